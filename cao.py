@@ -1,0 +1,5157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cao: one AI coding agent (the supervisor) hands work to others (the workers).
+
+Each worker is a real coding CLI in a tmux session of its own. No server, no port, no
+database: every session is looked after by a process of its own, and all that matters is
+a file. `cao mcp` serves any MCP client on stdio; the same verbs are shell commands.
+
+    any MCP client         cao mcp               one tmux session per agent (tmux -L cao)
+    Claude Desktop,  stdio ┌───────┐   files    ┌────────┐ child, same tty ┌────────────┐
+    Cursor, Claude  ◄─────►│  cao  │◄──────────►│ runner │◄───────────────►│ claude,    │
+    Code, a worker …       └───────┘  + wake    └────────┘   hooks, keys   │ codex, …   │
+                               ▲                    ▲                      └─────┬──────┘
+    a person, CI, cron: cao handoff …               └───── cao hook <folder> ◄───┘
+
+A handoff, from the call to the answer: McpServer reads the line -> a tool row calls
+Orchestrator.assign -> Store puts a message into the worker's inbox -> the worker's Runner
+takes it and types it -> the CLI's hooks become events -> the Runner writes the result and
+puts it into the supervisor's inbox -> Orchestrator.await_tasks claims it.
+
+What is unusual here: a session is an actor (only its runner types, or writes its state);
+the rename of a file is every commit; the kernel's release of a lock is how a death is
+known; and unknown is never promoted to idle, done or dead.
+
+Contents (a room uses only the rooms above it; rooms 1-5 are pure):
+     1. Constants       6. Processes       11. Tools
+     2. Errors          7. Store           12. McpServer
+     3. Records         8. Orchestrator    13. Views
+     4. Text            9. Runner          14. CLI
+     5. Providers      10. Schedule
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import sys
+import time
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn, Sequence
+
+# ==== 1. Constants ====================================================================
+
+VERSION = "0.1.0"
+FORMAT = 1  # of the runtime directory; a session of another format is refused
+TMUX_MINIMUM = (3, 2)
+PANE_COLUMNS, PANE_LINES = 200, 50  # large: a small viewer must not reflow a worker
+TMUX_CONF = """\
+set -g update-environment ""
+set -g history-limit 50000
+set -g remain-on-exit off
+set -g default-terminal tmux-256color
+set -s escape-time 10
+set -g mouse on
+set -g status-right "cao"
+"""
+
+MAX_SESSIONS = 16  # live ones; CAO_MAX_SESSIONS
+MAX_DEPTH = 3  # a worker of a worker of a worker
+MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
+MAX_MESSAGE_BYTES = 1 << 20
+STARTING_S = 10.0  # so long may a session be without a lock before it is lost
+DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
+SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
+NEVER_STARTED_S = 60.0  # no turn so long after the first prompt: it never started
+SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
+PERSON_S = 5.0  # a person who typed so recently is left alone
+INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
+IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
+LOOK_S = 1.0  # at most one look a second where no event exists
+TASK_TIMEOUT_S = 3600.0
+CALL_CEILING_S = 45.0  # most MCP clients cut a call after 60 s; CAO_CALL_CEILING_S
+CALL_CEILINGS_S = {  # by clientInfo.name, measured or documented defaults less a margin
+    "claude-code": 110.0,  # moved to the background after 120 s
+    "codex-mcp-client": 280.0,  # 300 s
+    "gemini-cli-mcp-client": 570.0,  # 600 s
+    "qwen-code-mcp-client": 570.0,
+}
+TOOL_TIMEOUT_S = 86400  # what we set for the tool calls of agents we launch ourselves
+ANSWER_CHARS = 32_000  # the most of an answer in a tool's text; the file has all of it
+ANSWER_CHARS_BY_CLIENT = {"claude-code": 400_000}  # _meta anthropic/maxResultSizeChars
+PROGRESS_S = 5.0
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
+NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
+EXIT_TMUX, EXIT_TIMEOUT, EXIT_ASKING, EXIT_INTERRUPTED = 4, 5, 6, 130
+
+OUTCOMES = ("done", "failed", "interrupted", "stopped", "timeout", "lost")
+PERMISSIONS = ("ask", "edits", "auto", "all")
+ROLES = ("supervisor", "developer", "reviewer")
+PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
+    "name description provider role allowedTools model effort permissions permissionMode trust"
+    " approve grant env mcpServers claudeConfig codexConfig codexProfile command ready busy"
+    " asking answer exit keep worktree check check_retries tags capabilities skills"
+    " toolsSettings toolAliases resources hooks useLegacyMcpJson tools prompt".split()
+)
+# What a worker gets of its caller's environment without a word in its profile.
+ENV_DEFAULT = (
+    "PATH HOME USER LOGNAME SHELL LANG LC_* TZ TMPDIR COLORTERM XDG_* IS_SANDBOX"
+    " HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy"
+    " SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS"
+).split()
+# GUI clients have a poor PATH; these are looked through after it.
+USUAL_PLACES = (
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "~/.local/bin",
+    "~/.npm-global/bin",
+    "~/.npm/bin",
+    "~/.bun/bin",
+    "~/.cargo/bin",
+    "/usr/bin",
+    "/bin",
+)
+
+# ==== 2. Errors =======================================================================
+
+
+class CaoError(Exception):
+    """Something a person or an agent can act on: what happened, and what to try."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\ntry: {self.fix}" if self.fix else self.what
+
+
+class UsageError(CaoError):
+    """The caller's words are wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+class NotFoundError(CaoError):
+    """A target, task or profile that is not there."""
+
+    exit_code = EXIT_NOT_FOUND
+
+
+class TmuxError(CaoError):
+    """tmux is missing, too old, or refused."""
+
+    exit_code = EXIT_TMUX
+
+
+# ==== 3. Records ======================================================================
+
+
+class Profile(NamedTuple):
+    """Who an agent is; `settings` are the frontmatter's other keys, as parsed."""
+
+    name: str
+    source: str  # the file, or "built in"
+    provider: str
+    prompt: str  # the body: the system prompt
+    description: str = ""
+    role: str = "developer"
+    model: str = ""
+    effort: str = ""
+    permissions: str = "ask"
+    trust: bool = False  # the CLI's folder-trust dialog may be answered for the user
+    approve: str = ""  # "supervisor": it may answer permission questions
+    keep: bool = False
+    settings: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    unknown: tuple[str, ...] = ()  # keys we do not know: kept, named by `cao profiles`
+
+
+class Session(NamedTuple):
+    """session.json: who it is. Written once, when the folder is made."""
+
+    name: str
+    kind: str  # "agent", or "client": a supervisor that is not in tmux
+    profile: str = ""
+    provider: str = ""
+    cwd: str = ""
+    supervisor: str = ""
+    depth: int = 0
+    launched_at: float = 0.0  # epoch seconds
+    keep: bool = False
+    approve: str = ""
+    idle_close_s: float = IDLE_CLOSE_S
+    interrupted_s: float = INTERRUPTED_S
+    conversation: str = ""  # the id we gave the CLI, if it takes one
+    worktree: str = ""  # the branch, when the session has a git worktree of its own
+    origin: str = ""  # ... and the directory it was made from
+    version: str = VERSION
+    format: int = FORMAT
+
+
+class Message(NamedTuple):
+    """One letter in an inbox."""
+
+    id: str  # sorts by time
+    kind: str  # task, message, result or notice
+    sender: str
+    to: str
+    text: str
+    sent_at: float = 0.0
+    task: str = ""  # the task's name, for kind task and result
+    timeout_s: float = TASK_TIMEOUT_S
+    check: str = ""  # command line of an acceptance check
+    check_retries: int = 2
+
+
+class Option(NamedTuple):
+    """One way to answer a question."""
+
+    key: str  # what `answer` takes: "1"
+    text: str
+
+
+class Question(NamedTuple):
+    """What an agent asks, as data."""
+
+    id: str  # changes with the question; `answer` checks it
+    kind: str  # permission, trust, question, dialog, interrupted
+    text: str
+    options: tuple[Option, ...] = ()
+    asked_at: float = 0.0
+
+
+class Result(NamedTuple):
+    """results/<task>.json: how a task ended. Every task gets exactly one."""
+
+    task: str
+    session: str
+    outcome: str  # one of OUTCOMES
+    answer: str = ""
+    source: str = ""  # of the answer: hook, transcript, status_file, screen, …
+    reason: str = ""  # for all but done: api_error, rate_limit, exited, never_started, …
+    detail: str = ""  # the reason in the CLI's own words
+    turns: tuple[str, ...] = ()  # the last text of every earlier turn of the task
+    seconds: float = 0.0
+    bytes: int = 0  # of the answer, in UTF-8
+    exit_status: int | None = None  # of the CLI; -9: killed by signal 9
+    retry_at: str = ""  # when a rate limit lifts, where the CLI says so
+    exact: str = ""  # what reached the CLI: "exact", or the first difference
+    screen: str = ""  # the last screen, when the task was not done
+    background: tuple[str, ...] = ()  # shells that were still running
+    check: dict[str, Any] | None = None  # command, exit_status, tail, tries
+    worktree: dict[str, Any] | None = None  # branch, commits, files, diffstat, dirty
+    notes: tuple[str, ...] = ()
+    ended_at: float = 0.0
+
+
+class Event(NamedTuple):
+    """What a CLI said, in our words: started, submitted, ended, failed, interrupted,
+    asked, resolved, background."""
+
+    kind: str
+    text: str = ""  # the prompt, the answer, the failure's words, the question
+    reason: str = ""  # for failed: api_error, rate_limit, auth, …
+    source: str = "hook"
+    conversation: str = ""
+    transcript: str = ""
+    retry_at: str = ""
+    background: tuple[str, ...] = ()  # still running when the turn ended
+    blocking: bool = False  # something runs that will start another turn by itself
+
+
+class Launch(NamedTuple):
+    """All that a provider's row needs to say how its CLI is started."""
+
+    name: str
+    folder: str  # the session's launch/ folder
+    cwd: str
+    profile: Profile
+    system: str  # the system prompt, whole
+    hook: tuple[str, ...]  # argv that takes a hook's JSON on stdin
+    mcp: tuple[str, ...]  # argv of cao's own MCP server
+    mcp_env: dict[str, str]
+    conversation: str  # a fresh UUID
+    resume: str = ""  # the id of the conversation to go on with
+    prompt: str = ""  # the first prompt, if it goes by argv
+
+
+class Look(NamedTuple):
+    """What a look at a CLI found: idle, busy, asking or unknown, and by which source."""
+
+    state: str
+    source: str
+    why: str = ""
+
+
+# ==== 4. Text =========================================================================
+
+
+def strip_controls(text: str) -> str:
+    """Return text without control characters except newline and tab; CRLF becomes LF.
+
+    Nothing that is typed may leave bracketed paste, so ESC and the C1 controls go too.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+
+
+def strip_ansi(text: str) -> str:
+    """Return text without escape sequences (ECMA-48: CSI, OSC, two-byte)."""
+    return re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)", "", text)
+
+
+def first_difference(sent: str, got: str) -> str:
+    """Return "exact", or where got first differs from sent."""
+    if sent == got:
+        return "exact"
+    at = next((i for i, (a, b) in enumerate(zip(sent, got)) if a != b), -1)
+    if at < 0:
+        at = min(len(sent), len(got))
+    return (
+        f"differs at character {at} of {len(sent)}: sent {sent[at : at + 20]!r},"
+        f" got {got[at : at + 20]!r}"
+    )
+
+
+def same_prompt(sent: str, got: str) -> bool:
+    """Tell whether got is our prompt, though perhaps changed on its way in."""
+    squeezed = "".join(sent.split())
+    other = "".join(got.split())
+    return squeezed == other or (len(squeezed) > 8 and squeezed[:200] in other)
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds in "90", "90s", "10m", "2h" or "14d"."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if not match:
+        raise UsageError(f"{text!r} is not a duration", "write it like 90s, 10m, 2h or 14d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def render_seconds(seconds: float) -> str:
+    """Return a duration a person likes to read: "3.2 s", "42 s", "5 min", "2 h 10 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min"
+
+
+def render_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as columns two spaces apart, without trailing blanks."""
+    widths = [max(map(len, column)) for column in zip(*rows)] if rows else []
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def render_slug(text: str, most: int = 30) -> str:
+    """Return text as a name: lower case letters, digits and single hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-")
+
+
+def tail_lines(text: str, most: int) -> str:
+    """Return the last lines of text that are not blank at the end."""
+    return "\n".join(text.rstrip().splitlines()[-most:])
+
+
+_MENU_LINE = re.compile(r"^[\s│|]*([❯›>●])?\s*(?:(\d+)[.)]\s+)?(\S.*?)[\s│|]*$")
+
+
+def parse_menu(screen: str) -> tuple[str, tuple[Option, ...], int] | None:
+    """Return (question, options, index under the cursor) of the last menu on a screen.
+
+    A menu is a run of lines of which one has the cursor (❯, › or >): numbered ones with
+    a line of explanation under each at most, or, unnumbered, lines of one indentation.
+    """
+    lines = screen.rstrip().splitlines()
+    for cursor_at in range(len(lines) - 1, -1, -1):
+        match = re.match(r"^([\s│|]*)[❯›>]\s?(\s*)(\d+[.)]\s+)?\S", lines[cursor_at])
+        if not match:
+            continue
+        if match[3]:
+            found = _numbered_menu(lines, cursor_at)
+        else:
+            found = _plain_menu(lines, cursor_at)
+        if found:
+            return found
+    return None
+
+
+def _menu_question(lines: Sequence[str], first: int) -> str:
+    """Return the paragraph or two above a menu, up to a rule or three blank lines."""
+    kept: list[str] = []
+    for line in reversed(lines[max(0, first - 25) : first]):
+        bare = line.strip(" │|")
+        if re.fullmatch(r"[─━═╌]{10,}", bare):
+            if len(kept) > 6:
+                break
+            continue
+        if not bare and kept[-2:] == ["", ""]:
+            break
+        kept.append(bare)
+    return re.sub(r"\n{2,}", "\n", "\n".join(reversed(kept))).strip()
+
+
+def _numbered_menu(
+    lines: Sequence[str], cursor_at: int
+) -> tuple[str, tuple[Option, ...], int] | None:
+    numbered = re.compile(r"^[\s│|]*[❯›>]?\s*(\d+)[.)]\s+(\S.*?)[\s│|]*$")
+    rows = {at: m for at, line in enumerate(lines) if (m := numbered.match(line))}
+    run = [cursor_at]
+    for step in (-1, 1):
+        at = cursor_at
+        while True:
+            wanted = int(rows[at][1]) + step
+            near = [at + step * k for k in (1, 2, 3)]
+            at = next((n for n in near if n in rows and int(rows[n][1]) == wanted), -1)
+            if at < 0:
+                break
+            run.append(at)
+    run.sort()
+    if len(run) < 2 or int(rows[run[0]][1]) != 1:
+        return None
+    options = tuple(Option(rows[at][1], rows[at][2]) for at in run)
+    return _menu_question(lines, run[0]), options, run.index(cursor_at)
+
+
+def _plain_menu(lines: Sequence[str], cursor_at: int) -> tuple[str, tuple[Option, ...], int] | None:
+    column = len(re.match(r"^[\s│|]*[❯›>]\s+", lines[cursor_at] + " x")[0])  # type: ignore[index]  # matched by the caller
+    column = min(column, len(lines[cursor_at]))
+    run = [cursor_at]
+    for step in (-1, 1):
+        at = cursor_at + step
+        while 0 <= at < len(lines) and re.match(rf"^[\s│|]{{{column}}}\S", lines[at]):
+            run.append(at)
+            at += step
+    run.sort()
+    # A composer looks like a menu of one; a real menu says how it is confirmed.
+    below = " ".join(lines[run[-1] + 1 : run[-1] + 4]).lower()
+    if len(run) < 2 or not ("enter" in below and ("esc" in below or "confirm" in below)):
+        return None
+    options = tuple(Option(str(n), lines[at][column:].strip(" │|")) for n, at in enumerate(run, 1))
+    return _menu_question(lines, run[0]), options, run.index(cursor_at)
+
+
+def parse_draft(ansi_screen: str, composer: str) -> str | None:
+    """Return what stands in a CLI's input line, or None where there is no such line.
+
+    Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
+    on the line without colours, its group the text.
+    """
+    for line in reversed(ansi_screen.splitlines()):
+        if re.match(composer, strip_ansi(line)):
+            bright = re.sub(r"\x1b\[(?:\d+;)*2m.*?(?=\x1b\[0?m|\x1b\[22m|$)", "", line)
+            match = re.match(composer, strip_ansi(bright))
+            return match[1].strip() if match else ""
+    return None
+
+
+def shorten(text: str, most: int) -> str:
+    """Return text on one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+# ---- YAML: the subset that profiles and flows use ----
+
+
+def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
+    """Return (settings, body) of a Markdown file; no frontmatter gives ({}, text)."""
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", text, re.S)
+    if not match:
+        return {}, text.strip()
+    return parse_yaml(match[1], source), text[match.end() :].strip()
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping in text: nested mappings and lists, flow style, block scalars.
+
+    The subset of YAML 1.1 that agent profiles are written in; no anchors, tags or
+    documents. Raises CaoError with source and line.
+    """
+    value = _Yaml(text, source).block(0)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CaoError(f"{source}: the frontmatter is not 'key: value' lines", "see README")
+    return value
+
+
+class _Yaml:
+    """Owns the lines of one text and the place in them; knows nothing of profiles."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.lines = text.replace("\t", "  ").splitlines()
+        self.at, self.source = 0, source
+
+    def fail(self, what: str) -> NoReturn:
+        raise CaoError(f"{self.source}:{self.at + 2}: {what}", "write it as  key: value")
+
+    def peek(self) -> tuple[int, str] | None:
+        """Return (indent, text) of the next line that is not blank or a comment."""
+        while self.at < len(self.lines):
+            bare = self.lines[self.at].strip()
+            if bare and not bare.startswith("#"):
+                return len(self.lines[self.at]) - len(self.lines[self.at].lstrip()), bare
+            self.at += 1
+        return None
+
+    def block(self, indent: int) -> Any:
+        here = self.peek()
+        if not here or here[0] < indent:
+            return None
+        if here[1].startswith("- ") or here[1] == "-":
+            return self.sequence(here[0])
+        return self.mapping(here[0])
+
+    def sequence(self, indent: int) -> list[Any]:
+        items: list[Any] = []
+        while (here := self.peek()) and here[0] == indent and re.match(r"-(\s|$)", here[1]):
+            rest = here[1][1:].strip()
+            if rest and self.pair(rest) and rest[0] not in "\"'[{":
+                # "- key: value" opens a mapping whose column is that of the key.
+                line = self.lines[self.at]
+                self.lines[self.at] = line.replace("-", " ", 1)
+                items.append(self.mapping(len(line) - len(line.lstrip("- "))))
+                continue
+            self.at += 1
+            items.append(self.value(rest, indent))
+        return items
+
+    def mapping(self, indent: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while (here := self.peek()) and here[0] == indent:
+            pair = self.pair(here[1])
+            if not pair:
+                if here[1].startswith("-"):
+                    break
+                self.fail(f"{here[1]!r} is not 'key: value'")
+            self.at += 1
+            found[pair[0]] = self.value(pair[1], indent)
+        if (here := self.peek()) and here[0] > indent:
+            self.fail(f"{here[1]!r} is indented by {here[0]}, expected {indent}")
+        return found
+
+    @staticmethod
+    def pair(line: str) -> tuple[str, str] | None:
+        match = re.match(r"""("[^"]*"|'[^']*'|[^\s:#\[\]{}"'][^:]*?)\s*:(?:\s+(.*))?$""", line)
+        return (match[1].strip("\"'"), (match[2] or "").strip()) if match else None
+
+    def value(self, rest: str, indent: int) -> Any:
+        if rest[:1] in ("|", ">") and re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", rest):
+            return self.scalar_block(rest, indent)
+        if not rest or rest.startswith("#"):
+            here = self.peek()
+            if here and here[0] == indent and re.match(r"-(\s|$)", here[1]):
+                return self.sequence(indent)  # a list may stand under its key unindented
+            return self.block(indent + 1)
+        if rest[0] in "[{":
+            while not self.closed(rest) and self.at < len(self.lines):
+                rest += " " + self.lines[self.at].strip()
+                self.at += 1
+            value, end = self.flow(rest, 0)
+            if rest[end:].strip() and not rest[end:].strip().startswith("#"):
+                self.fail(f"{rest[end:].strip()!r} after the closing bracket")
+            return value
+        return self.scalar(re.sub(r"\s+#.*$", "", rest) if rest[0] not in "\"'" else rest)
+
+    @staticmethod
+    def closed(text: str) -> bool:
+        bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
+        return sum(map(bare.count, "[{")) <= sum(map(bare.count, "]}"))
+
+    def flow(self, text: str, at: int) -> tuple[Any, int]:
+        """Return (value, place after it) of the flow list or mapping that opens at."""
+        opening, at = text[at], at + 1
+        items: list[Any] = []
+        keys: list[str] = []
+        while True:
+            at = re.compile(r"[\s,]*").match(text, at).end()  # type: ignore[union-attr]  # may match nothing
+            if at >= len(text):
+                self.fail(f"{text!r} is never closed")
+            if text[at] in "]}":
+                return (dict(zip(keys, items)) if opening == "{" else items), at + 1
+            if opening == "{":
+                key = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[^:,{}\[\]]+?)\s*:\s*").match(text, at)
+                if not key:
+                    self.fail(f"{text[at:]!r} is not 'key: value'")
+                keys.append(key[1].strip("\"'"))
+                at = key.end()
+            if text[at : at + 1] in ("[", "{"):
+                value, at = self.flow(text, at)
+            else:
+                word = re.compile(r"\"(?:\\.|[^\"])*\"|'(?:''|[^'])*'|[^,\]}]*").match(text, at)
+                value, at = self.scalar(word[0].strip()), word.end()  # type: ignore[index,union-attr]  # may match nothing
+            items.append(value)
+
+    def scalar(self, word: str) -> Any:
+        if word[:1] == '"':
+            match = re.match(r'"(?:\\.|[^"\\])*"', word)
+            if not match:
+                self.fail(f"{word!r} has no closing quote")
+            return json.loads(match[0].replace("\\'", "'"))
+        if word[:1] == "'":
+            match = re.match(r"'((?:''|[^'])*)'", word)
+            if not match:
+                self.fail(f"{word!r} has no closing quote")
+            return match[1].replace("''", "'")
+        fixed = {"true": True, "yes": True, "on": True, "false": False, "no": False}
+        fixed.update({"off": False, "null": None, "~": None, "": None})  # type: ignore[dict-item]  # YAML's own mix
+        if word.lower() in fixed:
+            return fixed[word.lower()]
+        if re.fullmatch(r"[-+]?\d+", word):
+            return int(word)
+        if re.fullmatch(r"[-+]?\d*\.\d+([eE][-+]?\d+)?", word):
+            return float(word)
+        return word
+
+    def scalar_block(self, head: str, indent: int) -> str:
+        kept: list[str] = []
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if line.strip() and len(line) - len(line.lstrip()) <= indent:
+                break
+            kept.append(line)
+            self.at += 1
+        depth = min((len(k) - len(k.lstrip()) for k in kept if k.strip()), default=0)
+        text = "\n".join(k[depth:].rstrip() for k in kept).rstrip("\n")
+        if head[0] == ">":
+            text = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+        return text if "-" in head else text + "\n"
+
+
+# ==== 5. Providers ====================================================================
+#
+# One row per CLI. To add one: a row in PROVIDERS, its functions for what only it does
+# (argv, files, hooks, transcript), a folder of recorded screens in tests/, a README line.
+# What a CLI really does stands, with the version measured, beside the code it explains.
+
+
+class Provider(NamedTuple):
+    """How one CLI is launched, prompted, watched and ended."""
+
+    name: str
+    program: str
+    argv: Callable[[Launch], list[str]]
+    files: Callable[[Launch], dict[str, str]] = lambda _: {}  # name in launch/ -> text
+    env: Callable[[Launch], dict[str, str]] = lambda _: {}
+    env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
+    status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
+    read_status: Callable[[str], Look] = lambda _: Look("unknown", "status_file")
+    read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
+    composer: str = ""  # regex on the input line, its group the draft
+    busy: str = ""  # regex on the screen: still working
+    failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
+    piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
+    typed_bytes: int = 32_000  # longer text goes as a file
+    argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
+    file_if: str = r"\s*[!/]"  # a text that starts so cannot be typed as it is
+    tabs: bool = False  # does a typed tab arrive as a tab?
+    interrupt: tuple[str, ...] = ("Escape",)
+    clear: tuple[str, ...] = ("C-u",)
+    leave: str = "/exit"
+    resumes: bool = False
+    permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
+    by_output: bool = False  # no events: its output wakes the runner, the screen decides
+    proven: str = ""  # the version the tests run
+
+
+def _toml(value: Any) -> str:
+    """Return value as TOML, for Codex's -c."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(k)}={_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def quote_argv(argv: Iterable[str]) -> str:
+    """Return argv as one POSIX shell line: hook commands are run by a shell."""
+    return " ".join("'" + word.replace("'", "'\"'\"'") + "'" for word in argv)
+
+
+def _worker_mcp_servers(launch: Launch) -> dict[str, Any]:
+    """Return the profile's MCP servers and our own, Claude-shaped.
+
+    The reference program's own server is left out: it talks to a daemon we do not have.
+    """
+    servers = dict(launch.profile.settings.get("mcpServers") or {})
+    servers.pop("cao-mcp-server", None)
+    argv = list(launch.mcp)
+    servers["cao"] = {
+        "command": argv[0],
+        "args": argv[1:],
+        "env": launch.mcp_env,
+        "timeout": TOOL_TIMEOUT_S * 1000,
+    }
+    return servers
+
+
+_CLAUDE_HOOKS = (
+    "SessionStart",
+    "UserPromptSubmit",
+    "PermissionRequest",
+    "Stop",
+    "StopFailure",
+    "SessionEnd",
+)
+
+
+def _claude_argv(launch: Launch) -> list[str]:
+    profile, folder = launch.profile, launch.folder
+    mode = _CLAUDE_MODES[profile.permissions]
+    argv = ["--resume", launch.resume] if launch.resume else []
+    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv += ["--name", launch.name, "--permission-mode", mode]
+    argv += ["--model", profile.model] if profile.model else []
+    argv += ["--effort", profile.effort] if profile.effort else []
+    argv += ["--settings", f"{folder}/settings.json"]
+    argv += ["--mcp-config", f"{folder}/mcp.json", "--strict-mcp-config"]
+    argv += ["--append-system-prompt-file", f"{folder}/system.md"]
+    # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
+    argv += [f"--allowedTools=mcp__cao,Read(/{folder}/**)"]
+    return argv + (["--", launch.prompt] if launch.prompt else [])
+
+
+_CLAUDE_MODES = {
+    "ask": "manual",
+    "edits": "acceptEdits",
+    "auto": "auto",
+    "all": "bypassPermissions",
+}
+
+
+def _claude_files(launch: Launch) -> dict[str, str]:
+    command = quote_argv(launch.hook)
+    entry = [{"hooks": [{"type": "command", "command": command, "timeout": 30}]}]
+    settings: dict[str, Any] = {"hooks": {event: entry for event in _CLAUDE_HOOKS}}
+    if launch.profile.permissions == "all":
+        settings["skipDangerousModePermissionPrompt"] = True
+    config = launch.profile.settings.get("claudeConfig")
+    if isinstance(config, dict):
+        settings = {**config, **settings}
+    return {
+        "settings.json": json.dumps(settings, indent=1),
+        "mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
+    }
+
+
+def _claude_env(launch: Launch) -> dict[str, str]:
+    env = {
+        "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
+        "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
+        "DISABLE_AUTOUPDATER": "1",
+    }
+    if launch.profile.trust:
+        env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers the trust dialog for this launch only
+    return env
+
+
+def _claude_status_path(env: dict[str, str], _folder: str, pid: int) -> str:
+    config = env.get("CLAUDE_CONFIG_DIR") or env.get("HOME", "") + "/.claude"
+    return f"{config}/sessions/{pid}.json"
+
+
+def read_status_json(text: str) -> Look:
+    """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return Look("unknown", "status_file", "not JSON")
+    found = found if isinstance(found, dict) else {}
+    words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
+    state = words.get(str(found.get("status")), "unknown")
+    return Look(state, "status_file", str(found.get("waitingFor") or ""))
+
+
+def read_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a Claude-shaped hook payload says, or None where it says nothing to us.
+
+    Claude Code 2.1.330 and Codex 0.169.0 send these names and fields; so does the demo.
+    """
+    name = str(payload.get("hook_event_name") or "")
+    kind = _HOOK_KINDS.get(name, "")
+    if not kind:
+        return None
+    text = payload.get("prompt") if kind == "submitted" else payload.get("last_assistant_message")
+    reason = ""
+    if kind == "failed":
+        reason = classify_failure(f"{payload.get('error') or ''} {text or ''}")
+    if kind == "asked":
+        reason = str(payload.get("tool_name") or "")
+        text = render_request(reason, payload.get("tool_input"))
+    running = [t for t in payload.get("background_tasks") or () if isinstance(t, dict)]
+    running = [t for t in running if t.get("status", "running") in ("running", "pending")]
+    kinds = [str(t.get("type") or "task") for t in running]
+    return Event(
+        kind,
+        str(text or ""),
+        reason=reason,
+        retry_at=retry_time(str(text or "")) if reason == "rate_limit" else "",
+        source=f"hook:{name}",
+        conversation=str(payload.get("session_id") or ""),
+        transcript=str(payload.get("transcript_path") or ""),
+        background=tuple(
+            f"{kind} {task.get('description') or task.get('id') or ''}".strip()
+            for kind, task in zip(kinds, running)
+        ),
+        # An agent or a tool call in the background starts a turn when it ends; a shell does not.
+        blocking=any("shell" not in kind and "bash" not in kind for kind in kinds),
+    )
+
+
+_HOOK_KINDS = {
+    "SessionStart": "started",
+    "UserPromptSubmit": "submitted",
+    "PermissionRequest": "asked",
+    "Stop": "ended",
+    "StopFailure": "failed",
+    "Interrupt": "interrupted",
+    "SessionEnd": "leaving",
+}
+
+
+def render_request(tool: str, given: Any) -> str:
+    """Return what a CLI asks permission for, as a person likes to read it."""
+    if not isinstance(given, dict):
+        return tool
+    questions = given.get("questions")
+    if isinstance(questions, list) and questions and isinstance(questions[0], dict):
+        return str(questions[0].get("question") or tool)
+    what = given.get("command") or given.get("file_path") or given.get("url")
+    why = given.get("description")
+    text = f"{tool}: {what or json.dumps(given, ensure_ascii=False)}"
+    return f"{text} ({why})" if why else text
+
+
+def classify_failure(text: str) -> str:
+    """Return api_error, rate_limit or auth for a CLI's own words about a failed turn."""
+    low = text.lower()
+    if re.search(r"\b429\b|rate.?limit|usage.?limit|quota|hit your limit|billing", low):
+        return "rate_limit"
+    if re.search(r"\b40[13]\b|authenticat|unauthorized|invalid api key|/login|not logged", low):
+        return "auth"
+    return "api_error"
+
+
+def retry_time(text: str) -> str:
+    """Return when a limit lifts in the CLI's own words ("3pm", "in 2 hours"), or ""."""
+    match = re.search(r"(?:resets?|try again|retry|available)\s+(?:again\s+)?(at|in)?\s*"
+                      r"([^.;·|\n]*\d[^.;·|\n]*)", text, re.I)  # fmt: skip
+    return f"{match[1] or ''} {match[2]}".strip() if match else ""
+
+
+def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in lines; the last line of a file may be half written."""
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def read_claude_transcript(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Claude Code transcript ended, or None."""
+    last: Event | None = None
+    for entry in _jsonl(lines):
+        message = entry.get("message")
+        if entry.get("isSidechain") or not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        text = "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
+        if entry.get("type") == "user":
+            stopped = text.startswith("[Request interrupted by user")
+            last = Event("interrupted", source="transcript") if stopped else None
+        elif entry.get("isApiErrorMessage"):
+            last = Event("failed", text, reason=classify_failure(text), source="transcript")
+        elif entry.get("type") == "assistant":
+            ended = message.get("stop_reason") == "end_turn" and text
+            last = Event("ended", text, source="transcript") if ended else None
+    return last
+
+
+_CODEX_HOOKS = (
+    "SessionStart",
+    "UserPromptSubmit",
+    "PermissionRequest",
+    "Stop",
+    "Interrupt",
+    "SessionEnd",
+)
+
+
+def _codex_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["--no-daemon", *_CODEX_MODES[profile.permissions]]
+    if profile.trust:  # both answer a question that is the user's: only under `trust: yes`
+        argv += ["--dangerously-bypass-hook-trust"]
+        argv += ["-c", "projects=" + _toml({launch.cwd: {"trust_level": "trusted"}})]
+    argv += ["-m", profile.model] if profile.model else []
+    argv += ["-c", f"model_reasoning_effort={_toml(profile.effort)}"] if profile.effort else []
+    named = profile.settings.get("codexProfile")
+    argv += ["--profile", str(named)] if named else []
+    for key, value in (profile.settings.get("codexConfig") or {}).items():
+        argv += ["-c", f"{key}={_toml(value)}"]
+    argv += ["-c", "check_for_update_on_startup=false"]
+    argv += ["-c", f"developer_instructions={_toml(launch.system)}"]
+    for name, server in _worker_mcp_servers(launch).items():
+        entry = {k: v for k, v in server.items() if k in ("command", "args", "env", "url")}
+        entry["tool_timeout_sec"] = TOOL_TIMEOUT_S
+        argv += ["-c", f"mcp_servers.{name}={_toml(entry)}"]
+    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30}
+    for event in _CODEX_HOOKS:
+        argv += ["-c", f"hooks.{event}=" + _toml([{"hooks": [hook]}])]
+    argv = ["resume", *argv, launch.resume] if launch.resume else argv
+    return argv + (["--", launch.prompt] if launch.prompt else [])
+
+
+_CODEX_MODES = {
+    "ask": ("-s", "read-only", "-a", "on-request"),
+    "edits": ("-s", "workspace-write", "-a", "on-request"),
+    "auto": ("-s", "workspace-write", "-a", "never"),
+    "all": ("--dangerously-bypass-approvals-and-sandbox",),
+}
+
+
+def read_codex_rollout(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Codex rollout ended, or None.
+
+    0.169.0 writes task_complete, with `error` where the API failed (no hook fires then),
+    and turn_aborted.
+    """
+    last: Event | None = None
+    for entry in _jsonl(lines):
+        payload = entry.get("payload")
+        if entry.get("type") != "event_msg" or not isinstance(payload, dict):
+            continue
+        kind, error = payload.get("type"), payload.get("error")
+        if kind == "task_started":
+            last = None
+        elif kind == "task_complete" and error:
+            text = str(error.get("message") if isinstance(error, dict) else error)
+            code = str(error.get("codex_error_info") or "") if isinstance(error, dict) else ""
+            reason = classify_failure(f"{code} {text}")
+            last = Event("failed", text, reason, "transcript", retry_at=retry_time(text))
+        elif kind == "task_complete":
+            answer = str(payload.get("last_agent_message") or "")
+            last = Event("ended", answer, source="transcript")
+        elif kind == "turn_aborted":
+            last = Event("interrupted", source="transcript")
+    return last
+
+
+PROVIDERS: dict[str, Provider] = {
+    "claude": Provider(
+        "claude",
+        "claude",
+        _claude_argv,
+        _claude_files,
+        _claude_env,
+        env_pass=(
+            *("ANTHROPIC_*", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_*"),
+            *("CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*"),
+            *("MAX_THINKING_TOKENS", "AWS_REGION", "AWS_PROFILE"),
+        ),
+        status_path=_claude_status_path,
+        read_status=read_status_json,
+        read_transcript=read_claude_transcript,
+        composer=r"^❯\xa0(.*)",
+        busy=r"esc to interrupt",
+        piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
+        clear=("C-u",),
+        resumes=True,
+        proven="2.1.330",
+    ),
+    "codex": Provider(
+        "codex",
+        "codex",
+        _codex_argv,
+        env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
+        read_transcript=read_codex_rollout,
+        composer=r"^› (.*)",
+        busy=r"esc to interrupt",
+        failure=r"^■ (.*)",
+        tabs=True,
+        leave="/quit",
+        resumes=True,
+        proven="0.169.0",
+    ),
+    "demo": Provider(
+        "demo",
+        "",  # cao.py itself
+        lambda launch: ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])],
+        status_path=lambda _env, folder, _pid: f"{folder}/status.json",
+        read_status=read_status_json,
+        composer=r"^demo> (.*)",
+        file_if=r"(?!)",
+        tabs=True,
+    ),
+    "command": Provider(
+        "command",
+        "",  # the profile names it
+        lambda launch: list(launch.profile.settings["command"][1:]),
+        typed_bytes=1000,
+        argv_bytes=0,
+        piece=(0, 1000),
+        file_if=r"(?!)",
+        leave="",
+        by_output=True,
+    ),
+}
+ALIASES = {"claude_code": "claude", "codex_cli": "codex"}
+
+
+def provider_name(name: str) -> str:
+    """Return cao's name for a provider that may be written as in the reference program."""
+    return ALIASES.get(name, name)
+
+
+def typing_fault(provider: Provider, text: str) -> str:
+    """Return why text cannot be typed into this CLI exactly, or ""."""
+    size = len(text.encode())
+    if size > provider.typed_bytes:
+        return f"{size} bytes are more than {provider.typed_bytes}"
+    if re.match(provider.file_if, text):
+        return "it starts like a command of the CLI"
+    if "\t" in text and not provider.tabs:
+        return "it has tabs"
+    if "\n" in text and not provider.piece[0]:
+        return "it has more than one line"
+    if text != text.strip("\n ") or re.search(r"\\$", text):
+        return "it starts or ends with blanks, or ends with a backslash"
+    return ""
+
+
+def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
+    """Return text in pieces with at most so many newlines and characters each."""
+    pieces, start = [], 0
+    while start < len(text):
+        end = min(len(text), start + characters)
+        at = start
+        for _ in range(newlines + 1):
+            at = text.find("\n", at, end) + 1
+            if not at:
+                break
+        else:
+            end = at - 1  # the newline that is one too many opens the next piece
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def screen_look(profile: Profile, screen: str) -> Look:
+    """Return the state a profile's own patterns see on a screen (provider: command)."""
+    asking, busy = (str(profile.settings.get(key) or "") for key in ("asking", "busy"))
+    if asking and (match := re.search(asking, screen, re.M)):
+        return Look("asking", "screen", match[0].strip())
+    if busy and (match := re.search(busy, screen, re.M)):
+        return Look("busy", "screen", f"busy: {match[0]!r}")
+    lines = [line for line in screen.split("\n") if line.strip()]
+    if lines and re.search(str(profile.settings["ready"]), lines[-1]):
+        return Look("idle", "screen", f"ready: {lines[-1]!r}")
+    return Look("unknown", "screen", f"last line: {lines[-1]!r}" if lines else "empty screen")
+
+
+def parse_printed(profile: Profile, printed: str) -> str:
+    """Return the answer in what a command program printed after its prompt line."""
+    pattern = str(profile.settings.get("answer") or "")
+    if pattern:
+        found = re.findall(pattern, printed, re.M)
+        last = found[-1] if found else ""
+        return str(last[0] if isinstance(last, tuple) else last)
+    lines = printed.rstrip("\n").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if lines and re.search(str(profile.settings["ready"]), lines[-1]):
+        lines.pop()
+    return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
+
+
+def parse_profile(text: str, name: str, source: str) -> Profile:
+    """Return the profile in text.
+
+    name is used where the frontmatter has none. Raises CaoError for a role, provider or
+    permission that does not exist: falling open would be worse. Unknown keys are kept.
+    """
+    settings, body = parse_frontmatter(text, source)
+    wrong = _profile_fault(settings)
+    if wrong:
+        raise CaoError(f"{source}: {wrong[0]}", wrong[1])
+    role = str(settings.get("role") or "developer")
+    mode = settings.get("permissions") or _PERMISSION_MODES.get(
+        str(settings.get("permissionMode") or ""), "ask"
+    )
+    return Profile(
+        name=str(settings.get("name") or name),
+        source=source,
+        provider=provider_name(str(settings.get("provider") or "")),
+        prompt=body or str(settings.get("prompt") or ""),
+        description=str(settings.get("description") or ""),
+        role=role,
+        model=str(settings.get("model") or ""),
+        effort=str(settings.get("effort") or ""),
+        permissions=str(mode),
+        trust=settings.get("trust") is True,
+        approve=str(settings.get("approve") or ""),
+        keep=settings.get("keep") is True,
+        settings=settings,
+        unknown=tuple(key for key in settings if key not in PROFILE_KEYS),
+    )
+
+
+_PERMISSION_MODES = {  # permissionMode of Claude Code and of the reference program
+    "default": "ask",
+    "manual": "ask",
+    "plan": "ask",
+    "acceptEdits": "edits",
+    "auto": "auto",
+    "dontAsk": "auto",
+    "bypassPermissions": "all",
+}
+
+
+def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """Return (what, fix) of the first thing in a frontmatter that must not pass."""
+    provider = str(settings.get("provider") or "")
+    if provider and provider_name(provider) not in PROVIDERS:
+        return f"provider {provider!r} does not exist", "one of: " + ", ".join(PROVIDERS)
+    for key, allowed in (("role", ROLES), ("permissions", PERMISSIONS)):
+        if settings.get(key) and settings[key] not in allowed:
+            return f"{key} {settings[key]!r} does not exist", "one of: " + ", ".join(allowed)
+    if settings.get("approve") not in (None, "", "supervisor", "person"):
+        return f"approve {settings['approve']!r} does not exist", "supervisor, or leave it out"
+    if provider_name(provider) == "command":
+        for key in ("command", "ready"):
+            if not settings.get(key):
+                return f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
+        for key in ("ready", "busy", "asking", "answer"):
+            try:
+                re.compile(str(settings.get(key) or ""))
+            except re.error as error:
+                return f"'{key}' is not a regular expression: {error}", "quote it with '…'"
+    for key, kind in (("mcpServers", dict), ("codexConfig", dict), ("env", dict)):
+        if settings.get(key) is not None and not isinstance(settings[key], kind):
+            return f"'{key}' must be a mapping, got {settings[key]!r}", "indent its keys below"
+    return None
+
+
+# ==== 6. Processes ====================================================================
+
+
+class Ran(NamedTuple):
+    """What a program that ended has left."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(
+    argv: Sequence[str],
+    timeout_s: float,
+    *,
+    text: str = "",
+    cwd: str | None = None,
+    env: dict[str, str] | None = None,
+) -> Ran:
+    """Run a program to its end and return what it printed: the one door to subprocess.
+
+    text is its standard input. Raises CaoError when it cannot be started or takes longer;
+    then its whole process group has been killed.
+    """
+    import subprocess
+
+    try:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CaoError(f"{argv[0]} could not be started: {error.strerror}") from error
+    try:
+        out, err = child.communicate(text.encode(), timeout_s)
+    except subprocess.TimeoutExpired as error:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s") from error
+    return Ran(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def find_program(name: str, path: str | None = None) -> str:
+    """Return the absolute path of a program. Raises CaoError naming where was looked."""
+    if "/" in name:
+        found = os.path.expanduser(name)
+        if os.access(found, os.X_OK) and os.path.isfile(found):
+            return os.path.abspath(found)
+        raise CaoError(f"{name} is not a program that can be run", "check the path")
+    path = os.environ.get("PATH", "") if path is None else path
+    places = [os.path.expanduser(place) for place in (*path.split(":"), *USUAL_PLACES)]
+    places = list(dict.fromkeys(place for place in places if place))
+    for place in places:
+        found = os.path.join(place, name)
+        if os.access(found, os.X_OK) and os.path.isfile(found):
+            return found
+    raise CaoError(f"{name} is not installed: looked in {', '.join(places)}",
+                   f"install {name}, or start cao with its folder on PATH")  # fmt: skip
+
+
+def process_start(pid: int) -> str:
+    """Return a mark of when a process started ("" if it is gone): pids are used again."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        if os.path.isdir("/proc/self"):
+            return ""
+    return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
+
+
+def group_members(group: int) -> list[int]:
+    """Return the pids in a process group; zombies are not counted."""
+    if not os.path.isdir("/proc/self"):
+        rows = [
+            row.split() for row in run(["ps", "-A", "-o", "pid=,pgid=,stat="], 5).out.splitlines()
+        ]
+        return [int(r[0]) for r in rows if r[1] == str(group) and not r[2].startswith("Z")]
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        if int(fields[2]) == group and fields[0] != b"Z":
+            found.append(int(entry))
+    return found
+
+
+def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
+    """End what is left of a process group and return how many processes that were.
+
+    leader_start is the mark of the process that founded it: where the pid has been used
+    again by a stranger, nothing is touched. SIGTERM first, SIGKILL after grace_s.
+    """
+    if group <= 1 or process_start(group) not in ("", leader_start):
+        return 0
+    count = len(group_members(group))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not group_members(group):
+            break
+        try:
+            os.killpg(group, number)
+            os.killpg(group, signal.SIGCONT)
+        except (ProcessLookupError, PermissionError):
+            break
+        end = time.monotonic() + grace_s
+        while group_members(group) and time.monotonic() < end:
+            select.select([], [], [], 0.01)  # not our children: no event tells
+    return count
+
+
+# tmux says what went wrong in English only (exit status 1 for all); tmux 3.2a to 3.5.
+_TMUX_WORDS = {
+    "no server running on": "no server",
+    "error connecting to": "no server",
+    "server exited unexpectedly": "no server",
+    "lost server": "no server",
+    "can't find session": "gone",
+    "can't find pane": "gone",
+    "can't find window": "gone",
+    "no current target": "gone",
+    "duplicate session": "duplicate",
+}
+
+
+class Tmux:
+    """Owns the talk with one tmux server: cao's own. Knows tmux(1), nothing of agents."""
+
+    def __init__(self, socket: str, conf: str) -> None:
+        self.socket, self.conf, self.program = socket, conf, find_tmux()
+        keep = ("PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMUX_TMPDIR")
+        # The first starter's environment reaches every later session: keep it minimal.
+        self.env = {key: os.environ[key] for key in keep if key in os.environ}
+        self.env["TERM"] = "xterm-256color"
+
+    def run(self, *args: str, text: str = "") -> str:
+        """Run tmux commands (";" as an argument parts them). Raises TmuxError; its `fix`
+        is "no server", "gone" or "duplicate" where tmux's words are known."""
+        argv = [self.program, "-u", "-L", self.socket, "-f", self.conf, *args]
+        ran = run(argv, 20, text=text, env=self.env)
+        if ran.status == 0:
+            return ran.out
+        words = ran.err.strip() or f"exit status {ran.status}"
+        meaning = next((m for phrase, m in _TMUX_WORDS.items() if phrase in words), "")
+        raise TmuxError(f"tmux: {words}", meaning)
+
+    def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> None:
+        """Start a detached session whose pane runs argv; no shell reads it."""
+        size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
+        pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
+        # window-size not in the conf: as a global option it crashes tmux 3.3a at new-session.
+        manual = (";", "set-option", "-w", "-t", f"={name}:", "window-size", "manual")
+        self.run("new-session", "-d", "-s", name, *size, "-c", cwd, *pairs, "--", *argv, *manual)
+
+    def kill_session(self, name: str) -> bool:
+        """Kill a session by its exact name; tell whether it was there."""
+        try:
+            self.run("kill-session", "-t", f"={name}")
+        except TmuxError as error:
+            if error.fix in ("no server", "gone"):
+                return False
+            raise
+        return True
+
+    def pane_of(self, name: str) -> str:
+        """Return the id of the one pane of a session ("%12"), or "" if it is gone."""
+        try:
+            return self.run("list-panes", "-s", "-t", f"={name}", "-F", "#{pane_id}").split()[0]
+        except TmuxError as error:
+            if error.fix in ("no server", "gone"):
+                return ""
+            raise
+
+    def capture(self, pane: str, *, first: str = "", ansi: bool = False, join: bool = False) -> str:
+        """Return a pane's screen; first: the line to start at ("-100": of the history)."""
+        flags = [
+            *(["-S", first] if first else []),
+            *(["-e"] if ansi else []),
+            *(["-J"] if join else []),
+        ]
+        return self.run("capture-pane", "-p", "-t", pane, *flags)
+
+    def ask(self, pane: str, form: str) -> str:
+        """Return a format of tmux(1), expanded for a pane."""
+        return self.run("display-message", "-p", "-t", pane, form).rstrip("\n")
+
+    def paste(self, pane: str, pieces: Sequence[str]) -> None:
+        """Paste pieces one after the other, each in brackets if the program asked for that.
+
+        One process for many: about 4 ms each otherwise. -r: a newline stays one.
+        """
+        for start in range(0, len(pieces), 16):
+            args: list[str] = []
+            for piece in pieces[start : start + 16]:
+                # tmux takes an argument that ends in ";" as the end of a command.
+                args += ["set-buffer", "-b", "cao", "--", re.sub(r";\Z", r"\\;", piece), ";"]
+                args += ["paste-buffer", "-p", "-r", "-d", "-b", "cao", "-t", pane, ";"]
+            self.run(*args[:-1])
+
+    def keys(self, pane: str, *names: str) -> None:
+        """Send keys by their tmux names ("Enter", "C-u")."""
+        self.run("send-keys", "-t", pane, *names)
+
+    def person_active_s(self, name: str) -> float:
+        """Return the seconds since an attached client last typed; a large number if none."""
+        out = self.run("list-clients", "-t", f"={name}", "-F", "#{client_activity}")
+        return min((time.time() - int(at) for at in out.split()), default=1e9)
+
+
+def find_tmux() -> str:
+    """Return tmux's path. Raises TmuxError where it is missing or too old."""
+    try:
+        program = find_program("tmux")
+    except CaoError as error:
+        raise TmuxError(
+            error.what, "install tmux 3.2 or newer (apt install tmux, brew install tmux)"
+        ) from None
+    return program
+
+
+def check_tmux(program: str) -> str:
+    """Return tmux's version. Raises TmuxError where it is older than 3.2."""
+    version = run([program, "-V"], 10).out.strip()
+    match = re.search(r"(\d+)\.(\d+)", version)
+    if match and (int(match[1]), int(match[2])) < TMUX_MINIMUM:
+        raise TmuxError(f"{program} is {version}, too old", "install tmux 3.2 or newer")
+    return version.replace("tmux ", "")
+
+
+# ==== 7. Store ========================================================================
+
+
+def runtime_home() -> str:
+    """Return the runtime directory's path: $CAO_HOME, else in $XDG_STATE_HOME, else ~."""
+    if os.environ.get("CAO_HOME"):
+        return os.path.abspath(os.environ["CAO_HOME"])
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not state.startswith("/"):  # no HOME at all (some containers and CI)
+        state = f"/tmp/cao-{os.getuid()}"
+    return os.path.join(state, "cao")
+
+
+def default_home() -> str:
+    """Return what runtime_home would be without CAO_HOME."""
+    kept = os.environ.pop("CAO_HOME", None)
+    try:
+        return runtime_home()
+    finally:
+        if kept is not None:
+            os.environ["CAO_HOME"] = kept
+
+
+def random_letters(count: int = 4) -> str:
+    """Return letters for a name that is not taken yet, most likely."""
+    return "".join(NAME_LETTERS[b % len(NAME_LETTERS)] for b in os.urandom(count))
+
+
+class Wake:
+    """Owns one FIFO that others poke; `listen` puts a link to it into a session's wake/.
+
+    Not for two threads, but `poke` may be called from any.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        name = f"{os.getpid()}-{random_letters(6)}"
+        self.path = f"{store.home}/wake/{name}"
+        os.mkfifo(self.path, 0o600)
+        # Read and write: with a writer of our own it never reads end of file, and spins.
+        self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.links: list[str] = []
+
+    def listen(self, session: str) -> None:
+        """Be woken whenever something happens in a session's folder."""
+        link = f"{self.store.folder(session)}/wake/{os.path.basename(self.path)}"
+        try:
+            os.symlink(self.path, link)
+        except FileExistsError:
+            return
+        self.links.append(link)
+
+    def poke(self) -> None:
+        """Wake this one."""
+        try:
+            os.write(self.fd, b".")
+        except BlockingIOError:
+            pass  # it is full of pokes already
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until poked, or for so many seconds."""
+        select.select([self.fd], [], [], max(0.0, timeout_s))
+        self.drain()
+
+    def drain(self) -> None:
+        """Forget the pokes so far; the caller looks at everything after this."""
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        os.close(self.fd)
+        for path in (*self.links, self.path):
+            _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    """Remove a file that may be gone already."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _listdir(path: str) -> list[str]:
+    """Return the names in a folder, sorted; none where there is no such folder."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def result_message_id(result: Result) -> str:
+    """Return the id of the message that tells of a result: always the same, sorts by time."""
+    return f"{int(result.ended_at * 1e9):020d}-{result.task}"
+
+
+def dump(record: Any) -> str:
+    """Return a record as JSON that a person can read with cat."""
+    return json.dumps(record._asdict() if hasattr(record, "_asdict") else record,
+                      ensure_ascii=False) + "\n"  # fmt: skip
+
+
+class Store:
+    """Owns every file of the runtime directory: who may rename what is written here.
+
+    Knows nothing of tmux or CLIs. A write is: a temporary file beside it, fsync where a
+    loss would lose work, rename. Nobody sees half a file.
+    """
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self._check_home()
+
+    def _check_home(self) -> None:
+        """Make the runtime directory. Raises CaoError where others own or can write it."""
+        try:
+            os.makedirs(self.home, 0o700, exist_ok=True)
+            facts = os.stat(self.home)
+        except OSError as error:
+            raise CaoError(f"the runtime directory {self.home} cannot be made: {error.strerror}",
+                           "set CAO_HOME to a folder of yours") from error  # fmt: skip
+        if facts.st_uid != os.getuid():
+            raise CaoError(f"the runtime directory {self.home} belongs to another user",
+                           "set CAO_HOME to a folder of yours")  # fmt: skip
+        if facts.st_mode & 0o022:
+            raise CaoError(f"the runtime directory {self.home} can be written by others",
+                           f"chmod 700 {self.home}")  # fmt: skip
+        for name in ("sessions", "live", "wake", "lib"):
+            os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
+
+    # ---- writing ----
+
+    def write(self, path: str, text: str, *, durable: bool = False, tmp: str = "") -> None:
+        """Put text at path, whole or not at all; tmp: the folder of the temporary file."""
+        folder, name = os.path.split(path)
+        temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+                file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            _unlink(temporary)
+            raise
+        if durable:
+            self._sync_folder(folder)
+
+    @staticmethod
+    def _sync_folder(folder: str) -> None:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """Return the object in a file, or None where there is none; what cannot be parsed
+        is moved to quarantine/ and logged, never deleted and never fatal."""
+        try:
+            with open(path, encoding="utf-8", errors="surrogatepass") as file:
+                found = json.load(file)
+            if isinstance(found, dict):
+                return found
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            pass
+        os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
+        kept = f"{self.home}/quarantine/{os.path.basename(path)}.{random_letters()}"
+        try:
+            os.rename(path, kept)
+        except FileNotFoundError:
+            return None  # another process was quicker
+        print(f"cao: {path} cannot be read as JSON; moved to {kept}", file=sys.stderr)
+        return None
+
+    # ---- sessions ----
+
+    def folder(self, name: str) -> str:
+        """Return a session's folder. Raises UsageError for what is no name."""
+        if not NAME.match(name):
+            raise UsageError(f"{name!r} is not a session's name", "cao ls shows the names")
+        return f"{self.home}/sessions/{name}"
+
+    def new_folder(self, stem: str) -> str:
+        """Make the folder of a new session and return its name: stem-7k2m."""
+        while True:
+            name = f"{stem[:34]}-{random_letters()}"
+            try:
+                os.mkdir(self.folder(name), 0o700)
+            except FileExistsError:
+                continue
+            return name
+
+    def create(self, session: Session) -> None:
+        """Fill a session's folder; session.json is last, and makes it one."""
+        folder = self.folder(session.name)
+        parts = ("inbox/tmp", "inbox/new", "inbox/cur", "events/tmp", "events/new", "results")
+        for part in (*parts, "wake", "launch", "out", "in", "requests"):
+            os.makedirs(f"{folder}/{part}", 0o700, exist_ok=True)
+        self.write(f"{folder}/session.json", dump(session), durable=True)
+
+    def load(self, name: str) -> Session | None:
+        """Return a session, or None. Raises CaoError for one of another format."""
+        found = self.read_json(f"{self.folder(name)}/session.json")
+        if found is None:
+            return None
+        if found.get("format") != FORMAT:
+            raise CaoError(
+                f"session {name} was made by cao {found.get('version')} in a format this"
+                f" cao {VERSION} does not know",
+                "use that version for it, or another CAO_HOME",
+            )
+        return Session(**{k: v for k, v in found.items() if k in Session._fields})
+
+    def live(self) -> list[str]:
+        """Return the names of sessions that were started and not ended."""
+        return _listdir(f"{self.home}/live")
+
+    def all_sessions(self) -> list[str]:
+        """Return the names of all sessions there ever were, and clients."""
+        return [name for name in _listdir(f"{self.home}/sessions") if NAME.match(name)]
+
+    def set_live(self, name: str, alive: bool) -> None:
+        """Enter a session into the list of the living, or take it out."""
+        path = f"{self.home}/live/{name}"
+        if alive:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        else:
+            _unlink(path)
+
+    def load_state(self, name: str) -> dict[str, Any]:
+        """Return what a session's runner last wrote of it ({} before its first word)."""
+        return self.read_json(f"{self.folder(name)}/state.json") or {}
+
+    def save_state(self, name: str, state: dict[str, Any]) -> None:
+        """Write a session's state. Only its runner does, or who buries it."""
+        self.write(f"{self.folder(name)}/state.json", dump(state))
+
+    def log(self, name: str, event: str, **fields: Any) -> None:
+        """Append a line to a session's log.jsonl. Never the text of a task or message."""
+        line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
+        try:
+            fd = os.open(f"{self.folder(name)}/log.jsonl",
+                         os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)  # fmt: skip
+        except FileNotFoundError:
+            return  # the session was cleaned away under us
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+    def launch_file(self, name: str, file: str) -> str:
+        """Return the path of a file that is handed to a session's CLI."""
+        return f"{self.folder(name)}/launch/{file}"
+
+    # ---- locks and wakes ----
+
+    def lock(self, path: str, *, wait: bool = False, shared: bool = False) -> int | None:
+        """Take a file's lock and return its descriptor, or None where another has it.
+
+        The kernel releases it when the descriptor closes or the process dies.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def is_locked(self, name: str) -> bool:
+        """Tell whether a session's runner (or a client's `cao mcp`) lives."""
+        try:
+            fd = self.lock(f"{self.folder(name)}/lock", shared=True)
+        except FileNotFoundError:
+            return False
+        if fd is None:
+            return True
+        os.close(fd)
+        return False
+
+    def poke(self, name: str) -> None:
+        """Wake all who listen to a session. A FIFO without a reader is a dead process's."""
+        folder = f"{self.home}/sessions/{name}/wake"
+        for entry in _listdir(folder):
+            try:
+                fd = os.open(f"{folder}/{entry}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.ENXIO, errno.ENOENT):
+                    _unlink(f"{self.home}/wake/{entry}")
+                    _unlink(f"{folder}/{entry}")
+                continue
+            try:
+                os.write(fd, b".")
+            except BlockingIOError:
+                pass  # it is full of pokes already
+            finally:
+                os.close(fd)
+
+    def poke_up(self, name: str) -> None:
+        """Wake all who listen to a session or to one above it."""
+        for _ in range(MAX_DEPTH + 2):
+            self.poke(name)
+            session = self.load(name)
+            if not session or not session.supervisor:
+                return
+            name = session.supervisor
+
+    # ---- inbox ----
+
+    def put(self, message: Message) -> None:
+        """Put a message into its addressee's inbox: fsynced before anyone is told.
+
+        Raises CaoError where the inbox is full; results and notices always fit.
+        """
+        inbox = f"{self.folder(message.to)}/inbox"
+        most = int(os.environ.get("CAO_MAX_WAITING") or MAX_WAITING)
+        if message.kind in ("task", "message") and len(os.listdir(f"{inbox}/new")) >= most:
+            raise CaoError(f"{message.to} has {most} messages waiting already",
+                           "wait until it has read some, or give the work to another")  # fmt: skip
+        self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
+        self.log(message.to, "queued", message=message.id, kind=message.kind, sender=message.sender,
+                 bytes=len(message.text.encode(errors="surrogatepass")))  # fmt: skip
+        self.poke(message.to)
+
+    def put_once(self, message: Message) -> None:
+        """Put a message whose id says what it is, unless it was ever put before."""
+        inbox = f"{self.folder(message.to)}/inbox"
+        if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
+            self.put(message)
+
+    def waiting(self, name: str) -> list[Message]:
+        """Return the messages in a session's inbox that nobody took, oldest first."""
+        inbox = f"{self.folder(name)}/inbox/new"
+        found = [self._message(f"{inbox}/{entry}") for entry in _listdir(inbox)]
+        return [message for message in found if message]
+
+    def _message(self, path: str) -> Message | None:
+        found = self.read_json(path)
+        if found is None:
+            return None
+        return Message(**{k: v for k, v in found.items() if k in Message._fields})
+
+    def taken(self, name: str, message_id: str) -> Message | None:
+        """Return a message that was claimed, or None."""
+        return self._message(f"{self.folder(name)}/inbox/cur/{message_id}")
+
+    def claim(self, name: str, message_id: str) -> bool:
+        """Take a message out of an inbox: the rename is the claim, and one wins it."""
+        inbox = f"{self.folder(name)}/inbox"
+        try:
+            os.rename(f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    # ---- events, results, tasks out ----
+
+    def put_event(self, folder: str, payload: str) -> None:
+        """Drop a hook's JSON into a session's events/ and wake its runner."""
+        name = f"{time.time_ns():020d}-{os.getpid()}-{random_letters(2)}"
+        self.write(f"{folder}/events/new/{name}", payload, tmp=f"{folder}/events/tmp")
+        self.poke(os.path.basename(folder))
+
+    def take_events(self, name: str) -> list[tuple[float, dict[str, Any]]]:
+        """Return (epoch seconds, payload) of the events nobody read, oldest first, and
+        remove them."""
+        folder = f"{self.folder(name)}/events/new"
+        found = []
+        for entry in _listdir(folder):
+            payload = self.read_json(f"{folder}/{entry}")
+            _unlink(f"{folder}/{entry}")
+            if payload is not None:
+                found.append((int(entry[:20]) / 1e9, payload))
+        return found
+
+    @staticmethod
+    def session_of(task: str) -> str:
+        """Return the session's name in a task's: "developer-7k2m.k3f9"."""
+        name, dot, letters = task.partition(".")
+        if not dot or not NAME.match(name) or not re.fullmatch(r"[a-z0-9]+", letters):
+            raise UsageError(f"{task!r} is not a task's name", "it looks like developer-7k2m.k3f9")
+        return name
+
+    def result_path(self, task: str) -> str:
+        """Return where a task's result is, or will be."""
+        return f"{self.folder(self.session_of(task))}/results/{task}.json"
+
+    def load_result(self, task: str) -> Result | None:
+        """Return a task's result, or None while there is none."""
+        found = self.read_json(self.result_path(task))
+        if found is None:
+            return None
+        fields: dict[str, Any] = {k: v for k, v in found.items() if k in Result._fields}
+        for key in ("turns", "background", "notes"):
+            fields[key] = tuple(fields.get(key) or ())
+        return Result(**fields)
+
+    def save_result(self, result: Result, owner: str) -> Result:
+        """Write a task's one result and tell its owner; the first written is the one.
+
+        A link, not a rename: it fails where a result is there already. Killed between
+        the two steps, the next to look (`bury`, a restart) does the second again.
+        """
+        path = self.result_path(result.task)
+        staged = f"{path}.{os.getpid()}"
+        self.write(staged, dump(result), durable=True)
+        try:
+            os.link(staged, path)
+            self._sync_folder(os.path.dirname(path))
+        except FileExistsError:
+            pass  # told again below, in case the first teller died before it told
+        finally:
+            _unlink(staged)
+        kept = self.load_result(result.task) or result
+        self.tell_owner(kept, owner)
+        return kept
+
+    def tell_owner(self, result: Result, owner: str) -> None:
+        """Put the result message into the owner's inbox, once."""
+        note = Message(result_message_id(result), "result", result.session, owner, "",
+                       result.ended_at, result.task)  # fmt: skip
+        if self.load(owner):
+            self.put_once(note)
+        try:
+            os.rename(
+                f"{self.folder(owner)}/out/{result.task}", f"{self.folder(owner)}/in/{result.task}"
+            )
+        except FileNotFoundError:
+            pass  # the owner was cleaned away, or the task is filed already
+        self.poke_up(result.session)
+
+    def read_text(self, path: str) -> str:
+        """Return a file's text, "" where there is none."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+
+    def set_out(self, owner: str, task: str) -> None:
+        """Note, before anything else, that owner is owed a result."""
+        self.write(f"{self.folder(owner)}/out/{task}", "", durable=True)
+
+    def tasks_out(self, owner: str) -> list[str]:
+        """Return the tasks whose results owner is still owed."""
+        return [entry for entry in _listdir(f"{self.folder(owner)}/out") if entry[0] != "."]
+
+    def once(self, owner: str, request: str, text: str) -> str:
+        """Note text under a request id unless one is there; return the one that holds."""
+        path = f"{self.folder(owner)}/requests/{request}"
+        staged = f"{path}.{os.getpid()}.{random_letters()}"
+        self.write(staged, text, durable=True)
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            return self.read_text(path)
+        finally:
+            _unlink(staged)
+        return text
+
+
+# ==== 8. Orchestrator =================================================================
+
+
+class Caller(NamedTuple):
+    """Who uses the verbs."""
+
+    name: str  # its folder in sessions/
+    depth: int = 0
+    person: bool = False  # a shell outside any agent: may answer and stop anything
+    worker: bool = False  # an agent of ours (CAO_SESSION)
+
+
+class TaskOptions(NamedTuple):
+    """What may be said with a task."""
+
+    cwd: str = ""
+    worktree: bool | None = None
+    check: str = ""
+    timeout_s: float = TASK_TIMEOUT_S
+    keep: bool | None = None
+    request_id: str = ""
+    permissions: str = ""
+
+
+class Waited(NamedTuple):
+    """What a wait found; `running` are the tasks that have no result yet."""
+
+    results: tuple[Result, ...] = ()
+    messages: tuple[Message, ...] = ()
+    asking: tuple[dict[str, Any], ...] = ()  # session, path, question
+    running: tuple[str, ...] = ()
+
+
+def profile_places(home: str, cwd: str) -> list[str]:
+    """Return the folders where profiles are looked for, the first wins."""
+    beside = os.path.dirname(os.path.abspath(__file__))
+    wheel = [f"{sys.prefix}/share/cao/profiles", f"{beside}/../../../share/cao/profiles"]
+    places = [f"{cwd}/.cao/profiles", f"{home}/profiles", f"{beside}/profiles", *wheel]
+    return list(dict.fromkeys(os.path.normpath(place) for place in places))
+
+
+PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's name for it
+
+
+def find_profiles(home: str, cwd: str) -> dict[str, str]:
+    """Return name -> file of the profiles there are, the first place winning."""
+    found: dict[str, str] = {}
+    for place in profile_places(home, cwd):
+        for entry in _listdir(place):
+            if entry.endswith(".md"):
+                found.setdefault(entry[:-3], f"{place}/{entry}")
+    return found
+
+
+def load_profile(name: str, home: str, cwd: str) -> Profile | None:
+    """Return a profile by name; a provider's name is that CLI with a neutral profile."""
+    files = find_profiles(home, cwd)
+    path = files.get(name) or files.get(PROFILE_ALIASES.get(name, ""))
+    if path:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            profile = parse_profile(file.read(), name, path)
+        return profile if profile.provider else profile._replace(provider=default_provider())
+    provider = provider_name(name)
+    if provider in PROVIDERS and provider != "command":
+        return Profile(name=provider, source="built in", provider=provider, prompt="")
+    return None
+
+
+def default_provider() -> str:
+    """Return the provider of profiles that name none: CAO_PROVIDER, else what is there."""
+    named = provider_name(os.environ.get("CAO_PROVIDER") or "")
+    if named:
+        if named not in PROVIDERS:
+            raise UsageError(f"CAO_PROVIDER {named!r} does not exist", ", ".join(PROVIDERS))
+        return named
+    for row in PROVIDERS.values():
+        try:
+            if row.program and find_program(row.program):
+                return row.name
+        except CaoError:
+            continue
+    return "claude"
+
+
+def worker_environment(provider: Provider, settings: dict[str, Any]) -> dict[str, str]:
+    """Return what a worker gets of this process's environment.
+
+    A safe default list, what its CLI needs for its own settings and login, and what the
+    profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
+    """
+    rules = settings.get("env") or {}
+    wanted = [*ENV_DEFAULT, *provider.env_pass, *map(str, rules.get("pass") or ())]
+    denied = [str(name) for name in rules.get("deny") or ()]
+
+    def listed(name: str, patterns: Sequence[str]) -> bool:
+        return any(name == p or (p.endswith("*") and name.startswith(p[:-1])) for p in patterns)
+
+    env = {k: v for k, v in os.environ.items() if listed(k, wanted) and not listed(k, denied)}
+    env.update({str(k): str(v) for k, v in (rules.get("set") or {}).items()})
+    return env
+
+
+def install_copy(store: Store) -> list[str]:
+    """Copy this cao.py (and its profiles) to lib/<sha>/ and return the argv that runs it.
+
+    A session keeps its version, and goes on when a package cache is pruned. -I -S: no
+    `json.py` of a stranger's folder, no site; imported, so that it is compiled once.
+    """
+    import hashlib
+
+    files = {"cao.py": os.path.abspath(__file__)}
+    shipped = profile_places(store.home, "/")[2:]
+    for place in shipped:
+        for entry in _listdir(place):
+            files.setdefault(f"profiles/{entry}", f"{place}/{entry}")
+    texts = {}
+    for name, path in files.items():
+        with open(path, encoding="utf-8") as file:
+            texts[name] = file.read()
+    sha = hashlib.sha256("\0".join(map(str, sorted(texts.items()))).encode()).hexdigest()[:16]
+    folder = f"{store.home}/lib/{sha}"
+    os.makedirs(f"{folder}/profiles", 0o700, exist_ok=True)
+    for name, text in texts.items():
+        if not os.path.exists(f"{folder}/{name}"):
+            store.write(f"{folder}/{name}", text)
+    python = getattr(sys, "_base_executable", "") or sys.executable
+    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
+    return [python, "-I", "-S", "-c", code]
+
+
+WORKER_NOTE = """\
+You are {name}, an agent at work for {supervisor}, which gave you your task through cao and \
+reads your answer. The last message of your turn is your answer: it is handed over word for \
+word, so put into it all that was asked for. Lines that begin "Message from NAME:" or "Result \
+of TASK" come from other agents through cao, and NAME is who sent them. When a line names a \
+file with your task or a message, read all of the file and do what it says. The tools of the \
+MCP server `cao` are yours: send_message (target "supervisor") to tell or ask before you are \
+done, handoff and assign to give work to others, list_sessions to see who there is."""
+
+SUPERVISOR_NOTE = """\
+You are {name}, started by a person through cao. With the tools of the MCP server `cao` you \
+give work to other agents: handoff waits for the answer; assign goes on at once, and the result \
+arrives here by itself as a message that begins "Result of TASK"; list_sessions shows who \
+there is."""
+
+
+class Orchestrator:
+    """Owns no state but the lock watchers of this process: all it knows is in the Store."""
+
+    def __init__(self, store: Store, caller: Caller) -> None:
+        self.store, self.caller = store, caller
+        self._watched: set[str] = set()
+        self._tmux: Tmux | None = None
+
+    @property
+    def tmux(self) -> Tmux:
+        """Our tmux server; the socket is `cao` for the default runtime directory."""
+        if self._tmux is None:
+            conf = f"{self.store.home}/tmux.conf"
+            if self.store.read_text(conf) != TMUX_CONF:
+                self.store.write(conf, TMUX_CONF)
+            self._tmux = Tmux(tmux_socket(self.store.home), conf)
+        return self._tmux
+
+    # ---- giving work ----
+
+    def assign(self, target: str, task: str, options: TaskOptions) -> str:
+        """Give a task to a session or, by a profile's name, to a new one; return its name.
+
+        The same request_id with the same target and text is the same task.
+        """
+        task = strip_controls(task)
+        self._check_text(task)
+        if not options.request_id:
+            return self._assign(target, task, options)
+        import hashlib
+
+        request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
+        text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
+        lock = self.store.lock(f"{self.store.folder(self.caller.name)}/requests/.lock", wait=True)
+        try:
+            held = self.store.once(self.caller.name, request, "")
+            if held:
+                name, _, sha = held.partition(" ")
+                if sha != text_sha:
+                    raise UsageError(
+                        f"request_id {options.request_id!r} was used for another text: {name}",
+                        "use a new request_id for a new task",
+                    )
+                return name
+            name = self._assign(target, task, options)
+            path = f"{self.store.folder(self.caller.name)}/requests/{request}"
+            self.store.write(path, f"{name} {text_sha}", durable=True)
+            return name
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _check_text(self, text: str) -> None:
+        if not text.strip():
+            raise UsageError("the text is empty", "say what is to be done")
+        size = len(text.encode(errors="surrogatepass"))
+        if size > MAX_MESSAGE_BYTES:
+            raise UsageError(
+                f"the text has {size} bytes, more than {MAX_MESSAGE_BYTES}",
+                "put it into a file and name the file",
+            )
+
+    def _assign(self, target: str, text: str, options: TaskOptions) -> str:
+        if NAME.match(target) and (session := self.store.load(target)):
+            self._check_reach(session)
+            state = self.state_of(target)
+            if state["state"] == "ended":
+                return self._resume(session, state, text, options)
+            self._check_ring(target)
+            return self._put_task(target, text, options)
+        if options.cwd and not os.path.isdir(options.cwd):
+            raise UsageError(
+                f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
+            )
+        cwd = os.path.realpath(options.cwd or os.getcwd())
+        profile = self.profile(target, cwd)
+        if options.permissions:
+            profile = profile._replace(permissions=options.permissions)
+        name = self.launch(profile, cwd, options)
+        try:
+            task = self._put_task(name, text, options)
+            self.start(name, profile)
+        except BaseException:
+            self.forget(name)
+            raise
+        return task
+
+    def profile(self, name: str, cwd: str) -> Profile:
+        """Return a profile. Raises NotFoundError with the nearest names."""
+        profile = load_profile(name, self.store.home, cwd)
+        if profile:
+            return profile
+        import difflib
+
+        known = [*find_profiles(self.store.home, cwd), *PROVIDERS, *self.store.live()]
+        near = difflib.get_close_matches(name, known, 3, 0.5) or sorted(set(known))
+        raise NotFoundError(
+            f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
+        )
+
+    def _put_task(self, name: str, text: str, options: TaskOptions) -> str:
+        task = f"{name}.{random_letters()}"
+        message = Message(
+            f"{time.time_ns():020d}-{task}", "task", self.caller.name, name, text, time.time(),
+            task, options.timeout_s, options.check,
+        )  # fmt: skip
+        self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
+        try:
+            self.store.put(message)
+        except BaseException:
+            _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+            raise
+        self.store.poke(self.caller.name)
+        return task
+
+    def _check_reach(self, session: Session) -> None:
+        """Raise where an honest caller has no business with a session."""
+        if session.kind != "agent":
+            raise UsageError(
+                f"{session.name} is a client, not an agent", "give the task to an agent"
+            )
+        if session.name == self.caller.name:
+            raise UsageError("that is yourself", "give the task to another, or do it yourself")
+        if self.caller.worker and session.name not in self.known():
+            raise UsageError(
+                f"{session.name} is not one of your workers or siblings",
+                "list_sessions shows whom you may reach",
+            )
+
+    def _check_ring(self, target: str) -> None:
+        """Raise where a task would wait on itself."""
+        if target in self.ancestors(self.caller.name):
+            raise UsageError(
+                f"{target} is above you and waits for your work: a task for it would wait for ever",
+                "use send_message",
+            )
+        seen, rest = set(), [target]
+        while rest:
+            for task in self.store.tasks_out(rest.pop()):
+                session = self.store.session_of(task)
+                if session == self.caller.name:
+                    raise UsageError(
+                        f"{target} waits for a task of yours: both would wait for ever",
+                        "finish your own task first, or use send_message",
+                    )
+                if session not in seen and self.store.load(session):
+                    seen.add(session)
+                    rest.append(session)
+
+    def ancestors(self, name: str) -> list[str]:
+        """Return the names above a session, the nearest first."""
+        found: list[str] = []
+        while (session := self.store.load(name)) and session.supervisor:
+            name = session.supervisor
+            found.append(name)
+        return found
+
+    def known(self) -> set[str]:
+        """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
+        me = self.store.load(self.caller.name)
+        above = me.supervisor if me else ""
+        found = {above} if above else set()
+        for name in self.store.live():
+            session = self.store.load(name)
+            if session and (
+                session.supervisor == above or self.caller.name in self.ancestors(name)
+            ):
+                found.add(name)
+        return found - {self.caller.name}
+
+    # ---- launching ----
+
+    def launch(self, profile: Profile, cwd: str, options: TaskOptions, *, top: bool = False) -> str:
+        """Make the folder of a new session and return its name; `start` starts it.
+
+        top: a supervisor for a person, with nobody above it.
+        """
+        check_tmux(self.tmux.program)
+        provider = PROVIDERS[profile.provider]
+        command = profile.settings.get("command") if profile.provider == "command" else None
+        program = str(command[0]) if isinstance(command, list) and command else provider.program
+        if profile.provider == "command" and not program:
+            raise CaoError(
+                f"{profile.source}: 'command' must be a list", "command: [python3, -i, -q]"
+            )
+        if program:
+            find_program(program)
+        depth = 0 if top else self.caller.depth + 1
+        if depth > MAX_DEPTH:
+            raise CaoError(
+                f"workers go {MAX_DEPTH} deep at the most, this one would be the {depth}th",
+                "do the work yourself, or ask your supervisor to hand it out",
+            )
+        lock = self.store.lock(f"{self.store.home}/lock", wait=True)
+        try:
+            self._make_room()
+            name = self.store.new_folder(render_slug(profile.name) or "agent")
+            keep = profile.keep if options.keep is None else options.keep
+            session = Session(
+                name, "agent", profile.name, profile.provider, cwd,
+                "" if top else self.caller.name, depth, time.time(), keep or top, profile.approve,
+                seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
+                seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S), new_uuid(),
+            )  # fmt: skip
+            try:
+                wanted = (
+                    profile.settings.get("worktree")
+                    if options.worktree is None
+                    else options.worktree
+                )
+                if wanted:
+                    session = add_worktree(self.store, session)
+                self.store.create(session)
+                self.store.save_state(name, {"state": "starting", "since": time.time()})
+                self.store.set_live(name, True)
+            except BaseException:
+                self.forget(name)
+                raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+        return name
+
+    def _make_room(self) -> None:
+        """Raise where the cap is reached and no idle session can be ended for a new one."""
+        most = int(os.environ.get("CAO_MAX_SESSIONS") or MAX_SESSIONS)
+        states = {name: self.state_of(name) for name in self.store.live()}
+        alive = {name: s for name, s in states.items() if s["state"] != "ended"}
+        if len(alive) < most:
+            return
+        idle = [
+            (state["since"], name) for name, state in alive.items()
+            if state["state"] == "idle" and not state.get("task")
+            and (session := self.store.load(name)) and not session.keep
+            and not self.store.tasks_out(name) and not self.store.waiting(name)
+        ]  # fmt: skip
+        if not idle:
+            raise CaoError(
+                f"{len(alive)} sessions are at work, the most that may be ({most})",
+                "wait for one, stop one, or set CAO_MAX_SESSIONS",
+            )
+        self.end(min(idle)[1])
+
+    def start(self, name: str, profile: Profile, resume: str = "") -> None:
+        """Start a session's runner in tmux; its inbox may hold its first task already."""
+        session = self.store.load(name)
+        assert session is not None
+        provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
+        cao = install_copy(self.store)
+        note = WORKER_NOTE if session.supervisor else SUPERVISOR_NOTE
+        system = note.format(name=name, supervisor=session.supervisor)
+        system = f"{profile.prompt}\n\n{system}" if profile.prompt else system
+        mcp_env = {"CAO_HOME": self.store.home, "CAO_SESSION": name,
+                   "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)}  # fmt: skip
+        if os.environ.get("TMUX_TMPDIR"):
+            mcp_env["TMUX_TMPDIR"] = os.environ["TMUX_TMPDIR"]
+        launch = Launch(
+            name, f"{folder}/launch", session.cwd, profile, system, (*cao, "hook", folder),
+            (*cao, "mcp"), mcp_env, session.conversation, resume,
+        )  # fmt: skip
+        files = {"system.md": system, **provider.files(launch)}
+        env = {**worker_environment(provider, profile.settings), **mcp_env}
+        del env["CAO_CALL_CEILING_S"]
+        files["env.json"] = dump(env)
+        files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
+        for file, text in files.items():
+            self.store.write(self.store.launch_file(name, file), text)
+        self.store.log(name, "launched", provider=provider.name, resume=resume)
+        self.tmux.new_session(name, session.cwd, {"CAO_HOME": self.store.home},
+                              [*cao, "run-session", name])  # fmt: skip
+
+    def forget(self, name: str) -> None:
+        """Remove a session that never started."""
+        import shutil
+
+        session = self.store.load(name)
+        if session and session.worktree:
+            remove_worktree(self.store, session)
+        for task in self.store.tasks_out(self.caller.name):
+            if self.store.session_of(task) == name:
+                _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+        self.tmux.kill_session(name)
+        self.store.set_live(name, False)
+        shutil.rmtree(self.store.folder(name), ignore_errors=True)
+
+    def _resume(
+        self, session: Session, state: dict[str, Any], text: str, options: TaskOptions
+    ) -> str:
+        """Start an ended session again with its conversation and give it a task."""
+        profile = self.profile(session.profile, session.cwd)
+        conversation = str(state.get("conversation") or "")
+        if not PROVIDERS[session.provider].resumes or not conversation:
+            raise NotFoundError(
+                f"session {session.name} has ended ({state.get('why') or 'closed'}) and cannot go on",
+                f"use the profile's name, {session.profile}, for a new session",
+            )
+        self._make_room()
+        self.store.save_state(session.name, {"state": "starting", "since": time.time(),
+                                             "conversation": conversation})  # fmt: skip
+        self.store.set_live(session.name, True)
+        task = self._put_task(session.name, text, options)
+        self.start(session.name, profile._replace(provider=session.provider), conversation)
+        return task
+
+    # ---- truth ----
+
+    def state_of(self, name: str) -> dict[str, Any]:
+        """Return a session's state as it is now: derived from its lock and its own words.
+
+        One whose runner is dead is buried first: then it is `ended`.
+        """
+        state = self.store.load_state(name)
+        if state.get("state") == "ended" or self.store.is_locked(name):
+            return self.store.load_state(name)  # again: it may have changed while we looked
+        if state.get("state") == "starting" and time.time() - state["since"] < STARTING_S:
+            return state
+        self.bury(name)
+        return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
+
+    def bury(self, name: str) -> None:
+        """Do for a session what its dead runner no longer can: end what is left of its
+        CLI, answer its tasks `lost`, report its messages, end its workers."""
+        path = f"{self.store.folder(name)}/lock"
+        while (lock := self.store.lock(path)) is None:
+            probe = self.store.lock(path, shared=True)
+            if probe is None:
+                return  # a runner, or another who buries, has it
+            os.close(probe)
+        try:
+            state = self.store.load_state(name)
+            if state.get("state") in ("ended", None) and not state:
+                return
+            if state.get("state") == "ended":
+                return
+            group = state.get("group") or {}
+            ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
+            self.tmux.kill_session(name)
+            self.store.log(name, "lost", processes_ended=ended)
+            self.answer_all(name, state, "lost", "runner_died",
+                            "the process that looked after the session is gone")  # fmt: skip
+            self.end_workers(name)
+            self.store.save_state(name, {**state, "state": "ended", "since": time.time(),
+                                         "why": "lost", "question": None, "task": ""})  # fmt: skip
+            self.store.set_live(name, False)
+        finally:
+            os.close(lock)
+        self.store.poke_up(name)
+
+    def answer_all(self, name: str, state: dict[str, Any], outcome: str, reason: str, detail: str,
+                   base: Result | None = None) -> None:  # fmt: skip
+        """Give every unfinished task of a session its result, and report its messages."""
+        waiting = self.store.waiting(name)
+        held = [m for key in ("task_message", "delivering") if state.get(key)
+                and (m := self.store.taken(name, state[key])) is not None]  # fmt: skip
+        for message in {m.id: m for m in (*held, *waiting)}.values():
+            if message.kind == "task":
+                started = message.id == state.get("task_message")
+                result = (base or Result("", name, outcome))._replace(
+                    task=message.task, session=name, outcome=outcome, reason=reason, detail=detail,
+                    seconds=time.time() - message.sent_at, ended_at=time.time(),
+                )  # fmt: skip
+                self.store.save_result(
+                    result if started else result._replace(answer="", turns=()), message.sender
+                )
+            elif message.kind == "message":
+                self.notify_undelivered(message, detail or reason)
+            self.store.claim(name, message.id)
+
+    def notify_undelivered(self, message: Message, why: str) -> None:
+        """Tell the sender that its message was not delivered."""
+        first = shorten(message.text, 60)
+        text = f"Your message to {message.to} ({first!r}) was not delivered: {why}."
+        if self.store.load(message.sender):
+            self.store.put_once(
+                Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
+            )
+
+    def end_workers(self, name: str) -> None:
+        """End the workers of a session that ends; their tasks are answered `stopped`."""
+        for other in self.store.live():
+            session = self.store.load(other)
+            if session and session.supervisor == name:
+                self.end(other)
+
+    def end(self, name: str, wait_s: float = 8.0) -> None:
+        """End a session: its runner does it, or, where that does not answer, we do."""
+        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", wait_s)
+        if self.store.load_state(name).get("state") != "ended":
+            self.tmux.kill_session(name)
+            self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
+            self.bury(name)
+
+    def control(self, name: str, order: dict[str, Any], done: Callable[[dict[str, Any]], bool],
+                wait_s: float) -> dict[str, Any]:  # fmt: skip
+        """Give a runner an order by its events/ and wait until its state says done."""
+        wake = Wake(self.store)
+        try:
+            wake.listen(name)
+            if order:
+                self.store.put_event(self.store.folder(name), json.dumps(order))
+            until = time.monotonic() + wait_s
+            while True:
+                state = self.store.load_state(name)
+                if done(state) or time.monotonic() > until:
+                    return state
+                if not self.store.is_locked(name) and state.get("state") != "starting":
+                    return state
+                wake.wait(min(0.25, until - time.monotonic()))
+        finally:
+            wake.close()
+
+    # ---- waiting ----
+
+    def watch(self, name: str, wake: Callable[[], None]) -> None:
+        """Bury a session the moment its runner dies: a thread blocks in its lock."""
+        if name in self._watched:
+            return
+        import threading
+
+        self._watched.add(name)
+
+        def wait_for_death() -> None:
+            path = f"{self.store.folder(name)}/lock"
+            while os.path.isdir(os.path.dirname(path)):
+                fd = self.store.lock(path, wait=True, shared=True)
+                if fd is not None:
+                    os.close(fd)
+                if self.state_of(name).get("state") != "starting":
+                    break
+                select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
+            self._watched.discard(name)
+            wake()
+
+        threading.Thread(target=wait_for_death, daemon=True).start()
+
+    def await_tasks(
+        self,
+        tasks: Sequence[str],
+        timeout_s: float,
+        *,
+        want_all: bool = False,
+        any_mail: bool = False,
+        told: set[str] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_wake: Callable[[Wake], None] = lambda _: None,
+        on_look: Callable[[Waited], None] = lambda _: None,
+    ) -> Waited:
+        """Wait for results, or for what must not wait: a message, a question below.
+
+        tasks may be anybody's; any_mail: take every message of the caller's inbox and all
+        its results, else only messages of the sessions at work on these tasks. told: the
+        ids of questions the caller knows already (added to). on_look is called at every
+        look, at least every PROGRESS_S.
+        """
+        told = set() if told is None else told
+        wake = Wake(self.store)
+        on_wake(wake)
+        until = time.monotonic() + timeout_s
+        try:
+            sessions = {self._task_session(task) for task in tasks}
+            for name in sessions:
+                wake.listen(name)
+                self.watch(name, wake_safely(wake))
+            if any_mail:
+                wake.listen(self.caller.name)
+            while True:
+                found = self._look(tasks, sessions, any_mail, told)
+                enough = not found.running if want_all else bool(found.results)
+                if enough or found.messages or found.asking or cancelled():
+                    return found
+                if any_mail and not tasks and not self.store.tasks_out(self.caller.name):
+                    return found
+                left = until - time.monotonic()
+                if left <= 0:
+                    return found
+                on_look(found)
+                wake.wait(min(left, PROGRESS_S))
+        finally:
+            wake.close()
+
+    def _task_session(self, task: str) -> str:
+        name = self.store.session_of(task)
+        if not self.store.load(name) or not (
+            self.store.load_result(task) or self._has_task(name, task)
+        ):
+            raise NotFoundError(
+                f"there is no task {task}", "cao ls --all shows the sessions and tasks"
+            )
+        return name
+
+    def _has_task(self, name: str, task: str) -> bool:
+        inbox = f"{self.store.folder(name)}/inbox"
+        return any(
+            e.endswith(f"-{task}") for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}")
+        )
+
+    def _look(
+        self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
+    ) -> Waited:
+        """Look once at everything a wait may end with, and claim what is found."""
+        results = {task: result for task in tasks if (result := self._claim_result(task))}
+        messages = []
+        below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
+        for message in self.store.waiting(self.caller.name):
+            if message.kind == "result" and any_mail and message.task not in results:
+                result = self._claim_result(message.task)
+                if result:
+                    results[message.task] = result
+            elif message.kind in ("message", "notice") and (
+                any_mail or message.sender in below or message.kind == "notice"
+            ):
+                if self.store.claim(self.caller.name, message.id):
+                    messages.append(message)
+        asking = []
+        running = tuple(task for task in tasks if task not in results)
+        at_work = {self.store.session_of(task) for task in running}
+        for name in sorted(below):
+            path = [name, *self.ancestors(name)]
+            state = self.state_of(name) if at_work & set(path) else {}
+            question = state.get("question")
+            if state.get("state") == "asking" and question and question["id"] not in told:
+                told.add(question["id"])
+                cut = next(i for i, n in enumerate(path) if n in at_work)
+                asking.append(
+                    {"session": name, "path": path[: cut + 1][::-1], "question": question}
+                )
+        return Waited(tuple(results.values()), tuple(messages), tuple(asking), running)
+
+    def _claim_result(self, task: str) -> Result | None:
+        """Return a task's result if it is ours to give: claimed here, or told before."""
+        result = self.store.load_result(task)
+        if not result:
+            return None
+        if task not in self.store.tasks_out(self.caller.name) and not os.path.exists(
+            f"{self.store.folder(self.caller.name)}/in/{task}"
+        ):
+            return result  # somebody else's task: read, not claimed
+        message_id = result_message_id(result)
+        if self.store.claim(self.caller.name, message_id):
+            return result
+        cur = f"{self.store.folder(self.caller.name)}/inbox/cur/{message_id}"
+        return result if os.path.exists(cur) else None  # on its way: a poke will come
+
+    # ---- talking, watching, ending ----
+
+    def send_message(self, target: str, text: str, wait_s: float = 2.0) -> dict[str, Any]:
+        """Put a message into an inbox and return a receipt: the step it reached."""
+        text = strip_controls(text)
+        self._check_text(text)
+        if target == "supervisor":
+            me = self.store.load(self.caller.name)
+            if not me or not me.supervisor:
+                raise NotFoundError("you have no supervisor", "name a session: list_sessions")
+            target = me.supervisor
+        session = self.store.load(target) if NAME.match(target) else None
+        if not session:
+            raise NotFoundError(f"there is no session {target!r}", "list_sessions shows them")
+        if target == self.caller.name:
+            raise UsageError("that is yourself", "name another session")
+        if self.caller.worker and target not in self.known() | set(
+            self.ancestors(self.caller.name)
+        ):
+            raise UsageError(f"{target} is not your supervisor, sibling or worker",
+                             "list_sessions shows whom you may reach")  # fmt: skip
+        if session.kind == "agent" and self.state_of(target)["state"] == "ended":
+            raise NotFoundError(f"session {target} has ended; the message was not sent",
+                                "handoff or assign to it goes on with its conversation, if its CLI can")  # fmt: skip
+        message = Message(f"{time.time_ns():020d}-{random_letters()}", "message", self.caller.name,
+                          target, text, time.time())  # fmt: skip
+        self.store.put(message)
+        self.store.poke(self.caller.name)
+        receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
+        if session.kind == "agent" and self.state_of(target).get("state") == "idle":
+
+            def step(state: dict[str, Any]) -> str:
+                last = state.get("delivery") or {}
+                return str(last.get("step") or "") if message.id in last.get("messages", ()) else ""
+
+            state = self.control(target, {}, lambda s: step(s) == "taken", wait_s)
+            receipt["step"] = step(state) or "queued"
+            if step(state) == "taken":
+                receipt["exact"] = (state.get("delivery") or {}).get("exact")
+        return receipt
+
+    def view(self, name: str) -> dict[str, Any] | None:
+        """Return what there is to say of a session, as data."""
+        session = self.store.load(name)
+        if not session:
+            return None
+        state: dict[str, Any]
+        if session.kind == "client":
+            state = {"since": session.launched_at}
+            state["state"] = "connected" if self.store.is_locked(name) else "away"
+        else:
+            state = self.state_of(name)
+        keys = ("question", "task", "last_line", "conversation", "held_back", "why", "exit_status")
+        more = {key: state[key] for key in keys if state.get(key)}
+        return {
+            "session": name, "kind": session.kind, "state": state.get("state") or "unknown",
+            "for_s": round(time.time() - (state.get("since") or session.launched_at), 1),
+            "profile": session.profile, "provider": session.provider,
+            "supervisor": session.supervisor, "cwd": session.cwd,
+            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")), **more,
+        }  # fmt: skip
+
+    def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
+        """Return the live sessions and who is above them (everything: the ended too), in
+        the order of a tree, with its `depth`."""
+        names = self.store.all_sessions() if everything else self.store.live()
+        views = {name: view for name in names if (view := self.view(name))}
+        if not everything:
+            views = {n: v for n, v in views.items() if v["state"] != "ended"}
+            for name in {v["supervisor"] for v in views.values()} - set(views) - {""}:
+                if view := self.view(name):
+                    views[name] = view
+        ordered: list[dict[str, Any]] = []
+
+        def walk(above: str, depth: int) -> None:
+            for name in sorted(views):
+                if views[name]["supervisor"] == above and "depth" not in views[name]:
+                    views[name]["depth"] = depth
+                    ordered.append(views[name])
+                    walk(name, depth + 1)
+
+        walk("", 0)
+        for name in sorted(views):
+            if "depth" not in views[name]:  # what is above it is not shown
+                views[name]["depth"] = 0
+                ordered.append(views[name])
+                walk(name, 1)
+        return ordered
+
+    def read_session(self, name: str, lines: int) -> dict[str, Any]:
+        """Return a session's view with its screen now, or the last one it had."""
+        view = self.view(name) if NAME.match(name) else None
+        if not view:
+            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
+        if (
+            view["kind"] == "agent"
+            and view["state"] != "ended"
+            and (pane := self.tmux.pane_of(name))
+        ):
+            history = f"-{lines - PANE_LINES}" if lines > PANE_LINES else ""
+            screen = self.tmux.capture(pane, first=history)
+        state = self.store.load_state(name)
+        return {**view, "screen": tail_lines(screen, lines), "evidence": state.get("evidence") or {},
+                "results": [e[:-5] for e in _listdir(f"{self.store.folder(name)}/results")
+                            if e.endswith(".json")][-20:]}  # fmt: skip
+
+    def answer(self, name: str, text: str) -> dict[str, Any]:
+        """Answer what a session asks, if it still asks the same."""
+        view = self.view(name) if NAME.match(name) else None
+        if not view:
+            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        question = view.get("question")
+        if view["state"] != "asking" or not question:
+            raise UsageError(
+                f"{name} asks nothing now (it is {view['state']})", "read_session shows it"
+            )
+        self._check_may_answer(view, question)
+        options = [Option(*o) for o in question["options"]]
+        if options and not choose_option(options, text):
+            raise UsageError(
+                f"{text!r} is not one of the options of {name}",
+                "; ".join(f"{o.key} = {o.text}" for o in options),
+            )
+        order = {"cao": "answer", "id": new_uuid(), "question": question["id"], "answer": text}
+        state = self.control(
+            name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], 10.0
+        )
+        reply = state.get("reply") or {}
+        if reply.get("id") != order["id"]:
+            raise CaoError(f"{name} did not take the answer within 10 s", f"cao attach {name}")
+        if not reply["ok"]:
+            raise CaoError(
+                f"the answer to {name} did not work: {reply['text']}", f"cao attach {name}"
+            )
+        return {"session": name, "answered": reply["text"], "state": state.get("state")}
+
+    def _check_may_answer(self, view: dict[str, Any], question: dict[str, Any]) -> None:
+        if self.caller.person:
+            return
+        name = view["session"]
+        if self.caller.name not in self.ancestors(name):
+            raise UsageError(
+                f"{name} is not your worker", "its supervisor, or a person, may answer"
+            )
+        session = self.store.load(name)
+        if question["kind"] != "question" and not (session and session.approve == "supervisor"):
+            raise UsageError(
+                f"{name} asks for a permission, and that is a person's to give",
+                f"ask the person to run: cao answer {name} (or give the profile `approve: supervisor`)",
+            )
+
+    def stop_session(self, name: str, interrupt: bool) -> dict[str, Any]:
+        """Interrupt a session's turn, or end it with its workers."""
+        session = self.store.load(name) if NAME.match(name) else None
+        if not session or session.kind != "agent":
+            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        if not self.caller.person and self.caller.name not in self.ancestors(name):
+            raise UsageError(f"{name} is not your worker", "you may stop only your own workers")
+        state = self.state_of(name)
+        if state["state"] == "ended":
+            return {"session": name, "state": "ended", "did": "nothing: it had ended"}
+        if interrupt:
+            if state["state"] not in ("working", "asking"):
+                return {
+                    "session": name,
+                    "state": state["state"],
+                    "did": "nothing: no turn was running",
+                }
+            state = self.control(
+                name, {"cao": "interrupt"}, lambda s: s.get("state") == "idle", 8.0
+            )
+            did = (
+                "interrupted"
+                if state.get("state") == "idle"
+                else "interrupt was sent, still working"
+            )
+            return {"session": name, "state": state.get("state"), "did": did}
+        self.end(name)
+        return {"session": name, "state": "ended", "did": "ended"}
+
+
+def wake_safely(wake: Wake) -> Callable[[], None]:
+    """Return a poke that does nothing once the wake is closed."""
+
+    def poke() -> None:
+        try:
+            fd = os.open(wake.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # closed: nobody waits any more
+        os.write(fd, b".")
+        os.close(fd)
+
+    return poke
+
+
+def choose_option(options: Sequence[Option], answer: str) -> Option | None:
+    """Return the option an answer means: its key, its text, or a beginning of one only."""
+    low = answer.strip().lower()
+    for option in options:
+        if low in (option.key.lower(), option.text.lower()):
+            return option
+    begun = [option for option in options if low and option.text.lower().startswith(low)]
+    return begun[0] if len(begun) == 1 else None
+
+
+def seconds_setting(name: str, default: float) -> float:
+    """Return a duration from the environment."""
+    return parse_seconds(os.environ[name]) if os.environ.get(name) else default
+
+
+def new_uuid() -> str:
+    """Return a random UUID (RFC 9562, version 4)."""
+    octets = bytearray(os.urandom(16))
+    octets[6], octets[8] = octets[6] & 0x0F | 0x40, octets[8] & 0x3F | 0x80
+    text = octets.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def tmux_socket(home: str) -> str:
+    """Return the name of our tmux socket: `cao`, or one of its own for another home."""
+    if home == default_home():
+        return "cao"
+    import zlib
+
+    return f"cao-{zlib.crc32(home.encode()):08x}"
+
+
+# ---- worktrees ----
+
+
+def _git(cwd: str, *args: str) -> str:
+    ran = run([find_program("git"), "-C", cwd, *args], 120)
+    if ran.status:
+        raise CaoError(
+            f"git {args[0]}: {ran.err.strip() or ran.out.strip()}", "check the repository"
+        )
+    return ran.out.strip()
+
+
+def add_worktree(store: Store, session: Session) -> Session:
+    """Make a git worktree and branch for a session and return it with them."""
+    try:
+        top = _git(session.cwd, "rev-parse", "--show-toplevel")
+    except CaoError:
+        raise UsageError(f"{session.cwd} is not in a git repository, so it can have no worktree",
+                         "leave worktree out, or run git init") from None  # fmt: skip
+    try:
+        base = _git(top, "rev-parse", "HEAD")
+    except CaoError:
+        raise UsageError(f"{top} has no commit yet, so it can have no worktree",
+                         "commit something first") from None  # fmt: skip
+    branch, path = f"cao/{session.name}", f"{store.home}/worktrees/{session.name}"
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    _git(top, "worktree", "add", "-q", "-b", branch, path, base)
+    inside = os.path.relpath(session.cwd, os.path.realpath(top))
+    cwd = os.path.normpath(os.path.join(path, inside))
+    return session._replace(worktree=branch, origin=top, cwd=cwd if os.path.isdir(cwd) else path)
+
+
+def remove_worktree(store: Store, session: Session) -> None:
+    """Remove a worktree and branch that hold nothing."""
+    _git(session.origin, "worktree", "remove", "--force", f"{store.home}/worktrees/{session.name}")
+    _git(session.origin, "branch", "-q", "-D", session.worktree)
+
+
+def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
+    """Return branch, commits, changed files, diffstat and whether it is dirty."""
+    path = f"{store.home}/worktrees/{session.name}"
+    base = _git(session.origin, "merge-base", "HEAD", session.worktree)
+    dirty = _git(path, "status", "--porcelain")
+    return {
+        "branch": session.worktree,
+        "path": path,
+        "commits": _git(path, "log", "--format=%h %s", f"{base}..HEAD").splitlines(),
+        "files": _git(path, "diff", "--name-only", base).splitlines(),
+        "diffstat": _git(path, "diff", "--shortstat", base),
+        "dirty": bool(dirty),
+    }
+
+
+# ==== 9. Runner =======================================================================
+
+
+class Delivery(NamedTuple):
+    """Messages on their way into the conversation: queued -> typed -> submitted -> taken."""
+
+    messages: tuple[str, ...]  # their ids
+    text: str  # what is sent, whole
+    step: str
+    at: float  # when this step was reached
+    enters: int = 1
+    exact: str = ""
+
+
+def render_message(message: Message, result: Result | None) -> str:
+    """Return what is typed for a message: a task as it is, all else with its sender."""
+    if message.kind == "task":
+        return message.text
+    if message.kind == "notice":
+        return f"Notice from cao: {message.text}"
+    if message.kind == "message":
+        return f"Message from {message.sender}:\n{message.text}"
+    if not result:
+        return f"Result of {message.task}: its file cannot be read any more."
+    return render_result(result)
+
+
+def render_result(result: Result) -> str:
+    """Return a result as text: one line of facts, then the whole answer."""
+    facts = [result.outcome, *([result.reason] if result.reason else [])]
+    if result.exit_status is not None:
+        facts.append(f"exit status {result.exit_status}")
+    if result.retry_at:
+        facts.append(f"lifts {result.retry_at}")
+    head = f"Result of {result.task} ({', '.join(facts)}, {render_seconds(result.seconds)})"
+    parts = [f"{head}:", *(f"[{note}]" for note in result.notes)]
+    if result.answer or result.outcome == "done":
+        parts.append(result.answer)
+    elif result.detail:
+        parts.append(result.detail)
+    if result.outcome != "done" and result.screen:
+        parts += ["Its last screen:", tail_lines(result.screen, 15)]
+    if result.check:
+        parts.append(f"Check `{result.check['command']}` ended with {result.check['exit_status']}.")
+    if result.worktree:
+        parts.append(f"Branch {result.worktree['branch']}: {result.worktree['diffstat'] or 'no change'}"
+                     f"{', with uncommitted changes' if result.worktree['dirty'] else ''}")  # fmt: skip
+    return "\n".join(parts)
+
+
+def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Message]:
+    """Return what may be typed next: one task, or all messages before the next task.
+
+    While a task is open no other is begun.
+    """
+    if task is None and waiting and waiting[0].kind == "task":
+        return [waiting[0]]
+    chosen: list[Message] = []
+    for message in waiting:
+        if message.kind != "task":
+            chosen.append(message)
+        elif task is None:
+            break
+    return chosen
+
+
+class Runner:
+    """Owns one session's life: its CLI, its state.json, and every key that is typed.
+
+    Nothing here knows MCP or the command line. Each round reads what happened (events,
+    the child, the inbox), looks where no event exists, decides, and waits.
+    """
+
+    def __init__(self, store: Store, session: Session) -> None:
+        self.store, self.session, self.name = store, session, session.name
+        kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
+        profile = Profile(**{k: v for k, v in (kept.pop("profile", None) or {}).items()
+                             if k in Profile._fields})  # fmt: skip
+        self.launch = Launch(**{**kept, "profile": profile})
+        self.row = PROVIDERS[session.provider]
+        self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
+        self.boss = Orchestrator(store, Caller(session.name, session.depth, worker=True))
+        self.wake = Wake(store)
+        self.pane = os.environ.get("TMUX_PANE", "")
+        self.child, self.exit_status = 0, None  # type: int, int | None
+        self.phase, self.since = "starting", time.time()
+        self.conversation = self.launch.resume or session.conversation
+        self.transcript, self.offset = "", 0
+        self.task: Message | None = None
+        self.turns: list[str] = []
+        self.task_at = self.turn_at = self.paused_s = 0.0
+        self.task_exact, self.tries = "", 0
+        self.begun = False  # has a turn ever begun?
+        self.delivery: Delivery | None = None
+        self.last_sent = ""
+        self.ending: Event | None = None
+        self.ending_at = 0.0
+        self.asked: Event | None = None
+        self.asked_at = 0.0
+        self.question: Question | None = None
+        self.interrupted_at = 0.0  # a person's Esc, while a task is open
+        self.ordered = ""  # we interrupt: "interrupted" or "timeout"
+        self.idle_looks = 0
+        self.check: dict[str, Any] | None = None  # the check that runs, or has run
+        self.printed_from = 0  # by_output: the line of the pane where the turn began
+        self.ready_at = 0.0  # by_output: since when the screen says ready
+        self.held_back = self.why = ""
+        self.evidence: dict[str, Any] = {}
+        self.reply: dict[str, Any] | None = None
+        self.saved: dict[str, Any] = {}
+        self.look_at = 0.0
+        self.over = False
+        self.signal = 0
+
+    # ---- life ----
+
+    def run(self) -> int:
+        """Look after the session until its CLI has ended; return the CLI's exit status."""
+        until = time.monotonic() + 2
+        while (lock := self.store.lock(f"{self.store.folder(self.name)}/lock")) is None:
+            if time.monotonic() > until:
+                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+            select.select([], [], [], 0.005)  # somebody probes the lock
+        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        self.wake.listen(self.name)
+        try:
+            self._begin()
+            while not self.over:
+                if not self._round():
+                    break
+                ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
+                if woken in ready:
+                    os.read(woken, 4096)
+                elif self.row.by_output and ready:
+                    select.select([woken], [], [], 0.03)  # let output gather
+        finally:
+            self.wake.close()
+            if lock is not None:
+                os.close(lock)
+        return self.exit_status or 0
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number != signal.SIGCHLD:
+            self.signal = number
+
+    def _begin(self) -> None:
+        """Start the CLI, with the first task on its command line where it takes one."""
+        launch = self.launch
+        first = next_delivery(self.store.waiting(self.name), None)
+        if first and self.row.argv_bytes and first[0].kind == "task":
+            text = self._compose(first, by_argv=True)
+            self._take(first, text, "submitted")
+            launch = launch._replace(prompt=text)
+        if self.row.program:
+            program = [find_program(self.row.program, self.env.get("PATH", ""))]
+        elif self.row.name == "command":
+            program = [
+                find_program(str(launch.profile.settings["command"][0]), self.env.get("PATH", ""))
+            ]
+        else:
+            program = list(launch.mcp[:-1])
+        os.chdir(self.session.cwd)
+        if self.row.by_output:
+            self._tmux(
+                "pipe-pane", "-O", "-t", self.pane, "exec cat >" + quote_argv([self.wake.path])
+            )
+        argv = [*program, *map(str, self.row.argv(launch))]
+        self.child = spawn_foreground(
+            argv, {**self.env, **self.row.env(launch), **tmux_variables()}
+        )
+        self.store.log(self.name, "started", pid=self.child, program=program[0])
+        self._save()
+
+    def _round(self) -> bool:
+        """Do all that can be done now; tell whether the session goes on."""
+        self.wake.drain()
+        self._reap()
+        if self.signal == signal.SIGHUP:
+            self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
+        elif self.signal:
+            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
+        if self.over:
+            return False
+        for at, payload in self.store.take_events(self.name):
+            self._on_payload(payload, at)
+        if self.over:
+            return False
+        try:
+            self._advance(time.time())
+            self._save()
+        except TmuxError as error:
+            # The hangup, if that is what it is, arrives as a signal; do not race it.
+            self.store.log(self.name, "tmux_failed", words=error.what)
+            if error.fix in ("gone", "no server"):
+                self._finish("lost", "terminal_gone", error.what)
+        return not self.over
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing can be due."""
+        now = time.time()
+        if self.ending and now - self.ending_at < SETTLE_S * 2:
+            return 0.02
+        if (
+            self.asked
+            or self.ready_at
+            or (self.phase == "starting" and now - self.since < STARTING_S)
+        ):
+            return 0.05
+        if (
+            self.phase in ("starting", "working", "asking")
+            or self.held_back
+            or self.delivery_open()
+        ):
+            return LOOK_S
+        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
+        if self.interrupted_at:
+            dues.append(self.interrupted_at + self.session.interrupted_s)
+        return max(0.01, min(dues) - now) if dues else 86400.0
+
+    def delivery_open(self) -> bool:
+        """Tell whether something was typed of which the CLI has not spoken yet."""
+        return self.delivery is not None and self.delivery.step != "taken"
+
+    def _reap(self) -> None:
+        """See whether the CLI ended; continue it at once if it was stopped (no shell is
+        there to bring it back from Ctrl-Z)."""
+        while self.child and not self.over:
+            pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
+            if not pid:
+                return
+            if os.WIFSTOPPED(status):
+                os.killpg(self.child, signal.SIGCONT)
+                continue
+            self.exit_status = (
+                os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            )
+            for at, payload in self.store.take_events(self.name):
+                self._on_payload(payload, at)
+            if self.ending and self.task and not self.store.tasks_out(self.name):
+                self._end_task("done", answer=self.ending.text, source=self.ending.source)
+            reason = "exited" if self.begun else "never_started"
+            how = (
+                f"signal {-self.exit_status}"
+                if self.exit_status < 0
+                else f"exit status {self.exit_status}"
+            )
+            self._finish("failed", reason, f"{self.row.name} ended by itself with {how}")
+
+    def _finish(self, outcome: str, reason: str, detail: str) -> None:
+        """End the session: answer what is open, end what is left, keep the last screen."""
+        if self.over:
+            return
+        self.over = True
+        screen = self._screen(history=True)
+        base = Result("", self.name, outcome, source="", turns=tuple(self.turns),
+                      exit_status=self.exit_status, exact=self.task_exact,
+                      screen=tail_lines(screen, PANE_LINES))  # fmt: skip
+        self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+        self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
+        self.boss.end_workers(self.name)
+        if self.child:
+            end_group(self.child, process_start(self.child), 2.0 if outcome == "stopped" else 0.5)
+            if self.exit_status is None:
+                try:
+                    self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
+                except ChildProcessError:
+                    self.exit_status = None
+        self.store.log(
+            self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
+        )
+        self.task = self.delivery = self.question = None
+        self.phase, self.since = "ended", time.time()
+        self.why = detail
+        self._save()
+        self.store.set_live(self.name, False)
+        self.store.poke_up(self.name)
+
+    # ---- state ----
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what state.json says now."""
+        open_for = self.task is not None and self.phase == "idle"
+        shown = self.phase
+        question = self.question
+        if open_for and self.interrupted_at:
+            shown = "asking"
+            question = Question(
+                f"interrupted-{self.interrupted_at:.0f}", "interrupted",
+                "a person interrupted the turn; the task goes on when the person or a message"
+                " starts another, and ends after a while", (), self.interrupted_at,
+            )  # fmt: skip
+        elif open_for:
+            shown = "working"
+        d = self.delivery
+        return {
+            "state": shown,
+            "since": self.since,
+            "task": self.task.task if self.task else "",
+            "task_message": self.task.id if self.task else "",
+            "turn_at": self.turn_at if self.phase == "working" else 0,
+            "delivering": d.messages[0] if d and d.step != "taken" else "",
+            "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact} if d else None,
+            "question": question._asdict() if question else None,
+            "group": {"id": self.child, "start": process_start(self.child)} if self.child else None,
+            "conversation": self.conversation if self.begun else self.launch.resume,
+            "transcript": self.transcript,
+            "held_back": self.held_back,
+            "why": self.why,
+            "exit_status": self.exit_status,
+            "evidence": self.evidence,
+            "reply": self.reply,
+        }
+
+    def _save(self) -> None:
+        """Write state.json where it changed, and wake whom it concerns."""
+        facts = self._facts()
+        if facts == self.saved:
+            return
+        if facts["state"] != self.saved.get("state"):
+            self.store.log(self.name, "state", state=facts["state"], why=self.why)
+        self.store.save_state(self.name, facts)
+        changed = [k for k in ("state", "question") if facts[k] != self.saved.get(k)]
+        self.saved = facts
+        if changed:
+            self.store.poke_up(self.name)
+        else:
+            self.store.poke(self.name)
+
+    def _set_phase(self, phase: str, why: str = "") -> None:
+        if phase != self.phase:
+            if self.phase == "asking":
+                self.paused_s += time.time() - self.since
+            self.phase, self.since = phase, time.time()
+        self.why = why
+        self.idle_looks = 0
+        self.look_at = time.time() + LOOK_S
+
+    # ---- events ----
+
+    def _on_payload(self, payload: dict[str, Any], at: float) -> None:
+        order = payload.get("cao")
+        if order == "stop":
+            self._finish("stopped", "stopped", "the session was stopped")
+        elif order == "interrupt":
+            self._interrupt("interrupted")
+        elif order == "answer":
+            self.reply = {"id": payload["id"], **self._answer(payload)}
+        elif event := read_hook(payload):
+            self._on_event(event, at)
+
+    def _on_event(self, event: Event, at: float) -> None:
+        self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
+        self.store.log(self.name, "event", kind=event.kind, source=event.source,
+                       reason=event.reason)  # fmt: skip
+        self.conversation = event.conversation or self.conversation
+        if event.transcript and event.transcript != self.transcript:
+            self.transcript, self.offset = event.transcript, 0
+        if event.kind == "submitted":
+            self._on_submitted(event)
+        elif event.kind == "ended" and self.phase != "idle":
+            self.ending, self.ending_at = event, time.time()
+        elif event.kind == "failed":
+            self._end_turn("failed", event)
+        elif event.kind == "interrupted":
+            self._end_turn("interrupted", event)
+        elif event.kind == "asked":
+            self.asked, self.asked_at = event, time.time()
+
+    def _on_submitted(self, event: Event) -> None:
+        """A prompt was accepted: ours, a person's, or the CLI's own."""
+        d = self.delivery
+        if d and d.step != "taken" and same_prompt(d.text, event.text):
+            self._taken(first_difference(d.text, event.text))
+        self._begin_turn()
+
+    def _taken(self, exact: str) -> None:
+        d = self.delivery
+        if not d:
+            return
+        self.delivery = d._replace(step="taken", at=time.time(), exact=exact)
+        self.store.log(self.name, "taken", messages=d.messages, exact=exact)
+        if self.task and self.task.id in d.messages:
+            self.task_exact = exact
+
+    def _begin_turn(self) -> None:
+        self.begun = True
+        self.ending = self.asked = None
+        self.interrupted_at = 0.0
+        self.question = None
+        self.turn_at = time.time()
+        if self.transcript and self.phase != "working":
+            self.offset = file_size(self.transcript)
+        self._set_phase("working")
+
+    # ---- deciding ----
+
+    def _advance(self, now: float) -> None:
+        """Look where something is due, then decide what the facts allow."""
+        if self.ending:
+            self._advance_ending(now)
+        if self.asked:
+            self._advance_asked(now)
+        if now >= self.look_at or self.row.by_output or self.phase == "starting":
+            self._look(now)
+        if self.delivery_open():
+            self._advance_delivery(now)
+        if self.check and "exit_status" in self.check:
+            self._after_check()
+        self._advance_timers(now)
+        if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
+            self._deliver_next(now)
+
+    def _advance_ending(self, now: float) -> None:
+        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
+        and work in the background may start another."""
+        event = self.ending
+        if not event or event.blocking:
+            return
+        look = self._status()
+        if look.state == "idle":
+            self._end_turn("done", event)
+        elif look.state == "unknown":
+            again = self._transcript_event()
+            late = now - self.ending_at >= SETTLE_S
+            if (again and again.kind == "ended") or late:
+                self._end_turn("done", event)
+
+    def _advance_asked(self, now: float) -> None:
+        """Believe a question when its dialog is drawn: it may be approved by a rule."""
+        event = self.asked
+        if not event:
+            return
+        menu = parse_menu(self._screen())
+        if menu:
+            self.asked = None
+            kind = "question" if event.reason == "AskUserQuestion" else "permission"
+            self._ask(kind, event.text or menu[0], menu[1])
+        elif now - self.asked_at > DIALOG_S:
+            if self._status().state == "asking":
+                self._ask("permission", event.text or "a dialog that has no menu", ())
+            self.asked = None
+
+    def _ask(self, kind: str, text: str, options: tuple[Option, ...]) -> None:
+        question = Question(question_id(text, options), kind, text, options, time.time())
+        if self.question and self.question.id == question.id:
+            return
+        self.question = question
+        self.store.log(self.name, "asking", question=question.id, kind=kind)
+        self._set_phase("asking", f"asks: {shorten(text, 80)}")
+
+    def _look(self, now: float) -> None:
+        """Look at what gives no event: at most once a second while a turn runs."""
+        self.look_at = now + LOOK_S
+        if self.row.by_output:
+            self._look_at_output(now)
+        elif self.phase == "starting":
+            self._look_at_start(now)
+        elif self.phase == "working" and not self.ending:
+            self._look_at_turn(now)
+        elif self.phase == "asking":
+            self._look_at_dialog()
+        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
+            self._advance_ending(now)
+
+    def _look_at_start(self, now: float) -> None:
+        """Find the composer, or a dialog of the first run."""
+        look = self._status()
+        slow = self.delivery_open() or self.row.status_path is None
+        if look.state == "idle" and not self.delivery_open():
+            self._set_phase("idle", "ready")
+            return
+        if slow and now - self.since < 1.0 and self.delivery_open():
+            return  # it has its prompt: events will tell
+        if int(now * 20) % 5 and look.state != "asking":
+            return  # the screen at four looks a second
+        screen = self._screen(ansi=True)
+        menu = parse_menu(strip_ansi(screen))
+        if menu:
+            low = menu[0].lower()
+            kind = (
+                "trust"
+                if "trust" in low
+                else "login"
+                if re.search("sign in|log ?in", low)
+                else "dialog"
+            )
+            self._ask(kind, *menu[:2])
+        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
+            if parse_draft(screen, self.row.composer) is not None:
+                self._set_phase("idle", "its input line is drawn")
+
+    def _look_at_turn(self, now: float) -> None:
+        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
+        look = self._status()
+        if look.state == "asking" and not self.asked:
+            self.asked, self.asked_at = Event("asked", source="status_file"), now
+        elif look.state == "busy":
+            self.idle_looks = 0
+        elif look.state == "idle" or not self.row.status_path:
+            self.idle_looks += look.state == "idle"
+            event = self._transcript_event()
+            if event and event.kind == "ended" and self.idle_looks < 2:
+                self.idle_looks += not self.row.status_path  # its hook may be on the way
+            elif event:
+                self._on_event(event, now)
+            elif self.idle_looks >= 2:
+                self._on_event(Event("interrupted", source="status_file"), now)
+            elif not self.transcript and self.row.failure:
+                self._look_for_failure(now)
+
+    def _look_for_failure(self, now: float) -> None:
+        """The last resort: the screen's own words for a failed turn."""
+        screen = self._screen()
+        found = re.findall(self.row.failure, screen, re.M)
+        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
+            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
+
+    def _look_at_dialog(self) -> None:
+        """See whether a person answered, or the dialog changed."""
+        look = self._status()
+        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
+        if menu and self.question:
+            if menu[1] != self.question.options:
+                self._ask(self.question.kind, *menu[:2])
+            return
+        if look.state == "asking":
+            return
+        self.question = None
+        self.store.log(self.name, "answered", state=look.state)
+        self._set_phase("working" if self.begun else "starting", "the dialog closed")
+        self.since = time.time()
+
+    def _look_at_output(self, now: float) -> None:
+        """Read the screen of a program that gives no events (provider: command)."""
+        if self.phase == "idle" and not self.delivery_open():
+            return
+        look = screen_look(self.launch.profile, self._screen(join=True))
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        if look.state != "idle":
+            self.ready_at = 0.0
+        if look.state == "asking":
+            text = look.why
+            menu = parse_menu(self._screen())
+            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
+        elif look.state == "idle" and not self.ready_at:
+            self.ready_at = now
+        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
+            self.ready_at = 0.0
+            if self.phase == "starting":
+                self._set_phase("idle", look.why)
+            elif self._line_now() > self.printed_from:
+                printed = self._tmux_capture_from(self.printed_from)
+                answer = parse_printed(self.launch.profile, printed)
+                self._end_turn("done", Event("ended", answer, source="screen"))
+        elif look.state != "idle" and self.phase == "asking":
+            self.question = None
+            self._set_phase("working", "the question is gone")
+
+    def _line_now(self) -> int:
+        """Return the pane's cursor line, counted from the top of its history."""
+        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
+        return int(history) + int(line)
+
+    def _tmux_capture_from(self, line: int) -> str:
+        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
+        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
+
+    def _advance_timers(self, now: float) -> None:
+        """Do what is due by the clock alone."""
+        if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
+            self.interrupted_at = 0.0
+            self._end_task("interrupted", reason="interrupted_by_person")
+        if self.task and self.phase == "working" and self.task_at:
+            if now - self.task_at - self.paused_s > self.task.timeout_s:
+                self._interrupt("timeout")
+        if not self.begun and self.task and self.phase == "starting":
+            if now - self.since > NEVER_STARTED_S:
+                self._end_task("failed", reason="never_started",
+                               detail=f"no turn began in {NEVER_STARTED_S:.0f} s")  # fmt: skip
+                self.delivery = None
+        if self._may_close() and now - self.since >= self.session.idle_close_s:
+            self._finish("stopped", "idle", "it had been idle")
+
+    def _may_close(self) -> bool:
+        return (
+            self.phase == "idle"
+            and not self.session.keep
+            and not self.task
+            and not self.delivery_open()
+            and not self.store.tasks_out(self.name)
+        )
+
+    # ---- a turn's and a task's end ----
+
+    def _end_turn(self, how: str, event: Event) -> None:
+        """A turn ended: done, failed or interrupted. Decide what that means for the task."""
+        self.ending = self.asked = self.question = None
+        if self.delivery_open():
+            self._taken("unknown: the CLI sent no prompt event")
+        self.begun = True
+        self._set_phase("idle", f"turn {how}")
+        self.store.log(self.name, "turn_ended", how=how, source=event.source, reason=event.reason,
+                       seconds=round(time.time() - self.turn_at, 2))  # fmt: skip
+        ordered, self.ordered = self.ordered, ""
+        if not self.task:
+            return
+        if how == "failed":
+            self._end_task("failed", source=event.source, reason=event.reason or "api_error",
+                           detail=event.text, retry_at=event.retry_at)  # fmt: skip
+        elif how == "interrupted" and ordered:
+            self._end_task(ordered, source=event.source, reason="by_order")
+        elif how == "interrupted":
+            self.interrupted_at = time.time()
+            self.evidence["interrupted"] = event.source
+        elif self.store.tasks_out(self.name) or self._supervisor_wrote():
+            self.turns.append(event.text)
+        elif self.task.check:
+            self._start_check(event)
+        else:
+            self._end_task(
+                "done", answer=event.text, source=event.source, background=event.background
+            )
+
+    def _supervisor_wrote(self) -> bool:
+        return any(m.kind == "message" and self.task and m.sender == self.task.sender
+                   for m in self.store.waiting(self.name))  # fmt: skip
+
+    def _end_task(self, outcome: str, **fields: Any) -> None:
+        """Write the open task's one result and tell its owner."""
+        task = self.task
+        if not task:
+            return
+        answer = str(fields.get("answer") or "")
+        notes = (
+            [f"reached the CLI changed: {self.task_exact}"]
+            if self.task_exact.startswith("differs")
+            else []
+        )
+        if self.session.worktree:
+            try:
+                fields["worktree"] = worktree_facts(self.store, self.session)
+            except CaoError as error:
+                notes.append(f"the worktree could not be read: {error.what}")
+        if self.check:
+            fields["check"] = {k: v for k, v in self.check.items() if k != "answer"}
+        if outcome not in ("done",) and "screen" not in fields:
+            fields["screen"] = tail_lines(self._screen(), PANE_LINES)
+        if outcome == "interrupted" and "source" not in fields:
+            fields["source"] = str(self.evidence.get("interrupted") or "")
+        result = Result(
+            task.task, self.name, outcome, turns=tuple(self.turns), exact=self.task_exact,
+            seconds=round(time.time() - task.sent_at, 3), bytes=len(answer.encode(errors="surrogatepass")),
+            notes=tuple(notes), ended_at=time.time(), exit_status=self.exit_status, **fields,
+        )  # fmt: skip
+        self.task = self.check = None
+        self.turns, self.task_exact, self.paused_s = [], "", 0.0
+        self.store.save_result(result, task.sender)
+        self.store.log(self.name, "result", task=task.task, outcome=outcome, reason=result.reason,
+                       source=result.source, bytes=result.bytes)  # fmt: skip
+
+    def _start_check(self, event: Event) -> None:
+        """Run the task's acceptance check in the worker's directory, beside this loop."""
+        import shlex
+        import threading
+
+        assert self.task is not None
+        command = self.task.check
+        self.check = {"command": command, "tries": self.tries + 1, "answer": event}
+
+        def work() -> None:
+            found: dict[str, Any]
+            try:
+                ran = run(shlex.split(command), TASK_TIMEOUT_S, cwd=self.session.cwd, env=self.env)
+                found = {"tail": tail_lines(ran.out + ran.err, 60), "exit_status": ran.status}
+            except (CaoError, ValueError) as error:
+                found = {"tail": str(error), "exit_status": 127}
+            if self.check is not None:
+                self.check.update(found)
+            wake_safely(self.wake)()
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def _after_check(self) -> None:
+        """Accept the answer, or give the check's output back to the worker."""
+        check, task = self.check, self.task
+        if not check or not task:
+            return
+        event = check["answer"]
+        self.tries += 1
+        if check["exit_status"] == 0:
+            self._end_task(
+                "done", answer=event.text, source=event.source, background=event.background
+            )
+        elif self.tries > task.check_retries:
+            self._end_task("failed", answer=event.text, source=event.source, reason="check_failed",
+                           detail=f"`{check['command']}` ended with {check['exit_status']}")  # fmt: skip
+        else:
+            self.turns.append(event.text)
+            text = (f"The check `{check['command']}` ended with exit status {check['exit_status']}."
+                    f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}")  # fmt: skip
+            self.check = None
+            self._type_text((f"{time.time_ns():020d}-check",), text)
+
+    def _interrupt(self, outcome: str) -> None:
+        """End the turn that runs, by the CLI's own key."""
+        if self.phase not in ("working", "asking") or self.ordered:
+            return
+        self.ordered = outcome
+        if outcome == "timeout":
+            self._end_task("timeout", reason="timeout",
+                           detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}")  # fmt: skip
+        if self.row.by_output:
+            self.boss.tmux.keys(self.pane, "C-c")
+            self._end_turn("interrupted", Event("interrupted", source="keys"))
+            return
+        for key in self.row.interrupt:
+            self.boss.tmux.keys(self.pane, key)
+        self.look_at = time.time() + 0.3
+
+    # ---- delivery ----
+
+    def _compose(self, messages: Sequence[Message], *, by_argv: bool = False) -> str:
+        """Return the text to send; what cannot be typed exactly goes into a file that the
+        worker may read, named by one line."""
+        results = {m.id: self.store.load_result(m.task) for m in messages if m.kind == "result"}
+        text = "\n\n".join(render_message(m, results.get(m.id)) for m in messages)
+        size = len(text.encode(errors="surrogatepass"))
+        if by_argv:
+            fault = size > self.row.argv_bytes or re.match(self.row.file_if, text) or "\0" in text
+        else:
+            fault = bool(typing_fault(self.row, text))
+        if not fault and text.isprintable() | ("\n" in text) | ("\t" in text):
+            return text
+        path = self.store.launch_file(self.name, f"{messages[0].id}.md")
+        self.store.write(path, text)
+        what = "Your task" if messages[0].kind == "task" else f"A message from {messages[0].sender}"
+        return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
+
+    def _take(self, messages: Sequence[Message], text: str, step: str) -> bool:
+        """Claim messages and note them as on their way; False where one was claimed by
+        another (a `wait` of the agent itself)."""
+        first = messages[0]
+        self.delivery = Delivery(tuple(m.id for m in messages), text, step, time.time())
+        if first.kind == "task":
+            self.task, self.task_at, self.paused_s = first, time.time(), 0.0
+            self.turns, self.tries = [], 0
+        self._save()  # before the claim: killed in between, it is in new/ or named here
+        for message in messages:
+            if not self.store.claim(self.name, message.id):
+                self.delivery = None
+                return False
+        self.store.log(self.name, step, messages=[m.id for m in messages], bytes=len(text))
+        self.last_sent = text
+        return True
+
+    def _deliver_next(self, now: float) -> None:
+        """Type what waits, if the CLI can take it and no person is at it."""
+        messages = next_delivery(self.store.waiting(self.name), self.task)
+        if self.interrupted_at and self.task:
+            messages = [m for m in messages if m.sender == self.task.sender]
+        if not messages:
+            self.held_back = ""
+            return
+        self.held_back = self._obstacle()
+        if self.held_back:
+            return
+        text = self._compose(messages)
+        while len(messages) > 1 and "is in the file" in text[:200]:
+            messages = messages[:1]
+            text = self._compose(messages)
+        if self._take(messages, text, "queued"):
+            self._type_text(tuple(m.id for m in messages), text)
+
+    def _obstacle(self) -> str:
+        """Return why nothing may be typed now, or ""."""
+        if not self._in_foreground():
+            return "another program has the terminal"
+        if self.boss.tmux.person_active_s(self.name) < PERSON_S:
+            return "a person is at the session"
+        if self._status().state in ("asking", "busy"):
+            return "the CLI is not idle"
+        if not self.row.composer:
+            return ""
+        screen = self._screen(ansi=True)
+        if parse_menu(strip_ansi(screen)):
+            return "a dialog is open"
+        draft = parse_draft(screen, self.row.composer)
+        if draft is None:
+            return "its input line is not on the screen"
+        if draft and self.last_sent and self.last_sent.split("\n")[0].strip().startswith(draft):
+            self.boss.tmux.keys(self.pane, *self.row.clear)  # our own prompt, put back by Esc
+            return "clearing the input line"
+        return "a person has typed something" if draft else ""
+
+    def _in_foreground(self) -> bool:
+        try:
+            return os.tcgetpgrp(0) == self.child
+        except OSError:
+            return False
+
+    def _type_text(self, ids: tuple[str, ...], text: str) -> None:
+        """Type text and press Enter: each only after a look that it is safe."""
+        tmux, row = self.boss.tmux, self.row
+        self.delivery = Delivery(ids, text, "typed", time.time())
+        self.last_sent = text
+        if row.by_output:
+            self.printed_from = self._line_now()
+        tmux.paste(self.pane, split_pieces(text, *row.piece))
+        self.store.log(self.name, "typed", messages=ids, bytes=len(text))
+        until = time.monotonic() + 3
+        while row.composer and time.monotonic() < until:
+            if parse_draft(self._screen(ansi=True), row.composer):
+                break
+            select.select([], [], [], 0.02)
+        if not self._enter():
+            return
+        if row.by_output:
+            self._taken("claimed" if len(text) < 1000 and text.isprintable() else "")
+            self._begin_turn()
+
+    def _enter(self) -> bool:
+        """Press Enter, never into a dialog or another program."""
+        if not self._in_foreground() or (self.row.composer and parse_menu(self._screen())):
+            self.store.log(self.name, "enter_withheld")
+            return False
+        self.boss.tmux.keys(self.pane, "Enter")
+        if self.delivery:
+            self.delivery = self.delivery._replace(step="submitted", at=time.time())
+            self.store.log(self.name, "submitted", messages=self.delivery.messages)
+        return True
+
+    def _advance_delivery(self, now: float) -> None:
+        """No prompt event yet: look, press Enter once or twice more, or give up."""
+        d = self.delivery
+        if not d or self.phase != "idle" or now - d.at < SUBMIT_S:
+            return
+        if self._status().state == "busy":
+            self._taken("unknown: the CLI sent no prompt event")
+            self._begin_turn()
+            return
+        draft = parse_draft(self._screen(ansi=True), self.row.composer) if self.row.composer else ""
+        if d.enters < 3:
+            self.delivery = d._replace(enters=d.enters + 1, at=now)
+            if draft:
+                self._enter()
+            return
+        if draft:
+            self.boss.tmux.keys(self.pane, *self.row.clear)
+        self._undeliverable(d)
+
+    def _undeliverable(self, d: Delivery) -> None:
+        self.delivery = None
+        self.store.log(self.name, "undeliverable", messages=d.messages)
+        why = "the CLI did not take it as a prompt"
+        if self.task and self.task.id in d.messages:
+            self._end_task("failed", reason="never_started", detail=why)
+        for message in filter(None, (self.store.taken(self.name, i) for i in d.messages)):
+            if message.kind == "message":
+                self.boss.notify_undelivered(message, why)
+
+    def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Answer the open question by its own menu; verify that it is still the same
+        before a key is pressed, and that it closed."""
+        question = self.question
+        if not question or question.id != order.get("question"):
+            return {"ok": False, "text": "it asks something else now"}
+        if not question.options:
+            self.boss.tmux.paste(self.pane, [strip_controls(str(order["answer"]))])
+            self.boss.tmux.keys(self.pane, "Enter")
+            return self._closed(question, "typed")
+        option = choose_option(question.options, str(order["answer"]))
+        menu = parse_menu(self._screen())
+        if not option or not menu or menu[1] != question.options:
+            return {"ok": False, "text": "the dialog on the screen is another one now"}
+        for _ in range(3 * len(menu[1])):
+            step = question.options.index(option) - menu[2]
+            if not step:
+                break
+            self.boss.tmux.keys(self.pane, *["Down" if step > 0 else "Up"] * abs(step))
+            menu = self._menu_when(menu[2])
+            if not menu or menu[1] != question.options:
+                return {"ok": False, "text": "the dialog changed while it was answered"}
+        self.boss.tmux.keys(self.pane, "Enter")
+        return self._closed(question, option.text)
+
+    def _menu_when(self, moved_from: int) -> tuple[str, tuple[Option, ...], int] | None:
+        """Return the menu once its cursor has left a line, or as it is after a second."""
+        until = time.monotonic() + 1
+        while True:
+            menu = parse_menu(self._screen())
+            if not menu or menu[2] != moved_from or time.monotonic() > until:
+                return menu
+            select.select([], [], [], 0.02)
+
+    def _closed(self, question: Question, text: str) -> dict[str, Any]:
+        """Wait until the dialog is gone, and say what was answered."""
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            menu = parse_menu(self._screen())
+            if not menu or menu[1] != question.options:
+                self.question = None
+                self.store.log(self.name, "answered", question=question.id)
+                self._set_phase(
+                    "working" if self.begun or self.delivery_open() else "starting", "answered"
+                )
+                if not self.begun:
+                    self.phase = "starting"
+                return {"ok": True, "text": text}
+            select.select([], [], [], 0.03)
+        return {"ok": False, "text": "the dialog is still open"}
+
+    # ---- looking ----
+
+    def _status(self) -> Look:
+        """Read the CLI's own state file, where it has one."""
+        if not self.row.status_path:
+            return Look("unknown", "none", "this CLI keeps no state file")
+        path = self.row.status_path(
+            {**self.env, **self.row.env(self.launch)}, self.launch.folder, self.child
+        )
+        look = self.row.read_status(self.store.read_text(path))
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        return look
+
+    def _transcript_event(self) -> Event | None:
+        """Return how the turn ended by the CLI's transcript, if it says so."""
+        if not self.transcript:
+            return None
+        try:
+            with open(self.transcript, "rb") as file:
+                file.seek(self.offset)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return None  # it is made with the first words
+        return self.row.read_transcript(lines)
+
+    def _screen(self, *, ansi: bool = False, join: bool = False, history: bool = False) -> str:
+        """Return the pane's screen, "" where it is gone."""
+        try:
+            return self.boss.tmux.capture(
+                self.pane, ansi=ansi, join=join, first="-200" if history else ""
+            )
+        except CaoError:
+            return ""
+
+    def _tmux(self, *args: str) -> str:
+        return self.boss.tmux.run(*args)
+
+
+def question_id(text: str, options: Sequence[Option]) -> str:
+    """Return an id that changes with what is asked."""
+    import zlib
+
+    return f"q{zlib.crc32(repr((text, tuple(map(tuple, options)))).encode()):08x}"
+
+
+def file_size(path: str) -> int:
+    """Return a file's size, 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def tmux_variables() -> dict[str, str]:
+    """Return what tmux says of this pane to the programs in it."""
+    return {k: os.environ[k] for k in ("TERM", "TMUX", "TMUX_PANE", "COLORTERM") if k in os.environ}
+
+
+def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
+    """Start a program on our terminal, as its foreground process group; return its pid.
+
+    Not subprocess: only the child itself can take the terminal before its first read.
+    """
+    pid = os.fork()
+    if pid:
+        try:
+            os.setpgid(pid, pid)  # both sides do it: whoever is first
+        except OSError:
+            pass  # it has exec'ed already
+        return pid
+    try:
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        if os.isatty(0):
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            os.tcsetpgrp(0, os.getpid())
+        for number in (
+            signal.SIGTTOU,
+            signal.SIGTTIN,
+            signal.SIGTSTP,
+            signal.SIGPIPE,
+            signal.SIGINT,
+        ):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(argv[0], list(argv), env)
+    except OSError as error:
+        os.write(2, f"cao: {argv[0]} could not be started: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def run_session(store: Store, name: str) -> int:
+    """Be a session's runner: the pane's own process."""
+    session = store.load(name)
+    if not session:
+        raise NotFoundError(f"there is no session {name!r}", "cao ls shows them")
+    return Runner(store, session).run()
+
+
+# ==== 11. Tools =======================================================================
+#
+# One row per MCP tool. To add one: a verb in Orchestrator, a function and a row here, a
+# README line. All of tools/list stays within 10 kB: it is in every agent's context.
+
+
+class Call(NamedTuple):
+    """One use of a tool: who calls, and what its wait may use."""
+
+    boss: Orchestrator
+    told: set[str]  # ids of questions this client has heard
+    ceiling_s: float
+    cancelled: Callable[[], bool] = lambda: False
+    on_wake: Callable[[Wake], None] = lambda _: None
+    on_look: Callable[[Waited], None] = lambda _: None
+
+
+class Answer(NamedTuple):
+    """What a tool gives: text for the model, the same as data for programs."""
+
+    text: str
+    data: dict[str, Any]
+    left_running: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
+
+
+class Tool(NamedTuple):
+    """One row of tools/list."""
+
+    name: str
+    title: str
+    about: str
+    arguments: dict[str, Any]
+    required: tuple[str, ...]
+    gives: dict[str, Any]
+    call: Callable[[Call, dict[str, Any]], Answer]
+    reads: bool = False  # readOnlyHint
+    ends: bool = False  # destructiveHint
+    delegates: bool = False  # makes the client's folder
+
+
+def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
+    """Return a tool's arguments. Raises UsageError naming the one that is wrong, and what
+    to write (JSON Schema 2020-12: the few words our own schemas use)."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{tool.name}: the arguments must be an object", "e.g. {}")
+    example = ", ".join(f'"{name}": …' for name in tool.required)
+    for name in tool.required:
+        if name not in given:
+            raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
+    kinds: dict[str, Any] = {
+        "string": str, "boolean": bool, "number": (int, float), "array": list
+    }  # fmt: skip
+    for name, value in given.items():
+        schema = tool.arguments.get(name)
+        if schema is None:
+            known = ", ".join(tool.arguments) or "none"
+            raise UsageError(
+                f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
+            )
+        kind = str(schema["type"])
+        wrong = not isinstance(value, kinds[kind]) or (kind == "number" and isinstance(value, bool))
+        if kind == "array" and not wrong:
+            wrong = not all(isinstance(item, str) for item in value)
+        if wrong:
+            raise UsageError(f"{tool.name}: {name!r} must be a {kind}, got {value!r:.60}",
+                             schema["description"])  # fmt: skip
+        if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
+            raise UsageError(
+                f"{tool.name}: {name!r} is out of range: {value}", schema["description"]
+            )
+    return given
+
+
+def task_options(given: dict[str, Any]) -> TaskOptions:
+    """Return the options in the arguments of handoff and assign."""
+    return TaskOptions(**{k: v for k, v in given.items() if k in TaskOptions._fields})
+
+
+def view_waited(call: Call, found: Waited) -> Answer:
+    """Return what a wait found, as text and as data."""
+    parts: list[str] = []
+    data: dict[str, Any] = {}
+    most = ANSWER_CHARS_BY_CLIENT.get("claude-code" if call.ceiling_s == 110 else "", ANSWER_CHARS)
+    if call.ceiling_s >= TOOL_TIMEOUT_S:
+        most = max(ANSWER_CHARS_BY_CLIENT.values())
+    if found.results:
+        data["results"] = [view_result(call.boss.store, r, most) for r in found.results]
+        for result, shown in zip(found.results, data["results"]):
+            text = render_result(result._replace(answer=shown["answer"]))
+            parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
+    for message in found.messages:
+        parts.append(render_message(message, None))
+    if found.messages:
+        keys = ("kind", "sender", "text", "id")
+        data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
+    for ask in found.asking:
+        parts.append(render_asking(ask))
+    if found.asking:
+        data["asking"] = [dict(ask) for ask in found.asking]
+    if found.running:
+        data["running"] = list(found.running)
+        states = [f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
+                  for t in found.running]  # fmt: skip
+        names = json.dumps(list(found.running))
+        parts.append(f"Still running: {', '.join(states)}. The work goes on by itself. To go on"
+                     f" waiting, call wait with tasks {names}; stop_session ends it.")  # fmt: skip
+    if not parts:
+        parts.append("Nothing is running for you, and there are no messages.")
+    data["outcome"] = found.results[0].outcome if len(found.results) == 1 else (
+        "asking" if found.asking else "running" if found.running else "done" if found.results else "nothing")  # fmt: skip
+    return Answer("\n\n".join(parts), data, found.running)
+
+
+def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
+    """Return a result as data for a program; a long answer is cut, and says so."""
+    empty = ("", (), None)
+    data = {k: v for k, v in result._asdict().items() if v not in empty or k == "answer"}
+    data.pop("screen", None)
+    data["file"] = store.result_path(result.task)
+    if len(result.answer) > most:
+        data["answer"] = result.answer[:most]
+        data["cut"] = (f"[cut: these are the first {most} of {len(result.answer)} characters;"
+                       f" the whole answer is in the file {data['file']}, key `answer`]")  # fmt: skip
+    return data
+
+
+def render_asking(ask: dict[str, Any]) -> str:
+    """Return a question as text, with its options and who may answer it."""
+    question = ask["question"]
+    way = f" (by way of {' > '.join(ask['path'])})" if len(ask["path"]) > 1 else ""
+    lines = [f"{ask['session']}{way} asks ({question['kind']}): {question['text']}"]
+    lines += [f"  {option[0]}. {option[1]}" for option in question["options"]]
+    if question["kind"] == "question":
+        lines.append(f'Answer with the tool answer (session "{ask["session"]}"), then call wait.')
+    elif question["kind"] != "interrupted":
+        lines.append(f"A person has to answer: cao answer {ask['session']} (or cao attach"
+                     f" {ask['session']}). The work goes on after that; call wait.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
+    task = call.boss.assign(given["target"], given["task"], task_options(given))
+    found = call.boss.await_tasks(
+        [task], call.ceiling_s, told=call.told, cancelled=call.cancelled,
+        on_wake=call.on_wake, on_look=call.on_look,
+    )  # fmt: skip
+    return view_waited(call, found)
+
+
+def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
+    task = call.boss.assign(given["target"], given["task"], task_options(given))
+    session = call.boss.store.session_of(task)
+    me = call.boss.store.load(call.boss.caller.name)
+    how = ("The result will arrive in your conversation by itself." if me and me.kind == "agent"
+           else f'Call wait with tasks ["{task}"] for the result.')  # fmt: skip
+    return Answer(
+        f"Task {task} is with session {session}. {how}", {"task": task, "session": session}
+    )
+
+
+def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
+    receipt = call.boss.send_message(given["target"], given["message"])
+    exact = f", {receipt['exact']}" if receipt.get("exact") else ""
+    return Answer(f"Message to {receipt['to']}: {receipt['step']}{exact}.", receipt)
+
+
+def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
+    tasks = list(given.get("tasks") or call.boss.store.tasks_out(call.boss.caller.name))
+    limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
+    found = call.boss.await_tasks(
+        tasks, limit, want_all=bool(given.get("all")), any_mail=not given.get("tasks"),
+        told=call.told, cancelled=call.cancelled, on_wake=call.on_wake, on_look=call.on_look,
+    )  # fmt: skip
+    return view_waited(call, found)
+
+
+def render_session(view: dict[str, Any]) -> str:
+    """Return one line on a session."""
+    line = f"{'  ' * view.get('depth', 0)}{view['session']}  {view['state']}"
+    line += f" for {render_seconds(view['for_s'])}"
+    if view["kind"] == "agent":
+        line += f"  {view['profile']} ({view['provider']})"
+    if view.get("task"):
+        line += f"  task {view['task']}"
+    if view.get("question"):
+        line += f"  asks: {shorten(view['question']['text'], 60)}"
+    return line
+
+
+def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
+    views = call.boss.list_sessions(bool(given.get("all")))
+    if call.boss.caller.worker:
+        reach = call.boss.known() | {
+            call.boss.caller.name,
+            *call.boss.ancestors(call.boss.caller.name),
+        }
+        views = [v for v in views if v["session"] in reach]
+    profiles = sorted({*find_profiles(call.boss.store.home, os.getcwd()), *PROVIDERS} - {"command"})
+    lines = [render_session(view) for view in views] or ["No session is running."]
+    lines.append("Profiles for new sessions: " + ", ".join(profiles))
+    return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
+
+
+def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
+    view = call.boss.read_session(given["session"], int(given.get("lines", PANE_LINES)))
+    head = render_session(view) + (f"  ({view['why']})" if view.get("why") else "")
+    return Answer(f"{head}\n{view['screen']}", view)
+
+
+def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
+    done = call.boss.answer(given["session"], given["answer"])
+    return Answer(
+        f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
+    )
+
+
+def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
+    done = call.boss.stop_session(given["session"], bool(given.get("interrupt")))
+    return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+_TASK_ARGUMENTS: dict[str, Any] = {
+    "target": _text("A profile or provider for a new session (developer, reviewer, claude, codex …),"
+                    " or a session's name to go on with its conversation."),
+    "task": _text("All the worker needs to know: it sees nothing of your conversation."),
+    "cwd": _text("Working directory, absolute; default: yours."),
+    "worktree": {"type": "boolean", "description": "Give a new session its own git worktree and branch."},
+    "check": _text("Command that must exit 0 in the worker's directory before the task is done,"
+                   " e.g. pytest -q."),
+    "timeout_s": {"type": "number", "minimum": 1,
+                  "description": "Seconds the task may work; default 3600."},
+    "keep": {"type": "boolean", "description": "Do not close the new session when it is idle."},
+    "request_id": _text("The same id again is the same task, not a second one."),
+}  # fmt: skip
+_SESSION = {"session": _text("The session's name, like developer-7k2m.")}
+_STRING, _LIST = {"type": "string"}, {"type": "array"}
+_WAITED = {
+    "outcome": _STRING,
+    "results": _LIST,
+    "messages": _LIST,
+    "asking": _LIST,
+    "running": _LIST,
+}
+
+TOOLS: dict[str, Tool] = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            "handoff", "Hand off a task",
+            "Give a task to another coding agent and wait for its whole answer. It works in a"
+            " session of its own, with its own context. Returns early when the worker asks"
+            " something, or before your client's limit for one call; the work goes on, and wait"
+            " goes on waiting. For tasks side by side use assign.",
+            _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True,
+        ),
+        Tool(
+            "assign", "Assign a task",
+            "Give a task to another coding agent and go on at once. Returns the names of task and"
+            " session. The result comes with wait, or by itself if you run inside cao.",
+            _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
+            _call_assign, delegates=True,
+        ),
+        Tool(
+            "send_message", "Send a message",
+            "Send a message to a session, or to your supervisor. A worker at work reads it after"
+            " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
+            {"target": _text('A session\'s name, or "supervisor".'), "message": _text("The text.")},
+            ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
+            _call_send_message, delegates=True,
+        ),
+        Tool(
+            "wait", "Wait for results",
+            "Wait for the next results, messages and questions from your workers.",
+            {
+                "tasks": {"type": "array", "items": _STRING, "description": "Only these tasks."},
+                "all": {"type": "boolean", "description": "Wait for all of them, not the first."},
+                "timeout_s": {"type": "number", "minimum": 0, "description": "Seconds at the most."},
+            },
+            (), _WAITED, _call_wait,
+        ),
+        Tool(
+            "list_sessions", "List sessions",
+            "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
+            {"all": {"type": "boolean", "description": "The ended ones too."}},
+            (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True,
+        ),
+        Tool(
+            "read_session", "Read a session",
+            "Show a session's screen as it is now, its state and the evidence for it. To get an"
+            " answer use wait: the screen is not the answer.",
+            {**_SESSION, "lines": {"type": "number", "minimum": 1, "description": "Default 50."}},
+            ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
+            _call_read_session, reads=True,
+        ),
+        Tool(
+            "answer", "Answer a question",
+            "Answer what a worker asks, if it still asks the same. Permissions are a person's to"
+            " give unless the worker's profile says `approve: supervisor`.",
+            {**_SESSION, "answer": _text("An option's number or text, or free text where there are"
+                                         " no options.")},
+            ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer,
+        ),
+        Tool(
+            "stop_session", "Stop a session",
+            "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
+            {**_SESSION, "interrupt": {"type": "boolean",
+                                       "description": "Only interrupt its turn; the session lives."}},
+            ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def render_tool(tool: Tool) -> dict[str, Any]:
+    """Return a tool as tools/list has it."""
+    schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
+    if tool.required:
+        schema["required"] = list(tool.required)
+    return {
+        "name": tool.name, "title": tool.title, "description": tool.about,
+        "inputSchema": {**schema, "additionalProperties": False},
+        "outputSchema": {"type": "object", "properties": tool.gives},
+        "annotations": {"title": tool.title, "readOnlyHint": tool.reads, "destructiveHint": tool.ends,
+                        "idempotentHint": tool.reads, "openWorldHint": tool.delegates},
+        "_meta": {"anthropic/maxResultSizeChars": 500000, "anthropic/alwaysLoad": True},
+    }  # fmt: skip
+
+
+# ==== 12. McpServer ===================================================================
+
+LEGACY_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MODERN_VERSION = "2026-07-28"
+_META = "io.modelcontextprotocol/"
+INSTRUCTIONS = """\
+cao hands work to other coding agents, each in a tmux session of its own. handoff gives a task and \
+waits for the whole answer; assign gives one and goes on, so use it for work side by side, then \
+wait. A worker knows nothing of your conversation: put all it needs into the task. When a call \
+returns `running`, the work goes on: call wait with the task's name, do not give the task again. \
+When a worker asks, tell the person or use answer, then wait. A session keeps its conversation: \
+give a follow-up to the session's name, not to the profile. Idle sessions close by themselves."""
+
+
+class RpcError(Exception):
+    """A protocol fault, with its JSON-RPC code."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code, self.data = code, data
+
+
+class Running(NamedTuple):
+    """A tool call that is being made; `flags` holds "cancelled" once it is."""
+
+    flags: set[str]
+    wakes: list[Wake]
+
+
+class McpServer:
+    """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
+    chosen by each message. Owns the lines and the calls in flight; knows no rules of cao."""
+
+    def __init__(self, store: Store, fd_in: int, fd_out: int) -> None:
+        import threading
+
+        self.store, self.fd_in, self.fd_out = store, fd_in, fd_out
+        self.writing = threading.Lock()
+        self.version = ""  # of the handshake, once there was one
+        self.client: dict[str, Any] = {}
+        self.boss: Orchestrator | None = None
+        self.opening = threading.Lock()
+        self.lock: int | None = None
+        self.running: dict[tuple[str, Any], Running] = {}
+        self.told: set[str] = set()
+        self.left: list[str] = []  # tasks of cancelled calls the client must hear of
+
+    # ---- lines ----
+
+    def serve(self) -> int:
+        """Answer until the client closes our input; return the exit status."""
+        buffer = bytearray()
+        while True:
+            try:
+                chunk = os.read(self.fd_in, 1 << 16)
+            except InterruptedError:
+                continue
+            except OSError:
+                chunk = b""
+            if not chunk:
+                break
+            start = len(buffer)
+            buffer += chunk
+            while (end := buffer.find(b"\n", start)) >= 0:
+                line, start = bytes(buffer[:end]), 0
+                del buffer[: end + 1]
+                if line.strip():
+                    self.receive(line)
+        self.close()
+        return 0
+
+    def close(self) -> None:
+        """Leave no FIFO behind; the threads are daemons and end with us."""
+        for running in list(self.running.values()):
+            for wake in running.wakes:
+                for path in (*wake.links, wake.path):
+                    _unlink(path)
+
+    def send(self, message: Any) -> None:
+        """Write one message as one line."""
+        try:
+            line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        except UnicodeEncodeError:  # a lone surrogate
+            line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        with self.writing:
+            view = memoryview(line)
+            try:
+                while view:
+                    view = view[os.write(self.fd_out, view) :]
+            except OSError:
+                self.close()
+                os._exit(0)  # the client is gone; nobody is left to tell
+
+    def receive(self, line: bytes) -> None:
+        """Take one line: a message, or a batch of them (2025-03-26 only)."""
+        try:
+            message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+            self.send(_error(None, -32700, f"not JSON: {reason}"))
+            return
+        if isinstance(message, list) and message and self.version == "2025-03-26":
+            self.receive_batch(message)
+        else:
+            self.handle(message, self.send)
+
+    def receive_batch(self, messages: list[Any]) -> None:
+        """Answer a batch with one array (2025-03-26, basic: Batching)."""
+        expected = sum(not isinstance(m, dict) or ("id" in m and "method" in m) for m in messages)
+        answers: list[Any] = []
+
+        def collect(answer: Any) -> None:
+            answers.append(answer)
+            if len(answers) == expected:
+                self.send(answers)
+
+        for message in messages:
+            if isinstance(message, dict) and message.get("method") == "initialize":
+                collect(_error(message.get("id"), -32600, "initialize must not be in a batch"))
+            else:
+                self.handle(message, collect)
+
+    def handle(self, message: Any, reply: Callable[[Any], None]) -> None:
+        """Answer one message; notifications and stray responses get none."""
+        if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+            reply(_error(None, -32600, "not a JSON-RPC 2.0 message"))
+            return
+        method, params, key = message.get("method"), message.get("params", {}), message.get("id")
+        if "id" not in message or "method" not in message:
+            if method == "notifications/cancelled" and isinstance(params, dict):
+                self.cancel(params.get("requestId"))
+            elif "method" not in message and "result" not in message and "error" not in message:
+                reply(_error(None, -32600, "neither a request nor a response"))
+            return
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            reply(_error(None, -32600, "the id must be a string or an integer"))
+            return
+        try:
+            if not isinstance(method, str):
+                raise RpcError(-32600, "the method must be a string")
+            if not isinstance(params, dict):
+                raise RpcError(-32602, "params must be an object")
+            self.dispatch(key, method, params, reply)
+        except RpcError as error:
+            reply(_error(key, error.code, str(error), error.data))
+
+    # ---- methods ----
+
+    def dispatch(
+        self, key: Any, method: str, params: dict[str, Any], reply: Callable[[Any], None]
+    ) -> None:
+        """Answer a request, or start the thread that will."""
+        meta = params.get("_meta", {})
+        if not isinstance(meta, dict):
+            raise RpcError(-32602, "_meta must be an object")
+        modern = _META + "protocolVersion" in meta
+        if modern:
+            self.check_modern(meta)
+        elif method == "initialize":
+            reply({"jsonrpc": "2.0", "id": key, "result": self.initialize(params)})
+            return
+        elif method == "ping":
+            reply({"jsonrpc": "2.0", "id": key, "result": {}})
+            return
+        methods = {**_METHODS, **({"server/discover": McpServer.discover} if modern else {})}
+        if method not in methods and method != "tools/call":
+            raise RpcError(-32601, f"there is no method {method!r}")
+        if not modern and not self.version:
+            raise RpcError(-32600, "initialize first")
+        if method == "tools/call":
+            self.call_tool(key, params, meta, modern, reply)
+            return
+        result = methods[method](self, params)
+        if modern:
+            result = _modern(result)
+            if method.endswith(("list", "discover", "read")):
+                result.update(ttlMs=0, cacheScope="private")
+        reply({"jsonrpc": "2.0", "id": key, "result": result})
+
+    def check_modern(self, meta: dict[str, Any]) -> None:
+        """Check what 2026-07-28 wants with every request (basic: Requests)."""
+        version = meta[_META + "protocolVersion"]
+        if version != MODERN_VERSION:
+            supported = [MODERN_VERSION, *LEGACY_VERSIONS]
+            raise RpcError(-32022, f"version {version!r} is not supported",
+                           {"supported": supported, "requested": version})  # fmt: skip
+        if not isinstance(meta.get(_META + "clientCapabilities"), dict):
+            raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
+        info = meta.get(_META + "clientInfo")
+        if isinstance(info, dict):
+            self.client = info
+
+    def initialize(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Do the handshake: echo a version we know, else offer our newest."""
+        wanted = params.get("protocolVersion")
+        if not isinstance(wanted, str):
+            raise RpcError(-32602, "protocolVersion must be a string")
+        if self.version:
+            raise RpcError(-32600, f"initialized already, with {self.version}")
+        self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
+        info = params.get("clientInfo")
+        self.client = info if isinstance(info, dict) else {}
+        return {
+            "protocolVersion": self.version, "capabilities": {"tools": {}},
+            "serverInfo": SERVER_INFO, "instructions": INSTRUCTIONS,
+        }  # fmt: skip
+
+    def discover(self, _params: dict[str, Any]) -> dict[str, Any]:
+        """Say who we are, to a client that does no handshake (2026-07-28)."""
+        return {"supportedVersions": [MODERN_VERSION, *LEGACY_VERSIONS],
+                "capabilities": {"tools": {}}, "instructions": INSTRUCTIONS}  # fmt: skip
+
+    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return tools/list: one page, so any cursor is a bad one."""
+        if params.get("cursor") is not None:
+            raise RpcError(-32602, "there is no such cursor")
+        return {"tools": [render_tool(tool) for tool in TOOLS.values()]}
+
+    # ---- tool calls ----
+
+    def call_tool(self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool,
+                  reply: Callable[[Any], None]) -> None:  # fmt: skip
+        """Make a tool call in a thread of its own."""
+        import threading
+
+        name = params.get("name")
+        if not isinstance(name, str) or name not in TOOLS:
+            raise RpcError(-32602, f"unknown tool: {name!r}")
+        token = meta.get("progressToken")
+        if isinstance(token, bool) or not isinstance(token, (str, int)):
+            token = None
+        running = Running(set(), [])
+        self.running[type(key).__name__, key] = running
+        call = (TOOLS[name], params.get("arguments", {}), running, token)
+
+        def work() -> None:
+            try:
+                result = self.run_tool(*call)
+            finally:
+                self.running.pop((type(key).__name__, key), None)
+            if "cancelled" not in running.flags:
+                reply(
+                    {"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result}
+                )
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def run_tool(self, tool: Tool, given: Any, running: Running, token: Any) -> dict[str, Any]:
+        """Return a tool's result, or its error as one: the model can act on both."""
+        try:
+            arguments = check_arguments(tool, given)
+            boss = self.open(tool.delegates)
+            done = tool.call(self.make_call(boss, running, token), arguments)
+            text, data, wrong = done.text, done.data, False
+            if "cancelled" in running.flags:
+                self.left += done.left_running
+        except CaoError as error:
+            text, data, wrong = str(error), None, True
+        except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
+            import traceback
+
+            traceback.print_exc()
+            text, data, wrong = f"cao failed: {error!r}\ntry: cao doctor", None, True
+        if self.left and "cancelled" not in running.flags:
+            names, self.left = ", ".join(self.left), []
+            text = (f"Still running after the call you cancelled: {names} (wait gets the result,"
+                    f" stop_session ends the session).\n\n{text}")  # fmt: skip
+        result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
+        if data is not None:
+            result["structuredContent"] = data
+        return {**result, "isError": True} if wrong else result
+
+    def make_call(self, boss: Orchestrator, running: Running, token: Any) -> Call:
+        """Return what a tool may use while it waits."""
+        started, last = time.monotonic(), [0.0]
+
+        def look(found: Waited) -> None:
+            passed = time.monotonic() - started
+            if token is None or passed - last[0] < PROGRESS_S * 0.9 or "cancelled" in running.flags:
+                return
+            last[0] = passed
+            states = (f"{boss.store.session_of(t)} {boss.state_of(boss.store.session_of(t)).get('state')}"
+                      for t in found.running)  # fmt: skip
+            text = f"{', '.join(states)}, {render_seconds(passed)}"
+            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": {
+                "progressToken": token, "progress": round(passed, 3), "message": text}})  # fmt: skip
+
+        named = str(self.client.get("name") or "")
+        ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
+        return Call(boss, self.told, ceiling, lambda: "cancelled" in running.flags,
+                    running.wakes.append, look)  # fmt: skip
+
+    def cancel(self, key: Any) -> None:
+        """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
+        running = (
+            self.running.get((type(key).__name__, key)) if isinstance(key, (str, int)) else None
+        )
+        if running:
+            running.flags.add("cancelled")
+            for wake in running.wakes:
+                wake_safely(wake)()
+
+    def open(self, delegates: bool) -> Orchestrator:
+        """Return the verbs, for our client: its folder is adopted if there is one, made at
+        the first delegation (clients start probe processes)."""
+        with self.opening:
+            if self.boss and (self.boss.caller.name or not delegates):
+                return self.boss
+            caller = agent_caller(self.store)
+            if not caller:
+                caller, self.lock = open_client(self.store, client_stem(str(self.client.get("name") or "")),
+                                                delegates)  # fmt: skip
+            self.boss = Orchestrator(self.store, caller)
+            return self.boss
+
+
+_METHODS: dict[str, Callable[[McpServer, dict[str, Any]], dict[str, Any]]] = {
+    "tools/list": McpServer.list_tools,
+}
+SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
+    """Return an error response; without a readable id it has none (2025-11-25 schema)."""
+    error = {"code": code, "message": message, **({"data": data} if data is not None else {})}
+    readable = isinstance(key, (str, int)) and not isinstance(key, bool)
+    return {"jsonrpc": "2.0", **({"id": key} if readable else {}), "error": error}
+
+
+def _modern(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with what 2026-07-28 wants in every one."""
+    info = {k: SERVER_INFO[k] for k in ("name", "version")}
+    return {"resultType": "complete", **result, "_meta": {_META + "serverInfo": info}}
+
+
+def agent_caller(store: Store) -> Caller | None:
+    """Return who calls when we run inside a session of ours (CAO_SESSION)."""
+    name = os.environ.get("CAO_SESSION") or ""
+    session = store.load(name) if name else None
+    if name and not session:
+        raise NotFoundError(
+            f"CAO_SESSION is {name}, and there is no such session", "unset CAO_SESSION"
+        )
+    return Caller(name, session.depth, worker=True) if session else None
+
+
+def client_stem(program: str) -> str:
+    """Return the name a client should have: CAO_CLIENT, else made from the Claude Code
+    session it runs in, else from the program and the directory."""
+    import zlib
+
+    if os.environ.get("CAO_CLIENT"):
+        return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
+    if os.environ.get("CLAUDE_CODE_SESSION_ID"):
+        return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
+    here = zlib.crc32(os.getcwd().encode()) & 0xFFFF
+    return f"{render_slug(program, 24) or 'client'}-{here:04x}"
+
+
+def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
+    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no
+    living `cao mcp` has; without make, an empty caller where there is none to adopt."""
+    for number in range(1, 1000):
+        name = stem if number == 1 else f"{stem}-{number}"
+        if not store.load(name):
+            if not make:
+                return Caller(""), None
+            make_client(store, name)
+        lock = store.lock(f"{store.folder(name)}/lock")
+        if lock is not None:
+            return Caller(name), lock
+    raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
+
+
+def make_client(store: Store, name: str) -> None:
+    """Make a client's folder."""
+    os.makedirs(store.folder(name), 0o700, exist_ok=True)
+    store.create(Session(name, "client", cwd=os.getcwd(), launched_at=time.time()))
+
+
+# ==== 13. Views =======================================================================
+
+
+class DemoAgent:
+    """A small agent that needs no account and behaves as a real CLI does: an input line,
+    bracketed paste, a busy line, Esc, a menu, hooks, a state file; and it calls cao.
+
+    A prompt may hold a line `demo: STEP; STEP …`; without one it says what it has read.
+    """
+
+    def __init__(self, store: Store, launch_folder: str) -> None:
+        import termios
+
+        self.store, self.launch_folder = store, launch_folder
+        self.folder = os.path.dirname(launch_folder)
+        name = os.path.basename(self.folder)
+        session = store.load(name)
+        self.boss = Orchestrator(store, Caller(name, session.depth if session else 0, worker=True))
+        self.keys = b""
+        self.saved = termios.tcgetattr(0)
+        raw = termios.tcgetattr(0)
+        raw[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG)
+        raw[0] &= ~termios.ICRNL
+        termios.tcsetattr(0, termios.TCSANOW, raw)
+
+    def run(self, prompt: str) -> int:
+        """Take prompts until /exit; return the exit status."""
+        import termios
+
+        try:
+            self.show("\x1b[?2004hdemo agent: it needs no account\n")
+            while True:
+                self.status("idle")
+                prompt = prompt or self.read_prompt()
+                if prompt.strip() == "/exit":
+                    return 0
+                if prompt.strip():
+                    status = self.turn(prompt)
+                    if status is not None:
+                        return status
+                prompt = ""
+        except EOFError:
+            return 0
+        finally:
+            self.show("\x1b[?2004l")
+            termios.tcsetattr(0, termios.TCSANOW, self.saved)
+
+    def show(self, text: str) -> None:
+        os.write(1, text.replace("\n", "\r\n").encode(errors="replace"))
+
+    def status(self, word: str) -> None:
+        self.store.write(f"{self.launch_folder}/status.json", json.dumps({"status": word}))
+
+    def hook(self, name: str, **fields: Any) -> None:
+        self.store.put_event(self.folder, json.dumps({"hook_event_name": name, **fields}))
+
+    def key(self, timeout_s: float | None = None) -> bytes:
+        """Return the next key: a byte, an escape sequence, or b"" after the timeout."""
+        while True:
+            match = re.match(rb"\x1b\[[0-9;]*[A-Za-z~]|[^\x1b]|\x1b(?!\[|$)", self.keys, re.S)
+            if match:
+                self.keys = self.keys[match.end() :]
+                return match[0]
+            wait = 0.05 if self.keys else timeout_s
+            if not select.select([0], [], [], wait)[0]:
+                key, self.keys = self.keys[:1], self.keys[1:]
+                return key
+            chunk = os.read(0, 65536)
+            if not chunk:
+                raise EOFError
+            self.keys += chunk
+
+    def read_prompt(self) -> str:
+        """Return what is typed or pasted until Enter."""
+        text, pasting = b"", False
+        self.show("\ndemo> ")
+        while True:
+            key = self.key()
+            if key in (b"\x1b[200~", b"\x1b[201~"):
+                pasting = key == b"\x1b[200~"
+            elif key == b"\r" and not pasting:
+                self.show("\n")
+                return text.decode(errors="replace")
+            elif key == b"\x15":
+                text = b""
+                self.show("\r\x1b[Kdemo> ")
+            elif key == b"\x04" and not text:
+                raise EOFError
+            elif key[:1] != b"\x1b":
+                if len(text) < 150:
+                    self.show(key.decode(errors="replace") if key != b"\n" else " ")
+                text += b"\n" if pasting and key == b"\r" else key
+
+    def turn(self, prompt: str) -> int | None:
+        """Work on one prompt; return an exit status where the script ends the agent."""
+        self.status("busy")
+        self.hook("UserPromptSubmit", prompt=prompt)
+        match = re.search(r"^demo: ?(.*)$", prompt, re.M)
+        steps = [s.strip() for s in match[1].split(";")] if match else []
+        answer = "" if match else self.summary(prompt)
+        for step in steps:
+            verb, _, rest = step.partition(" ")
+            if verb == "exit":
+                return int(rest or 0)
+            if verb == "fail":
+                self.hook("StopFailure", error="server_error", last_assistant_message=rest)
+                return None
+            if verb == "echo":
+                answer = prompt[match.end() + 1 :] if match else ""
+                continue
+            said = self.step(verb, rest)
+            if said is None:
+                self.show("interrupted\n")
+                self.status("idle")
+                self.hook("Interrupt")
+                return None
+            answer = f"{answer}\n{said}" if answer and said else answer or said
+        self.show(f"* {shorten(answer, 160)}\n")
+        self.hook("Stop", last_assistant_message=answer)
+        return None
+
+    @staticmethod
+    def summary(prompt: str) -> str:
+        lines = prompt.splitlines()
+        first = next((line.strip() for line in lines if line.strip()), "")
+        return f"I have read {len(lines)} lines, {len(prompt.encode())} bytes: {shorten(first, 60)}"
+
+    def step(self, verb: str, rest: str) -> str | None:
+        """Do one step; return what it adds to the answer, or None when Esc ended it."""
+        if verb == "say":
+            return rest
+        if verb == "sleep":
+            self.show(f"working {rest} s (esc to interrupt)\n")
+            return None if self.pressed_escape(float(rest)) else ""
+        if verb in ("ask", "permit"):
+            question, *options = (part.strip() for part in rest.split("|"))
+            return self.ask(verb, question, options or ["Yes", "No"])
+        if verb == "tell":
+            self.boss.send_message("supervisor", rest, 0)
+            return ""
+        target, _, task = rest.partition(" ")
+        if verb in ("handoff", "assign"):
+            name = self.boss.assign(target, task.replace(",,", ";"), TaskOptions())
+            if verb == "assign":
+                return ""
+            return "\n".join(
+                r.answer for r in self.boss.await_tasks([name], 600, want_all=True).results
+            )
+        if verb == "gather":
+            tasks = self.boss.store.tasks_out(self.boss.caller.name)
+            found = self.boss.await_tasks(tasks, 600, want_all=True)
+            while found.running:
+                found = self.boss.await_tasks(tasks, 600, want_all=True)
+            return "\n".join(f"{r.session}: {r.answer}" for r in found.results)
+        return f"unknown step {verb!r}"
+
+    def pressed_escape(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.key(left) == b"\x1b":
+                return True
+        return False
+
+    def ask(self, verb: str, question: str, options: Sequence[str]) -> str | None:
+        """Show a menu and return the chosen option, or None for Esc."""
+        at = 0
+        tool = "AskUserQuestion" if verb == "ask" else "Bash"
+        given: dict[str, Any] = {"command": question}
+        if verb == "ask":
+            given = {"questions": [{"question": question}]}
+        self.hook("PermissionRequest", tool_name=tool, tool_input=given)
+        self.status("waiting")
+        self.show(f"{'-' * 40}\n{question}\n")
+        while True:
+            for number, option in enumerate(options):
+                cursor = "❯" if number == at else " "
+                self.show(f" {cursor} {number + 1}. {option}\x1b[K\n")
+            self.show("Enter to confirm · Esc to cancel")
+            key = self.key()
+            if key in (b"\r", b"\x1b"):
+                break
+            at = max(0, min(len(options) - 1, at + {b"\x1b[A": -1, b"\x1b[B": 1}.get(key, 0)))
+            self.show(f"\r\x1b[{len(options)}A")
+        self.show(f"\r\x1b[{len(options) + 2}A\x1b[J")
+        self.status("busy")
+        return options[at] if key == b"\r" else None
+
+
+_DEMO = (
+    "assign demo demo: sleep 2,, say the parser is sound,"
+    " assign demo demo: sleep 1,, tell I am half way,, sleep 1,, say the tests pass,"
+    " assign demo demo: ask Which name shall the release have?|Aurora|Borealis,"
+    " gather"
+)
+
+
+def show_demo(store: Store, say: Callable[[str], None]) -> int:
+    """Show the whole main job with agents that need no account; leave nothing behind."""
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        say(f"{time.monotonic() - started:5.1f} s  {text}")
+
+    name = f"client-demo-{random_letters()}"
+    make_client(store, name)
+    boss = Orchestrator(store, Caller(name, person=True))
+    script = "demo: " + "; ".join(step.strip() for step in _DEMO.split(", ") if step.strip())
+    script = script.replace(";  assign", "; assign")
+    tell("you hand a task to a supervisor, an agent in a tmux session of its own")
+    task = boss.assign("demo", script, TaskOptions())
+    boss_name = store.session_of(task)
+    seen: dict[str, str] = {}
+    told: set[str] = set()
+    result: Result | None = None
+    try:
+        while not result:
+            found = boss.await_tasks(
+                [task], 120, told=told, on_look=lambda _: _tell_changes(boss, seen, tell)
+            )
+            _tell_changes(boss, seen, tell)
+            for ask in found.asking:
+                options = ask["question"]["options"]
+                tell(
+                    f"{ask['session']} asks: {ask['question']['text']} ({', '.join(o[1] for o in options)})"
+                )
+                boss.answer(ask["session"], options[0][1])
+                tell(f"you answer: {options[0][1]}   (cao answer {ask['session']} {options[0][0]})")
+            if found.results:
+                result = found.results[0]
+            if not found.asking:
+                raise CaoError("the demo did not end in two minutes", "cao doctor")
+        tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
+        say("\n" + "\n".join("    " + line for line in result.answer.splitlines()) + "\n")
+        tell("all of it is in files you can read: " + store.result_path(task))
+    finally:
+        boss.end(boss_name)
+    say("Now with real agents:  cao handoff claude 'Which tests fail, and why?'")
+    return EXIT_DONE if result.outcome == "done" else EXIT_FAILED
+
+
+def _tell_changes(boss: Orchestrator, seen: dict[str, str], tell: Callable[[str], None]) -> None:
+    for view in boss.list_sessions():
+        if view["kind"] == "agent" and seen.get(view["session"]) != view["state"]:
+            seen[view["session"]] = view["state"]
+            tell(f"{'    ' * view['depth']}{view['session']} is {view['state']}")
+
+
+def doctor(store: Store) -> tuple[list[list[str]], bool]:
+    """Return rows (what, state, detail) on this machine, and whether cao can work."""
+    rows = [["python", "ok", sys.version.split()[0]]]
+    try:
+        program = find_tmux()
+        rows.append(["tmux", "ok", f"{check_tmux(program)}  {program}"])
+        good = True
+    except CaoError as error:
+        rows.append(["tmux", "missing", str(error).replace("\n", "; ")])
+        good = False
+    rows.append(["runtime directory", "ok", store.home])
+    for row in PROVIDERS.values():
+        if not row.program:
+            continue
+        try:
+            program = find_program(row.program)
+            words = run([program, "--version"], 20).out.strip().split("\n")[0]
+        except CaoError as error:
+            rows.append([row.name, "missing", shorten(error.what, 70)])
+            continue
+        match = re.search(r"\d+(?:\.\d+)+", words)
+        version = match[0] if match else words
+        older = _version(version) < _version(row.proven)
+        state = "ok" if version == row.proven else "older" if older else "newer"
+        rows.append([row.name, state, f"{version}, proven with {row.proven}  {program}"])
+    return rows, good
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+# ==== 14. CLI =========================================================================
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; the only place that prints."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["hook"]:
+            return cmd_hook(argv[1:])
+        if argv == ["mcp"]:
+            return cmd_mcp()
+        if argv[:1] == ["run-session"]:
+            return run_session(Store(runtime_home()), argv[1])
+        if argv[:1] == ["demo-agent"]:
+            return DemoAgent(Store(runtime_home()), argv[1]).run(argv[2] if argv[2:] else "")
+        return run_command(argv)
+    except CaoError as error:
+        _say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+
+
+def main_mcp() -> int:
+    """Be `cao mcp`: the entry point of the command cao-mcp."""
+    return main(["mcp", *sys.argv[1:]])
+
+
+def _say_error(error: CaoError) -> None:
+    print(f"cao: {error.what}", file=sys.stderr)
+    if error.fix:
+        print(f"     try: {error.fix}", file=sys.stderr)
+
+
+def cmd_hook(argv: Sequence[str]) -> int:
+    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us."""
+    payload = sys.stdin.buffer.read().decode(errors="replace")
+    folder = argv[0] if argv else ""
+    if not os.path.isdir(f"{folder}/events/new"):
+        return 0
+    try:
+        store = Store(os.path.dirname(os.path.dirname(folder)))
+        store.put_event(folder, payload)
+    except (CaoError, OSError) as error:
+        print(f"cao hook: {error}", file=sys.stderr)
+    return 0
+
+
+def cmd_mcp() -> int:
+    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr."""
+    store = Store(runtime_home())
+    fd_out = os.dup(1)
+    os.dup2(2, 1)
+    fd_in = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    server = McpServer(store, fd_in, fd_out)
+
+    def leave(_number: int, _frame: Any) -> None:
+        server.close()
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, leave)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    server.serve()
+    os._exit(0)  # not sys.exit: a thread may be in the middle of a call
+
+
+def shell_caller(store: Store) -> Caller:
+    """Return who calls from a shell: a worker, or a client by the directory's name.
+
+    A person, unless the shell belongs to an agent.
+    """
+    caller = agent_caller(store)
+    if caller:
+        return caller
+    name = client_stem("shell")
+    if not store.load(name):
+        make_client(store, name)
+    agent = any(os.environ.get(k) for k in ("CLAUDECODE", "CODEX_SANDBOX", "CODEX_SESSION_ID",
+                                            "GEMINI_CLI", "QWEN_CODE"))  # fmt: skip
+    return Caller(name, person=not agent)
+
+
+class Ask(NamedTuple):
+    """One use of a command: the parsed arguments and what it works with."""
+
+    args: Any
+    store: Store
+    boss: Orchestrator
+
+
+def _print(ask: Ask, data: Any, text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=1) if ask.args.json else text)
+
+
+def _given_task(ask: Ask) -> str:
+    """Return the task's text: the argument, or stdin for "-" or nothing."""
+    text = ask.args.task
+    if text is None and sys.stdin.isatty():
+        raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
+    if text in (None, "-"):
+        return sys.stdin.buffer.read().decode(errors="replace").rstrip("\n")
+    return str(text)
+
+
+def _given_options(ask: Ask) -> TaskOptions:
+    a = ask.args
+    return TaskOptions(a.cwd or "", a.worktree or None, a.check or "", parse_seconds(a.timeout),
+                       a.keep or None, a.request_id or "", a.permissions or "")  # fmt: skip
+
+
+_OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
+
+
+def _report(ask: Ask, found: Waited) -> int:
+    """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
+    if ask.args.json:
+        records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in found.results]
+        print(json.dumps({
+            "results": records, "asking": found.asking, "running": found.running,
+            "messages": [m._asdict() for m in found.messages],
+        }, ensure_ascii=False, indent=1))  # fmt: skip
+    for message in () if ask.args.json else found.messages:
+        print(render_message(message, None), file=sys.stderr)
+    for result in () if ask.args.json else found.results:
+        if result.outcome == "done" and len(found.results) == 1:
+            print(result.answer)
+        else:
+            print(
+                render_result(result), file=sys.stdout if result.outcome == "done" else sys.stderr
+            )
+    for item in () if ask.args.json else found.asking:
+        print(render_asking(item), file=sys.stderr)
+    codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
+    if found.asking:
+        return EXIT_ASKING
+    if found.running and not found.results:
+        print(f"cao: still running: {' '.join(found.running)}\n"
+              f"     try: cao wait {' '.join(found.running)}", file=sys.stderr)  # fmt: skip
+        return EXIT_TIMEOUT
+    return max(codes, default=EXIT_DONE)
+
+
+def cmd_handoff(ask: Ask) -> int:
+    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    print(f"cao: task {task}", file=sys.stderr)
+    try:
+        return _report(ask, ask.boss.await_tasks([task], 1e8))
+    except KeyboardInterrupt:
+        print(f"cao: the task goes on; cao wait {task} gets its answer,"
+              f" cao stop {ask.store.session_of(task)} ends it", file=sys.stderr)  # fmt: skip
+        raise
+
+
+def cmd_assign(ask: Ask) -> int:
+    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    _print(ask, {"task": task, "session": ask.store.session_of(task)}, task)
+    return EXIT_DONE
+
+
+def cmd_send(ask: Ask) -> int:
+    receipt = ask.boss.send_message(ask.args.target, _given_task(ask))
+    _print(ask, receipt, f"{receipt['to']}: {receipt['step']}")
+    return EXIT_DONE
+
+
+def cmd_wait(ask: Ask) -> int:
+    tasks = ask.args.tasks or ask.store.tasks_out(ask.boss.caller.name)
+    limit = parse_seconds(ask.args.timeout)
+    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=ask.args.all or len(tasks) > 1,
+                                             any_mail=not ask.args.tasks))  # fmt: skip
+
+
+def cmd_ls(ask: Ask) -> int:
+    views = ask.boss.list_sessions(ask.args.all)
+    if ask.args.asking:
+        views = [v for v in views if v["state"] == "asking"]
+    _print(ask, views, "\n".join(map(render_session, views)) or "no session is running")
+    return EXIT_DONE
+
+
+def cmd_show(ask: Ask) -> int:
+    view = ask.boss.read_session(ask.args.session, ask.args.lines)
+    _print(ask, view, f"{render_session(view)}\n{view['screen']}")
+    return EXIT_DONE
+
+
+def cmd_answer(ask: Ask) -> int:
+    done = ask.boss.answer(ask.args.session, ask.args.answer)
+    _print(ask, done, f"{done['session']}: {done['answered']}")
+    return EXIT_DONE
+
+
+def cmd_stop(ask: Ask) -> int:
+    for name in ask.args.sessions:
+        done = ask.boss.stop_session(name, ask.args.interrupt)
+        _print(ask, done, f"{name}: {done['did']}")
+    return EXIT_DONE
+
+
+def cmd_attach(ask: Ask) -> int:
+    if not ask.boss.tmux.pane_of(ask.args.session):
+        raise NotFoundError(
+            f"session {ask.args.session} is not running", "cao ls shows those that are"
+        )
+    tmux = ask.boss.tmux
+    env = {k: v for k, v in os.environ.items() if k != "TMUX"}
+    os.execve(tmux.program, [tmux.program, "-u", "-L", tmux.socket, "attach", "-t",
+                             f"={ask.args.session}"], env)  # fmt: skip
+
+
+def cmd_launch(ask: Ask) -> int:
+    cwd = os.path.realpath(ask.args.cwd or os.getcwd())
+    profile = ask.boss.profile(ask.args.profile, cwd)
+    if ask.args.permissions:
+        profile = profile._replace(permissions=ask.args.permissions)
+    name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
+    try:
+        ask.boss.start(name, profile)
+    except BaseException:
+        ask.boss.forget(name)
+        raise
+    if not sys.stdout.isatty() or ask.args.detach:
+        _print(ask, {"session": name}, name)
+        return EXIT_DONE
+    ask.args.session = name
+    return cmd_attach(ask)
+
+
+def cmd_demo(ask: Ask) -> int:
+    return show_demo(ask.store, lambda text: print(text, flush=True))
+
+
+def cmd_doctor(ask: Ask) -> int:
+    rows, good = doctor(ask.store)
+    _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))
+    return EXIT_DONE if good else EXIT_TMUX
+
+
+def _command_line() -> Any:
+    """Return the argument parser."""
+    import argparse
+
+    top = argparse.ArgumentParser(
+        prog="cao", description="Hand work from one AI coding agent to others, each in tmux.",
+        epilog="Start with: cao demo, then cao handoff claude 'a task'. As an MCP server: cao mcp.",
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"cao {VERSION}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, call: Callable[[Ask], int], words: str, json_too: bool = True) -> Any:
+        parser = commands.add_parser(name, help=words, description=words)
+        parser.set_defaults(call=call, json=False)
+        if json_too:
+            parser.add_argument("--json", action="store_true", help="print JSON for a program")
+        return parser
+
+    for name, call, words in (
+        ("handoff", cmd_handoff, "give a task to an agent, wait, print its answer"),
+        ("assign", cmd_assign, "give a task to an agent and go on; prints the task's name"),
+    ):
+        sub = add(name, call, words)
+        sub.add_argument("target", help="profile, provider or session")
+        sub.add_argument("task", nargs="?", help="the task; - or nothing: from stdin")
+        sub.add_argument("--cwd", metavar="DIR", help="the worker's working directory")
+        sub.add_argument("--worktree", action="store_true", help="a git worktree of its own")
+        sub.add_argument("--check", metavar="COMMAND", help="must exit 0 before the task is done")
+        sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
+        sub.add_argument("--keep", action="store_true", help="do not close it when idle")
+        sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
+        sub.add_argument("--permissions", choices=PERMISSIONS, help="instead of the profile's")
+    sub = add("send", cmd_send, "send a message to a session, or to `supervisor`")
+    sub.add_argument("target")
+    sub.add_argument("task", nargs="?", metavar="message", help="- or nothing: from stdin")
+    sub = add("wait", cmd_wait, "wait for results and messages")
+    sub.add_argument("tasks", nargs="*", help="tasks by name; none: all of this directory's")
+    sub.add_argument("--all", action="store_true", help="for all of them, not the first")
+    sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
+    sub = add("ls", cmd_ls, "list the sessions as a tree")
+    sub.add_argument("--all", action="store_true", help="the ended ones too")
+    sub.add_argument("--asking", action="store_true", help="only those that ask something")
+    sub = add("show", cmd_show, "show a session: its state and screen")
+    sub.add_argument("session")
+    sub.add_argument("--lines", type=int, default=PANE_LINES)
+    sub = add("answer", cmd_answer, "answer what a session asks")
+    sub.add_argument("session")
+    sub.add_argument("answer", help="an option's number or text")
+    sub = add("stop", cmd_stop, "end sessions with their workers")
+    sub.add_argument("sessions", nargs="+", metavar="session")
+    sub.add_argument("--interrupt", action="store_true", help="only interrupt the turn")
+    sub = add("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)", False)
+    sub.add_argument("session")
+    sub = add("launch", cmd_launch, "start a supervisor in tmux and attach to it")
+    sub.add_argument("profile", nargs="?", default="supervisor")
+    sub.add_argument("--cwd", metavar="DIR")
+    sub.add_argument("--permissions", choices=PERMISSIONS)
+    sub.add_argument("--detach", action="store_true", help="do not attach")
+    add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
+    add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
+    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
+    return top
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Run one command of the command line."""
+    try:
+        args = _command_line().parse_args(argv)
+    except SystemExit as leaving:
+        return EXIT_USAGE if leaving.code else EXIT_DONE
+    store = Store(runtime_home())
+    return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
