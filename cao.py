@@ -81,7 +81,10 @@ CALL_CEILINGS_S = {  # by clientInfo.name, measured or documented defaults less 
 }
 TOOL_TIMEOUT_S = 86400  # what we set for the tool calls of agents we launch ourselves
 ANSWER_CHARS = 32_000  # the most of an answer in a tool's text; the file has all of it
-ANSWER_CHARS_BY_CLIENT = {"claude-code": 400_000}  # _meta anthropic/maxResultSizeChars
+ANSWER_CHARS_BY_CLIENT = {
+    "claude-code": 400_000,  # _meta anthropic/maxResultSizeChars
+    "codex-mcp-client": 10_000,  # 0.169.0 itself drops the middle of more than 12,000
+}
 PROGRESS_S = 5.0
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
@@ -375,13 +378,13 @@ def parse_menu(screen: str) -> tuple[str, tuple[Option, ...], int] | None:
     """
     lines = screen.rstrip().splitlines()
     for cursor_at in range(len(lines) - 1, -1, -1):
-        match = re.match(r"^([\s│|]*)[❯›>]\s?(\s*)(\d+[.)]\s+)?\S", lines[cursor_at])
+        match = re.match(r"^([\s│|]*[❯›>]\s+)(\d+[.)]\s+)?\S", lines[cursor_at])
         if not match:
             continue
-        if match[3]:
-            found = _numbered_menu(lines, cursor_at)
-        else:
-            found = _plain_menu(lines, cursor_at)
+        column = len(match[1])
+        found = (
+            _numbered_menu(lines, cursor_at) if match[2] else _plain_menu(lines, cursor_at, column)
+        )
         if found:
             return found
     return None
@@ -424,9 +427,9 @@ def _numbered_menu(
     return _menu_question(lines, run[0]), options, run.index(cursor_at)
 
 
-def _plain_menu(lines: Sequence[str], cursor_at: int) -> tuple[str, tuple[Option, ...], int] | None:
-    column = len(re.match(r"^[\s│|]*[❯›>]\s+", lines[cursor_at] + " x")[0])  # type: ignore[index]  # matched by the caller
-    column = min(column, len(lines[cursor_at]))
+def _plain_menu(
+    lines: Sequence[str], cursor_at: int, column: int
+) -> tuple[str, tuple[Option, ...], int] | None:
     run = [cursor_at]
     for step in (-1, 1):
         at = cursor_at + step
@@ -655,11 +658,10 @@ class Provider(NamedTuple):
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     typed_bytes: int = 32_000  # longer text goes as a file
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
-    file_if: str = r"\s*[!/]"  # a text that starts so cannot be typed as it is
-    tabs: bool = False  # does a typed tab arrive as a tab?
+    untypable: str = r"\A\s*[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
-    leave: str = "/exit"
+    login: str = ""  # the command that logs in
     resumes: bool = False
     permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
     by_output: bool = False  # no events: its output wakes the runner, the screen decides
@@ -896,8 +898,7 @@ _CODEX_HOOKS = (
 def _codex_argv(launch: Launch) -> list[str]:
     profile = launch.profile
     argv = ["--no-daemon", *_CODEX_MODES[profile.permissions]]
-    if profile.trust:  # both answer a question that is the user's: only under `trust: yes`
-        argv += ["--dangerously-bypass-hook-trust"]
+    if profile.trust:  # answers a question that is the user's: only under `trust: yes`
         argv += ["-c", "projects=" + _toml({launch.cwd: {"trust_level": "trusted"}})]
     argv += ["-m", profile.model] if profile.model else []
     argv += ["-c", f"model_reasoning_effort={_toml(profile.effort)}"] if profile.effort else []
@@ -911,11 +912,30 @@ def _codex_argv(launch: Launch) -> list[str]:
         entry = {k: v for k, v in server.items() if k in ("command", "args", "env", "url")}
         entry["tool_timeout_sec"] = TOOL_TIMEOUT_S
         argv += ["-c", f"mcp_servers.{name}={_toml(entry)}"]
-    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30}
+    trusted = {}
     for event in _CODEX_HOOKS:
+        timeout_s = 3 if event in ("Interrupt", "SessionEnd") else 30  # 3 is the most there
+        hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": timeout_s}
         argv += ["-c", f"hooks.{event}=" + _toml([{"hooks": [hook]}])]
+        trusted.update(_codex_trust(event, hook))
+    argv += ["-c", "hooks.state=" + _toml(trusted)]
     argv = ["resume", *argv, launch.resume] if launch.resume else argv
     return argv + (["--", launch.prompt] if launch.prompt else [])
+
+
+def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of hooks.state that trusts one hook of ours, and no other.
+
+    What 0.169.0 writes itself after "Trust all": a hash of the hook's canonical JSON. So no
+    --dangerously-bypass-hook-trust, under which a hostile repository's hooks run too.
+    """
+    import hashlib
+
+    name = re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
+    record = {"event_name": name, "hooks": [{"async": False, **hook}]}
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    sha = hashlib.sha256(text.encode()).hexdigest()
+    return {f"/<session-flags>/config.toml:{name}:0:0": {"trusted_hash": f"sha256:{sha}"}}
 
 
 _CODEX_MODES = {
@@ -971,7 +991,8 @@ PROVIDERS: dict[str, Provider] = {
         composer=r"^❯\xa0(.*)",
         busy=r"esc to interrupt",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
-        clear=("C-u",),
+        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t",
+        login="claude /login",
         resumes=True,
         proven="2.1.330",
     ),
@@ -981,11 +1002,11 @@ PROVIDERS: dict[str, Provider] = {
         _codex_argv,
         env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
         read_transcript=read_codex_rollout,
-        composer=r"^› (.*)",
+        composer=r"^›(.*)",
         busy=r"esc to interrupt",
         failure=r"^■ (.*)",
-        tabs=True,
-        leave="/quit",
+        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z",
+        login="codex login",
         resumes=True,
         proven="0.169.0",
     ),
@@ -995,9 +1016,8 @@ PROVIDERS: dict[str, Provider] = {
         lambda launch: ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])],
         status_path=lambda _env, folder, _pid: f"{folder}/status.json",
         read_status=read_status_json,
-        composer=r"^demo> (.*)",
-        file_if=r"(?!)",
-        tabs=True,
+        composer=r"^demo>(.*)",
+        untypable=r"(?!)",
     ),
     "command": Provider(
         "command",
@@ -1006,8 +1026,7 @@ PROVIDERS: dict[str, Provider] = {
         typed_bytes=1000,
         argv_bytes=0,
         piece=(0, 1000),
-        file_if=r"(?!)",
-        leave="",
+        untypable=r"\n|[^ -~]",
         by_output=True,
     ),
 }
@@ -1024,15 +1043,8 @@ def typing_fault(provider: Provider, text: str) -> str:
     size = len(text.encode())
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
-    if re.match(provider.file_if, text):
-        return "it starts like a command of the CLI"
-    if "\t" in text and not provider.tabs:
-        return "it has tabs"
-    if "\n" in text and not provider.piece[0]:
-        return "it has more than one line"
-    if text != text.strip("\n ") or re.search(r"\\$", text):
-        return "it starts or ends with blanks, or ends with a backslash"
-    return ""
+    found = re.search(provider.untypable, text)
+    return f"typing would not keep {found[0]!r} at character {found.start()}" if found else ""
 
 
 def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
@@ -1344,15 +1356,15 @@ class Tmux:
     def paste(self, pane: str, pieces: Sequence[str]) -> None:
         """Paste pieces one after the other, each in brackets if the program asked for that.
 
-        One process for many: about 4 ms each otherwise. -r: a newline stays one.
+        One process for all, the commands on its stdin: tmux takes about 16 KB of arguments.
+        -r: a newline stays one.
         """
-        for start in range(0, len(pieces), 16):
-            args: list[str] = []
-            for piece in pieces[start : start + 16]:
-                # tmux takes an argument that ends in ";" as the end of a command.
-                args += ["set-buffer", "-b", "cao", "--", re.sub(r";\Z", r"\\;", piece), ";"]
-                args += ["paste-buffer", "-p", "-r", "-d", "-b", "cao", "-t", pane, ";"]
-            self.run(*args[:-1])
+        commands = []
+        for piece in pieces:
+            quoted = re.sub(r'([\\"$])', r"\\\1", piece).replace("\n", "\\n").replace("\t", "\\t")
+            commands.append(f'set-buffer -b cao -- "{quoted}"')
+            commands.append(f"paste-buffer -p -r -d -b cao -t {pane}")
+        self.run("source-file", "-", text="\n".join(commands) + "\n")
 
     def keys(self, pane: str, *names: str) -> None:
         """Send keys by their tmux names ("Enter", "C-u")."""
@@ -2339,8 +2351,9 @@ class Orchestrator:
             ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
-            self.answer_all(name, state, "lost", "runner_died",
-                            "the process that looked after the session is gone")  # fmt: skip
+            words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
+            detail = f"the process that looked after the session is gone. {words}".strip()
+            self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
             self.store.save_state(name, {**state, "state": "ended", "since": time.time(),
                                          "why": "lost", "question": None, "task": ""})  # fmt: skip
@@ -3317,7 +3330,10 @@ class Runner:
                 if re.search("sign in|log ?in", low)
                 else "dialog"
             )
-            self._ask(kind, *menu[:2])
+            if kind == "login":
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+            else:
+                self._ask(kind, *menu[:2])
         elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
             if parse_draft(screen, self.row.composer) is not None:
                 self._set_phase("idle", "its input line is drawn")
@@ -3421,12 +3437,18 @@ class Runner:
             and not self.task
             and not self.delivery_open()
             and not self.store.tasks_out(self.name)
+            and not self.store.waiting(self.name)
         )
 
     # ---- a turn's and a task's end ----
 
     def _end_turn(self, how: str, event: Event) -> None:
         """A turn ended: done, failed or interrupted. Decide what that means for the task."""
+        if how == "done" and event.source.startswith("hook"):
+            # Claude Code 2.1.330 trims the answer in its hook; its transcript has it whole.
+            whole = self._transcript_event()
+            if whole and whole.kind == "ended" and whole.text.strip() == event.text.strip():
+                event = event._replace(text=whole.text)
         self.ending = self.asked = self.question = None
         if self.delivery_open():
             self._taken("unknown: the CLI sent no prompt event")
@@ -3440,6 +3462,8 @@ class Runner:
         if how == "failed":
             self._end_task("failed", source=event.source, reason=event.reason or "api_error",
                            detail=event.text, retry_at=event.retry_at)  # fmt: skip
+            if event.reason == "auth":  # nothing it could do until a person has logged in
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
         elif how == "interrupted" and ordered:
             self._end_task(ordered, source=event.source, reason="by_order")
         elif how == "interrupted":
@@ -3559,10 +3583,10 @@ class Runner:
         text = "\n\n".join(render_message(m, results.get(m.id)) for m in messages)
         size = len(text.encode(errors="surrogatepass"))
         if by_argv:
-            fault = size > self.row.argv_bytes or re.match(self.row.file_if, text) or "\0" in text
+            fault = size > self.row.argv_bytes or bool(re.match(r"\s*[!/]", text))
         else:
             fault = bool(typing_fault(self.row, text))
-        if not fault and text.isprintable() | ("\n" in text) | ("\t" in text):
+        if not fault:
             return text
         path = self.store.launch_file(self.name, f"{messages[0].id}.md")
         self.store.write(path, text)
@@ -3701,6 +3725,8 @@ class Runner:
             self.boss.tmux.paste(self.pane, [strip_controls(str(order["answer"]))])
             self.boss.tmux.keys(self.pane, "Enter")
             return self._closed(question, "typed")
+        # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
+        select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
         option = choose_option(question.options, str(order["answer"]))
         menu = parse_menu(self._screen())
         if not option or not menu or menu[1] != question.options:
@@ -3814,6 +3840,7 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
         return pid
     try:
         os.setpgid(0, 0)
+        os.dup2(1, 2)  # our own stderr is runner.log
         signal.set_wakeup_fd(-1)
         if os.isatty(0):
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
@@ -3838,6 +3865,9 @@ def run_session(store: Store, name: str) -> int:
     session = store.load(name)
     if not session:
         raise NotFoundError(f"there is no session {name!r}", "cao ls shows them")
+    # The pane dies with us: what we last said must not die with it.
+    path = f"{store.folder(name)}/runner.log"
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
     return Runner(store, session).run()
 
 
@@ -3853,6 +3883,7 @@ class Call(NamedTuple):
     boss: Orchestrator
     told: set[str]  # ids of questions this client has heard
     ceiling_s: float
+    answer_chars: int
     cancelled: Callable[[], bool] = lambda: False
     on_wake: Callable[[Wake], None] = lambda _: None
     on_look: Callable[[Waited], None] = lambda _: None
@@ -3923,11 +3954,10 @@ def view_waited(call: Call, found: Waited) -> Answer:
     """Return what a wait found, as text and as data."""
     parts: list[str] = []
     data: dict[str, Any] = {}
-    most = ANSWER_CHARS_BY_CLIENT.get("claude-code" if call.ceiling_s == 110 else "", ANSWER_CHARS)
-    if call.ceiling_s >= TOOL_TIMEOUT_S:
-        most = max(ANSWER_CHARS_BY_CLIENT.values())
     if found.results:
-        data["results"] = [view_result(call.boss.store, r, most) for r in found.results]
+        data["results"] = [
+            view_result(call.boss.store, r, call.answer_chars) for r in found.results
+        ]
         for result, shown in zip(found.results, data["results"]):
             text = render_result(result._replace(answer=shown["answer"]))
             parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
@@ -3945,8 +3975,9 @@ def view_waited(call: Call, found: Waited) -> Answer:
         states = [f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
                   for t in found.running]  # fmt: skip
         names = json.dumps(list(found.running))
-        parts.append(f"Still running: {', '.join(states)}. The work goes on by itself. To go on"
-                     f" waiting, call wait with tasks {names}; stop_session ends it.")  # fmt: skip
+        # Claude Code and Codex show the model the data alone: what to do next stands there too.
+        data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
+        parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
     data["outcome"] = found.results[0].outcome if len(found.results) == 1 else (
@@ -3956,9 +3987,12 @@ def view_waited(call: Call, found: Waited) -> Answer:
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     """Return a result as data for a program; a long answer is cut, and says so."""
-    empty = ("", (), None)
-    data = {k: v for k, v in result._asdict().items() if v not in empty or k == "answer"}
-    data.pop("screen", None)
+    left_out = ("screen", "ended_at", *(["exact"] if result.exact == "exact" else []))
+    data = {
+        key: value
+        for key, value in result._asdict().items()
+        if key == "answer" or (value not in ("", (), None) and key not in left_out)
+    }
     data["file"] = store.result_path(result.task)
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
@@ -4462,7 +4496,8 @@ class McpServer:
 
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
-        return Call(boss, self.told, ceiling, lambda: "cancelled" in running.flags,
+        most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
+        return Call(boss, self.told, ceiling, most, lambda: "cancelled" in running.flags,
                     running.wakes.append, look)  # fmt: skip
 
     def cancel(self, key: Any) -> None:
@@ -4655,10 +4690,11 @@ class DemoAgent:
         self.status("busy")
         self.hook("UserPromptSubmit", prompt=prompt)
         match = re.search(r"^demo: ?(.*)$", prompt, re.M)
-        steps = [s.strip() for s in match[1].split(";")] if match else []
+        # A step may hold another agent's script in braces.
+        steps = re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1]) if match else []
         answer = "" if match else self.summary(prompt)
         for step in steps:
-            verb, _, rest = step.partition(" ")
+            verb, _, rest = step.strip().partition(" ")
             if verb == "exit":
                 return int(rest or 0)
             if verb == "fail":
@@ -4699,19 +4735,26 @@ class DemoAgent:
             return ""
         target, _, task = rest.partition(" ")
         if verb in ("handoff", "assign"):
-            name = self.boss.assign(target, task.replace(",,", ";"), TaskOptions())
+            name = self.boss.assign(target, task.strip().strip("{}"), TaskOptions())
             if verb == "assign":
                 return ""
             return "\n".join(
                 r.answer for r in self.boss.await_tasks([name], 600, want_all=True).results
             )
         if verb == "gather":
-            tasks = self.boss.store.tasks_out(self.boss.caller.name)
-            found = self.boss.await_tasks(tasks, 600, want_all=True)
-            while found.running:
-                found = self.boss.await_tasks(tasks, 600, want_all=True)
-            return "\n".join(f"{r.session}: {r.answer}" for r in found.results)
+            return self.gather()
         return f"unknown step {verb!r}"
+
+    def gather(self) -> str:
+        """Wait for all tasks given to others; return what they and their messages say."""
+        said: list[str] = []
+        tasks = self.store.tasks_out(self.boss.caller.name)
+        told: set[str] = set()
+        while True:
+            found = self.boss.await_tasks(tasks, 600, want_all=True, told=told)
+            said += [f"(on the way, {m.sender}: {m.text})" for m in found.messages]
+            if not found.running:
+                return "\n".join([*said, *(f"{r.session}: {r.answer}" for r in found.results)])
 
     def pressed_escape(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -4746,9 +4789,9 @@ class DemoAgent:
 
 
 _DEMO = (
-    "assign demo demo: sleep 2,, say the parser is sound,"
-    " assign demo demo: sleep 1,, tell I am half way,, sleep 1,, say the tests pass,"
-    " assign demo demo: ask Which name shall the release have?|Aurora|Borealis,"
+    "demo: assign demo {demo: sleep 2; say the parser is sound};"
+    " assign demo {demo: sleep 1; tell I am half way; sleep 1; say the tests pass};"
+    " assign demo {demo: ask Which name shall the release have?|Aurora|Borealis};"
     " gather"
 )
 
@@ -4763,10 +4806,8 @@ def show_demo(store: Store, say: Callable[[str], None]) -> int:
     name = f"client-demo-{random_letters()}"
     make_client(store, name)
     boss = Orchestrator(store, Caller(name, person=True))
-    script = "demo: " + "; ".join(step.strip() for step in _DEMO.split(", ") if step.strip())
-    script = script.replace(";  assign", "; assign")
     tell("you hand a task to a supervisor, an agent in a tmux session of its own")
-    task = boss.assign("demo", script, TaskOptions())
+    task = boss.assign("demo", _DEMO, TaskOptions())
     boss_name = store.session_of(task)
     seen: dict[str, str] = {}
     told: set[str] = set()
@@ -4786,7 +4827,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> int:
                 tell(f"you answer: {options[0][1]}   (cao answer {ask['session']} {options[0][0]})")
             if found.results:
                 result = found.results[0]
-            if not found.asking:
+            elif not found.asking:
                 raise CaoError("the demo did not end in two minutes", "cao doctor")
         tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
         say("\n" + "\n".join("    " + line for line in result.answer.splitlines()) + "\n")

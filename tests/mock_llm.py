@@ -31,7 +31,6 @@ prompt and no tools: they get a dummy, so that no script runs twice.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import re
@@ -136,34 +135,25 @@ def history(body):
 def plan(events):
     """Return the prompt that counts, and the steps that are still to do for it."""
     prompt, after = "", events
-    for index, (kind, text) in reversed(list(enumerate(events))):
+    for index, (kind, text) in [*enumerate(events)][::-1]:
         own = REMINDER.sub("", text).strip()
         if kind == "U" and ("MOCK:" in text or (own and not INJECTED.match(own))):
             prompt, after = (text if "MOCK:" in text else own), events[index + 1 :]
             break
     kinds, steps = "".join(kind for kind, _ in after), parse_prompt(prompt)
     if re.search(r"A(?![AC])", kinds):  # answered already: this is about what came later
-        prompt, steps = next((text for kind, text in after if kind == "U"), prompt), []
-    if not steps:
-        return prompt, [("say", "ok: " + " ".join(prompt.split())[:60])]
+        later = [text for kind, text in after if kind == "U"]
+        prompt, steps = [prompt, *later][-1], []
+    if not steps:  # "mock:", since an answer may become another agent's prompt
+        opening = " ".join(prompt.replace("MOCK:", "mock:").split())[:60]
+        return prompt, [("say", f"ok: {opening}")]
     done = kinds.count("R")
     while done > 0 and "tool" in (verbs := [verb for verb, _ in steps]):
         index = verbs.index("tool")
         done, steps = done - len(steps[index][1]), steps[index + 1 :]
-    result = next((text for kind, text in reversed(events) if kind == "R"), "no result")
+    result = next((text for kind, text in events[::-1] if kind == "R"), "no result")
     steps = [("say", result) if verb == "result" else (verb, arg) for verb, arg in steps]
     return prompt, steps or [("say", "ok")]
-
-
-def fill(schema):
-    """Return a small value that a JSON schema allows."""
-    if schema.get("enum"):
-        return schema["enum"][0]
-    kind = str(schema.get("type", "object")).lower()  # upper case in Gemini's
-    if kind == "object":
-        return {key: fill(value) for key, value in schema.get("properties", {}).items()}
-    simple = {"array": [], "string": "mock", "boolean": False}
-    return simple.get(kind, schema.get("minimum", 0))
 
 
 def side_answer(body):
@@ -175,7 +165,12 @@ def side_answer(body):
     forms += [form.get("format") or form.get("json_schema") or {} for form in forms]
     keys = ("schema", "responseJsonSchema", "responseSchema")
     if schema := next((form[key] for form in forms for key in keys if key in form), None):
-        return json.dumps(fill(schema))
+        empty = {"string": "mock", "boolean": False, "array": [], "object": {}}
+        fields = schema.get("properties", {}).items()
+        kinds = {key: str(field.get("type")).lower() for key, field in fields}
+        simple = {key: empty.get(kind, 0) for key, kind in kinds.items()}
+        choice = {key: field["enum"][0] for key, field in fields if "enum" in field}
+        return json.dumps({**simple, **choice})
     roles = [item.get("role") for item in body.get("messages") or []]
     keys = ("system", "instructions", "systemInstruction")
     return "mock title" if "system" in roles or any(map(body.get, keys)) else None
@@ -186,15 +181,14 @@ def find_tool(body, wanted):
     known = {}
     for tool in body.get("tools") or []:
         for leaf in tool.get("tools") or tool.get("functionDeclarations") or [tool]:
-            name = (leaf.get("function") or leaf).get("name") or leaf.get("type", "")
-            known[name] = name, {"name": name}
-            if tool.get("type") == "namespace":  # an MCP server's tools, in Codex
-                space = {"namespace": tool["name"], "name": name}
-                known["__".join(space.values())] = known.pop(name)[0], space
+            names = {"name": (leaf.get("function") or leaf).get("name") or leaf["type"]}
+            if tool.get("type") == "namespace":  # an MCP server's tools
+                names = {"namespace": tool["name"], **names}
+            known["__".join(names.values())] = names
     for end in (f"\0{wanted}", f"__{wanted}", wanted):
-        for full, tool in known.items():
+        for full, names in known.items():
             if f"\0{full}".endswith(end):
-                return tool
+                return full, names
     return wanted, {"name": wanted}
 
 
@@ -230,29 +224,33 @@ def anthropic(body, parts, tokens, send):
     return {**message, "content": content, "stop_reason": stop}
 
 
+def responses_item(kind, tool, ids, said):
+    if kind == "think":
+        summary = [{"type": "summary_text", "text": said}]
+        return {**ids, "type": "reasoning", "encrypted_content": "", "summary": summary}
+    if kind == "call":
+        return {**ids, **tool[1], "type": "function_call", "arguments": said}
+    content = [{"type": "output_text", "text": said, "annotations": []}]
+    return {**ids, "type": "message", "role": "assistant", "content": content}
+
+
 def responses(body, parts, tokens, send):
     base = {"id": new_id("resp_"), "object": "response", "created_at": int(time.time())}
     base.update(model=body.get("model"), status="in_progress", output=[])
     send("response.created", response=base)
-    output, message = [], {"type": "message", "role": "assistant"}
+    output, deltas = [], {"text": "output_text", "think": "reasoning_summary_text"}
     for index, (kind, tool, pieces) in enumerate(parts):
-        delta, said, item = "output_text", "", {"id": new_id("item_"), **message}
-        if kind == "think":
-            delta, item = "reasoning_summary_text", {"id": item["id"], "type": "reasoning"}
-        elif kind == "call":
-            delta, item = "function_call_arguments", {"id": item["id"], **tool[1]}
-            item.update(type="function_call", call_id=new_id("call_"), arguments="")
-        where = {"output_index": index, "item_id": item["id"]}
-        empty = {"text": {"content": []}, "think": {"summary": []}}.get(kind, {})
-        send("response.output_item.added", output_index=index, item={**item, **empty})
+        ids, said = {"id": new_id("item_")}, ""
+        where = {"output_index": index, "content_index": 0, "summary_index": 0}
+        where.update(item_id=ids["id"])
+        ids.update({"call_id": new_id("call_")} if tool else {})
+        item = responses_item(kind, tool, ids, "")
+        send("response.output_item.added", output_index=index, item=item)
         for piece in pieces:
             said += piece
-            more = {"content_index": 0, "summary_index": 0, "delta": piece}
-            send(f"response.{delta}.delta", **where, **more)
-        text = {"type": "output_text", "text": said, "annotations": []}
-        summary = {"type": "summary_text", "text": said}
-        whole = {"text": {"content": [text]}, "think": {"summary": [summary]}}
-        output.append({**item, **whole.get(kind, {"arguments": said})})
+            delta = deltas.get(kind, "function_call_arguments")
+            send(f"response.{delta}.delta", delta=piece, **where)
+        output.append(responses_item(kind, tool, ids, said))
         send("response.output_item.done", output_index=index, item=output[-1])
     usage = {"input_tokens": tokens, "output_tokens": 10, "total_tokens": tokens + 10}
     base.update(status="completed", output=output, usage=usage)
@@ -308,8 +306,13 @@ def gemini(body, parts, tokens, send):
     return reply(whole, finishReason="STOP")
 
 
+def count_tokens(body, parts, tokens, send):
+    return {"input_tokens": tokens, "totalTokens": tokens}
+
+
 WIRES = {"/messages": anthropic, "/responses": responses, "/chat/completions": chat}
 WIRES.update({":generateContent": gemini, ":streamGenerateContent": gemini})
+WIRES.update({"/count_tokens": count_tokens, ":countTokens": count_tokens})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -321,14 +324,18 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         """Leave the test's stderr alone."""
 
-    def reply(self, code, answer, **headers):
-        content = json.dumps(answer).encode()
-        headers.update(content_type="application/json", content_length=len(content))
+    def begin(self, code, **headers):
         self.send_response(code)
-        for key, value in headers.items():
+        # Closed after each reply, so that no thread waits for a client's next request.
+        for key, value in {**headers, "connection": "close"}.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else content)
+
+    def reply(self, code, answer, **headers):
+        content = json.dumps(answer).encode()
+        kind = {"content_type": "application/json", "content_length": len(content)}
+        self.begin(code, **kind, **headers)
+        self.wfile.write(content)
         return f"HTTP {code}"
 
     def fail(self, code, text, **headers):
@@ -340,8 +347,6 @@ class Handler(BaseHTTPRequestHandler):
         card = {"id": "mock", "type": "model", "object": "model", "display_name": "Mock"}
         self.reply(200, {"object": "list", "data": [card], "has_more": False})
 
-    do_HEAD = do_GET
-
     def do_POST(self):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -350,34 +355,24 @@ class Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
         body, path, started = json.loads(raw or b"{}"), self.path.split("?")[0], time.time()
-        self.server.record(self.path, body)
+        self.server.record(path=path, body=body)
         wire = next((wire for end, wire in WIRES.items() if path.endswith(end)), None)
         try:
-            if path.endswith(("/count_tokens", ":countTokens")):
-                count = len(raw) // 4
-                outcome = self.reply(200, {"input_tokens": count, "totalTokens": count})
-            else:
-                outcome = self.answer(wire, body) if wire else self.fail(404, "no such API")
-        except ConnectionError as error:
-            is_ours = isinstance(error, ConnectionAbortedError)
-            outcome, self.close_connection = "dropped" if is_ours else "client left", True
-        self.server.write_log(path=path, outcome=outcome, seconds=time.time() - started)
+            outcome = self.answer(wire, body) if wire else self.fail(404, "no such API")
+        except ConnectionAbortedError as error:  # by us
+            outcome = str(error)
+        except ConnectionError:
+            outcome = "client left"
+        self.server.record(path=path, outcome=outcome, seconds=time.time() - started)
 
     def answer(self, wire, body):
         """Answer a model request; return the outcome for the log."""
         events, side = history(body), side_answer(body)
         prompt, steps = plan(events) if side is None else ("", [("say", side)])
-        # With the session, so that each of two agents with one prompt has its own errors.
-        key = self.headers.get("x-claude-code-session-id") or body.get("prompt_cache_key")
-        errors = [
-            (at, arg.split()) for at, (verb, arg) in enumerate(steps) if verb == "error"
-        ]
-        for at, (code, *rest) in errors:
-            if not rest or self.server.count((key, prompt, len(events), at)) <= int(
-                rest[0]
-            ):
-                headers = {"retry_after": rest[1]} if rest[1:] else {}
-                return self.fail(int(code), f"mock error {code}", **headers)
+        # By session: two agents with one prompt have errors of their own.
+        who = self.headers.get("x-claude-code-session-id") or body.get("prompt_cache_key")
+        if failed := self.fail_as_scripted(steps, (wire, who, prompt, len(events))):
+            return failed
         is_stream = body.get("stream") or ":stream" in self.path
 
         def send(kind, **fields):
@@ -388,16 +383,23 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(event.encode() if is_stream else b"")
 
         if is_stream:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Connection", "close")
-            self.end_headers()
+            self.begin(200, content_type="text/event-stream")
         counts = (int(argument) for verb, argument in steps if verb == "tokens")
         tokens = next(counts, len(str(body)) // 4)
         whole = wire(body, self.run(body, steps, send), tokens, send)
         if is_stream and wire is chat:
             self.wfile.write(b"data: [DONE]\n\n")
         return "ok" if is_stream else self.reply(200, whole)
+
+    def fail_as_scripted(self, steps, key):
+        """Answer with the first error of the script that is not used up, if any."""
+        for index, (verb, argument) in enumerate(steps):
+            if verb == "error":
+                code, times, after = [*argument.split(), "", ""][:3]
+                if self.server.count((*key, index)) <= int(times or sys.maxsize):
+                    headers = {"retry_after": after} if after else {}
+                    return self.fail(int(code), f"mock error {code}", **headers)
+        return None
 
     def run(self, body, steps, send):
         """Do the steps up to the first tool; yield the parts of the reply as they come."""
@@ -415,27 +417,29 @@ class Handler(BaseHTTPRequestHandler):
                 self.wait(float(argument or 3600), send)
             elif verb == "drop":
                 self.connection.shutdown(socket.SHUT_RDWR)
-                raise ConnectionAbortedError
+                raise ConnectionAbortedError("dropped")
             elif verb == "tool":
                 for name, arguments in argument:
                     yield "call", find_tool(body, name), [json.dumps(arguments)]
                 return
 
     def wait(self, seconds, send):
-        """Sleep, but ping every second and notice at once when the client leaves."""
+        """Sleep and ping, but no longer than the client and the server are there."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            readable = select.select([self.connection], [], [], min(1, left))[0]
+            readable = select.select([self.connection], [], [], min(0.2, left))[0]
             if readable and not self.connection.recv(1, socket.MSG_PEEK):
                 raise ConnectionResetError
+            if self.server.is_stopping:
+                raise ConnectionAbortedError("server stopped")
             send("ping")
 
 
 class MockServer(ThreadingMixIn, TCPServer):
     """The mock on 127.0.0.1: MockServer(log=path).start(), .port, .requests, .stop().
 
-    Owns what was asked, the log (a JSON line for each request and for its end) and the
-    open connections. Used with `with`, it stops at the end.
+    Owns what was asked and the log: a JSON line for each request and for its end. With
+    `with` it stops at the end.
     """
 
     # Not HTTPServer: that looks its own name up, which is slow where there is no DNS.
@@ -444,8 +448,8 @@ class MockServer(ThreadingMixIn, TCPServer):
     def __init__(self, log=None, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.port, self._log = self.server_address[1], Path(log) if log else None
-        self._lock, self._thread = threading.Lock(), None
-        self._bodies, self._counts, self._open = [], {}, set()
+        self._lock, self._thread, self.is_stopping = threading.Lock(), None, False
+        self._bodies, self._counts = [], {}
 
     @property
     def requests(self):
@@ -460,30 +464,15 @@ class MockServer(ThreadingMixIn, TCPServer):
         return self
 
     def stop(self):
-        """End the server and what it still answers; block for a second at most."""
+        """End the server; a reply still going on ends within 0.2 s."""
+        self.is_stopping = True
         if self._thread:  # else shutdown() would wait for ever
             self.shutdown()
+            self._thread.join()
         self.server_close()
-        with self._lock:
-            for connection in self._open:
-                with contextlib.suppress(OSError):  # the client was faster
-                    connection.shutdown(socket.SHUT_RDWR)
-        end = time.monotonic() + 1
-        while self._open and time.monotonic() < end:
-            time.sleep(0.01)
 
     def __exit__(self, *error):
         self.stop()
-
-    def process_request(self, request, client_address):
-        with self._lock:
-            self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request):
-        super().shutdown_request(request)
-        with self._lock:
-            self._open.discard(request)
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may leave
@@ -495,13 +484,10 @@ class MockServer(ThreadingMixIn, TCPServer):
             self._counts[key] = self._counts.get(key, 0) + 1
             return self._counts[key]
 
-    def record(self, path, body):
+    def record(self, **fields):
         with self._lock:
-            self._bodies.append(body)
-        self.write_log(path=path, body=body)
-
-    def write_log(self, **fields):
-        with self._lock:
+            if "body" in fields:
+                self._bodies.append(fields["body"])
             if self._log:
                 with self._log.open("a", encoding="utf-8") as log:
                     log.write(json.dumps({"time": time.time(), **fields}) + "\n")
@@ -513,8 +499,7 @@ def main():
     parser.add_argument("--log", help="append a JSON line for each request and its end")
     server = MockServer(**vars(parser.parse_args()))
     print(f"PORT {server.port}", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
+    server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,258 @@
+"""Sealed fixtures: a runtime directory, a tmux server and a HOME of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import cao
+from mock_llm import MockServer
+
+ROOT = Path(__file__).resolve().parent.parent
+CAO = [sys.executable, str(ROOT / "cao.py")]
+PINNED = {"claude": "2.1.330", "codex": "0.169.0"}
+
+
+def pytest_report_header() -> list[str]:
+    return [f"{name}: {program or 'not installed'}" for name, program in real_clis().items()]
+
+
+def real_clis() -> dict[str, str]:
+    """Return where the pinned CLIs are: CAO_TEST_CLIS is a folder with one per CLI."""
+    folder = Path(os.environ.get("CAO_TEST_CLIS", "/nonexistent"))
+    found = {name: folder / name / "node_modules/.bin" / name for name in PINNED}
+    return {name: str(path) if path.exists() else "" for name, path in found.items()}
+
+
+def until(look, wanted=bool, timeout_s=15.0, show=lambda: ""):
+    """Return what look() gives once it is as wanted: the only waiting there is."""
+    end = time.monotonic() + timeout_s
+    while True:
+        seen = look()
+        if wanted(seen) if callable(wanted) else seen == wanted:
+            return seen
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {timeout_s} s, still {seen!r}\n{show()}")
+        select.select([], [], [], 0.02)
+
+
+class Place:
+    """One sealed place: its folders, its environment, and cao run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home, self.work, self.user = folder / "cao", folder / "work", folder / "home"
+        for part in (self.work, self.user, folder / "tmux", folder / "bin"):
+            part.mkdir()
+        (self.home / "profiles").mkdir(parents=True, mode=0o700)
+        self.home.chmod(0o700)
+        for name in ("claude", "codex", "gemini"):  # no real agent by accident
+            stub = folder / "bin" / name
+            stub.write_text("#!/bin/sh\nexit 97\n")
+            stub.chmod(0o755)
+        self.env = {
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "HOME": str(self.user),
+            "CAO_HOME": str(self.home),
+            "TMUX_TMPDIR": f"{folder}/tmux",
+            "LANG": "C.UTF-8",
+        }
+
+    def run(self, *args, stdin="", timeout_s=60, cwd=None, **env):
+        """Run a cao command and return the finished process, its output as text."""
+        return subprocess.run(
+            [*CAO, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=cwd or self.work,
+            env={**self.env, **env},
+        )
+
+    def ok(self, *args, **more) -> str:
+        """Run a cao command that must succeed and return its stdout."""
+        done = self.run(*args, **more)
+        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    def start(self, *args, **env) -> subprocess.Popen:
+        """Start a cao command that goes on beside the test."""
+        return subprocess.Popen(
+            [*CAO, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.work,
+            env={**self.env, **env},
+        )
+
+    def profile(self, name: str, text: str) -> None:
+        (self.home / "profiles" / f"{name}.md").write_text(text)
+
+    @property
+    def store(self) -> cao.Store:
+        return cao.Store(str(self.home))
+
+    def state(self, session: str) -> dict:
+        """Return a session's state.json."""
+        try:
+            return json.loads((self.home / "sessions" / session / "state.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def log(self, session: str) -> list[dict]:
+        """Return a session's log."""
+        path = self.home / "sessions" / session / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def result(self, task: str) -> dict:
+        """Return a task's result file."""
+        session = task.partition(".")[0]
+        return json.loads((self.home / "sessions" / session / "results" / f"{task}.json").read_text())
+
+    def until_state(self, session: str, state: str, timeout_s=20.0) -> dict:
+        return until(
+            lambda: self.state(session),
+            lambda s: s.get("state") == state,
+            timeout_s,
+            lambda: self.screen(session),
+        )
+
+    def tmux(self, *args) -> str:
+        """Run a tmux command on this place's server; "" where there is no server."""
+        socket = cao.tmux_socket(str(self.home))
+        argv = ["tmux", "-u", "-L", socket, *args]
+        return subprocess.run(argv, capture_output=True, text=True, env=self.env).stdout
+
+    def screen(self, session: str) -> str:
+        return self.tmux("capture-pane", "-p", "-t", f"={session}:")
+
+    def pids(self) -> list[int]:
+        """Return the processes whose environment names this place."""
+        mark = f"CAO_HOME={self.home}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if mark in entry.read_bytes().split(b"\0"):
+                    found.append(int(entry.parent.name))
+            except OSError:
+                continue
+        return [pid for pid in found if pid != os.getpid()]
+
+    def close(self) -> None:
+        """End everything that was started here, and leave no file."""
+        self.tmux("kill-server")
+        end = time.monotonic() + 5
+        while (left := self.pids()) and time.monotonic() < end:
+            select.select([], [], [], 0.02)
+        for pid in left:
+            os.kill(pid, 9)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """A sealed place; a unix socket's path is short, so it is right below /tmp."""
+    made = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
+    for name in ("CAO_HOME", "CAO_SESSION", "CAO_CLIENT", "TMUX", "TMUX_PANE", "CLAUDECODE",
+                 "CLAUDE_CODE_SESSION_ID", "XDG_STATE_HOME"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    yield made
+    made.close()
+
+
+class McpClient:
+    """A small MCP client on the stdio of `cao mcp`."""
+
+    def __init__(self, place: Place, name="test-client", version="2025-11-25", init=True, **env) -> None:
+        self.process = place.start("mcp", **env)
+        self.buffer, self.seen, self.next_id = b"", [], 0
+        if init:
+            self.request("initialize", {
+                "protocolVersion": version, "capabilities": {},
+                "clientInfo": {"name": name, "version": "1"},
+            })  # fmt: skip
+            self.notify("notifications/initialized")
+
+    def write(self, data: bytes) -> None:
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def send(self, message) -> None:
+        self.write(json.dumps(message).encode() + b"\n")
+
+    def notify(self, method, params=None) -> None:
+        self.send({"jsonrpc": "2.0", "method": method, "params": params or {}})
+
+    def post(self, method, params=None) -> int:
+        """Send a request and return its id, without waiting."""
+        self.next_id += 1
+        self.send({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params or {}})
+        return self.next_id
+
+    def read(self, timeout_s=30.0):
+        """Return the next message, or None at end of file."""
+        end = time.monotonic() + timeout_s
+        while b"\n" not in self.buffer:
+            left = end - time.monotonic()
+            assert left > 0, f"no message in {timeout_s} s; seen: {self.seen[-3:]}"
+            if select.select([self.process.stdout], [], [], left)[0]:
+                chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    return None
+                self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        message = json.loads(line)
+        self.seen.append(message)
+        return message
+
+    def answer(self, key, timeout_s=30.0):
+        """Return the response to a request; what comes before it stays in `seen`."""
+        for message in self.seen:
+            if isinstance(message, dict) and message.get("id") == key and "method" not in message:
+                return message
+        while True:
+            message = self.read(timeout_s)
+            assert message is not None, self.process.stderr.read()
+            if isinstance(message, dict) and message.get("id") == key and "method" not in message:
+                return message
+
+    def request(self, method, params=None, timeout_s=30.0):
+        return self.answer(self.post(method, params), timeout_s)
+
+    def post_call(self, name, **arguments) -> int:
+        return self.post("tools/call", {"name": name, "arguments": arguments})
+
+    def call(self, name, timeout_s=30.0, **arguments):
+        """Call a tool and return its result."""
+        return self.answer(self.post_call(name, **arguments), timeout_s)["result"]
+
+    def close(self) -> int:
+        self.process.stdin.close()
+        status = self.process.wait(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            stream.close()
+        return status
+
+
+@pytest.fixture
+def client(place):
+    made = McpClient(place)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def mock_llm():
+    with MockServer().start() as server:
+        yield server
