@@ -2481,6 +2481,7 @@ class Orchestrator:
                 wake.listen(self.caller.name)
             while True:
                 found = self._look(tasks, sessions, any_mail, told)
+                self._after_burial(found.results)
                 enough = not found.running if want_all else bool(found.results)
                 if enough or found.messages or found.asking or cancelled():
                     return found
@@ -2493,6 +2494,15 @@ class Orchestrator:
                 wake.wait(min(left, PROGRESS_S))
         finally:
             wake.close()
+
+    def _after_burial(self, results: Sequence[Result]) -> None:
+        """Return when a lost session is wholly buried: our own thread may be at it, and
+        the caller may exit right after us."""
+        for result in results:
+            if result.outcome == "lost":
+                path = f"{self.store.folder(result.session)}/lock"
+                fd = self.store.lock(path, wait=True, shared=True)
+                os.close(fd) if fd is not None else None
 
     def _task_session(self, task: str) -> str:
         name = self.store.session_of(task)
@@ -2949,7 +2959,6 @@ class Runner:
         self.reply: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
         self.look_at = 0.0
-        self.over = False
         self.signal = 0
 
     # ---- life ----
@@ -2971,9 +2980,7 @@ class Runner:
         self.wake.listen(self.name)
         try:
             self._begin()
-            while not self.over:
-                if not self._round():
-                    break
+            while self._round():
                 ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
                 if woken in ready:
                     os.read(woken, 4096)
@@ -3025,13 +3032,9 @@ class Runner:
             self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
         elif self.signal:
             self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
-        if self.over:
-            return False
-        for at, payload in self.store.take_events(self.name):
-            self._on_payload(payload, at)
-        if self.over:
-            return False
         try:
+            for at, payload in self.store.take_events(self.name):
+                self._on_payload(payload, at)
             self._advance(time.time())
             self._save()
         except TmuxError as error:
@@ -3039,7 +3042,7 @@ class Runner:
             self.store.log(self.name, "tmux_failed", words=error.what)
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
-        return not self.over
+        return self.phase != "ended"
 
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
@@ -3070,7 +3073,7 @@ class Runner:
     def _reap(self) -> None:
         """See whether the CLI ended; continue it at once if it was stopped (no shell is
         there to bring it back from Ctrl-Z)."""
-        while self.child and not self.over:
+        while self.child and self.phase != "ended":
             pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
             if not pid:
                 return
@@ -3094,9 +3097,8 @@ class Runner:
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session: answer what is open, end what is left, keep the last screen."""
-        if self.over:
+        if self.phase == "ended":
             return
-        self.over = True
         screen = self._screen(history=True)
         base = Result("", self.name, outcome, source="", turns=tuple(self.turns),
                       exit_status=self.exit_status, exact=self.task_exact,
@@ -3184,6 +3186,8 @@ class Runner:
     # ---- events ----
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
+        if self.phase == "ended":
+            return
         order = payload.get("cao")
         if order == "stop":
             self._finish("stopped", "stopped", "the session was stopped")
@@ -3242,6 +3246,8 @@ class Runner:
 
     def _advance(self, now: float) -> None:
         """Look where something is due, then decide what the facts allow."""
+        if self.phase == "ended":
+            return
         if self.ending:
             self._advance_ending(now)
         if self.asked:
@@ -4525,7 +4531,7 @@ class McpServer:
 
 
 _METHODS: dict[str, Callable[[McpServer, dict[str, Any]], dict[str, Any]]] = {
-    "tools/list": McpServer.list_tools,
+    "tools/list": McpServer.list_tools
 }
 SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
 
@@ -4689,6 +4695,8 @@ class DemoAgent:
         """Work on one prompt; return an exit status where the script ends the agent."""
         self.status("busy")
         self.hook("UserPromptSubmit", prompt=prompt)
+        named = re.search(r" is in the file (\S+) \(\d+ bytes\)", prompt)
+        prompt = self.store.read_text(named[1]) if named else prompt
         match = re.search(r"^demo: ?(.*)$", prompt, re.M)
         # A step may hold another agent's script in braces.
         steps = re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1]) if match else []

@@ -49,7 +49,7 @@ class Place:
     """One sealed place: its folders, its environment, and cao run in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.started = folder, []
         self.home, self.work, self.user = folder / "cao", folder / "work", folder / "home"
         for part in (self.work, self.user, folder / "tmux", folder / "bin"):
             part.mkdir()
@@ -86,8 +86,8 @@ class Place:
         return done.stdout
 
     def start(self, *args, **env) -> subprocess.Popen:
-        """Start a cao command that goes on beside the test."""
-        return subprocess.Popen(
+        """Start a cao command that goes on beside the test; `close` ends it."""
+        started = subprocess.Popen(
             [*CAO, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,6 +95,8 @@ class Place:
             cwd=self.work,
             env={**self.env, **env},
         )
+        self.started.append(started)
+        return started
 
     def profile(self, name: str, text: str) -> None:
         (self.home / "profiles" / f"{name}.md").write_text(text)
@@ -119,6 +121,11 @@ class Place:
         """Return a task's result file."""
         session = task.partition(".")[0]
         return json.loads((self.home / "sessions" / session / "results" / f"{task}.json").read_text())
+
+    def live(self) -> list[str]:
+        """Return the names of the sessions that were started and not ended."""
+        path = self.home / "live"
+        return sorted(os.listdir(path)) if path.exists() else []
 
     def until_state(self, session: str, state: str, timeout_s=20.0) -> dict:
         return until(
@@ -152,6 +159,12 @@ class Place:
     def close(self) -> None:
         """End everything that was started here, and leave no file."""
         self.tmux("kill-server")
+        for process in self.started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if not stream.closed:
+                    stream.close()
         end = time.monotonic() + 5
         while (left := self.pids()) and time.monotonic() < end:
             select.select([], [], [], 0.02)

@@ -1,0 +1,373 @@
+"""The main job on the demo agent: real tmux, real processes, no account."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from conftest import McpClient, until
+
+pytestmark = pytest.mark.tmux
+
+
+def test_handoff_gives_the_whole_answer_and_a_second_turn_goes_on_in_the_session(place):
+    first = place.run("handoff", "demo", "demo: say one")
+    assert (first.returncode, first.stdout) == (0, "one\n")
+    (session,) = place.live()
+    assert place.ok("handoff", session, "demo: say two") == "two\n"
+    assert place.live() == [session]
+
+
+@pytest.mark.parametrize("text", [
+    "  indented\n\tand a tab\n> quoted\n>> twice\n\n\nlast",
+    "emoji 😀 and ünïcödé ﷽\nnext",
+    "quotes ' \" ` $HOME $(id) \\ ; # % {} [] ~ !",
+    "x" * 200_000,
+    "\n".join(f"{n:5} lorem ipsum dolor sit amet" for n in range(6000)),
+], ids=["layout", "unicode", "shell", "one-long-line", "200-kB-of-lines"])  # fmt: skip
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_tasks_and_answers_come_through_byte_for_byte(place, text, turn):
+    target = "demo"
+    if turn == "second":
+        target = place.ok("assign", "demo", "hello").strip().partition(".")[0]
+        place.until_state(target, "idle")
+    done = place.run("handoff", target, "--json", stdin=f"demo: echo\n{text}")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["outcome"] == "done"
+    assert result["answer"] == text
+    if len(text) < 30_000:
+        assert result["exact"] == "exact"
+
+
+def test_an_assigned_task_is_fetched_by_wait_from_another_process(place):
+    task = place.ok("assign", "demo", "demo: sleep 0.3; say later").strip()
+    assert place.ok("wait", task) == "later\n"
+    assert place.ok("wait", task) == "later\n"  # by its name, as often as one likes
+
+
+def test_wait_without_names_gives_all_results_of_this_directory(place):
+    tasks = {place.ok("assign", "demo", f"demo: say answer {n}").strip() for n in range(3)}
+    found = json.loads(place.ok("wait", "--json"))
+    assert {result["task"] for result in found["results"]} == tasks
+    assert json.loads(place.ok("wait", "--json"))["results"] == []  # each once
+
+
+def test_a_worker_with_workers_of_its_own_answers_after_them(place):
+    inner = "{demo: sleep 0.5; say from below}"
+    done = place.run("handoff", "demo", f"demo: assign demo {inner}; say I have given it away", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    # The result arrived in the worker's conversation, and that turn's text is the answer.
+    assert result["turns"] == ["I have given it away"]
+    assert "I have read" in result["answer"]
+
+
+def test_a_worker_can_hand_off_and_use_the_answer(place):
+    assert place.ok("handoff", "demo", "demo: handoff demo {demo: say deep}") == "deep\n"
+
+
+def test_depth_is_limited_with_a_clear_error(place):
+    session = place.ok("assign", "demo", "demo: sleep 30").strip().partition(".")[0]
+    path = place.home / "sessions" / session / "session.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "depth": 3}))
+    done = place.run("handoff", "demo", "hello", CAO_SESSION=session)
+    assert (done.returncode, "3 deep at the most" in done.stderr) == (1, True)
+
+
+def test_a_question_ends_the_handoff_with_its_options_and_the_answer_goes_on(place):
+    done = place.run("handoff", "demo", "demo: ask Which colour?|red|blue", "--json")
+    assert done.returncode == 6
+    (ask,) = json.loads(done.stdout)["asking"]
+    assert ask["question"]["kind"] == "question"
+    assert ask["question"]["text"] == "Which colour?"
+    assert [option[1] for option in ask["question"]["options"]] == ["red", "blue"]
+    assert "blue" in place.ok("answer", ask["session"], "2")
+    (task,) = json.loads(done.stdout)["running"]
+    assert place.ok("wait", task) == "blue\n"
+
+
+def test_a_wrong_or_late_answer_is_refused_and_presses_no_key(place):
+    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    wrong = place.run("answer", session, "perhaps")
+    assert (wrong.returncode, "1 = Yes" in wrong.stderr) == (2, True)
+    assert place.state(session)["state"] == "asking"
+    place.ok("answer", session, "No")
+    assert place.ok("wait", task) == "No\n"
+    late = place.run("answer", session, "1")
+    assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
+
+
+def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
+    task = place.ok("assign", "demo", "demo: sleep 0.6; say first").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    assert json.loads(place.ok("send", session, "and another thing", "--json"))["step"] == "queued"
+    result = json.loads(place.ok("wait", task, "--json"))["results"][0]
+    # Its supervisor wrote while it worked: the message belongs to the task.
+    assert result["turns"] == ["first"]
+    assert "Message from shell-" in result["answer"]
+
+
+def test_a_message_to_an_idle_session_is_taken_exactly(place):
+    session = place.ok("assign", "demo", "hello").strip().partition(".")[0]
+    place.until_state(session, "idle")
+    receipt = json.loads(place.ok("send", session, "good morning", "--json"))
+    assert (receipt["step"], receipt["exact"]) == ("taken", "exact")
+
+
+def test_a_worker_tells_its_supervisor_before_it_is_done(place):
+    done = place.run("handoff", "demo", "demo: tell half way; sleep 1; say done", "--json")
+    found = json.loads(done.stdout)
+    assert [m["text"] for m in found["messages"]] == ["half way"]
+    assert place.ok("wait", *found["running"]) == "done\n"
+
+
+@pytest.mark.parametrize(("script", "reason", "status"), [
+    ("demo: exit 3", "exited", 3),
+    ("demo: fail the API said 500", "api_error", None),
+    ("demo: fail 429 rate limit, resets at 3pm", "rate_limit", None),
+    ("demo: fail 401 please run /login", "auth", None),
+])  # fmt: skip
+def test_a_turn_that_fails_ends_the_handoff_with_its_reason(place, script, reason, status):
+    done = place.run("handoff", "demo", script, "--json")
+    assert done.returncode == 1
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"], result["exit_status"]) == ("failed", reason, status)
+    if reason == "rate_limit":
+        assert result["retry_at"] == "at 3pm"
+    if reason == "exited":
+        assert "demo" in result["screen"]
+
+
+def test_a_killed_cli_ends_the_handoff_within_a_second(place):
+    running = place.start("handoff", "demo", "demo: sleep 60")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    place.until_state(session, "working")
+    os.kill(place.state(session)["group"]["id"], signal.SIGKILL)
+    out, err = running.communicate(timeout=5)
+    (path,) = (place.home / "sessions" / session / "results").glob("*.json")
+    result = json.loads(path.read_text())
+    assert (result["outcome"], result["reason"], result["exit_status"]) == ("failed", "exited", -9)
+    assert b"exit status -9" in err
+    ended = place.log(session)[-1]["at"]
+    assert ended - result["ended_at"] < 1
+
+
+def test_a_killed_runner_makes_the_task_lost_and_ends_what_is_left_of_the_cli(place):
+    running = place.start("handoff", "demo", "demo: sleep 60")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    cli = place.until_state(session, "working")["group"]["id"]
+    (runner,) = [pid for pid in place.pids() if os.getpgid(pid) != cli and b"run-session" in cmdline(pid)]
+    os.kill(runner, signal.SIGKILL)
+    out, err = running.communicate(timeout=5)
+    assert running.returncode == 1
+    assert b"lost" in err
+    until(lambda: os.path.exists(f"/proc/{cli}"), False)
+    assert place.state(session)["state"] == "ended"
+    assert place.live() == []
+
+
+def cmdline(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def test_a_killed_tmux_server_makes_the_task_lost(place):
+    running = place.start("handoff", "demo", "demo: sleep 60")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    place.until_state(session, "working")
+    os.kill(int(place.tmux("display-message", "-p", "#{pid}")), signal.SIGKILL)
+    out, err = running.communicate(timeout=5)
+    assert b"lost" in err
+    until(place.pids, [])
+
+
+def test_stop_ends_a_session_with_its_workers_and_answers_their_tasks(place):
+    task = place.ok("assign", "demo", "demo: handoff demo {demo: sleep 60}").strip()
+    top = task.partition(".")[0]
+    until(place.live, lambda names: len(names) == 2)
+    (below,) = [name for name in place.live() if name != top]
+    place.until_state(below, "working")
+    place.ok("stop", top)
+    assert place.live() == []
+    assert place.result(task)["outcome"] == "stopped"
+    (inner,) = (place.home / "sessions" / below / "results").glob("*.json")
+    assert json.loads(inner.read_text())["outcome"] == "stopped"
+    until(place.pids, [])
+
+
+def test_interrupt_ends_the_turn_and_the_session_lives(place):
+    task = place.ok("assign", "demo", "demo: sleep 60").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    assert "interrupted" in place.ok("stop", "--interrupt", session)
+    assert place.result(task)["outcome"] == "interrupted"
+    assert place.ok("handoff", session, "demo: say still here") == "still here\n"
+
+
+def test_a_persons_escape_leaves_the_task_asking_and_a_message_goes_on_with_it(place):
+    task = place.ok("assign", "demo", "demo: sleep 60").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    state = place.until_state(session, "asking")
+    assert state["question"]["kind"] == "interrupted"
+    place.ok("send", session, "please go on")
+    assert "Message from" in place.ok("wait", task)
+
+
+def test_a_persons_escape_ends_the_task_as_interrupted_after_a_while(place):
+    done = place.start("handoff", "demo", "demo: sleep 60", "--json", CAO_INTERRUPTED_S="0.5")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    place.until_state(session, "working")
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    done.communicate(timeout=10)
+    assert done.returncode == 6
+    (path,) = until(lambda: list(place.home.glob("sessions/*/results/*.json")))
+    result = json.loads(path.read_text())
+    assert (result["outcome"], result["reason"]) == ("interrupted", "interrupted_by_person")
+
+
+def test_a_task_that_takes_too_long_is_a_timeout(place):
+    done = place.run("handoff", "demo", "demo: sleep 60", "--timeout", "1s", "--json")
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["results"][0]["outcome"] == "timeout"
+
+
+def test_an_idle_worker_closes_itself_and_keep_keeps_it(place):
+    for flags in ([], ["--keep"]):
+        place.ok("handoff", "demo", "hello", *flags, CAO_IDLE_CLOSE_S="0.3")
+    until(lambda: len(place.live()), 1)
+    (kept,) = place.live()
+    assert place.store.load(kept).keep
+
+
+def test_nothing_is_typed_into_a_persons_half_typed_line(place):
+    session = place.ok("assign", "demo", "hello").strip().partition(".")[0]
+    place.until_state(session, "idle")
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "my own draft")
+    until(lambda: "my own draft" in place.screen(session))
+    task = place.ok("assign", session, "demo: say mine").strip()
+    until(lambda: place.state(session).get("held_back"), "a person has typed something")
+    place.tmux("send-keys", "-t", f"={session}:", "C-u")
+    assert place.ok("wait", task) == "mine\n"
+    assert "my own draftdemo" not in place.screen(session)
+
+
+def test_a_check_sends_the_worker_back_until_it_passes(place):
+    (place.work / "check.py").write_text(
+        "import pathlib, sys\np = pathlib.Path('count')\nn = len(p.read_text()) if p.exists() else 0\n"
+        "p.write_text('x' * (n + 1))\nprint('tries so far', n)\nsys.exit(n < 1)\n"
+    )
+    done = place.run("handoff", "demo", "demo: say ready", "--check", "python3 check.py", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["check"]["exit_status"], result["turns"]) == ("done", 0, ["ready"])
+    failed = place.run("handoff", "demo", "demo: say ready", "--check", "false", "--json")
+    (result,) = json.loads(failed.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "check_failed")
+    assert result["check"]["exit_status"] == 1
+
+
+def test_a_python_prompt_is_driven_by_a_profile_alone(place):
+    place.profile("calc", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n")
+    task = place.ok("assign", "calc", "6 * 7").strip()
+    assert place.ok("wait", task) == "42\n"
+    session = task.partition(".")[0]
+    assert place.ok("handoff", session, "print('a  b'); print('  c')") == "a  b\n  c\n"
+    assert place.ok("handoff", session, "import time; time.sleep(1.2); print('slow')") == "slow\n"
+    gone = place.run("handoff", session, "exit()")
+    assert gone.returncode == 1
+    assert "exited" in gone.stderr
+
+
+BAD = [
+    (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
+    (["handoff", "demo", ""], 2, "the text is empty", "say what"),
+    (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "does not exist", "make it"),
+    (["handoff", "demo", "x", "--worktree"], 2, "not in a git repository", "leave worktree out"),
+    (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
+    (["handoff", "bad-role", "x"], 1, "role 'king' does not exist", "one of"),
+    (["handoff", "bad-provider", "x"], 1, "provider 'gpt' does not exist", "one of"),
+    (["handoff", "bad-yaml", "x"], 1, "bad-yaml.md:3", "key: value"),
+    (["handoff", "no-program", "x"], 1, "looked in", "install"),
+    (["send", "nobody-xxxx", "x"], 3, "no session", "list_sessions"),
+    (["wait", "nobody-xxxx.abcd"], 3, "no task", "cao ls"),
+    (["wait", "Not A Task"], 2, "not a task's name", "looks like"),
+    (["answer", "nobody-xxxx", "1"], 3, "no session", "list_sessions"),
+    (["stop", "../x"], 3, "no session", "list_sessions"),
+    (["attach", "nobody-xxxx"], 3, "not running", "cao ls"),
+    (["handoff", "demo", "x", "--timeout", "soon"], 2, "not a duration", "90s"),
+    (["nonsense"], 2, "nonsense", ""),
+]
+
+
+@pytest.mark.parametrize(("argv", "code", "what", "fix"), BAD, ids=[" ".join(b[0])[:30] for b in BAD])
+def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code, what, fix):
+    place.profile("bad-role", "---\nrole: king\n---\n")
+    place.profile("bad-provider", "---\nprovider: gpt\n---\n")
+    place.profile("bad-yaml", "---\nname: x\nthis is no pair\n---\n")
+    place.profile("no-program", "---\nprovider: command\ncommand: [not-there-at-all]\nready: x\n---\n")
+    if len(argv[-1]) > 100_000:
+        done = place.run(*argv[:-1], stdin=argv[-1])
+    else:
+        done = place.run(*argv)
+    assert done.returncode == code, done.stderr
+    assert what in done.stderr
+    assert fix in done.stderr
+    assert "Traceback" not in done.stderr
+    assert place.live() == []
+    kinds = [place.store.load(n).kind for n in place.store.all_sessions()]
+    assert "agent" not in kinds
+
+
+def test_a_missing_or_old_tmux_is_named(place):
+    (place.folder / "bin" / "tmux").write_text("#!/bin/sh\necho tmux 3.1c\n")
+    (place.folder / "bin" / "tmux").chmod(0o755)
+    old = place.run("handoff", "demo", "x")
+    assert (old.returncode, "too old" in old.stderr) == (4, True)
+    assert place.live() == []
+
+
+def test_a_runtime_directory_that_others_can_write_is_refused(place):
+    place.home.chmod(0o777)
+    done = place.run("ls")
+    assert (done.returncode, "chmod 700" in done.stderr) == (1, True)
+    place.home.chmod(0o700)
+
+
+def test_a_program_that_cannot_start_says_where_was_looked(place):
+    done = place.run("handoff", "claude", "x", PATH=f"{place.folder}/empty:/usr/bin:/bin")
+    assert done.returncode == 1
+    assert "claude is not installed: looked in" in done.stderr
+
+
+def test_a_client_outside_tmux_hands_off_over_mcp(place):
+    client = McpClient(place)
+    result = client.call("handoff", target="demo", task="demo: say over mcp")
+    assert result["structuredContent"]["results"][0]["answer"] == "over mcp"
+    assert client.close() == 0
+
+
+def test_a_supervisor_in_tmux_gets_results_into_its_conversation(place):
+    session = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(session, "idle")
+    task = place.ok("assign", "demo", "demo: say for the boss", CAO_SESSION=session).strip()
+    until(lambda: f"Result of {task}" in place.screen(session), show=lambda: place.screen(session))
+    assert place.store.tasks_out(session) == []
+
+
+def test_ten_handoffs_run_side_by_side_and_a_ping_is_answered_at_once(place):
+    client = McpClient(place)
+    calls = [client.post_call("handoff", target="demo", task=f"demo: sleep 1; say {n}") for n in range(10)]
+    until(lambda: len(place.live()), 10)
+    assert client.request("ping", timeout_s=1)["result"] == {}
+    for n, key in enumerate(calls):
+        assert client.answer(key)["result"]["structuredContent"]["results"][0]["answer"] == str(n)
+    client.close()
