@@ -453,6 +453,8 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
     """
     for line in reversed(ansi_screen.splitlines()):
         if re.match(composer, strip_ansi(line)):
+            # A block cursor (inverse) right before dim text stands on the suggestion.
+            line = re.sub(r"\x1b\[7m.(?=\x1b\[(?:0;)?2m)", "", line)
             bright = re.sub(r"\x1b\[(?:\d+;)*2m.*?(?=\x1b\[0?m|\x1b\[22m|$)", "", line)
             match = re.match(composer, strip_ansi(bright))
             return match[1].strip() if match else ""
@@ -695,6 +697,7 @@ def _worker_mcp_servers(launch: Launch) -> dict[str, Any]:
         "args": argv[1:],
         "env": launch.mcp_env,
         "timeout": TOOL_TIMEOUT_S * 1000,
+        "alwaysLoad": True,  # Claude Code waits for it, or the first turn is without our tools
     }
     return servers
 
@@ -911,6 +914,8 @@ def _codex_argv(launch: Launch) -> list[str]:
     for name, server in _worker_mcp_servers(launch).items():
         entry = {k: v for k, v in server.items() if k in ("command", "args", "env", "url")}
         entry["tool_timeout_sec"] = TOOL_TIMEOUT_S
+        if name == "cao":
+            entry["default_tools_approval_mode"] = "approve"
         argv += ["-c", f"mcp_servers.{name}={_toml(entry)}"]
     trusted = {}
     for event in _CODEX_HOOKS:
@@ -2569,7 +2574,7 @@ class Orchestrator:
 
     # ---- talking, watching, ending ----
 
-    def send_message(self, target: str, text: str, wait_s: float = 2.0) -> dict[str, Any]:
+    def send_message(self, target: str, text: str, wait_s: float = 3.0) -> dict[str, Any]:
         """Put a message into an inbox and return a receipt: the step it reached."""
         text = strip_controls(text)
         self._check_text(text)
@@ -2596,7 +2601,9 @@ class Orchestrator:
         self.store.put(message)
         self.store.poke(self.caller.name)
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
-        if session.kind == "agent" and self.state_of(target).get("state") == "idle":
+        state = self.state_of(target) if session.kind == "agent" else {}
+        asked = state.get("question") or {}
+        if state.get("state") == "idle" or asked.get("kind") == "interrupted":
 
             def step(state: dict[str, Any]) -> str:
                 last = state.get("delivery") or {}
@@ -3269,13 +3276,15 @@ class Runner:
         if not event or event.blocking:
             return
         look = self._status()
-        if look.state == "idle":
+        if look.state in ("busy", "asking"):
+            return
+        written = self._transcript_event()
+        if (
+            (written and written.kind == "ended")
+            or (look.state == "idle" and not self.transcript)
+            or now - self.ending_at >= SETTLE_S
+        ):
             self._end_turn("done", event)
-        elif look.state == "unknown":
-            again = self._transcript_event()
-            late = now - self.ending_at >= SETTLE_S
-            if (again and again.kind == "ended") or late:
-                self._end_turn("done", event)
 
     def _advance_asked(self, now: float) -> None:
         """Believe a question when its dialog is drawn: it may be approved by a rule."""
@@ -5128,8 +5137,8 @@ def cmd_doctor(ask: Ask) -> int:
     return EXIT_DONE if good else EXIT_TMUX
 
 
-def _command_line() -> Any:
-    """Return the argument parser."""
+def _command_line() -> tuple[Any, dict[str, Any]]:
+    """Return the argument parser and those of its commands."""
     import argparse
 
     top = argparse.ArgumentParser(
@@ -5189,13 +5198,18 @@ def _command_line() -> Any:
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
     add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
     commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
-    return top
+    return top, commands.choices
 
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command of the command line."""
     try:
-        args = _command_line().parse_args(argv)
+        parser, commands = _command_line()
+        if argv and argv[0] in commands:
+            # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
+            args = commands[argv[0]].parse_intermixed_args(argv[1:])
+        else:
+            args = parser.parse_args(argv)
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
     store = Store(runtime_home())

@@ -1,0 +1,265 @@
+"""The main job on the real Claude Code and Codex, against a mock model API on loopback.
+
+Each CLI runs with a scratch HOME and a dummy key. Where a CLI is not installed its tests
+skip, and say so; with CAO_TEST_REQUIRE_CLIS set they fail instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from conftest import PINNED, McpClient, real_clis, until
+
+pytestmark = [pytest.mark.tmux, pytest.mark.cli]
+
+CLAUDE = """\
+---
+name: {name}
+provider: claude
+permissions: ask
+trust: yes
+env:
+  set:
+    ANTHROPIC_BASE_URL: http://127.0.0.1:{port}
+    ANTHROPIC_AUTH_TOKEN: dummy
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: "1"
+    CLAUDE_CODE_MAX_RETRIES: "1"
+    DISABLE_TELEMETRY: "1"
+    IS_SANDBOX: "1"
+---
+You are a worker in a test.
+"""
+CODEX = """\
+---
+name: {name}
+provider: codex
+permissions: ask
+trust: yes
+model: mock-model
+codexConfig:
+  model_provider: mock
+  model_providers.mock:
+    name: mock
+    base_url: http://127.0.0.1:{port}/v1
+    env_key: MOCK_KEY
+    wire_api: responses
+    request_max_retries: 0
+    stream_max_retries: 0
+env:
+  set: {{MOCK_KEY: dummy}}
+---
+You are a worker in a test.
+"""
+PROFILES = {"claude": CLAUDE, "codex": CODEX}
+SHELL = {
+    "claude": 'MOCK:tool Bash {{"command":"touch {file}","description":"make it"}};say went on',
+    "codex": 'MOCK:tool exec_command {{"cmd":"touch {file}",'
+    '"sandbox_permissions":"require_escalated","justification":"may I?"}};say went on',
+}
+LAYOUT = "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last"
+
+
+def install(place, name: str, port: int) -> None:
+    """Put the real CLI into the place, with a profile that points it at the mock."""
+    program = real_clis()[name]
+    if not program:
+        words = f"{name} {PINNED[name]} is not installed (CAO_TEST_CLIS)"
+        if os.environ.get("CAO_TEST_REQUIRE_CLIS"):
+            pytest.fail(words)
+        pytest.skip(words)
+    stub = place.folder / "bin" / name
+    stub.unlink()
+    stub.symlink_to(program)
+    place.profile(f"real-{name}", PROFILES[name].format(name=f"real-{name}", port=port))
+    if name == "claude":  # offline, its first-run screen would end it
+        seen = {"hasCompletedOnboarding": True, "hasSeenAutoDefaultNotice": True}
+        (place.user / ".claude.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(params=list(PINNED))
+def cli(request, place, mock_llm):
+    """The name of each real CLI in turn, installed in the place."""
+    install(place, request.param, mock_llm.port)
+    return request.param
+
+
+def handoff(place, target, task, *flags, code=0):
+    """Hand off by the shell and return what --json printed."""
+    done = place.run("handoff", target, "--json", *flags, stdin=task)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout)
+
+
+def test_handoff_second_turn_and_what_reached_the_cli(place, cli, mock_llm):
+    first = handoff(place, f"real-{cli}", f"MOCK:echo\n{LAYOUT}")["results"][0]
+    assert (first["outcome"], first["exact"]) == ("done", "exact")
+    assert first["source"] == "hook:Stop"
+    assert first["answer"] == LAYOUT
+    session = first["session"]
+    typed = LAYOUT.replace("\t", "")
+    second = handoff(place, session, f"MOCK:echo\n{typed}")["results"][0]
+    assert (second["answer"], second["exact"]) == (typed, "exact")
+    assert any(typed in json.dumps(body, ensure_ascii=False).replace("\\n", "\n")
+               .replace('\\"', '"').replace("\\\\", "\\") for body in mock_llm.requests)  # fmt: skip
+    assert "You are a worker in a test" in json.dumps(mock_llm.requests[-1])
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_twenty_kilobytes_arrive_exactly(place, cli, turn):
+    text = "\n".join(f"{n:4} lorem ipsum > dolor" for n in range(800))
+    target = f"real-{cli}"
+    if turn == "second":
+        target = handoff(place, target, "MOCK:say ready")["results"][0]["session"]
+    result = handoff(place, target, f"MOCK:sum\n{text}")["results"][0]
+    assert (result["outcome"], result["exact"]) == ("done", "exact")
+
+
+def test_two_hundred_kilobytes_go_as_a_file_that_is_named(place, cli, mock_llm):
+    result = handoff(place, f"real-{cli}", "x" * 200_000)["results"][0]
+    assert (result["outcome"], result["exact"]) == ("done", "exact")
+    assert result["answer"].startswith("ok: Your task is in the file")
+    files = (place.home / "sessions" / result["session"] / "launch").glob("0*.md")
+    assert [file.read_text() for file in files] == ["x" * 200_000]
+
+
+def test_assign_and_wait(place, cli):
+    task = place.ok("assign", f"real-{cli}", "MOCK:sleep 0.5;say assigned").strip()
+    assert place.ok("wait", task) == "assigned\n"
+
+
+@pytest.mark.parametrize("inner", ["claude", "codex"])
+def test_a_worker_hands_off_to_another_real_cli_over_mcp(place, cli, inner, mock_llm):
+    if inner != cli:
+        install(place, inner, mock_llm.port)
+    call = json.dumps({"target": f"real-{inner}", "task": "MOCK:say from below"})
+    result = handoff(place, f"real-{cli}", f"MOCK:tool handoff {call};result")["results"][0]
+    assert result["outcome"] == "done"
+    assert "from below" in result["answer"]
+    kinds = {place.store.load(name).depth for name in place.live()}
+    assert kinds == {1, 2}
+
+
+@pytest.mark.parametrize(("answer", "made"), [("1", True), ("No", False)])
+def test_a_permission_question_is_reported_and_answered(place, cli, answer, made):
+    file = place.user / "asked-for"  # outside the working directory
+    found = handoff(place, f"real-{cli}", SHELL[cli].format(file=file), code=6)
+    (ask,) = found["asking"]
+    question = ask["question"]
+    assert question["kind"] == "permission"
+    assert f"touch {file}" in question["text"]
+    options = {key: text for key, text in question["options"]}
+    if not made:  # each CLI words it in its own way
+        answer = next(key for key, text in options.items() if text.startswith("No"))
+    assert not file.exists()
+    place.ok("answer", ask["session"], answer)
+    if made:
+        assert place.ok("wait", *found["running"]) == "went on\n"
+    else:  # both CLIs stop the turn at a No, and wait for words
+        state = place.until_state(ask["session"], "asking")
+        until(lambda: place.state(ask["session"])["question"]["kind"], "interrupted")
+        assert state["task"] == found["running"][0]
+    assert file.exists() == made
+
+
+@pytest.mark.parametrize("code", [400, 500])
+def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
+    result = handoff(place, f"real-{cli}", f"MOCK:error {code}", code=1)["results"][0]
+    assert (result["outcome"], result["reason"]) == ("failed", "api_error")
+    assert result["source"] == {"claude": "hook:StopFailure", "codex": "transcript"}[cli]
+    assert result["detail"]
+    assert handoff(place, result["session"], "MOCK:say alive")["results"][0]["answer"] == "alive"
+
+
+def test_a_persons_escape_is_seen_and_the_task_goes_on_with_a_message(place, cli):
+    task = place.ok("assign", f"real-{cli}", "MOCK:slow 30 one two three four five six").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    until(lambda: "esc to interrupt" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    place.until_state(session, "asking")
+    assert place.state(session)["question"]["kind"] == "interrupted"
+    source = place.state(session)["evidence"]["interrupted"]
+    assert source == {"claude": "status_file", "codex": "hook:Interrupt"}[cli]
+    place.ok("send", session, "MOCK:say went on")
+    assert place.ok("wait", task) == "went on\n"
+
+
+def test_interrupt_by_order_ends_the_task(place, cli):
+    task = place.ok("assign", f"real-{cli}", "MOCK:slow 30 one two three four five six").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    until(lambda: "esc to interrupt" in place.screen(session))
+    place.ok("stop", "--interrupt", session)
+    assert place.result(task)["outcome"] == "interrupted"
+    assert handoff(place, session, "MOCK:say alive")["results"][0]["answer"] == "alive"
+
+
+def test_exit_by_a_person_ends_the_task(place, cli):
+    session = handoff(place, f"real-{cli}", "MOCK:say ready")["results"][0]["session"]
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "/exit")
+    until(lambda: "/exit" in place.screen(session))
+    task = place.ok("assign", session, "MOCK:say never").strip()
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    found = json.loads(place.run("wait", "--json", task).stdout)["results"][0]
+    assert (found["outcome"], found["exit_status"]) == ("failed", 0)
+
+
+def test_a_killed_cli_ends_the_task_within_a_second(place, cli):
+    task = place.ok("assign", f"real-{cli}", "MOCK:hang").strip()
+    session = task.partition(".")[0]
+    group = place.until_state(session, "working")["group"]["id"]
+    waiting = place.start("wait", "--json", task)
+    os.kill(group, signal.SIGKILL)
+    out, _ = waiting.communicate(timeout=5)
+    (found,) = json.loads(out)["results"]
+    assert (found["outcome"], found["reason"], found["exit_status"]) == ("failed", "exited", -9)
+    until(place.pids, [])
+
+
+def test_an_ended_session_goes_on_with_its_conversation(place, cli, mock_llm):
+    session = handoff(place, f"real-{cli}", "MOCK:say the word is aurora")["results"][0]["session"]
+    place.ok("stop", session)
+    result = handoff(place, session, "MOCK:say again")["results"][0]
+    assert (result["answer"], result["session"]) == ("again", session)
+    assert "the word is aurora" in json.dumps(mock_llm.requests[-1])
+
+
+def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, mock_llm):
+    install(place, "claude", mock_llm.port)  # Codex asks for no trust where -s and -a are given
+    path = place.home / "profiles" / "real-claude.md"
+    path.write_text(path.read_text().replace("trust: yes\n", ""))
+    found = handoff(place, "real-claude", "MOCK:say trusted", code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "trust"
+    agent = McpClient(place)
+    said = agent.call("answer", session=ask["session"], answer="2")
+    assert said["isError"]
+    agent.close()
+    place.ok("answer", ask["session"], "Yes, I trust this folder")
+    assert place.ok("wait", *found["running"]) == "trusted\n"
+
+
+@pytest.mark.parametrize("trust", ["yes", "no"])
+def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm, trust):
+    install(place, "codex", mock_llm.port)
+    path = place.home / "profiles" / "real-codex.md"
+    path.write_text(path.read_text().replace("trust: yes", f"trust: {trust}"))
+    mark = place.user / "hostile-hook-ran"
+    hook = {"hooks": [{"type": "command", "command": f"touch {mark}"}]}
+    (place.work / ".codex").mkdir()
+    text = json.dumps({"hooks": {"UserPromptSubmit": [hook], "Stop": [hook]}})
+    (place.work / ".codex" / "hooks.json").write_text(text)
+    done = place.run("handoff", "real-codex", "--json", "MOCK:say safe")
+    found = json.loads(done.stdout)
+    print(found)
+    if trust == "no":  # Codex does not even read the hooks of a folder nobody trusts
+        assert found["results"][0]["answer"] == "safe"
+    else:
+        assert "Hooks need review" in found["asking"][0]["question"]["text"]
+        place.ok("answer", found["asking"][0]["session"], "3")
+        assert place.ok("wait", *found["running"]) == "safe\n"
+    assert not mark.exists()
