@@ -654,6 +654,7 @@ class Provider(NamedTuple):
     status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
     read_status: Callable[[str], Look] = lambda _: Look("unknown", "status_file")
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
+    transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
     composer: str = ""  # regex on the input line, its group the draft
     busy: str = ""  # regex on the screen: still working
     failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
@@ -697,7 +698,7 @@ def _worker_mcp_servers(launch: Launch) -> dict[str, Any]:
         "args": argv[1:],
         "env": launch.mcp_env,
         "timeout": TOOL_TIMEOUT_S * 1000,
-        "alwaysLoad": True,  # Claude Code waits for it, or the first turn is without our tools
+        "alwaysLoad": True,  # never behind Claude Code's tool search
     }
     return servers
 
@@ -755,6 +756,7 @@ def _claude_env(launch: Launch) -> dict[str, str]:
     env = {
         "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
         "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
+        "MCP_CONNECTION_NONBLOCKING": "0",  # else the first turn may be without our tools
         "DISABLE_AUTOUPDATER": "1",
     }
     if launch.profile.trust:
@@ -762,9 +764,12 @@ def _claude_env(launch: Launch) -> dict[str, str]:
     return env
 
 
+def _claude_home(env: dict[str, str]) -> str:
+    return env.get("CLAUDE_CONFIG_DIR") or env.get("HOME", "") + "/.claude"
+
+
 def _claude_status_path(env: dict[str, str], _folder: str, pid: int) -> str:
-    config = env.get("CLAUDE_CONFIG_DIR") or env.get("HOME", "") + "/.claude"
-    return f"{config}/sessions/{pid}.json"
+    return f"{_claude_home(env)}/sessions/{pid}.json"
 
 
 def read_status_json(text: str) -> Look:
@@ -993,6 +998,7 @@ PROVIDERS: dict[str, Provider] = {
         status_path=_claude_status_path,
         read_status=read_status_json,
         read_transcript=read_claude_transcript,
+        transcript_glob=lambda env, known: f"{_claude_home(env)}/projects/*/{known}.jsonl",
         composer=r"^❯\xa0(.*)",
         busy=r"esc to interrupt",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
@@ -1582,6 +1588,9 @@ class Store:
         except FileNotFoundError:
             return None  # another process was quicker
         print(f"cao: {path} cannot be read as JSON; moved to {kept}", file=sys.stderr)
+        parts = path[len(self.home) :].split("/")
+        if parts[1:2] == ["sessions"] and NAME.match(parts[2]):
+            self.log(parts[2], "quarantined", file="/".join(parts[3:]), kept=kept)
         return None
 
     # ---- sessions ----
@@ -2948,6 +2957,7 @@ class Runner:
         self.task_at = self.turn_at = self.paused_s = 0.0
         self.task_exact, self.tries = "", 0
         self.begun = False  # has a turn ever begun?
+        self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
         self.last_sent = ""
         self.ending: Event | None = None
@@ -3042,6 +3052,8 @@ class Runner:
         try:
             for at, payload in self.store.take_events(self.name):
                 self._on_payload(payload, at)
+            for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
+                self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
             self._advance(time.time())
             self._save()
         except TmuxError as error:
@@ -3203,6 +3215,7 @@ class Runner:
         elif order == "answer":
             self.reply = {"id": payload["id"], **self._answer(payload)}
         elif event := read_hook(payload):
+            self.heard = True
             self._on_event(event, at)
 
     def _on_event(self, event: Event, at: float) -> None:
@@ -3330,6 +3343,11 @@ class Runner:
         if look.state == "idle" and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
+        if look.state == "busy" and self.delivery_open() and now - self.since > SUBMIT_S:
+            self._hook_missed("UserPromptSubmit")
+            self._taken("unknown: the CLI sent no prompt event")
+            self._begin_turn()
+            return
         if slow and now - self.since < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
         if int(now * 20) % 5 and look.state != "asking":
@@ -3366,11 +3384,20 @@ class Runner:
             if event and event.kind == "ended" and self.idle_looks < 2:
                 self.idle_looks += not self.row.status_path  # its hook may be on the way
             elif event:
+                if event.kind == "ended":
+                    self._hook_missed("Stop")
                 self._on_event(event, now)
-            elif self.idle_looks >= 2:
+            elif self.idle_looks >= 2 and self.heard:
                 self._on_event(Event("interrupted", source="status_file"), now)
+            elif self.idle_looks >= 2:
+                words = "it is idle, and nothing says how the turn ended"
+                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
             elif not self.transcript and self.row.failure:
                 self._look_for_failure(now)
+
+    def _hook_missed(self, name: str) -> None:
+        """Say in the log that a hook did not come and the next source decided."""
+        self.store.log(self.name, "hook_missed", hook=name)
 
     def _look_for_failure(self, now: float) -> None:
         """The last resort: the screen's own words for a failed turn."""
@@ -3640,7 +3667,7 @@ class Runner:
         while len(messages) > 1 and "is in the file" in text[:200]:
             messages = messages[:1]
             text = self._compose(messages)
-        if self._take(messages, text, "queued"):
+        if self._take(messages, text, "claimed"):
             self._type_text(tuple(m.id for m in messages), text)
 
     def _obstacle(self) -> str:
@@ -3798,6 +3825,11 @@ class Runner:
 
     def _transcript_event(self) -> Event | None:
         """Return how the turn ended by the CLI's transcript, if it says so."""
+        if not self.transcript and self.row.transcript_glob:
+            import glob
+
+            found = glob.glob(self.row.transcript_glob(self.env, self.conversation))
+            self.transcript = found[0] if found else ""
         if not self.transcript:
             return None
         try:
@@ -3826,6 +3858,14 @@ def question_id(text: str, options: Sequence[Option]) -> str:
     import zlib
 
     return f"q{zlib.crc32(repr((text, tuple(map(tuple, options)))).encode()):08x}"
+
+
+def written_at(path: str) -> float:
+    """Return when a file was last written, 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def file_size(path: str) -> int:
@@ -4862,6 +4902,63 @@ def _tell_changes(boss: Orchestrator, seen: dict[str, str], tell: Callable[[str]
             tell(f"{'    ' * view['depth']}{view['session']} is {view['state']}")
 
 
+def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
+    """Return the evidence for a session's state, as data in the order to read it."""
+    view = boss.read_session(name, 5)
+    state = boss.store.load_state(name)
+    look, event = (state.get("evidence", {}).get(key) or {} for key in ("look", "event"))
+    group = state.get("group") or {}
+    pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
+    alive = bool(group) and process_start(int(group["id"])) == group["start"]
+    found: dict[str, Any] = {
+        "state": f"{view['state']} for {render_seconds(view['for_s'])}", "because": view.get("why"),
+        "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
+        "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
+        "last event": f"{event['kind']} by {event['source']},"
+        f" {render_seconds(time.time() - event['at'])} ago" if event else None,
+        "last look": f"{look['state']} by {look['source']} {look['why']}".strip() if look else None,
+        "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
+        "screen": shorten(view["screen"], 160), "held back": state.get("held_back"),
+        "asks": (state.get("question") or {}).get("text"), "task": state.get("task"),
+        "waiting messages": view["waiting_messages"] or None,
+        "waits for": " ".join(boss.store.tasks_out(name)) or None,
+        "exit status": state.get("exit_status"), "transcript": state.get("transcript"),
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def clean(boss: Orchestrator, older_s: float) -> list[str]:
+    """End what is dead and remove what is old; return what was removed.
+
+    Never a live session's files, an undelivered message or a dirty worktree.
+    """
+    import shutil
+
+    store, removed = boss.store, []
+    for name in store.live():
+        boss.state_of(name)
+    for name in store.all_sessions():
+        session = store.load(name)
+        if not session or name in store.live() or store.is_locked(name):
+            continue
+        folder = store.folder(name)
+        age = time.time() - max(os.stat(folder).st_mtime, written_at(f"{folder}/state.json"))
+        if age < older_s or store.waiting(name) or store.tasks_out(name):
+            continue
+        if session.worktree:
+            facts = worktree_facts(store, session)
+            if facts["dirty"] or facts["commits"]:
+                continue
+            remove_worktree(store, session)
+        shutil.rmtree(folder)
+        removed.append(name)
+    for entry in _listdir(f"{store.home}/wake"):
+        pid = entry.partition("-")[0]
+        if pid.isdigit() and not process_start(int(pid)):
+            _unlink(f"{store.home}/wake/{entry}")
+    return removed
+
+
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
     """Return rows (what, state, detail) on this machine, and whether cao can work."""
     rows = [["python", "ok", sys.version.split()[0]]]
@@ -5127,6 +5224,56 @@ def cmd_launch(ask: Ask) -> int:
     return cmd_attach(ask)
 
 
+def cmd_why(ask: Ask) -> int:
+    facts = explain(ask.boss, ask.args.session)
+    _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
+    return EXIT_DONE
+
+
+def cmd_logs(ask: Ask) -> int:
+    """Print log lines; with -f go on, woken by the sessions themselves."""
+    names = [ask.args.session] if ask.args.session else ask.store.all_sessions()
+    wake, read = Wake(ask.store), dict.fromkeys(names, 0)
+    try:
+        while True:
+            lines = []
+            for name in names:
+                if not ask.store.load(name):
+                    raise NotFoundError(f"there is no session {name!r}", "cao ls --all shows them")
+                if ask.args.follow:
+                    wake.listen(name)
+                text = ask.store.read_text(f"{ask.store.folder(name)}/log.jsonl")
+                whole = text[: text.rfind("\n") + 1]
+                lines += [(json.loads(line), name) for line in whole[read[name] :].splitlines()]
+                read[name] = len(whole)
+            for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
+                _print(ask, {"session": name, **entry}, _render_log(name, entry))
+            sys.stdout.flush()
+            if not ask.args.follow:
+                return EXIT_DONE
+            wake.wait(60)
+    finally:
+        wake.close()
+
+
+def _render_log(name: str, entry: dict[str, Any]) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(entry["at"]))
+    more = "  ".join(
+        f"{k}={v}" for k, v in entry.items() if k not in ("at", "event") and v not in ("", None)
+    )
+    return f"{at}  {name}  {entry['event']}  {more}".rstrip()
+
+
+def cmd_clean(ask: Ask) -> int:
+    removed = clean(ask.boss, parse_seconds(ask.args.older))
+    _print(
+        ask,
+        {"removed": removed},
+        f"removed {len(removed)} sessions" + "".join(f"\n  {n}" for n in removed),
+    )
+    return EXIT_DONE
+
+
 def cmd_demo(ask: Ask) -> int:
     return show_demo(ask.store, lambda text: print(text, flush=True))
 
@@ -5195,6 +5342,13 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub.add_argument("--cwd", metavar="DIR")
     sub.add_argument("--permissions", choices=PERMISSIONS)
     sub.add_argument("--detach", action="store_true", help="do not attach")
+    sub = add("why", cmd_why, "show the evidence for a session's state")
+    sub.add_argument("session")
+    sub = add("logs", cmd_logs, "print what happened, of one session or of all")
+    sub.add_argument("session", nargs="?")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on as it happens")
+    sub = add("clean", cmd_clean, "end what is dead, remove ended sessions that are old")
+    sub.add_argument("--older", default="14d", help="than this; default 14d")
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
     add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
     commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")

@@ -45,12 +45,12 @@ BANNED_STARTS = ("do_", "process_", "handle_")  # handle_ is McpServer's word fo
 # sys.stdlib_module_names is there from 3.10 on; 3.9 gets what this file may well want.
 STDLIB = getattr(sys, "stdlib_module_names", None) or TOP_IMPORTS | frozenset(
     words(
-        "argparse array ast base64 bisect calendar codecs collections configparser contextlib copy csv"
-        " ctypes dataclasses datetime difflib enum errno fnmatch functools getpass glob gzip hashlib"
-        " heapq hmac html http inspect io itertools locale logging math mmap operator pathlib platform"
-        " plistlib pwd queue random resource sched secrets shlex shutil socket sqlite3 stat string"
-        " struct subprocess tempfile termios textwrap threading traceback tty types unicodedata"
-        " urllib uuid warnings weakref xml zlib"
+        "argparse array ast base64 bisect calendar codecs collections configparser contextlib"
+        " copy csv ctypes dataclasses datetime difflib enum fnmatch functools getpass glob gzip"
+        " hashlib heapq hmac html http inspect io itertools locale logging math mmap operator"
+        " pathlib platform plistlib pwd queue random resource sched secrets shlex shutil socket"
+        " sqlite3 stat string struct subprocess tempfile termios textwrap threading traceback"
+        " tty types unicodedata urllib uuid warnings weakref xml zlib"
     )
 )
 
@@ -231,9 +231,6 @@ def functions_that_are_too_long(source: str) -> list[str]:
 def broad_excepts(source: str) -> list[str]:
     """`except Exception` stands once, in McpServer; BaseException is raised again; none is bare."""
     found, doors = [], []
-    spans = [
-        (n.lineno, n.end_lineno) for n in nodes_of(source, ast.ClassDef) if n.name == "McpServer"
-    ]
     for node in nodes_of(source, ast.ExceptHandler):
         caught = ast.unparse(node.type) if node.type else ""
         names = {caught} if caught.isidentifier() else set(re.findall(r"\w+", caught))

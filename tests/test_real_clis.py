@@ -254,12 +254,11 @@ def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm,
     text = json.dumps({"hooks": {"UserPromptSubmit": [hook], "Stop": [hook]}})
     (place.work / ".codex" / "hooks.json").write_text(text)
     done = place.run("handoff", "real-codex", "--json", "MOCK:say safe")
-    found = json.loads(done.stdout)
-    print(found)
-    if trust == "no":  # Codex does not even read the hooks of a folder nobody trusts
-        assert found["results"][0]["answer"] == "safe"
+    (ask,) = json.loads(done.stdout)["asking"]
+    if trust == "no":  # Codex asks for trust where a folder brings settings of its own
+        assert ask["question"]["kind"] == "trust"
     else:
-        assert "Hooks need review" in found["asking"][0]["question"]["text"]
-        place.ok("answer", found["asking"][0]["session"], "3")
-        assert place.ok("wait", *found["running"]) == "safe\n"
+        assert "Hooks need review" in ask["question"]["text"]
+        place.ok("answer", ask["session"], "3")
+        assert place.ok("wait", *json.loads(done.stdout)["running"]) == "safe\n"
     assert not mark.exists()

@@ -1,0 +1,130 @@
+"""What is shipped: the wheel in a fresh venv, the file alone, uvx and pipx."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, McpClient
+
+import cao
+
+BACKEND = re.search(r'^requires = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+
+
+def tried(*argv, **more) -> subprocess.CompletedProcess:
+    """Run a program without input and return it finished, its output as text."""
+    argv = [str(word) for word in argv]
+    more.update(capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    return subprocess.run(argv, check=False, **more)
+
+
+def ran(*argv, **more) -> str:
+    """Run a program that must succeed and return its stdout."""
+    done = tried(*argv, **more)
+    assert done.returncode == 0, f"{argv}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> Path:
+    """A copy of the repository, for a build writes beside its sources."""
+    folder = tmp_path_factory.mktemp("source") / "cao"
+    unwanted = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=unwanted)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory) -> Path:
+    """The bin folder of a venv with the build backend; skips where it cannot be had."""
+    folder = tmp_path_factory.mktemp("builder")
+    ran(sys.executable, "-m", "venv", folder)
+    done = tried(folder / "bin/pip", "install", "-q", "--retries", "1", BACKEND)
+    if done.returncode:
+        pytest.skip(f"the build backend {BACKEND} cannot be had: {done.stderr.strip()[-200:]}")
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory, source, builder) -> Path:
+    """The bin folder of a bare venv with nothing but our wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    flags = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
+    ran(builder / "pip", "wheel", *flags, "-w", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    ran(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    into = ("--python", folder / "venv/bin/python")
+    ran(builder / "pip", *into, "install", "-q", "--no-deps", "--no-index", wheel)
+    return folder / "venv" / "bin"
+
+
+def test_the_wheel_brings_its_commands(installed, place):
+    assert (installed / "cao-mcp").exists()
+    version = ran(installed / "cao", "--version", env=place.env, cwd=place.work)
+    assert version == f"cao {cao.VERSION}\n"
+
+
+def test_cao_mcp_from_the_wheel_answers_and_names_the_shipped_profiles(installed, place):
+    def start(*_argv, **env) -> subprocess.Popen:
+        place.started.append(subprocess.Popen(
+            [str(installed / "cao-mcp")], cwd=place.work, env={**place.env, **env},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ))  # fmt: skip
+        return place.started[-1]
+
+    client = McpClient(SimpleNamespace(start=start), init=False)
+    answer = client.request("initialize", {
+        "protocolVersion": "2025-11-25", "capabilities": {},
+        "clientInfo": {"name": "packaging", "version": "1"},
+    })  # fmt: skip
+    assert answer["result"]["serverInfo"]["version"] == cao.VERSION
+    client.notify("notifications/initialized")
+    assert "developer" in client.call("list_sessions")["content"][0]["text"]
+    assert client.close() == 0
+
+
+def test_the_wheels_profiles_are_those_of_the_repository(installed, place):
+    look = "import cao, sys; print(*sorted(cao.find_profiles(*sys.argv[1:]).values()), sep='\\n')"
+    found = ran(installed / "python", "-c", look, place.home, place.work, env=place.env, cwd="/")
+    shipped = {Path(line).name: Path(line).read_text() for line in found.split("\n") if line}
+    assert shipped == {path.name: path.read_text() for path in (ROOT / "profiles").glob("*.md")}
+
+
+def test_a_worker_of_the_wheel_does_its_task(installed, place):
+    argv = (installed / "cao", "handoff", "demo", "demo: say packed")
+    assert ran(*argv, env=place.env, cwd=place.work) == "packed\n"
+
+
+def test_the_file_alone_in_an_empty_folder_hands_off(place):
+    shutil.rmtree(place.home)  # so that CAO_HOME is still to be made
+    alone = place.folder / "alone"
+    alone.mkdir()
+    shutil.copy(ROOT / "cao.py", alone)
+    argv = (sys.executable, alone / "cao.py", "handoff", "demo", "demo: say alone")
+    assert ran(*argv, env=place.env, cwd=place.work) == "alone\n"
+    assert place.home.stat().st_mode & 0o777 == 0o700
+
+
+def program(name: str) -> str:
+    """Return where uvx or pipx is: CAO_TEST_UVX, CAO_TEST_PIPX, else on PATH; or skip."""
+    found = os.environ.get(f"CAO_TEST_{name.upper()}") or shutil.which(name)
+    return found or pytest.skip(f"{name} is not installed (CAO_TEST_{name.upper()} names it)")
+
+
+@pytest.mark.parametrize(("name", "flags"), [("uvx", ["--from"]), ("pipx", ["run", "--spec"])])
+def test_it_runs_without_being_installed(name, flags, source, builder, tmp_path):
+    own = {
+        "UV_CACHE_DIR": "cache", "UV_TOOL_DIR": "tool", "PIPX_HOME": "home", "PIPX_BIN_DIR": "bin",
+    }  # fmt: skip
+    env = {**os.environ, **{key: str(tmp_path / folder) for key, folder in own.items()}}
+    env.update(UV_PYTHON=sys.executable, UV_PYTHON_DOWNLOADS="never",
+               PIPX_DEFAULT_PYTHON=sys.executable)  # fmt: skip
+    argv = (program(name), *flags, source, "cao", "--version")
+    assert ran(*argv, env=env, cwd=tmp_path) == f"cao {cao.VERSION}\n"
