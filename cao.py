@@ -4743,6 +4743,8 @@ class DemoAgent:
     def turn(self, prompt: str) -> int | None:
         """Work on one prompt; return an exit status where the script ends the agent."""
         self.status("busy")
+        with open(f"{self.launch_folder}/conversation.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"prompt": prompt}) + "\n")
         self.hook("UserPromptSubmit", prompt=prompt)
         named = re.search(r" is in the file (\S+) \(\d+ bytes\)", prompt)
         prompt = self.store.read_text(named[1]) if named else prompt
