@@ -2470,7 +2470,7 @@ class Orchestrator:
         *,
         want_all: bool = False,
         any_mail: bool = False,
-        told: set[str] | None = None,
+        told: set[str] | None = None,  # "*": of no question at all
         cancelled: Callable[[], bool] = lambda: False,
         on_wake: Callable[[Wake], None] = lambda _: None,
         on_look: Callable[[Waited], None] = lambda _: None,
@@ -2558,7 +2558,7 @@ class Orchestrator:
             path = [name, *self.ancestors(name)]
             state = self.state_of(name) if at_work & set(path) else {}
             question = state.get("question")
-            if state.get("state") == "asking" and question and question["id"] not in told:
+            if state.get("state") == "asking" and question and not told & {question["id"], "*"}:
                 told.add(question["id"])
                 cut = next(i for i, n in enumerate(path) if n in at_work)
                 asking.append(
@@ -3948,7 +3948,7 @@ class Answer(NamedTuple):
     """What a tool gives: text for the model, the same as data for programs."""
 
     text: str
-    data: dict[str, Any]
+    data: dict[str, Any] | None
     left_running: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
 
 
@@ -4276,6 +4276,9 @@ When a worker asks, tell the person or use answer, then wait. A session keeps it
 give a follow-up to the session's name, not to the profile. Idle sessions close by themselves."""
 
 
+_CAPABILITIES: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {}}
+
+
 class RpcError(Exception):
     """A protocol fault, with its JSON-RPC code."""
 
@@ -4426,7 +4429,7 @@ class McpServer:
         elif method == "ping":
             reply({"jsonrpc": "2.0", "id": key, "result": {}})
             return
-        methods = {**_METHODS, **({"server/discover": McpServer.discover} if modern else {})}
+        methods = _MODERN_METHODS if modern else _METHODS
         if method not in methods and method != "tools/call":
             raise RpcError(-32601, f"there is no method {method!r}")
         if not modern and not self.version:
@@ -4438,7 +4441,7 @@ class McpServer:
         if modern:
             result = _modern(result)
             if method.endswith(("list", "discover", "read")):
-                result.update(ttlMs=0, cacheScope="private")
+                result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
         reply({"jsonrpc": "2.0", "id": key, "result": result})
 
     def check_modern(self, meta: dict[str, Any]) -> None:
@@ -4465,20 +4468,109 @@ class McpServer:
         info = params.get("clientInfo")
         self.client = info if isinstance(info, dict) else {}
         return {
-            "protocolVersion": self.version, "capabilities": {"tools": {}},
+            "protocolVersion": self.version, "capabilities": _CAPABILITIES,
             "serverInfo": SERVER_INFO, "instructions": INSTRUCTIONS,
         }  # fmt: skip
 
     def discover(self, _params: dict[str, Any]) -> dict[str, Any]:
         """Say who we are, to a client that does no handshake (2026-07-28)."""
         return {"supportedVersions": [MODERN_VERSION, *LEGACY_VERSIONS],
-                "capabilities": {"tools": {}}, "instructions": INSTRUCTIONS}  # fmt: skip
+                "capabilities": {**_CAPABILITIES, "extensions": {_META + "tasks": {}}},
+                "instructions": INSTRUCTIONS}  # fmt: skip
 
     def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return tools/list: one page, so any cursor is a bad one."""
-        if params.get("cursor") is not None:
-            raise RpcError(-32602, "there is no such cursor")
-        return {"tools": [render_tool(tool) for tool in TOOLS.values()]}
+        """Return tools/list."""
+        return _page(params, "tools", [render_tool(tool) for tool in TOOLS.values()])
+
+    def list_prompts(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return prompts/list: one prompt, a slash command in many clients."""
+        goal = {"name": "goal", "description": "What is to be done.", "required": False}
+        about = "Lead a piece of work: split it, hand the parts out, put the answers together."
+        return _page(params, "prompts", [{"name": "supervisor", "title": "Supervise with cao",
+                                          "description": about, "arguments": [goal]}])  # fmt: skip
+
+    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the prompt that makes any client a supervisor."""
+        given = params.get("arguments", {})
+        if params.get("name") != "supervisor":
+            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
+        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
+            raise RpcError(-32602, "the argument 'goal' must be a string")
+        profile = load_profile("supervisor", self.store.home, os.getcwd())
+        text = (profile.prompt if profile else "") or INSTRUCTIONS
+        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
+        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
+
+    def list_resources(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return resources/list."""
+        return _page(params, "resources", [{
+            "uri": "cao://sessions", "name": "sessions", "title": "The sessions at work",
+            "mimeType": "application/json"}])  # fmt: skip
+
+    def list_templates(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return resources/templates/list."""
+        return _page(params, "resourceTemplates", [{
+            "uriTemplate": "cao://answers/{task}", "name": "answer", "mimeType": "text/plain",
+            "title": "The whole answer of a task, however long"}])  # fmt: skip
+
+    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the sessions as JSON, or an answer's whole text."""
+        uri = params.get("uri")
+        modern = _META + "protocolVersion" in params.get("_meta", {})
+        if uri == "cao://sessions":
+            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
+            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
+        try:
+            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
+            result = self.store.load_result(match[1]) if match else None
+        except CaoError:
+            result = None
+        if not result:
+            # -32002 is for the handshake versions; 2026-07-28 forbids it.
+            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
+        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
+
+    # ---- the tasks extension (ext-tasks 2026-07-28): its task is a task of ours ----
+
+    def new_task(self, arguments: Any) -> dict[str, Any]:
+        """Hand off, and return the handle at once: this client is never blocked."""
+        given = check_arguments(TOOLS["handoff"], arguments)
+        task = self.open(True).assign(given["target"], given["task"], task_options(given))
+        return {**self.view_task(task), "resultType": "task"}
+
+    def get_task(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return where a task stands, with its result when it has one."""
+        boss, task = self.open(False), params.get("taskId")
+        if not isinstance(task, str):
+            raise RpcError(-32602, "taskId must be a string")
+        try:
+            found = boss.await_tasks([task], 0, told={"*"})
+        except CaoError as error:
+            raise RpcError(-32602, str(error)) from None
+        if not found.results:
+            return self.view_task(task)
+        call = self.make_call(boss, Running(set(), []), None)
+        return {**self.view_task(task), "status": "completed",
+                "result": _tool_result(view_waited(call, found))}  # fmt: skip
+
+    def view_task(self, task: str) -> dict[str, Any]:
+        """Return a task in the extension's words."""
+        session = self.store.session_of(task)
+        state, now = self.store.load_state(session), time.time()
+        question = state.get("question")
+        about = f"asks: {question['text']}" if question else str(state.get("state") or "")
+        stamps = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))
+                  for t in (state.get("since") or now, now)]  # fmt: skip
+        return {"taskId": task, "status": "working", "statusMessage": f"{session} {about}",
+                "createdAt": stamps[0], "lastUpdatedAt": stamps[1], "ttlMs": None,
+                "pollIntervalMs": 1000}  # fmt: skip
+
+    def acknowledge(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Answer tasks/update and tasks/cancel: nothing is asked by this way, and the end
+        of a client's interest never ends a worker."""
+        if not isinstance(params.get("taskId"), str):
+            raise RpcError(-32602, "taskId must be a string")
+        return {}
 
     # ---- tool calls ----
 
@@ -4495,11 +4587,16 @@ class McpServer:
             token = None
         running = Running(set(), [])
         self.running[type(key).__name__, key] = running
+        capabilities = meta.get(_META + "clientCapabilities", {}) if modern else {}
+        extensions = capabilities.get("extensions")
+        # Not inside cao: there the runner would type the same result into the conversation.
+        handle = isinstance(extensions, dict) and _META + "tasks" in extensions
+        handle = handle and name == "handoff" and not os.environ.get("CAO_SESSION")
         call = (TOOLS[name], params.get("arguments", {}), running, token)
 
         def work() -> None:
             try:
-                result = self.run_tool(*call)
+                result = self.run_tool(*call, handle)
             finally:
                 self.running.pop((type(key).__name__, key), None)
             if "cancelled" not in running.flags:
@@ -4509,9 +4606,12 @@ class McpServer:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def run_tool(self, tool: Tool, given: Any, running: Running, token: Any) -> dict[str, Any]:
+    def run_tool(self, tool: Tool, given: Any, running: Running, token: Any,
+                 handle: bool = False) -> dict[str, Any]:  # fmt: skip
         """Return a tool's result, or its error as one: the model can act on both."""
         try:
+            if handle:
+                return self.new_task(given)
             arguments = check_arguments(tool, given)
             boss = self.open(tool.delegates)
             done = tool.call(self.make_call(boss, running, token), arguments)
@@ -4529,10 +4629,7 @@ class McpServer:
             names, self.left = ", ".join(self.left), []
             text = (f"Still running after the call you cancelled: {names} (wait gets the result,"
                     f" stop_session ends the session).\n\n{text}")  # fmt: skip
-        result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
-        if data is not None:
-            result["structuredContent"] = data
-        return {**result, "isError": True} if wrong else result
+        return {**_tool_result(Answer(text, data)), **({"isError": True} if wrong else {})}
 
     def make_call(self, boss: Orchestrator, running: Running, token: Any) -> Call:
         """Return what a tool may use while it waits."""
@@ -4580,9 +4677,34 @@ class McpServer:
 
 
 _METHODS: dict[str, Callable[[McpServer, dict[str, Any]], dict[str, Any]]] = {
-    "tools/list": McpServer.list_tools
+    "tools/list": McpServer.list_tools,
+    "prompts/list": McpServer.list_prompts,
+    "prompts/get": McpServer.get_prompt,
+    "resources/list": McpServer.list_resources,
+    "resources/templates/list": McpServer.list_templates,
+    "resources/read": McpServer.read_resource,
+}
+_MODERN_METHODS = {
+    **_METHODS,
+    "server/discover": McpServer.discover,
+    "tasks/get": McpServer.get_task,
+    "tasks/update": McpServer.acknowledge,
+    "tasks/cancel": McpServer.acknowledge,  # the client stops listening; the worker goes on
 }
 SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
+
+
+def _page(params: dict[str, Any], key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a list result: one page, so any cursor is a bad one."""
+    if params.get("cursor") is not None:
+        raise RpcError(-32602, "there is no such cursor")
+    return {key: rows}
+
+
+def _tool_result(answer: Answer) -> dict[str, Any]:
+    """Return an answer as the result of tools/call."""
+    data = {"structuredContent": answer.data} if answer.data is not None else {}
+    return {"content": [{"type": "text", "text": answer.text}], **data}
 
 
 def _refuse_constant(word: str) -> NoReturn:
@@ -4598,7 +4720,7 @@ def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any
 
 def _modern(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with what 2026-07-28 wants in every one."""
-    info = {k: SERVER_INFO[k] for k in ("name", "version")}
+    info = {key: SERVER_INFO[key] for key in ("name", "version")}
     return {"resultType": "complete", **result, "_meta": {_META + "serverInfo": info}}
 
 
@@ -4961,6 +5083,100 @@ def clean(boss: Orchestrator, older_s: float) -> list[str]:
     return removed
 
 
+class Client(NamedTuple):
+    """Where one MCP client keeps its servers, and what our entry has beside the command."""
+
+    file: str
+    key: str = "mcpServers"
+    extra: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    add: str = ""  # the client's own command that adds a server, up to the argv
+
+
+# Files and keys as each client documents them (2026-11); a timeout where there is one.
+CLIENTS: dict[str, Client] = {
+    "claude-desktop": Client("claude_desktop_config.json (Settings > Developer > Edit Config)"),
+    "claude-code": Client(
+        ".mcp.json", extra={"type": "stdio", "timeout": 600000},
+        add="claude mcp add --scope user --transport stdio cao --",
+    ),
+    "cursor": Client("~/.cursor/mcp.json"),
+    "vscode": Client(".vscode/mcp.json", "servers", {"type": "stdio"}),
+    "windsurf": Client("~/.codeium/windsurf/mcp_config.json"),
+    "cline": Client("~/.cline/mcp.json", extra={"timeout": 300}),
+    "continue": Client(".continue/mcpServers/cao.yaml", "continue"),
+    "codex": Client("~/.codex/config.toml", "toml", add="codex mcp add cao --"),
+    "zed": Client("settings.json (zed: open settings)", "context_servers", {"env": {}}),
+    "gemini": Client("~/.gemini/settings.json", extra={"timeout": 600000},
+                     add="gemini mcp add -s user cao"),
+    "opencode": Client("~/.config/opencode/opencode.json", "mcp"),
+    "kiro": Client("~/.kiro/settings/mcp.json"),
+    "copilot": Client("~/.copilot/mcp-config.json", extra={"type": "local", "tools": ["*"],
+                                                           "timeout": 600000}),
+    "qwen": Client("~/.qwen/settings.json", extra={"timeout": 600000}),
+    "kimi": Client("~/.kimi-code/mcp.json", extra={"toolTimeoutMs": 600000}),
+    "goose": Client("~/.config/goose/config.yaml", "goose"),
+    "jetbrains": Client("Settings > Tools > AI Assistant > Model Context Protocol > Add"),
+    "lm-studio": Client("mcp.json (Program > Install > Edit mcp.json)"),
+    "warp": Client("~/.warp/.mcp.json"),
+}  # fmt: skip
+
+
+def own_command(form: str) -> list[str]:
+    """Return the argv of `cao mcp` that runs on this machine now; form: uvx, pipx or copy."""
+    if form == "uvx":
+        return [find_program("uvx"), "cao-mcp"]
+    if form == "pipx":
+        return [find_program("pipx"), "run", "cao-mcp"]
+    script = os.path.join(os.path.dirname(sys.executable), "cao-mcp")
+    if form != "copy" and os.access(script, os.X_OK):
+        return [script]
+    return [sys.executable, os.path.abspath(__file__), "mcp"]
+
+
+def render_entry(client: Client, argv: Sequence[str]) -> str:
+    """Return the entry for a client's own file, in that file's language."""
+    command, args = argv[0], list(argv[1:])
+    if client.key == "toml":
+        return (f"[mcp_servers.cao]\ncommand = {_toml(command)}\nargs = {_toml(args)}\n"
+                "startup_timeout_sec = 60\ntool_timeout_sec = 600")  # fmt: skip
+    if client.key == "continue":
+        return ("name: cao\nversion: 0.0.1\nschema: v1\nmcpServers:\n  - name: cao\n    type: stdio\n"
+                f"    command: {json.dumps(command)}\n    args: {json.dumps(args)}")  # fmt: skip
+    if client.key == "goose":
+        return (f"extensions:\n  cao:\n    name: cao\n    type: stdio\n    cmd: {json.dumps(command)}\n"
+                f"    args: {json.dumps(args)}\n    enabled: true\n    timeout: 300")  # fmt: skip
+    if client.key == "mcp":  # OpenCode
+        entry: dict[str, Any] = {
+            "type": "local",
+            "command": list(argv),
+            "enabled": True,
+            "timeout": 600000,
+        }
+    else:
+        entry = {"command": command, "args": args, **client.extra}
+    return json.dumps({client.key: {"cao": entry}}, indent=2)
+
+
+def explain_profile(profile: Profile) -> dict[str, Any]:
+    """Return what is effective and what is ignored of a profile, as data."""
+    row = PROVIDERS[profile.provider]
+    facts: dict[str, Any] = {
+        "name": profile.name, "from": profile.source, "about": profile.description,
+        "provider": profile.provider, "role": profile.role, "model": profile.model,
+        "effort": profile.effort, "permissions": profile.permissions,
+        "trust": "the folder-trust dialog may be answered" if profile.trust else "",
+        "approve": profile.approve, "keep": "never closes by itself" if profile.keep else "",
+        "environment": " ".join(sorted(worker_environment(row, profile.settings))),
+        "unknown keys": " ".join(profile.unknown),
+        "read, not used": " ".join(key for key in profile.settings if key in _UNUSED_KEYS),
+    }  # fmt: skip
+    return {key: value for key, value in facts.items() if value}
+
+
+_UNUSED_KEYS = ("tags", "capabilities", "skills", "toolsSettings", "toolAliases", "resources",
+                "hooks", "useLegacyMcpJson", "tools", "allowedTools", "grant")  # fmt: skip
+
+
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
     """Return rows (what, state, detail) on this machine, and whether cao can work."""
     rows = [["python", "ok", sys.version.split()[0]]]
@@ -5266,6 +5482,38 @@ def _render_log(name: str, entry: dict[str, Any]) -> str:
     return f"{at}  {name}  {entry['event']}  {more}".rstrip()
 
 
+def cmd_config(ask: Ask) -> int:
+    client = CLIENTS[ask.args.client]
+    argv = own_command(ask.args.form)
+    if client.add:
+        print(f"# run this:\n{client.add} {quote_argv(argv)}\n# or put this into {client.file}:")
+    else:
+        print(f"# put this into {client.file}:")
+    print(render_entry(client, argv))
+    return EXIT_DONE
+
+
+def cmd_profiles(ask: Ask) -> int:
+    if ask.args.profile:
+        facts = explain_profile(ask.boss.profile(ask.args.profile, os.getcwd()))
+        _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
+        return EXIT_DONE
+    rows = []
+    for name, path in sorted(find_profiles(ask.store.home, os.getcwd()).items()):
+        try:
+            profile = load_profile(name, ask.store.home, os.getcwd())
+        except CaoError as error:
+            rows.append([name, "broken", error.what, path])
+            continue
+        if profile:
+            rows.append([name, profile.provider, shorten(profile.description, 60), path])
+    rows += [[name, name, "that CLI with a neutral profile", "built in"] for name in PROVIDERS
+             if name != "command"]  # fmt: skip
+    keys = ("name", "provider", "description", "source")
+    _print(ask, [dict(zip(keys, row)) for row in rows], render_table(rows))
+    return EXIT_DONE
+
+
 def cmd_clean(ask: Ask) -> int:
     removed = clean(ask.boss, parse_seconds(ask.args.older))
     _print(
@@ -5349,6 +5597,16 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub = add("logs", cmd_logs, "print what happened, of one session or of all")
     sub.add_argument("session", nargs="?")
     sub.add_argument("-f", "--follow", action="store_true", help="go on as it happens")
+    sub = add("config", cmd_config, "print the MCP entry for a client", False)
+    sub.add_argument("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS))
+    sub.add_argument(
+        "--form",
+        choices=("now", "uvx", "pipx", "copy"),
+        default="now",
+        help="how cao is run: as it runs now (default), or by uvx, pipx, copied file",
+    )
+    sub = add("profiles", cmd_profiles, "list the profiles, or show what one comes to")
+    sub.add_argument("profile", nargs="?")
     sub = add("clean", cmd_clean, "end what is dead, remove ended sessions that are old")
     sub.add_argument("--older", default="14d", help="than this; default 14d")
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
