@@ -738,9 +738,12 @@ _CLAUDE_MODES = {
 
 
 def _claude_files(launch: Launch) -> dict[str, str]:
-    command = quote_argv(launch.hook)
-    entry = [{"hooks": [{"type": "command", "command": command, "timeout": 30}]}]
-    settings: dict[str, Any] = {"hooks": {event: entry for event in _CLAUDE_HOOKS}}
+    settings: dict[str, Any] = {"hooks": {}}
+    for event in _CLAUDE_HOOKS:
+        # It connects MCP servers beside the first turn, which waits for this hook: so for our tools.
+        more = ("await-tools",) if event == "SessionStart" else ()
+        hook = {"type": "command", "command": quote_argv((*launch.hook, *more)), "timeout": 30}
+        settings["hooks"][event] = [{"hooks": [hook]}]
     if launch.profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
     config = launch.profile.settings.get("claudeConfig")
@@ -756,7 +759,6 @@ def _claude_env(launch: Launch) -> dict[str, str]:
     env = {
         "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
         "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
-        "MCP_CONNECTION_NONBLOCKING": "0",  # else the first turn may be without our tools
         "DISABLE_AUTOUPDATER": "1",
     }
     if launch.profile.trust:
@@ -2294,6 +2296,7 @@ class Orchestrator:
         files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
         for file, text in files.items():
             self.store.write(self.store.launch_file(name, file), text)
+        _unlink(self.store.launch_file(name, "tools-listed"))
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         self.tmux.new_session(name, session.cwd, {"CAO_HOME": self.store.home},
                               [*cao, "run-session", name])  # fmt: skip
@@ -2323,12 +2326,19 @@ class Orchestrator:
                 f"session {session.name} has ended ({state.get('why') or 'closed'}) and cannot go on",
                 f"use the profile's name, {session.profile}, for a new session",
             )
-        self._make_room()
-        self.store.save_state(session.name, {"state": "starting", "since": time.time(),
-                                             "conversation": conversation})  # fmt: skip
-        self.store.set_live(session.name, True)
-        task = self._put_task(session.name, text, options)
-        self.start(session.name, profile._replace(provider=session.provider), conversation)
+        lock = self.store.lock(f"{self.store.home}/lock", wait=True)
+        try:
+            if self.state_of(session.name)["state"] != "ended":  # another was quicker
+                return self._put_task(session.name, text, options)
+            self._make_room()
+            fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
+            self.store.save_state(session.name, fresh)
+            self.store.set_live(session.name, True)
+            task = self._put_task(session.name, text, options)
+            self.start(session.name, profile._replace(provider=session.provider), conversation)
+        finally:
+            if lock is not None:
+                os.close(lock)
         return task
 
     # ---- truth ----
@@ -2357,9 +2367,7 @@ class Orchestrator:
             os.close(probe)
         try:
             state = self.store.load_state(name)
-            if state.get("state") in ("ended", None) and not state:
-                return
-            if state.get("state") == "ended":
+            if not state or state.get("state") == "ended":
                 return
             group = state.get("group") or {}
             ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
@@ -3595,10 +3603,14 @@ class Runner:
                            detail=f"`{check['command']}` ended with {check['exit_status']}")  # fmt: skip
         else:
             self.turns.append(event.text)
-            text = (f"The check `{check['command']}` ended with exit status {check['exit_status']}."
-                    f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}")  # fmt: skip
+            words = (
+                f"The check `{check['command']}` ended with exit status {check['exit_status']}."
+                f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}"
+            )
+            now = time.time()
             self.check = None
-            self._type_text((f"{time.time_ns():020d}-check",), text)
+            note = Message(f"{time.time_ns():020d}-check", "message", "cao", self.name, words, now)
+            self.store.put(note)
 
     def _interrupt(self, outcome: str) -> None:
         """End the turn that runs, by the CLI's own key."""
@@ -4480,6 +4492,9 @@ class McpServer:
 
     def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return tools/list."""
+        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
+            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
+            self.store.poke(os.environ["CAO_SESSION"])
         return _page(params, "tools", [render_tool(tool) for tool in TOOLS.values()])
 
     def list_prompts(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -5255,9 +5270,25 @@ def cmd_hook(argv: Sequence[str]) -> int:
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
         store.put_event(folder, payload)
+        if argv[1:] == ["await-tools"]:
+            await_tools(store, os.path.basename(folder))
     except (CaoError, OSError) as error:
         print(f"cao hook: {error}", file=sys.stderr)
     return 0
+
+
+def await_tools(store: Store, name: str, most_s: float = 5.0) -> None:
+    """Wait until the session's CLI has asked our MCP server for its tools."""
+    listed = store.launch_file(name, "tools-listed")
+    if os.path.exists(listed):
+        return
+    wake, until = Wake(store), time.monotonic() + most_s
+    try:
+        wake.listen(name)
+        while not os.path.exists(listed) and time.monotonic() < until:
+            wake.wait(until - time.monotonic())
+    finally:
+        wake.close()
 
 
 def cmd_mcp() -> int:

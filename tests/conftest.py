@@ -120,7 +120,9 @@ class Place:
     def result(self, task: str) -> dict:
         """Return a task's result file."""
         session = task.partition(".")[0]
-        return json.loads((self.home / "sessions" / session / "results" / f"{task}.json").read_text())
+        return json.loads(
+            (self.home / "sessions" / session / "results" / f"{task}.json").read_text()
+        )
 
     def live(self) -> list[str]:
         """Return the names of the sessions that were started and not ended."""
@@ -187,7 +189,9 @@ def place(monkeypatch):
 class McpClient:
     """A small MCP client on the stdio of `cao mcp`."""
 
-    def __init__(self, place: Place, name="test-client", version="2025-11-25", init=True, **env) -> None:
+    def __init__(
+        self, place: Place, name="test-client", version="2025-11-25", init=True, **env
+    ) -> None:
         self.process = place.start("mcp", **env)
         self.buffer, self.seen, self.next_id = b"", [], 0
         if init:

@@ -57,7 +57,9 @@ def test_wait_without_names_gives_all_results_of_this_directory(place):
 
 def test_a_worker_with_workers_of_its_own_answers_after_them(place):
     inner = "{demo: sleep 0.5; say from below}"
-    done = place.run("handoff", "demo", f"demo: assign demo {inner}; say I have given it away", "--json")
+    done = place.run(
+        "handoff", "demo", f"demo: assign demo {inner}; say I have given it away", "--json"
+    )
     (result,) = json.loads(done.stdout)["results"]
     # The result arrived in the worker's conversation, and that turn's text is the answer.
     assert result["turns"] == ["I have given it away"]
@@ -136,7 +138,11 @@ def test_a_turn_that_fails_ends_the_handoff_with_its_reason(place, script, reaso
     done = place.run("handoff", "demo", script, "--json")
     assert done.returncode == 1
     (result,) = json.loads(done.stdout)["results"]
-    assert (result["outcome"], result["reason"], result["exit_status"]) == ("failed", reason, status)
+    assert (result["outcome"], result["reason"], result["exit_status"]) == (
+        "failed",
+        reason,
+        status,
+    )
     if reason == "rate_limit":
         assert result["retry_at"] == "at 3pm"
     if reason == "exited":
@@ -161,7 +167,9 @@ def test_a_killed_runner_makes_the_task_lost_and_ends_what_is_left_of_the_cli(pl
     running = place.start("handoff", "demo", "demo: sleep 60")
     (session,) = until(place.live, lambda names: len(names) == 1)
     cli = place.until_state(session, "working")["group"]["id"]
-    (runner,) = [pid for pid in place.pids() if os.getpgid(pid) != cli and b"run-session" in cmdline(pid)]
+    (runner,) = [
+        pid for pid in place.pids() if os.getpgid(pid) != cli and b"run-session" in cmdline(pid)
+    ]
     os.kill(runner, signal.SIGKILL)
     out, err = running.communicate(timeout=5)
     assert running.returncode == 1
@@ -268,7 +276,11 @@ def test_a_check_sends_the_worker_back_until_it_passes(place):
     )
     done = place.run("handoff", "demo", "demo: say ready", "--check", "python3 check.py", "--json")
     (result,) = json.loads(done.stdout)["results"]
-    assert (result["outcome"], result["check"]["exit_status"], result["turns"]) == ("done", 0, ["ready"])
+    assert (result["outcome"], result["check"]["exit_status"], result["turns"]) == (
+        "done",
+        0,
+        ["ready"],
+    )
     failed = place.run("handoff", "demo", "demo: say ready", "--check", "false", "--json")
     (result,) = json.loads(failed.stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "check_failed")
@@ -276,7 +288,9 @@ def test_a_check_sends_the_worker_back_until_it_passes(place):
 
 
 def test_a_python_prompt_is_driven_by_a_profile_alone(place):
-    place.profile("calc", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n")
+    place.profile(
+        "calc", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n"
+    )
     task = place.ok("assign", "calc", "6 * 7").strip()
     assert place.ok("wait", task) == "42\n"
     session = task.partition(".")[0]
@@ -308,12 +322,16 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("argv", "code", "what", "fix"), BAD, ids=[" ".join(b[0])[:30] for b in BAD])
+@pytest.mark.parametrize(
+    ("argv", "code", "what", "fix"), BAD, ids=[" ".join(b[0])[:30] for b in BAD]
+)
 def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code, what, fix):
     place.profile("bad-role", "---\nrole: king\n---\n")
     place.profile("bad-provider", "---\nprovider: gpt\n---\n")
     place.profile("bad-yaml", "---\nname: x\nthis is no pair\n---\n")
-    place.profile("no-program", "---\nprovider: command\ncommand: [not-there-at-all]\nready: x\n---\n")
+    place.profile(
+        "no-program", "---\nprovider: command\ncommand: [not-there-at-all]\nready: x\n---\n"
+    )
     if len(argv[-1]) > 100_000:
         done = place.run(*argv[:-1], stdin=argv[-1])
     else:
@@ -365,7 +383,10 @@ def test_a_supervisor_in_tmux_gets_results_into_its_conversation(place):
 
 def test_ten_handoffs_run_side_by_side_and_a_ping_is_answered_at_once(place):
     client = McpClient(place)
-    calls = [client.post_call("handoff", target="demo", task=f"demo: sleep 1; say {n}") for n in range(10)]
+    calls = [
+        client.post_call("handoff", target="demo", task=f"demo: sleep 1; say {n}")
+        for n in range(10)
+    ]
     until(lambda: len(place.live()), 10)
     assert client.request("ping", timeout_s=1)["result"] == {}
     for n, key in enumerate(calls):

@@ -198,6 +198,47 @@ def test_interrupt_by_order_ends_the_task(place, cli):
     assert handoff(place, session, "MOCK:say alive")["results"][0]["answer"] == "alive"
 
 
+def test_a_cli_that_is_not_logged_in_says_so_and_leaves_no_session(place, cli):
+    place.profile(
+        f"real-{cli}", f"---\nprovider: {cli}\ntrust: yes\nenv:\n  set:\n    IS_SANDBOX: '1'\n---\n"
+    )
+    done = place.run("handoff", f"real-{cli}", "hello", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (done.returncode, result["outcome"], result["reason"]) == (1, "failed", "auth")
+    login = {"claude": "claude /login", "codex": "codex login"}[cli]
+    assert login in result["detail"]
+    until(place.live, [])
+    until(place.pids, [])
+
+
+def test_a_lost_session_goes_on_with_its_conversation(place, cli, mock_llm):
+    task = place.ok("assign", f"real-{cli}", "MOCK:say the word is borealis").strip()
+    place.ok("wait", task)
+    session = task.partition(".")[0]
+    group = place.state(session)["group"]["id"]
+    (runner,) = [pid for pid in place.pids() if os.getsid(pid) == pid]
+    os.kill(runner, signal.SIGKILL)
+    result = handoff(place, session, "MOCK:say again")["results"][0]
+    assert (result["answer"], result["session"]) == ("again", session)
+    assert "the word is borealis" in json.dumps(mock_llm.requests[-1])
+    assert place.state(session)["group"]["id"] != group
+
+
+def test_without_any_hook_the_next_source_decides_and_the_log_says_so(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    path = place.home / "profiles" / "real-claude.md"
+    path.write_text(
+        path.read_text().replace("env:", "claudeConfig: {disableAllHooks: true}\nenv:", 1)
+    )
+    result = handoff(place, "real-claude", "MOCK:say by transcript")["results"][0]
+    assert (result["outcome"], result["answer"]) == ("done", "by transcript")
+    assert result["source"] == "transcript"
+    missed = [
+        line["hook"] for line in place.log(result["session"]) if line["event"] == "hook_missed"
+    ]
+    assert missed[-1:] == ["Stop"]
+
+
 def test_exit_by_a_person_ends_the_task(place, cli):
     session = handoff(place, f"real-{cli}", "MOCK:say ready")["results"][0]["session"]
     place.tmux("send-keys", "-t", f"={session}:", "-l", "/exit")
