@@ -3261,13 +3261,13 @@ class Runner:
             self.task_exact = exact
 
     def _begin_turn(self) -> None:
+        if self.begun and self.transcript and self.phase != "working":
+            self.offset = file_size(self.transcript)
         self.begun = True
         self.ending = self.asked = None
         self.interrupted_at = 0.0
         self.question = None
         self.turn_at = time.time()
-        if self.transcript and self.phase != "working":
-            self.offset = file_size(self.transcript)
         self._set_phase("working")
 
     # ---- deciding ----
@@ -3351,7 +3351,8 @@ class Runner:
         if look.state == "idle" and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
-        if look.state == "busy" and self.delivery_open() and now - self.since > SUBMIT_S:
+        late = self.delivery_open() and now - self.since > SUBMIT_S
+        if late and (look.state == "busy" or self._transcript_event()):
             self._hook_missed("UserPromptSubmit")
             self._taken("unknown: the CLI sent no prompt event")
             self._begin_turn()
@@ -3363,14 +3364,9 @@ class Runner:
         screen = self._screen(ansi=True)
         menu = parse_menu(strip_ansi(screen))
         if menu:
-            low = menu[0].lower()
-            kind = (
-                "trust"
-                if "trust" in low
-                else "login"
-                if re.search("sign in|log ?in", low)
-                else "dialog"
-            )
+            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
+            login = re.search("sign in|log ?in", low)
+            kind = "trust" if "trust" in low else "login" if login else "dialog"
             if kind == "login":
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             else:
@@ -3510,10 +3506,12 @@ class Runner:
         if not self.task:
             return
         if how == "failed":
+            auth = event.reason == "auth"
+            detail = f"{event.text}; try: {self.row.login}" if auth else event.text
             self._end_task("failed", source=event.source, reason=event.reason or "api_error",
-                           detail=event.text, retry_at=event.retry_at)  # fmt: skip
-            if event.reason == "auth":  # nothing it could do until a person has logged in
-                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+                           detail=detail, retry_at=event.retry_at)  # fmt: skip
+            if auth:  # nothing it could do until a person has logged in
+                self._finish("failed", "auth", detail)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, source=event.source, reason="by_order")
         elif how == "interrupted":
