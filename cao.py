@@ -2029,13 +2029,16 @@ arrives here by itself as a message that begins "Result of TASK"; list_sessions 
 there is."""
 
 
-class Orchestrator:
-    """Owns no state but the lock watchers of this process: all it knows is in the Store."""
+class Sessions:
+    """Owns the truth about sessions: which live, what their state is, and the burial of
+    those whose runner is dead. Keeps nothing but the lock watchers of this process."""
 
-    def __init__(self, store: Store, caller: Caller) -> None:
-        self.store, self.caller = store, caller
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._watched: set[str] = set()
         self._tmux: Tmux | None = None
+
+    # ---- truth ----
 
     @property
     def tmux(self) -> Tmux:
@@ -2047,74 +2050,172 @@ class Orchestrator:
             self._tmux = Tmux(tmux_socket(self.store.home), conf)
         return self._tmux
 
-    # ---- giving work ----
+    def state_of(self, name: str) -> dict[str, Any]:
+        """Return a session's state as it is now: derived from its lock and its own words.
 
-    def assign(self, target: str, task: str, options: TaskOptions) -> str:
-        """Give a task to a session or, by a profile's name, to a new one; return its name.
-
-        The same request_id with the same target and text is the same task.
+        One whose runner is dead is buried first: then it is `ended`.
         """
-        task = strip_controls(task)
-        self._check_text(task)
-        if not options.request_id:
-            return self._assign(target, task, options)
-        import hashlib
+        state = self.store.load_state(name)
+        if state.get("state") == "ended" or self.store.is_locked(name):
+            return self.store.load_state(name)  # again: it may have changed while we looked
+        if state.get("state") == "starting" and time.time() - state["since"] < STARTING_S:
+            return state
+        self.bury(name)
+        return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
-        request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
-        text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
-        lock = self.store.lock(f"{self.store.folder(self.caller.name)}/requests/.lock", wait=True)
+    def ancestors(self, name: str) -> list[str]:
+        """Return the names above a session, the nearest first."""
+        found: list[str] = []
+        while (session := self.store.load(name)) and session.supervisor:
+            name = session.supervisor
+            found.append(name)
+        return found
+
+    def view(self, name: str) -> dict[str, Any] | None:
+        """Return what there is to say of a session, as data."""
+        session = self.store.load(name)
+        if not session:
+            return None
+        state: dict[str, Any]
+        if session.kind == "client":
+            state = {"since": session.launched_at}
+            state["state"] = "connected" if self.store.is_locked(name) else "away"
+        else:
+            state = self.state_of(name)
+        keys = ("question", "task", "last_line", "conversation", "held_back", "why", "exit_status")
+        more = {key: state[key] for key in keys if state.get(key)}
+        return {
+            "session": name, "kind": session.kind, "state": state.get("state") or "unknown",
+            "for_s": round(time.time() - (state.get("since") or session.launched_at), 1),
+            "profile": session.profile, "provider": session.provider,
+            "supervisor": session.supervisor, "cwd": session.cwd,
+            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")), **more,
+        }  # fmt: skip
+
+    # ---- the dead ----
+
+    def watch(self, name: str, wake: Callable[[], None]) -> None:
+        """Bury a session the moment its runner dies: a thread blocks in its lock."""
+        if name in self._watched:
+            return
+        import threading
+
+        self._watched.add(name)
+
+        def wait_for_death() -> None:
+            path = f"{self.store.folder(name)}/lock"
+            while os.path.isdir(os.path.dirname(path)):
+                fd = self.store.lock(path, wait=True, shared=True)
+                if fd is not None:
+                    os.close(fd)
+                if self.state_of(name).get("state") != "starting":
+                    break
+                select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
+            self._watched.discard(name)
+            wake()
+
+        threading.Thread(target=wait_for_death, daemon=True).start()
+
+    def bury(self, name: str) -> None:
+        """Do for a session what its dead runner no longer can: end what is left of its
+        CLI, answer its tasks `lost`, report its messages, end its workers."""
+        path = f"{self.store.folder(name)}/lock"
+        while (lock := self.store.lock(path)) is None:
+            probe = self.store.lock(path, shared=True)
+            if probe is None:
+                return  # a runner, or another who buries, has it
+            os.close(probe)
         try:
-            held = self.store.once(self.caller.name, request, "")
-            if held:
-                name, _, sha = held.partition(" ")
-                if sha != text_sha:
-                    raise UsageError(
-                        f"request_id {options.request_id!r} was used for another text: {name}",
-                        "use a new request_id for a new task",
-                    )
-                return name
-            name = self._assign(target, task, options)
-            path = f"{self.store.folder(self.caller.name)}/requests/{request}"
-            self.store.write(path, f"{name} {text_sha}", durable=True)
-            return name
+            state = self.store.load_state(name)
+            if not state or state.get("state") == "ended":
+                return
+            group = state.get("group") or {}
+            ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
+            self.tmux.kill_session(name)
+            self.store.log(name, "lost", processes_ended=ended)
+            words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
+            detail = f"the process that looked after the session is gone. {words}".strip()
+            self.answer_all(name, state, "lost", "runner_died", detail)
+            self.end_workers(name)
+            self.store.save_state(name, {**state, "state": "ended", "since": time.time(),
+                                         "why": "lost", "question": None, "task": ""})  # fmt: skip
+            self.store.set_live(name, False)
         finally:
-            if lock is not None:
-                os.close(lock)
+            os.close(lock)
+        self.store.poke_up(name)
 
-    def _check_text(self, text: str) -> None:
-        if not text.strip():
-            raise UsageError("the text is empty", "say what is to be done")
-        size = len(text.encode(errors="surrogatepass"))
-        if size > MAX_MESSAGE_BYTES:
-            raise UsageError(
-                f"the text has {size} bytes, more than {MAX_MESSAGE_BYTES}",
-                "put it into a file and name the file",
+    def answer_all(self, name: str, state: dict[str, Any], outcome: str, reason: str, detail: str,
+                   base: Result | None = None) -> None:  # fmt: skip
+        """Give every unfinished task of a session its result, and report its messages."""
+        waiting = self.store.waiting(name)
+        held = [m for key in ("task_message", "delivering") if state.get(key)
+                and (m := self.store.taken(name, state[key])) is not None]  # fmt: skip
+        for message in {m.id: m for m in (*held, *waiting)}.values():
+            if message.kind == "task":
+                started = message.id == state.get("task_message")
+                result = (base or Result("", name, outcome))._replace(
+                    task=message.task, session=name, outcome=outcome, reason=reason, detail=detail,
+                    seconds=time.time() - message.sent_at, ended_at=time.time(),
+                )  # fmt: skip
+                self.store.save_result(
+                    result if started else result._replace(answer="", turns=()), message.sender
+                )
+            elif message.kind == "message":
+                self.notify_undelivered(message, detail or reason)
+            self.store.claim(name, message.id)
+
+    def notify_undelivered(self, message: Message, why: str) -> None:
+        """Tell the sender that its message was not delivered."""
+        first = shorten(message.text, 60)
+        text = f"Your message to {message.to} ({first!r}) was not delivered: {why}."
+        if self.store.load(message.sender):
+            self.store.put_once(
+                Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
             )
 
-    def _assign(self, target: str, text: str, options: TaskOptions) -> str:
-        if NAME.match(target) and (session := self.store.load(target)):
-            self._check_reach(session)
-            state = self.state_of(target)
-            if state["state"] == "ended":
-                return self._resume(session, state, text, options)
-            self._check_ring(target)
-            return self._put_task(target, text, options)
-        if options.cwd and not os.path.isdir(options.cwd):
-            raise UsageError(
-                f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
-            )
-        cwd = os.path.realpath(options.cwd or os.getcwd())
-        profile = self.profile(target, cwd)
-        if options.permissions:
-            profile = profile._replace(permissions=options.permissions)
-        name = self.launch(profile, cwd, options)
+    # ---- ends and orders ----
+
+    def end_workers(self, name: str) -> None:
+        """End the workers of a session that ends; their tasks are answered `stopped`."""
+        for other in self.store.live():
+            session = self.store.load(other)
+            if session and session.supervisor == name:
+                self.end(other)
+
+    def end(self, name: str, wait_s: float = 8.0) -> None:
+        """End a session: its runner does it, or, where that does not answer, we do."""
+        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", wait_s)
+        if self.store.load_state(name).get("state") != "ended":
+            self.tmux.kill_session(name)
+            self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
+            self.bury(name)
+
+    def control(self, name: str, order: dict[str, Any], done: Callable[[dict[str, Any]], bool],
+                wait_s: float) -> dict[str, Any]:  # fmt: skip
+        """Give a runner an order by its events/ and wait until its state says done."""
+        wake = Wake(self.store)
         try:
-            task = self._put_task(name, text, options)
-            self.start(name, profile)
-        except BaseException:
-            self.forget(name)
-            raise
-        return task
+            wake.listen(name)
+            if order:
+                self.store.put_event(self.store.folder(name), json.dumps(order))
+            until = time.monotonic() + wait_s
+            while True:
+                state = self.store.load_state(name)
+                if done(state) or time.monotonic() > until:
+                    return state
+                if not self.store.is_locked(name) and state.get("state") != "starting":
+                    return state
+                wake.wait(min(0.25, until - time.monotonic()))
+        finally:
+            wake.close()
+
+
+class Launcher(Sessions):
+    """Starts sessions: makes their folder under the caps, hands over what the CLI needs."""
+
+    def __init__(self, store: Store, caller: Caller) -> None:
+        super().__init__(store)
+        self.caller = caller
 
     def profile(self, name: str, cwd: str) -> Profile:
         """Return a profile. Raises NotFoundError with the nearest names."""
@@ -2128,78 +2229,6 @@ class Orchestrator:
         raise NotFoundError(
             f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
         )
-
-    def _put_task(self, name: str, text: str, options: TaskOptions) -> str:
-        task = f"{name}.{random_letters()}"
-        message = Message(
-            f"{time.time_ns():020d}-{task}", "task", self.caller.name, name, text, time.time(),
-            task, options.timeout_s, options.check,
-        )  # fmt: skip
-        self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
-        try:
-            self.store.put(message)
-        except BaseException:
-            _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
-            raise
-        self.store.poke(self.caller.name)
-        return task
-
-    def _check_reach(self, session: Session) -> None:
-        """Raise where an honest caller has no business with a session."""
-        if session.kind != "agent":
-            raise UsageError(
-                f"{session.name} is a client, not an agent", "give the task to an agent"
-            )
-        if session.name == self.caller.name:
-            raise UsageError("that is yourself", "give the task to another, or do it yourself")
-        if self.caller.worker and session.name not in self.known():
-            raise UsageError(
-                f"{session.name} is not one of your workers or siblings",
-                "list_sessions shows whom you may reach",
-            )
-
-    def _check_ring(self, target: str) -> None:
-        """Raise where a task would wait on itself."""
-        if target in self.ancestors(self.caller.name):
-            raise UsageError(
-                f"{target} is above you and waits for your work: a task for it would wait for ever",
-                "use send_message",
-            )
-        seen, rest = set(), [target]
-        while rest:
-            for task in self.store.tasks_out(rest.pop()):
-                session = self.store.session_of(task)
-                if session == self.caller.name:
-                    raise UsageError(
-                        f"{target} waits for a task of yours: both would wait for ever",
-                        "finish your own task first, or use send_message",
-                    )
-                if session not in seen and self.store.load(session):
-                    seen.add(session)
-                    rest.append(session)
-
-    def ancestors(self, name: str) -> list[str]:
-        """Return the names above a session, the nearest first."""
-        found: list[str] = []
-        while (session := self.store.load(name)) and session.supervisor:
-            name = session.supervisor
-            found.append(name)
-        return found
-
-    def known(self) -> set[str]:
-        """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
-        me = self.store.load(self.caller.name)
-        above = me.supervisor if me else ""
-        found = {above} if above else set()
-        for name in self.store.live():
-            session = self.store.load(name)
-            if session and (
-                session.supervisor == above or self.caller.name in self.ancestors(name)
-            ):
-                found.add(name)
-        return found - {self.caller.name}
-
-    # ---- launching ----
 
     def launch(self, profile: Profile, cwd: str, options: TaskOptions, *, top: bool = False) -> str:
         """Make the folder of a new session and return its name; `start` starts it.
@@ -2341,135 +2370,142 @@ class Orchestrator:
                 os.close(lock)
         return task
 
-    # ---- truth ----
-
-    def state_of(self, name: str) -> dict[str, Any]:
-        """Return a session's state as it is now: derived from its lock and its own words.
-
-        One whose runner is dead is buried first: then it is `ended`.
-        """
-        state = self.store.load_state(name)
-        if state.get("state") == "ended" or self.store.is_locked(name):
-            return self.store.load_state(name)  # again: it may have changed while we looked
-        if state.get("state") == "starting" and time.time() - state["since"] < STARTING_S:
-            return state
-        self.bury(name)
-        return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
-
-    def bury(self, name: str) -> None:
-        """Do for a session what its dead runner no longer can: end what is left of its
-        CLI, answer its tasks `lost`, report its messages, end its workers."""
-        path = f"{self.store.folder(name)}/lock"
-        while (lock := self.store.lock(path)) is None:
-            probe = self.store.lock(path, shared=True)
-            if probe is None:
-                return  # a runner, or another who buries, has it
-            os.close(probe)
+    def _put_task(self, name: str, text: str, options: TaskOptions) -> str:
+        task = f"{name}.{random_letters()}"
+        message = Message(
+            f"{time.time_ns():020d}-{task}", "task", self.caller.name, name, text, time.time(),
+            task, options.timeout_s, options.check,
+        )  # fmt: skip
+        self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
         try:
-            state = self.store.load_state(name)
-            if not state or state.get("state") == "ended":
-                return
-            group = state.get("group") or {}
-            ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
-            self.tmux.kill_session(name)
-            self.store.log(name, "lost", processes_ended=ended)
-            words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
-            detail = f"the process that looked after the session is gone. {words}".strip()
-            self.answer_all(name, state, "lost", "runner_died", detail)
-            self.end_workers(name)
-            self.store.save_state(name, {**state, "state": "ended", "since": time.time(),
-                                         "why": "lost", "question": None, "task": ""})  # fmt: skip
-            self.store.set_live(name, False)
+            self.store.put(message)
+        except BaseException:
+            _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+            raise
+        self.store.poke(self.caller.name)
+        return task
+
+
+class Orchestrator(Launcher):
+    """The verbs, for one caller: what the tools and the commands are made of."""
+
+    # ---- giving work ----
+
+    def assign(self, target: str, task: str, options: TaskOptions) -> str:
+        """Give a task to a session or, by a profile's name, to a new one; return its name.
+
+        The same request_id with the same target and text is the same task.
+        """
+        task = strip_controls(task)
+        self._check_text(task)
+        if not options.request_id:
+            return self._assign(target, task, options)
+        import hashlib
+
+        request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
+        text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
+        lock = self.store.lock(f"{self.store.folder(self.caller.name)}/requests/.lock", wait=True)
+        try:
+            held = self.store.once(self.caller.name, request, "")
+            if held:
+                name, _, sha = held.partition(" ")
+                if sha != text_sha:
+                    raise UsageError(
+                        f"request_id {options.request_id!r} was used for another text: {name}",
+                        "use a new request_id for a new task",
+                    )
+                return name
+            name = self._assign(target, task, options)
+            path = f"{self.store.folder(self.caller.name)}/requests/{request}"
+            self.store.write(path, f"{name} {text_sha}", durable=True)
+            return name
         finally:
-            os.close(lock)
-        self.store.poke_up(name)
+            if lock is not None:
+                os.close(lock)
 
-    def answer_all(self, name: str, state: dict[str, Any], outcome: str, reason: str, detail: str,
-                   base: Result | None = None) -> None:  # fmt: skip
-        """Give every unfinished task of a session its result, and report its messages."""
-        waiting = self.store.waiting(name)
-        held = [m for key in ("task_message", "delivering") if state.get(key)
-                and (m := self.store.taken(name, state[key])) is not None]  # fmt: skip
-        for message in {m.id: m for m in (*held, *waiting)}.values():
-            if message.kind == "task":
-                started = message.id == state.get("task_message")
-                result = (base or Result("", name, outcome))._replace(
-                    task=message.task, session=name, outcome=outcome, reason=reason, detail=detail,
-                    seconds=time.time() - message.sent_at, ended_at=time.time(),
-                )  # fmt: skip
-                self.store.save_result(
-                    result if started else result._replace(answer="", turns=()), message.sender
-                )
-            elif message.kind == "message":
-                self.notify_undelivered(message, detail or reason)
-            self.store.claim(name, message.id)
-
-    def notify_undelivered(self, message: Message, why: str) -> None:
-        """Tell the sender that its message was not delivered."""
-        first = shorten(message.text, 60)
-        text = f"Your message to {message.to} ({first!r}) was not delivered: {why}."
-        if self.store.load(message.sender):
-            self.store.put_once(
-                Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
+    def _check_text(self, text: str) -> None:
+        if not text.strip():
+            raise UsageError("the text is empty", "say what is to be done")
+        size = len(text.encode(errors="surrogatepass"))
+        if size > MAX_MESSAGE_BYTES:
+            raise UsageError(
+                f"the text has {size} bytes, more than {MAX_MESSAGE_BYTES}",
+                "put it into a file and name the file",
             )
 
-    def end_workers(self, name: str) -> None:
-        """End the workers of a session that ends; their tasks are answered `stopped`."""
-        for other in self.store.live():
-            session = self.store.load(other)
-            if session and session.supervisor == name:
-                self.end(other)
-
-    def end(self, name: str, wait_s: float = 8.0) -> None:
-        """End a session: its runner does it, or, where that does not answer, we do."""
-        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", wait_s)
-        if self.store.load_state(name).get("state") != "ended":
-            self.tmux.kill_session(name)
-            self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
-            self.bury(name)
-
-    def control(self, name: str, order: dict[str, Any], done: Callable[[dict[str, Any]], bool],
-                wait_s: float) -> dict[str, Any]:  # fmt: skip
-        """Give a runner an order by its events/ and wait until its state says done."""
-        wake = Wake(self.store)
+    def _assign(self, target: str, text: str, options: TaskOptions) -> str:
+        if NAME.match(target) and (session := self.store.load(target)):
+            self._check_reach(session)
+            state = self.state_of(target)
+            if state["state"] == "ended":
+                return self._resume(session, state, text, options)
+            self._check_ring(target)
+            return self._put_task(target, text, options)
+        if options.cwd and not os.path.isdir(options.cwd):
+            raise UsageError(
+                f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
+            )
+        cwd = os.path.realpath(options.cwd or os.getcwd())
+        profile = self.profile(target, cwd)
+        if options.permissions:
+            profile = profile._replace(permissions=options.permissions)
+        name = self.launch(profile, cwd, options)
         try:
-            wake.listen(name)
-            if order:
-                self.store.put_event(self.store.folder(name), json.dumps(order))
-            until = time.monotonic() + wait_s
-            while True:
-                state = self.store.load_state(name)
-                if done(state) or time.monotonic() > until:
-                    return state
-                if not self.store.is_locked(name) and state.get("state") != "starting":
-                    return state
-                wake.wait(min(0.25, until - time.monotonic()))
-        finally:
-            wake.close()
+            task = self._put_task(name, text, options)
+            self.start(name, profile)
+        except BaseException:
+            self.forget(name)
+            raise
+        return task
+
+    def _check_reach(self, session: Session) -> None:
+        """Raise where an honest caller has no business with a session."""
+        if session.kind != "agent":
+            raise UsageError(
+                f"{session.name} is a client, not an agent", "give the task to an agent"
+            )
+        if session.name == self.caller.name:
+            raise UsageError("that is yourself", "give the task to another, or do it yourself")
+        if self.caller.worker and session.name not in self.known():
+            raise UsageError(
+                f"{session.name} is not one of your workers or siblings",
+                "list_sessions shows whom you may reach",
+            )
+
+    def _check_ring(self, target: str) -> None:
+        """Raise where a task would wait on itself."""
+        if target in self.ancestors(self.caller.name):
+            raise UsageError(
+                f"{target} is above you and waits for your work: a task for it would wait for ever",
+                "use send_message",
+            )
+        seen, rest = set(), [target]
+        while rest:
+            for task in self.store.tasks_out(rest.pop()):
+                session = self.store.session_of(task)
+                if session == self.caller.name:
+                    raise UsageError(
+                        f"{target} waits for a task of yours: both would wait for ever",
+                        "finish your own task first, or use send_message",
+                    )
+                if session not in seen and self.store.load(session):
+                    seen.add(session)
+                    rest.append(session)
+
+    def known(self) -> set[str]:
+        """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
+        me = self.store.load(self.caller.name)
+        above = me.supervisor if me else ""
+        found = {above} if above else set()
+        for name in self.store.live():
+            session = self.store.load(name)
+            if session and (
+                session.supervisor == above or self.caller.name in self.ancestors(name)
+            ):
+                found.add(name)
+        return found - {self.caller.name}
 
     # ---- waiting ----
-
-    def watch(self, name: str, wake: Callable[[], None]) -> None:
-        """Bury a session the moment its runner dies: a thread blocks in its lock."""
-        if name in self._watched:
-            return
-        import threading
-
-        self._watched.add(name)
-
-        def wait_for_death() -> None:
-            path = f"{self.store.folder(name)}/lock"
-            while os.path.isdir(os.path.dirname(path)):
-                fd = self.store.lock(path, wait=True, shared=True)
-                if fd is not None:
-                    os.close(fd)
-                if self.state_of(name).get("state") != "starting":
-                    break
-                select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
-            self._watched.discard(name)
-            wake()
-
-        threading.Thread(target=wait_for_death, daemon=True).start()
 
     def await_tasks(
         self,
@@ -2631,27 +2667,6 @@ class Orchestrator:
             if step(state) == "taken":
                 receipt["exact"] = (state.get("delivery") or {}).get("exact")
         return receipt
-
-    def view(self, name: str) -> dict[str, Any] | None:
-        """Return what there is to say of a session, as data."""
-        session = self.store.load(name)
-        if not session:
-            return None
-        state: dict[str, Any]
-        if session.kind == "client":
-            state = {"since": session.launched_at}
-            state["state"] = "connected" if self.store.is_locked(name) else "away"
-        else:
-            state = self.state_of(name)
-        keys = ("question", "task", "last_line", "conversation", "held_back", "why", "exit_status")
-        more = {key: state[key] for key in keys if state.get(key)}
-        return {
-            "session": name, "kind": session.kind, "state": state.get("state") or "unknown",
-            "for_s": round(time.time() - (state.get("since") or session.launched_at), 1),
-            "profile": session.profile, "provider": session.provider,
-            "supervisor": session.supervisor, "cwd": session.cwd,
-            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")), **more,
-        }  # fmt: skip
 
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return the live sessions and who is above them (everything: the ended too), in
@@ -2938,12 +2953,10 @@ def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Mess
     return chosen
 
 
-class Runner:
-    """Owns one session's life: its CLI, its state.json, and every key that is typed.
-
-    Nothing here knows MCP or the command line. Each round reads what happened (events,
-    the child, the inbox), looks where no event exists, decides, and waits.
-    """
+class Conversation:
+    """Owns what has happened in one session and what it means: its phase, the open task,
+    the turn, the question, and the results. The state machine of one session; it presses
+    no key and knows no loop."""
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
@@ -2953,7 +2966,7 @@ class Runner:
         self.launch = Launch(**{**kept, "profile": profile})
         self.row = PROVIDERS[session.provider]
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
-        self.boss = Orchestrator(store, Caller(session.name, session.depth, worker=True))
+        self.boss = Sessions(store)
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
         self.child, self.exit_status = 0, None  # type: int, int | None
@@ -2986,171 +2999,7 @@ class Runner:
         self.look_at = 0.0
         self.signal = 0
 
-    # ---- life ----
-
-    def run(self) -> int:
-        """Look after the session until its CLI has ended; return the CLI's exit status."""
-        until = time.monotonic() + 2
-        while (lock := self.store.lock(f"{self.store.folder(self.name)}/lock")) is None:
-            if time.monotonic() > until:
-                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-            select.select([], [], [], 0.005)  # somebody probes the lock
-        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
-        os.set_blocking(waker, False)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        self.wake.listen(self.name)
-        try:
-            self._begin()
-            while self._round():
-                ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
-                if woken in ready:
-                    os.read(woken, 4096)
-                elif self.row.by_output and ready:
-                    select.select([woken], [], [], 0.03)  # let output gather
-        finally:
-            self.wake.close()
-            if lock is not None:
-                os.close(lock)
-        return self.exit_status or 0
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        if number != signal.SIGCHLD:
-            self.signal = number
-
-    def _begin(self) -> None:
-        """Start the CLI, with the first task on its command line where it takes one."""
-        launch = self.launch
-        first = next_delivery(self.store.waiting(self.name), None)
-        if first and self.row.argv_bytes and first[0].kind == "task":
-            text = self._compose(first, by_argv=True)
-            self._take(first, text, "submitted")
-            launch = launch._replace(prompt=text)
-        if self.row.program:
-            program = [find_program(self.row.program, self.env.get("PATH", ""))]
-        elif self.row.name == "command":
-            program = [
-                find_program(str(launch.profile.settings["command"][0]), self.env.get("PATH", ""))
-            ]
-        else:
-            program = list(launch.mcp[:-1])
-        os.chdir(self.session.cwd)
-        if self.row.by_output:
-            self._tmux(
-                "pipe-pane", "-O", "-t", self.pane, "exec cat >" + quote_argv([self.wake.path])
-            )
-        argv = [*program, *map(str, self.row.argv(launch))]
-        self.child = spawn_foreground(
-            argv, {**self.env, **self.row.env(launch), **tmux_variables()}
-        )
-        self.store.log(self.name, "started", pid=self.child, program=program[0])
-        self._save()
-
-    def _round(self) -> bool:
-        """Do all that can be done now; tell whether the session goes on."""
-        self.wake.drain()
-        self._reap()
-        if self.signal == signal.SIGHUP:
-            self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
-        elif self.signal:
-            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
-        try:
-            for at, payload in self.store.take_events(self.name):
-                self._on_payload(payload, at)
-            for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
-                self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
-            self._advance(time.time())
-            self._save()
-        except TmuxError as error:
-            # The hangup, if that is what it is, arrives as a signal; do not race it.
-            self.store.log(self.name, "tmux_failed", words=error.what)
-            if error.fix in ("gone", "no server"):
-                self._finish("lost", "terminal_gone", error.what)
-        return self.phase != "ended"
-
-    def _patience(self) -> float:
-        """Return for how many seconds nothing can be due."""
-        now = time.time()
-        if self.ending and now - self.ending_at < SETTLE_S * 2:
-            return 0.02
-        if (
-            self.asked
-            or self.ready_at
-            or (self.phase == "starting" and now - self.since < STARTING_S)
-        ):
-            return 0.05
-        if (
-            self.phase in ("starting", "working", "asking")
-            or self.held_back
-            or self.delivery_open()
-        ):
-            return LOOK_S
-        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
-        if self.interrupted_at:
-            dues.append(self.interrupted_at + self.session.interrupted_s)
-        return max(0.01, min(dues) - now) if dues else 86400.0
-
-    def delivery_open(self) -> bool:
-        """Tell whether something was typed of which the CLI has not spoken yet."""
-        return self.delivery is not None and self.delivery.step != "taken"
-
-    def _reap(self) -> None:
-        """See whether the CLI ended; continue it at once if it was stopped (no shell is
-        there to bring it back from Ctrl-Z)."""
-        while self.child and self.phase != "ended":
-            pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
-            if not pid:
-                return
-            if os.WIFSTOPPED(status):
-                os.killpg(self.child, signal.SIGCONT)
-                continue
-            self.exit_status = (
-                os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-            )
-            for at, payload in self.store.take_events(self.name):
-                self._on_payload(payload, at)
-            if self.ending and self.task and not self.store.tasks_out(self.name):
-                self._end_task("done", answer=self.ending.text, source=self.ending.source)
-            reason = "exited" if self.begun else "never_started"
-            how = (
-                f"signal {-self.exit_status}"
-                if self.exit_status < 0
-                else f"exit status {self.exit_status}"
-            )
-            self._finish("failed", reason, f"{self.row.name} ended by itself with {how}")
-
-    def _finish(self, outcome: str, reason: str, detail: str) -> None:
-        """End the session: answer what is open, end what is left, keep the last screen."""
-        if self.phase == "ended":
-            return
-        screen = self._screen(history=True)
-        base = Result("", self.name, outcome, source="", turns=tuple(self.turns),
-                      exit_status=self.exit_status, exact=self.task_exact,
-                      screen=tail_lines(screen, PANE_LINES))  # fmt: skip
-        self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
-        self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
-        self.boss.end_workers(self.name)
-        if self.child:
-            end_group(self.child, process_start(self.child), 2.0 if outcome == "stopped" else 0.5)
-            if self.exit_status is None:
-                try:
-                    self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
-                except ChildProcessError:
-                    self.exit_status = None
-        self.store.log(
-            self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
-        )
-        self.task = self.delivery = self.question = None
-        self.phase, self.since = "ended", time.time()
-        self.why = detail
-        self._save()
-        self.store.set_live(self.name, False)
-        self.store.poke_up(self.name)
-
-    # ---- state ----
+    # ---- what state.json says ----
 
     def _facts(self) -> dict[str, Any]:
         """Return what state.json says now."""
@@ -3210,21 +3059,21 @@ class Runner:
         self.idle_looks = 0
         self.look_at = time.time() + LOOK_S
 
-    # ---- events ----
+    def delivery_open(self) -> bool:
+        """Tell whether something was typed of which the CLI has not spoken yet."""
+        return self.delivery is not None and self.delivery.step != "taken"
 
-    def _on_payload(self, payload: dict[str, Any], at: float) -> None:
-        if self.phase == "ended":
-            return
-        order = payload.get("cao")
-        if order == "stop":
-            self._finish("stopped", "stopped", "the session was stopped")
-        elif order == "interrupt":
-            self._interrupt("interrupted")
-        elif order == "answer":
-            self.reply = {"id": payload["id"], **self._answer(payload)}
-        elif event := read_hook(payload):
-            self.heard = True
-            self._on_event(event, at)
+    def _may_close(self) -> bool:
+        return (
+            self.phase == "idle"
+            and not self.session.keep
+            and not self.task
+            and not self.delivery_open()
+            and not self.store.tasks_out(self.name)
+            and not self.store.waiting(self.name)
+        )
+
+    # ---- what the CLI says ----
 
     def _on_event(self, event: Event, at: float) -> None:
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
@@ -3270,58 +3119,6 @@ class Runner:
         self.turn_at = time.time()
         self._set_phase("working")
 
-    # ---- deciding ----
-
-    def _advance(self, now: float) -> None:
-        """Look where something is due, then decide what the facts allow."""
-        if self.phase == "ended":
-            return
-        if self.ending:
-            self._advance_ending(now)
-        if self.asked:
-            self._advance_asked(now)
-        if now >= self.look_at or self.row.by_output or self.phase == "starting":
-            self._look(now)
-        if self.delivery_open():
-            self._advance_delivery(now)
-        if self.check and "exit_status" in self.check:
-            self._after_check()
-        self._advance_timers(now)
-        if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
-            self._deliver_next(now)
-
-    def _advance_ending(self, now: float) -> None:
-        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
-        and work in the background may start another."""
-        event = self.ending
-        if not event or event.blocking:
-            return
-        look = self._status()
-        if look.state in ("busy", "asking"):
-            return
-        written = self._transcript_event()
-        if (
-            (written and written.kind == "ended")
-            or (look.state == "idle" and not self.transcript)
-            or now - self.ending_at >= SETTLE_S
-        ):
-            self._end_turn("done", event)
-
-    def _advance_asked(self, now: float) -> None:
-        """Believe a question when its dialog is drawn: it may be approved by a rule."""
-        event = self.asked
-        if not event:
-            return
-        menu = parse_menu(self._screen())
-        if menu:
-            self.asked = None
-            kind = "question" if event.reason == "AskUserQuestion" else "permission"
-            self._ask(kind, event.text or menu[0], menu[1])
-        elif now - self.asked_at > DIALOG_S:
-            if self._status().state == "asking":
-                self._ask("permission", event.text or "a dialog that has no menu", ())
-            self.asked = None
-
     def _ask(self, kind: str, text: str, options: tuple[Option, ...]) -> None:
         question = Question(question_id(text, options), kind, text, options, time.time())
         if self.question and self.question.id == question.id:
@@ -3329,162 +3126,6 @@ class Runner:
         self.question = question
         self.store.log(self.name, "asking", question=question.id, kind=kind)
         self._set_phase("asking", f"asks: {shorten(text, 80)}")
-
-    def _look(self, now: float) -> None:
-        """Look at what gives no event: at most once a second while a turn runs."""
-        self.look_at = now + LOOK_S
-        if self.row.by_output:
-            self._look_at_output(now)
-        elif self.phase == "starting":
-            self._look_at_start(now)
-        elif self.phase == "working" and not self.ending:
-            self._look_at_turn(now)
-        elif self.phase == "asking":
-            self._look_at_dialog()
-        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
-            self._advance_ending(now)
-
-    def _look_at_start(self, now: float) -> None:
-        """Find the composer, or a dialog of the first run."""
-        look = self._status()
-        slow = self.delivery_open() or self.row.status_path is None
-        if look.state == "idle" and not self.delivery_open():
-            self._set_phase("idle", "ready")
-            return
-        late = self.delivery_open() and now - self.since > SUBMIT_S
-        if late and (look.state == "busy" or self._transcript_event()):
-            self._hook_missed("UserPromptSubmit")
-            self._taken("unknown: the CLI sent no prompt event")
-            self._begin_turn()
-            return
-        if slow and now - self.since < 1.0 and self.delivery_open():
-            return  # it has its prompt: events will tell
-        if int(now * 20) % 5 and look.state != "asking":
-            return  # the screen at four looks a second
-        screen = self._screen(ansi=True)
-        menu = parse_menu(strip_ansi(screen))
-        if menu:
-            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
-            login = re.search("sign in|log ?in", low)
-            kind = "trust" if "trust" in low else "login" if login else "dialog"
-            if kind == "login":
-                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
-            else:
-                self._ask(kind, *menu[:2])
-        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
-            if parse_draft(screen, self.row.composer) is not None:
-                self._set_phase("idle", "its input line is drawn")
-
-    def _look_at_turn(self, now: float) -> None:
-        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
-        look = self._status()
-        if look.state == "asking" and not self.asked:
-            self.asked, self.asked_at = Event("asked", source="status_file"), now
-        elif look.state == "busy":
-            self.idle_looks = 0
-        elif look.state == "idle" or not self.row.status_path:
-            self.idle_looks += look.state == "idle"
-            event = self._transcript_event()
-            if event and event.kind == "ended" and self.idle_looks < 2:
-                self.idle_looks += not self.row.status_path  # its hook may be on the way
-            elif event:
-                if event.kind == "ended":
-                    self._hook_missed("Stop")
-                self._on_event(event, now)
-            elif self.idle_looks >= 2 and self.heard:
-                self._on_event(Event("interrupted", source="status_file"), now)
-            elif self.idle_looks >= 2:
-                words = "it is idle, and nothing says how the turn ended"
-                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
-            elif not self.transcript and self.row.failure:
-                self._look_for_failure(now)
-
-    def _hook_missed(self, name: str) -> None:
-        """Say in the log that a hook did not come and the next source decided."""
-        self.store.log(self.name, "hook_missed", hook=name)
-
-    def _look_for_failure(self, now: float) -> None:
-        """The last resort: the screen's own words for a failed turn."""
-        screen = self._screen()
-        found = re.findall(self.row.failure, screen, re.M)
-        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
-            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
-
-    def _look_at_dialog(self) -> None:
-        """See whether a person answered, or the dialog changed."""
-        look = self._status()
-        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
-        if menu and self.question:
-            if menu[1] != self.question.options:
-                self._ask(self.question.kind, *menu[:2])
-            return
-        if look.state == "asking":
-            return
-        self.question = None
-        self.store.log(self.name, "answered", state=look.state)
-        self._set_phase("working" if self.begun else "starting", "the dialog closed")
-        self.since = time.time()
-
-    def _look_at_output(self, now: float) -> None:
-        """Read the screen of a program that gives no events (provider: command)."""
-        if self.phase == "idle" and not self.delivery_open():
-            return
-        look = screen_look(self.launch.profile, self._screen(join=True))
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        if look.state != "idle":
-            self.ready_at = 0.0
-        if look.state == "asking":
-            text = look.why
-            menu = parse_menu(self._screen())
-            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
-        elif look.state == "idle" and not self.ready_at:
-            self.ready_at = now
-        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
-            self.ready_at = 0.0
-            if self.phase == "starting":
-                self._set_phase("idle", look.why)
-            elif self._line_now() > self.printed_from:
-                printed = self._tmux_capture_from(self.printed_from)
-                answer = parse_printed(self.launch.profile, printed)
-                self._end_turn("done", Event("ended", answer, source="screen"))
-        elif look.state != "idle" and self.phase == "asking":
-            self.question = None
-            self._set_phase("working", "the question is gone")
-
-    def _line_now(self) -> int:
-        """Return the pane's cursor line, counted from the top of its history."""
-        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
-        return int(history) + int(line)
-
-    def _tmux_capture_from(self, line: int) -> str:
-        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
-        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
-
-    def _advance_timers(self, now: float) -> None:
-        """Do what is due by the clock alone."""
-        if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
-            self.interrupted_at = 0.0
-            self._end_task("interrupted", reason="interrupted_by_person")
-        if self.task and self.phase == "working" and self.task_at:
-            if now - self.task_at - self.paused_s > self.task.timeout_s:
-                self._interrupt("timeout")
-        if not self.begun and self.task and self.phase == "starting":
-            if now - self.since > NEVER_STARTED_S:
-                self._end_task("failed", reason="never_started",
-                               detail=f"no turn began in {NEVER_STARTED_S:.0f} s")  # fmt: skip
-                self.delivery = None
-        if self._may_close() and now - self.since >= self.session.idle_close_s:
-            self._finish("stopped", "idle", "it had been idle")
-
-    def _may_close(self) -> bool:
-        return (
-            self.phase == "idle"
-            and not self.session.keep
-            and not self.task
-            and not self.delivery_open()
-            and not self.store.tasks_out(self.name)
-            and not self.store.waiting(self.name)
-        )
 
     # ---- a turn's and a task's end ----
 
@@ -3610,21 +3251,445 @@ class Runner:
             note = Message(f"{time.time_ns():020d}-check", "message", "cao", self.name, words, now)
             self.store.put(note)
 
-    def _interrupt(self, outcome: str) -> None:
-        """End the turn that runs, by the CLI's own key."""
-        if self.phase not in ("working", "asking") or self.ordered:
+    def _finish(self, outcome: str, reason: str, detail: str) -> None:
+        """End the session: answer what is open, end what is left, keep the last screen."""
+        if self.phase == "ended":
             return
-        self.ordered = outcome
-        if outcome == "timeout":
-            self._end_task("timeout", reason="timeout",
-                           detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}")  # fmt: skip
+        screen = self._screen(history=True)
+        base = Result("", self.name, outcome, source="", turns=tuple(self.turns),
+                      exit_status=self.exit_status, exact=self.task_exact,
+                      screen=tail_lines(screen, PANE_LINES))  # fmt: skip
+        self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+        self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
+        self.boss.end_workers(self.name)
+        if self.child:
+            end_group(self.child, process_start(self.child), 2.0 if outcome == "stopped" else 0.5)
+            if self.exit_status is None:
+                try:
+                    self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
+                except ChildProcessError:
+                    self.exit_status = None
+        self.store.log(
+            self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
+        )
+        self.task = self.delivery = self.question = None
+        self.phase, self.since = "ended", time.time()
+        self.why = detail
+        self._save()
+        self.store.set_live(self.name, False)
+        self.store.poke_up(self.name)
+
+    # ---- looking ----
+
+    def _status(self) -> Look:
+        """Read the CLI's own state file, where it has one."""
+        if not self.row.status_path:
+            return Look("unknown", "none", "this CLI keeps no state file")
+        path = self.row.status_path(
+            {**self.env, **self.row.env(self.launch)}, self.launch.folder, self.child
+        )
+        look = self.row.read_status(self.store.read_text(path))
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        return look
+
+    def _transcript_event(self) -> Event | None:
+        """Return how the turn ended by the CLI's transcript, if it says so."""
+        if not self.transcript and self.row.transcript_glob:
+            import glob
+
+            found = glob.glob(self.row.transcript_glob(self.env, self.conversation))
+            self.transcript = found[0] if found else ""
+        if not self.transcript:
+            return None
+        try:
+            with open(self.transcript, "rb") as file:
+                file.seek(self.offset)
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return None  # it is made with the first words
+        return self.row.read_transcript(lines)
+
+    def _screen(self, *, ansi: bool = False, join: bool = False, history: bool = False) -> str:
+        """Return the pane's screen, "" where it is gone."""
+        try:
+            return self.boss.tmux.capture(
+                self.pane, ansi=ansi, join=join, first="-200" if history else ""
+            )
+        except CaoError:
+            return ""
+
+    def _hook_missed(self, name: str) -> None:
+        """Say in the log that a hook did not come and the next source decided."""
+        self.store.log(self.name, "hook_missed", hook=name)
+
+
+class Runner(Conversation):
+    """The process of one session: its CLI, its loop, its looks, every key that is typed.
+
+    Each round reads what happened (events, the child, the inbox), looks where no event
+    exists, decides, and waits. Nothing here knows MCP or the command line.
+    """
+
+    # ---- life ----
+
+    def run(self) -> int:
+        """Look after the session until its CLI has ended; return the CLI's exit status."""
+        until = time.monotonic() + 2
+        while (lock := self.store.lock(f"{self.store.folder(self.name)}/lock")) is None:
+            if time.monotonic() > until:
+                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+            select.select([], [], [], 0.005)  # somebody probes the lock
+        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        self.wake.listen(self.name)
+        try:
+            self._begin()
+            while self._round():
+                ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
+                if woken in ready:
+                    os.read(woken, 4096)
+                elif self.row.by_output and ready:
+                    select.select([woken], [], [], 0.03)  # let output gather
+        finally:
+            self.wake.close()
+            if lock is not None:
+                os.close(lock)
+        return self.exit_status or 0
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number != signal.SIGCHLD:
+            self.signal = number
+
+    def _begin(self) -> None:
+        """Start the CLI, with the first task on its command line where it takes one."""
+        launch = self.launch
+        first = next_delivery(self.store.waiting(self.name), None)
+        if first and self.row.argv_bytes and first[0].kind == "task":
+            text = self._compose(first, by_argv=True)
+            self._take(first, text, "submitted")
+            launch = launch._replace(prompt=text)
+        if self.row.program:
+            program = [find_program(self.row.program, self.env.get("PATH", ""))]
+        elif self.row.name == "command":
+            program = [
+                find_program(str(launch.profile.settings["command"][0]), self.env.get("PATH", ""))
+            ]
+        else:
+            program = list(launch.mcp[:-1])
+        os.chdir(self.session.cwd)
         if self.row.by_output:
-            self.boss.tmux.keys(self.pane, "C-c")
-            self._end_turn("interrupted", Event("interrupted", source="keys"))
+            self._tmux(
+                "pipe-pane", "-O", "-t", self.pane, "exec cat >" + quote_argv([self.wake.path])
+            )
+        argv = [*program, *map(str, self.row.argv(launch))]
+        self.child = spawn_foreground(
+            argv, {**self.env, **self.row.env(launch), **tmux_variables()}
+        )
+        self.store.log(self.name, "started", pid=self.child, program=program[0])
+        self._save()
+
+    def _round(self) -> bool:
+        """Do all that can be done now; tell whether the session goes on."""
+        self.wake.drain()
+        self._reap()
+        if self.signal == signal.SIGHUP:
+            self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
+        elif self.signal:
+            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
+        try:
+            for at, payload in self.store.take_events(self.name):
+                self._on_payload(payload, at)
+            for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
+                self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
+            self._advance(time.time())
+            self._save()
+        except TmuxError as error:
+            # The hangup, if that is what it is, arrives as a signal; do not race it.
+            self.store.log(self.name, "tmux_failed", words=error.what)
+            if error.fix in ("gone", "no server"):
+                self._finish("lost", "terminal_gone", error.what)
+        return self.phase != "ended"
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing can be due."""
+        now = time.time()
+        if self.ending and now - self.ending_at < SETTLE_S * 2:
+            return 0.02
+        if (
+            self.asked
+            or self.ready_at
+            or (self.phase == "starting" and now - self.since < STARTING_S)
+        ):
+            return 0.05
+        if (
+            self.phase in ("starting", "working", "asking")
+            or self.held_back
+            or self.delivery_open()
+        ):
+            return LOOK_S
+        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
+        if self.interrupted_at:
+            dues.append(self.interrupted_at + self.session.interrupted_s)
+        return max(0.01, min(dues) - now) if dues else 86400.0
+
+    def _reap(self) -> None:
+        """See whether the CLI ended; continue it at once if it was stopped (no shell is
+        there to bring it back from Ctrl-Z)."""
+        while self.child and self.phase != "ended":
+            pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
+            if not pid:
+                return
+            if os.WIFSTOPPED(status):
+                os.killpg(self.child, signal.SIGCONT)
+                continue
+            self.exit_status = (
+                os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            )
+            for at, payload in self.store.take_events(self.name):
+                self._on_payload(payload, at)
+            if self.ending and self.task and not self.store.tasks_out(self.name):
+                self._end_task("done", answer=self.ending.text, source=self.ending.source)
+            reason = "exited" if self.begun else "never_started"
+            how = (
+                f"signal {-self.exit_status}"
+                if self.exit_status < 0
+                else f"exit status {self.exit_status}"
+            )
+            self._finish("failed", reason, f"{self.row.name} ended by itself with {how}")
+
+    def _on_payload(self, payload: dict[str, Any], at: float) -> None:
+        if self.phase == "ended":
             return
-        for key in self.row.interrupt:
-            self.boss.tmux.keys(self.pane, key)
-        self.look_at = time.time() + 0.3
+        order = payload.get("cao")
+        if order == "stop":
+            self._finish("stopped", "stopped", "the session was stopped")
+        elif order == "interrupt":
+            self._interrupt("interrupted")
+        elif order == "answer":
+            self.reply = {"id": payload["id"], **self._answer(payload)}
+        elif event := read_hook(payload):
+            self.heard = True
+            self._on_event(event, at)
+
+    # ---- deciding ----
+
+    def _advance(self, now: float) -> None:
+        """Look where something is due, then decide what the facts allow."""
+        if self.phase == "ended":
+            return
+        if self.ending:
+            self._advance_ending(now)
+        if self.asked:
+            self._advance_asked(now)
+        if now >= self.look_at or self.row.by_output or self.phase == "starting":
+            self._look(now)
+        if self.delivery_open():
+            self._advance_delivery(now)
+        if self.check and "exit_status" in self.check:
+            self._after_check()
+        self._advance_timers(now)
+        if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
+            self._deliver_next(now)
+
+    def _advance_ending(self, now: float) -> None:
+        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
+        and work in the background may start another."""
+        event = self.ending
+        if not event or event.blocking:
+            return
+        look = self._status()
+        if look.state in ("busy", "asking"):
+            return
+        written = self._transcript_event()
+        if (
+            (written and written.kind == "ended")
+            or (look.state == "idle" and not self.transcript)
+            or now - self.ending_at >= SETTLE_S
+        ):
+            self._end_turn("done", event)
+
+    def _advance_asked(self, now: float) -> None:
+        """Believe a question when its dialog is drawn: it may be approved by a rule."""
+        event = self.asked
+        if not event:
+            return
+        menu = parse_menu(self._screen())
+        if menu:
+            self.asked = None
+            kind = "question" if event.reason == "AskUserQuestion" else "permission"
+            self._ask(kind, event.text or menu[0], menu[1])
+        elif now - self.asked_at > DIALOG_S:
+            if self._status().state == "asking":
+                self._ask("permission", event.text or "a dialog that has no menu", ())
+            self.asked = None
+
+    def _advance_delivery(self, now: float) -> None:
+        """No prompt event yet: look, press Enter once or twice more, or give up."""
+        d = self.delivery
+        if not d or self.phase != "idle" or now - d.at < SUBMIT_S:
+            return
+        if self._status().state == "busy":
+            self._taken("unknown: the CLI sent no prompt event")
+            self._begin_turn()
+            return
+        draft = parse_draft(self._screen(ansi=True), self.row.composer) if self.row.composer else ""
+        if d.enters < 3:
+            self.delivery = d._replace(enters=d.enters + 1, at=now)
+            if draft:
+                self._enter()
+            return
+        if draft:
+            self.boss.tmux.keys(self.pane, *self.row.clear)
+        self._undeliverable(d)
+
+    def _advance_timers(self, now: float) -> None:
+        """Do what is due by the clock alone."""
+        if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
+            self.interrupted_at = 0.0
+            self._end_task("interrupted", reason="interrupted_by_person")
+        if self.task and self.phase == "working" and self.task_at:
+            if now - self.task_at - self.paused_s > self.task.timeout_s:
+                self._interrupt("timeout")
+        if not self.begun and self.task and self.phase == "starting":
+            if now - self.since > NEVER_STARTED_S:
+                self._end_task("failed", reason="never_started",
+                               detail=f"no turn began in {NEVER_STARTED_S:.0f} s")  # fmt: skip
+                self.delivery = None
+        if self._may_close() and now - self.since >= self.session.idle_close_s:
+            self._finish("stopped", "idle", "it had been idle")
+
+    # ---- where no event exists ----
+
+    def _look(self, now: float) -> None:
+        """Look at what gives no event: at most once a second while a turn runs."""
+        self.look_at = now + LOOK_S
+        if self.row.by_output:
+            self._look_at_output(now)
+        elif self.phase == "starting":
+            self._look_at_start(now)
+        elif self.phase == "working" and not self.ending:
+            self._look_at_turn(now)
+        elif self.phase == "asking":
+            self._look_at_dialog()
+        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
+            self._advance_ending(now)
+
+    def _look_at_start(self, now: float) -> None:
+        """Find the composer, or a dialog of the first run."""
+        look = self._status()
+        slow = self.delivery_open() or self.row.status_path is None
+        if look.state == "idle" and not self.delivery_open():
+            self._set_phase("idle", "ready")
+            return
+        late = self.delivery_open() and now - self.since > SUBMIT_S
+        if late and (look.state == "busy" or self._transcript_event()):
+            self._hook_missed("UserPromptSubmit")
+            self._taken("unknown: the CLI sent no prompt event")
+            self._begin_turn()
+            return
+        if slow and now - self.since < 1.0 and self.delivery_open():
+            return  # it has its prompt: events will tell
+        if int(now * 20) % 5 and look.state != "asking":
+            return  # the screen at four looks a second
+        screen = self._screen(ansi=True)
+        menu = parse_menu(strip_ansi(screen))
+        if menu:
+            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
+            login = re.search("sign in|log ?in", low)
+            kind = "trust" if "trust" in low else "login" if login else "dialog"
+            if kind == "login":
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+            else:
+                self._ask(kind, *menu[:2])
+        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
+            if parse_draft(screen, self.row.composer) is not None:
+                self._set_phase("idle", "its input line is drawn")
+
+    def _look_at_turn(self, now: float) -> None:
+        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
+        look = self._status()
+        if look.state == "asking" and not self.asked:
+            self.asked, self.asked_at = Event("asked", source="status_file"), now
+        elif look.state == "busy":
+            self.idle_looks = 0
+        elif look.state == "idle" or not self.row.status_path:
+            self.idle_looks += look.state == "idle"
+            event = self._transcript_event()
+            if event and event.kind == "ended" and self.idle_looks < 2:
+                self.idle_looks += not self.row.status_path  # its hook may be on the way
+            elif event:
+                if event.kind == "ended":
+                    self._hook_missed("Stop")
+                self._on_event(event, now)
+            elif self.idle_looks >= 2 and self.heard:
+                self._on_event(Event("interrupted", source="status_file"), now)
+            elif self.idle_looks >= 2:
+                words = "it is idle, and nothing says how the turn ended"
+                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
+            elif not self.transcript and self.row.failure:
+                self._look_for_failure(now)
+
+    def _look_for_failure(self, now: float) -> None:
+        """The last resort: the screen's own words for a failed turn."""
+        screen = self._screen()
+        found = re.findall(self.row.failure, screen, re.M)
+        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
+            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
+
+    def _look_at_dialog(self) -> None:
+        """See whether a person answered, or the dialog changed."""
+        look = self._status()
+        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
+        if menu and self.question:
+            if menu[1] != self.question.options:
+                self._ask(self.question.kind, *menu[:2])
+            return
+        if look.state == "asking":
+            return
+        self.question = None
+        self.store.log(self.name, "answered", state=look.state)
+        self._set_phase("working" if self.begun else "starting", "the dialog closed")
+        self.since = time.time()
+
+    def _look_at_output(self, now: float) -> None:
+        """Read the screen of a program that gives no events (provider: command)."""
+        if self.phase == "idle" and not self.delivery_open():
+            return
+        look = screen_look(self.launch.profile, self._screen(join=True))
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        if look.state != "idle":
+            self.ready_at = 0.0
+        if look.state == "asking":
+            text = look.why
+            menu = parse_menu(self._screen())
+            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
+        elif look.state == "idle" and not self.ready_at:
+            self.ready_at = now
+        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
+            self.ready_at = 0.0
+            if self.phase == "starting":
+                self._set_phase("idle", look.why)
+            elif self._line_now() > self.printed_from:
+                printed = self._tmux_capture_from(self.printed_from)
+                answer = parse_printed(self.launch.profile, printed)
+                self._end_turn("done", Event("ended", answer, source="screen"))
+        elif look.state != "idle" and self.phase == "asking":
+            self.question = None
+            self._set_phase("working", "the question is gone")
+
+    def _line_now(self) -> int:
+        """Return the pane's cursor line, counted from the top of its history."""
+        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
+        return int(history) + int(line)
+
+    def _tmux_capture_from(self, line: int) -> str:
+        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
+        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
 
     # ---- delivery ----
 
@@ -3738,25 +3803,6 @@ class Runner:
             self.store.log(self.name, "submitted", messages=self.delivery.messages)
         return True
 
-    def _advance_delivery(self, now: float) -> None:
-        """No prompt event yet: look, press Enter once or twice more, or give up."""
-        d = self.delivery
-        if not d or self.phase != "idle" or now - d.at < SUBMIT_S:
-            return
-        if self._status().state == "busy":
-            self._taken("unknown: the CLI sent no prompt event")
-            self._begin_turn()
-            return
-        draft = parse_draft(self._screen(ansi=True), self.row.composer) if self.row.composer else ""
-        if d.enters < 3:
-            self.delivery = d._replace(enters=d.enters + 1, at=now)
-            if draft:
-                self._enter()
-            return
-        if draft:
-            self.boss.tmux.keys(self.pane, *self.row.clear)
-        self._undeliverable(d)
-
     def _undeliverable(self, d: Delivery) -> None:
         self.delivery = None
         self.store.log(self.name, "undeliverable", messages=d.messages)
@@ -3766,6 +3812,24 @@ class Runner:
         for message in filter(None, (self.store.taken(self.name, i) for i in d.messages)):
             if message.kind == "message":
                 self.boss.notify_undelivered(message, why)
+
+    # ---- orders ----
+
+    def _interrupt(self, outcome: str) -> None:
+        """End the turn that runs, by the CLI's own key."""
+        if self.phase not in ("working", "asking") or self.ordered:
+            return
+        self.ordered = outcome
+        if outcome == "timeout":
+            self._end_task("timeout", reason="timeout",
+                           detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}")  # fmt: skip
+        if self.row.by_output:
+            self.boss.tmux.keys(self.pane, "C-c")
+            self._end_turn("interrupted", Event("interrupted", source="keys"))
+            return
+        for key in self.row.interrupt:
+            self.boss.tmux.keys(self.pane, key)
+        self.look_at = time.time() + 0.3
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Answer the open question by its own menu; verify that it is still the same
@@ -3819,45 +3883,6 @@ class Runner:
                 return {"ok": True, "text": text}
             select.select([], [], [], 0.03)
         return {"ok": False, "text": "the dialog is still open"}
-
-    # ---- looking ----
-
-    def _status(self) -> Look:
-        """Read the CLI's own state file, where it has one."""
-        if not self.row.status_path:
-            return Look("unknown", "none", "this CLI keeps no state file")
-        path = self.row.status_path(
-            {**self.env, **self.row.env(self.launch)}, self.launch.folder, self.child
-        )
-        look = self.row.read_status(self.store.read_text(path))
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        return look
-
-    def _transcript_event(self) -> Event | None:
-        """Return how the turn ended by the CLI's transcript, if it says so."""
-        if not self.transcript and self.row.transcript_glob:
-            import glob
-
-            found = glob.glob(self.row.transcript_glob(self.env, self.conversation))
-            self.transcript = found[0] if found else ""
-        if not self.transcript:
-            return None
-        try:
-            with open(self.transcript, "rb") as file:
-                file.seek(self.offset)
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return None  # it is made with the first words
-        return self.row.read_transcript(lines)
-
-    def _screen(self, *, ansi: bool = False, join: bool = False, history: bool = False) -> str:
-        """Return the pane's screen, "" where it is gone."""
-        try:
-            return self.boss.tmux.capture(
-                self.pane, ansi=ansi, join=join, first="-200" if history else ""
-            )
-        except CaoError:
-            return ""
 
     def _tmux(self, *args: str) -> str:
         return self.boss.tmux.run(*args)
