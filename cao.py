@@ -26,7 +26,7 @@ Contents (a room uses only the rooms above it; rooms 1-5 are pure):
      2. Errors          7. Store           12. McpServer
      3. Records         8. Orchestrator    13. Views
      4. Text            9. Runner          14. CLI
-     5. Providers      10. Schedule
+     5. Providers      (10: no room yet)
 """
 
 from __future__ import annotations
@@ -306,8 +306,9 @@ def strip_controls(text: str) -> str:
 
 
 def strip_ansi(text: str) -> str:
-    """Return text without escape sequences (ECMA-48: CSI, OSC, two-byte)."""
-    return re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)", "", text)
+    """Return text without escape sequences (ECMA-48: CSI, OSC, DCS and such, short ones)."""
+    csi, string = r"\[[0-?]*[ -/]*[@-~]", r"[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"
+    return re.sub(rf"\x1b(?:{csi}|{string}|[ -/]+[0-~]|.)", "", text)
 
 
 def first_difference(sent: str, got: str) -> str:
@@ -364,85 +365,90 @@ def render_slug(text: str, most: int = 30) -> str:
 
 def tail_lines(text: str, most: int) -> str:
     """Return the last lines of text that are not blank at the end."""
-    return "\n".join(text.rstrip().splitlines()[-most:])
+    return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
 
 
 _MENU_LINE = re.compile(r"^[\s│|]*([❯›>●])?\s*(?:(\d+)[.)]\s+)?(\S.*?)[\s│|]*$")
 
 
-def parse_menu(screen: str) -> tuple[str, tuple[Option, ...], int] | None:
-    """Return (question, options, index under the cursor) of the last menu on a screen.
+class Menu(NamedTuple):
+    """A dialog on a screen."""
 
-    A menu is a run of lines of which one has the cursor (❯, › or >): numbered ones with
-    a line of explanation under each at most, or, unnumbered, lines of one indentation.
+    question: str
+    options: tuple[Option, ...]
+    cursor: int  # the index of the option under it
+
+
+_CURSOR = re.compile(r"^([\s│|]*[❯›>]\s+)\S")
+_NUMBERED = re.compile(r"^[\s│|]*[❯›>]?\s*(\d+)[.)]\s+(\S.*?)[\s│|]*$")
+_CONFIRM = re.compile(
+    r"\b(enter|esc)\b.*\b(confirm|cancel|continue|select|skip|back|amend)\b", re.I
+)
+
+
+def parse_menu(screen: str) -> Menu | None:
+    """Return the last menu on a screen, or None.
+
+    A menu is a run of lines of which one has the cursor (❯, › or >), numbered or of one
+    indentation, and below it a line that says how it is confirmed: a list in a prompt or
+    in an answer has no such line.
     """
-    lines = screen.rstrip().splitlines()
-    for cursor_at in range(len(lines) - 1, -1, -1):
-        match = re.match(r"^([\s│|]*[❯›>]\s+)(\d+[.)]\s+)?\S", lines[cursor_at])
+    lines = screen.rstrip().split("\n")
+    for at in range(len(lines) - 1, -1, -1):
+        match = _CURSOR.match(lines[at])
         if not match:
             continue
-        column = len(match[1])
-        found = (
-            _numbered_menu(lines, cursor_at) if match[2] else _plain_menu(lines, cursor_at, column)
-        )
-        if found:
-            return found
+        if _NUMBERED.match(lines[at]):
+            rows = _numbered_rows(lines, at)
+        else:
+            rows = _plain_rows(lines, at, len(match[1]))
+        run = sorted(rows)
+        below = [line for line in lines[run[-1] + 1 :] if line.strip()][:4]
+        if len(run) > 1 and any(map(_CONFIRM.search, below)):
+            options = tuple(Option(*rows[n]) for n in run)
+            return Menu(_menu_question(lines, run[0]), options, run.index(at))
     return None
 
 
 def _menu_question(lines: Sequence[str], first: int) -> str:
-    """Return the paragraph or two above a menu, up to a rule or three blank lines."""
+    """Return what stands above a menu, up to a rule or two blank lines."""
     kept: list[str] = []
     for line in reversed(lines[max(0, first - 25) : first]):
         bare = line.strip(" │|")
-        if re.fullmatch(r"[─━═╌]{10,}", bare):
-            if len(kept) > 6:
-                break
-            continue
-        if not bare and kept[-2:] == ["", ""]:
+        if re.fullmatch(r"[─━═-]{10,}", bare) or (kept and not bare and not kept[-1]):
             break
-        kept.append(bare)
+        if (bare or kept) and not re.fullmatch(r"╌{10,}", bare):
+            kept.append(bare)
     return re.sub(r"\n{2,}", "\n", "\n".join(reversed(kept))).strip()
 
 
-def _numbered_menu(
-    lines: Sequence[str], cursor_at: int
-) -> tuple[str, tuple[Option, ...], int] | None:
-    numbered = re.compile(r"^[\s│|]*[❯›>]?\s*(\d+)[.)]\s+(\S.*?)[\s│|]*$")
-    rows = {at: m for at, line in enumerate(lines) if (m := numbered.match(line))}
-    run = [cursor_at]
+def _numbered_rows(lines: Sequence[str], at: int) -> dict[int, tuple[str, str]]:
+    """Return line -> (number, text) of the numbered run around a line; under each option
+    there may be two lines of explanation."""
+    known = {n: (m[1], m[2]) for n, line in enumerate(lines) if (m := _NUMBERED.match(line))}
+    rows = {at: known[at]}
     for step in (-1, 1):
-        at = cursor_at
+        here = at
         while True:
-            wanted = int(rows[at][1]) + step
-            near = [at + step * k for k in (1, 2, 3)]
-            at = next((n for n in near if n in rows and int(rows[n][1]) == wanted), -1)
-            if at < 0:
+            wanted = str(int(known[here][0]) + step)
+            near = (here + step * k for k in (1, 2, 3))
+            here = next((n for n in near if n in known and known[n][0] == wanted), -1)
+            if here < 0:
                 break
-            run.append(at)
-    run.sort()
-    if len(run) < 2 or int(rows[run[0]][1]) != 1:
-        return None
-    options = tuple(Option(rows[at][1], rows[at][2]) for at in run)
-    return _menu_question(lines, run[0]), options, run.index(cursor_at)
+            rows[here] = known[here]
+    return rows
 
 
-def _plain_menu(
-    lines: Sequence[str], cursor_at: int, column: int
-) -> tuple[str, tuple[Option, ...], int] | None:
-    run = [cursor_at]
+def _plain_rows(lines: Sequence[str], at: int, column: int) -> dict[int, tuple[str, str]]:
+    """Return line -> (number, text) of the lines around one that begin in its column."""
+    run = [at]
     for step in (-1, 1):
-        at = cursor_at + step
-        while 0 <= at < len(lines) and re.match(rf"^[\s│|]{{{column}}}\S", lines[at]):
-            run.append(at)
-            at += step
-    run.sort()
-    # A composer looks like a menu of one; a real menu says how it is confirmed.
-    below = " ".join(lines[run[-1] + 1 : run[-1] + 4]).lower()
-    if len(run) < 2 or not ("enter" in below and ("esc" in below or "confirm" in below)):
-        return None
-    options = tuple(Option(str(n), lines[at][column:].strip(" │|")) for n, at in enumerate(run, 1))
-    return _menu_question(lines, run[0]), options, run.index(cursor_at)
+        n = at + step
+        while 0 <= n < len(lines) and re.match(rf"^[\s│|]{{{column}}}\S", lines[n]):
+            run.append(n)
+            n += step
+    texts = ((n, lines[n][column:].strip(" │|")) for n in sorted(run))
+    return {n: (str(count), text) for count, (n, text) in enumerate(texts, 1)}
 
 
 def parse_draft(ansi_screen: str, composer: str) -> str | None:
@@ -451,14 +457,39 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
     on the line without colours, its group the text.
     """
-    for line in reversed(ansi_screen.splitlines()):
+    if parse_menu(strip_ansi(ansi_screen)):
+        return None
+    for line in reversed(ansi_screen.split("\n")):
         if re.match(composer, strip_ansi(line)):
-            # A block cursor (inverse) right before dim text stands on the suggestion.
-            line = re.sub(r"\x1b\[7m.(?=\x1b\[(?:0;)?2m)", "", line)
-            bright = re.sub(r"\x1b\[(?:\d+;)*2m.*?(?=\x1b\[0?m|\x1b\[22m|$)", "", line)
-            match = re.match(composer, strip_ansi(bright))
+            match = re.match(composer, _bright(line))
             return match[1].strip() if match else ""
     return None
+
+
+def _bright(line: str) -> str:
+    """Return the text of a line that is not dim; a block cursor (inverse) that stands on
+    the first letter of dim text belongs to it (ECMA-48, SGR)."""
+    kept: list[str] = []
+    dim = inverse = inverse_before = False
+    for part in re.split(r"(\x1b\[[0-9;]*m)", line):
+        if not part.startswith("\x1b["):
+            text = strip_ansi(part)
+            if text and dim and inverse_before:
+                kept.pop()
+            if text and not dim:
+                kept.append(text)
+            inverse_before = inverse and len(text) == 1 if text else inverse_before
+            continue
+        codes = [int(code or 0) for code in part[2:-1].split(";")]
+        while codes:
+            code = codes.pop(0)
+            if code in (38, 48):
+                del codes[: 2 if codes[:1] == [5] else 4]
+            elif code in (0, 2, 22):
+                dim = code == 2
+            if code in (0, 7, 27):
+                inverse = code == 7
+    return "".join(kept)
 
 
 def shorten(text: str, most: int) -> str:
@@ -472,19 +503,25 @@ def shorten(text: str, most: int) -> str:
 
 def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
     """Return (settings, body) of a Markdown file; no frontmatter gives ({}, text)."""
-    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", text, re.S)
-    if not match:
+    text = re.sub(r"\A(?:\ufeff|\s*\n)+", "", text.replace("\r\n", "\n"))
+    if not re.match(r"---[ \t]*\n", text):
         return {}, text.strip()
+    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$\n?", text, re.S | re.M)
+    if not match:
+        raise CaoError(f"{source}: the frontmatter is never closed", "end it with a line ---")
     return parse_yaml(match[1], source), text[match.end() :].strip()
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Return the mapping in text: nested mappings and lists, flow style, block scalars.
 
-    The subset of YAML 1.1 that agent profiles are written in; no anchors, tags or
-    documents. Raises CaoError with source and line.
+    The subset of YAML 1.1 that agent profiles are written in; no anchors, tags, documents
+    or plain values over several lines. Raises CaoError with source and line.
     """
-    value = _Yaml(text, source).block(0)
+    parser = _Yaml(text, source)
+    value = parser.block(0)
+    if parser.peek():
+        parser.fail(f"{parser.lines[parser.at].strip()!r} does not belong to what is above it")
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -492,21 +529,30 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return value
 
 
+_QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'"
+_DASH = re.compile(r"-(\s|$)")
+
+
 class _Yaml:
     """Owns the lines of one text and the place in them; knows nothing of profiles."""
 
     def __init__(self, text: str, source: str) -> None:
-        self.lines = text.replace("\t", "  ").splitlines()
-        self.at, self.source = 0, source
+        self.lines = []
+        for line in text.split("\n"):
+            bare = line.lstrip(" \t")
+            self.lines.append(line[: len(line) - len(bare)].replace("\t", "  ") + bare)
+        self.at, self.seen, self.source = 0, 0, source
 
     def fail(self, what: str) -> NoReturn:
-        raise CaoError(f"{self.source}:{self.at + 2}: {what}", "write it as  key: value")
+        # The frontmatter's first line is the file's second.
+        raise CaoError(f"{self.source}:{self.seen + 2}: {what}", "write it as  key: value")
 
     def peek(self) -> tuple[int, str] | None:
         """Return (indent, text) of the next line that is not blank or a comment."""
         while self.at < len(self.lines):
             bare = self.lines[self.at].strip()
             if bare and not bare.startswith("#"):
+                self.seen = self.at
                 return len(self.lines[self.at]) - len(self.lines[self.at].lstrip()), bare
             self.at += 1
         return None
@@ -515,15 +561,18 @@ class _Yaml:
         here = self.peek()
         if not here or here[0] < indent:
             return None
-        if here[1].startswith("- ") or here[1] == "-":
+        if _DASH.match(here[1]):
             return self.sequence(here[0])
+        if here[1][0] in "[{":
+            self.at += 1
+            return self.value(here[1], here[0])
         return self.mapping(here[0])
 
     def sequence(self, indent: int) -> list[Any]:
         items: list[Any] = []
-        while (here := self.peek()) and here[0] == indent and re.match(r"-(\s|$)", here[1]):
+        while (here := self.peek()) and here[0] == indent and _DASH.match(here[1]):
             rest = here[1][1:].strip()
-            if rest and self.pair(rest) and rest[0] not in "\"'[{":
+            if rest and self.pair(rest):
                 # "- key: value" opens a mapping whose column is that of the key.
                 line = self.lines[self.at]
                 self.lines[self.at] = line.replace("-", " ", 1)
@@ -538,8 +587,6 @@ class _Yaml:
         while (here := self.peek()) and here[0] == indent:
             pair = self.pair(here[1])
             if not pair:
-                if here[1].startswith("-"):
-                    break
                 self.fail(f"{here[1]!r} is not 'key: value'")
             self.at += 1
             found[pair[0]] = self.value(pair[1], indent)
@@ -549,45 +596,53 @@ class _Yaml:
 
     @staticmethod
     def pair(line: str) -> tuple[str, str] | None:
-        match = re.match(r"""("[^"]*"|'[^']*'|[^\s:#\[\]{}"'][^:]*?)\s*:(?:\s+(.*))?$""", line)
+        match = re.match(
+            rf"({_QUOTED}|[^\s\-:#\[\]{{}}\"'][^:]*?|-\S[^:]*?)\s*:(?:\s+(.*))?$", line
+        )
         return (match[1].strip("\"'"), (match[2] or "").strip()) if match else None
 
     def value(self, rest: str, indent: int) -> Any:
-        if rest[:1] in ("|", ">") and re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", rest):
+        if re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", rest):
             return self.scalar_block(rest, indent)
         if not rest or rest.startswith("#"):
             here = self.peek()
-            if here and here[0] == indent and re.match(r"-(\s|$)", here[1]):
+            if here and here[0] == indent and _DASH.match(here[1]):
                 return self.sequence(indent)  # a list may stand under its key unindented
             return self.block(indent + 1)
-        if rest[0] in "[{":
-            while not self.closed(rest) and self.at < len(self.lines):
-                rest += " " + self.lines[self.at].strip()
-                self.at += 1
-            value, end = self.flow(rest, 0)
-            if rest[end:].strip() and not rest[end:].strip().startswith("#"):
-                self.fail(f"{rest[end:].strip()!r} after the closing bracket")
-            return value
-        return self.scalar(re.sub(r"\s+#.*$", "", rest) if rest[0] not in "\"'" else rest)
+        if rest[0] not in "[{":
+            return self.scalar(self.uncomment(rest))
+        rest = self.uncomment(rest)
+        while not self.closed(rest) and self.at < len(self.lines):
+            rest += " " + self.uncomment(self.lines[self.at].strip())
+            self.at += 1
+        value, end = self.flow(rest, 0)
+        if rest[end:].strip():
+            self.fail(f"{rest[end:].strip()!r} after the closing bracket")
+        return value
+
+    @staticmethod
+    def uncomment(text: str) -> str:
+        match = re.match(rf"((?:{_QUOTED}|[^#]|(?<=\S)#)*)", " " + text)
+        return match[1].strip() if match else text
 
     @staticmethod
     def closed(text: str) -> bool:
-        bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
+        bare = re.sub(_QUOTED, "", text)
         return sum(map(bare.count, "[{")) <= sum(map(bare.count, "]}"))
 
     def flow(self, text: str, at: int) -> tuple[Any, int]:
         """Return (value, place after it) of the flow list or mapping that opens at."""
-        opening, at = text[at], at + 1
+        closing, at = {"[": "]", "{": "}"}[text[at]], at + 1
         items: list[Any] = []
         keys: list[str] = []
         while True:
-            at = re.compile(r"[\s,]*").match(text, at).end()  # type: ignore[union-attr]  # may match nothing
-            if at >= len(text):
-                self.fail(f"{text!r} is never closed")
-            if text[at] in "]}":
-                return (dict(zip(keys, items)) if opening == "{" else items), at + 1
-            if opening == "{":
-                key = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[^:,{}\[\]]+?)\s*:\s*").match(text, at)
+            at += len(text[at:]) - len(text[at:].lstrip(" ,"))
+            if at >= len(text) or (text[at] in "]}" and text[at] != closing):
+                self.fail(f"{text!r} is never closed by {closing}")
+            if text[at] == closing:
+                return (dict(zip(keys, items)) if closing == "}" else items), at + 1
+            if closing == "}":
+                key = re.compile(rf"({_QUOTED}|[^:,{{}}\[\]]+?)\s*:\s*").match(text, at)
                 if not key:
                     self.fail(f"{text[at:]!r} is not 'key: value'")
                 keys.append(key[1].strip("\"'"))
@@ -595,23 +650,24 @@ class _Yaml:
             if text[at : at + 1] in ("[", "{"):
                 value, at = self.flow(text, at)
             else:
-                word = re.compile(r"\"(?:\\.|[^\"])*\"|'(?:''|[^'])*'|[^,\]}]*").match(text, at)
-                value, at = self.scalar(word[0].strip()), word.end()  # type: ignore[index,union-attr]  # may match nothing
+                word = re.compile(rf"{_QUOTED}|[^,\]}}]*").match(text, at)
+                end = word.end() if word else at
+                value, at = self.scalar(text[at:end].strip()), end
             items.append(value)
 
     def scalar(self, word: str) -> Any:
-        if word[:1] == '"':
-            match = re.match(r'"(?:\\.|[^"\\])*"', word)
-            if not match:
-                self.fail(f"{word!r} has no closing quote")
-            return json.loads(match[0].replace("\\'", "'"))
-        if word[:1] == "'":
-            match = re.match(r"'((?:''|[^'])*)'", word)
-            if not match:
-                self.fail(f"{word!r} has no closing quote")
-            return match[1].replace("''", "'")
-        fixed = {"true": True, "yes": True, "on": True, "false": False, "no": False}
-        fixed.update({"off": False, "null": None, "~": None, "": None})  # type: ignore[dict-item]  # YAML's own mix
+        if word[:1] in ('"', "'"):
+            if not re.fullmatch(_QUOTED, word):
+                whole = re.match(_QUOTED, word)
+                self.fail(f"{word!r} {'goes on after its' if whole else 'has no'} closing quote")
+            if word[0] == "'":
+                return word[1:-1].replace("''", "'")
+            try:
+                return json.loads(word, strict=False)
+            except ValueError:
+                self.fail(f"{word!r} has an escape that is not known here")
+        fixed: dict[str, Any] = {"true": True, "yes": True, "on": True}
+        fixed.update({"false": False, "no": False, "off": False, "null": None, "~": None, "": None})
         if word.lower() in fixed:
             return fixed[word.lower()]
         if re.fullmatch(r"[-+]?\d+", word):
@@ -630,9 +686,9 @@ class _Yaml:
             self.at += 1
         depth = min((len(k) - len(k.lstrip()) for k in kept if k.strip()), default=0)
         text = "\n".join(k[depth:].rstrip() for k in kept).rstrip("\n")
-        if head[0] == ">":
-            text = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
-        return text if "-" in head else text + "\n"
+        if head[0] == ">":  # a newline is a blank, a blank line a newline
+            text = re.sub(r"\n(\n*)", lambda m: m[1] or " ", text)
+        return text if "-" in head or not text else text + "\n"
 
 
 # ==== 5. Providers ====================================================================
@@ -674,10 +730,10 @@ class Provider(NamedTuple):
 def _toml(value: Any) -> str:
     """Return value as TOML, for Codex's -c."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(k)}={_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{_toml(k)}={_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def quote_argv(argv: Iterable[str]) -> str:
@@ -802,7 +858,8 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     if kind == "asked":
         reason = str(payload.get("tool_name") or "")
         text = render_request(reason, payload.get("tool_input"))
-    running = [t for t in payload.get("background_tasks") or () if isinstance(t, dict)]
+    tasks = payload.get("background_tasks")
+    running = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     running = [t for t in running if t.get("status", "running") in ("running", "pending")]
     kinds = [str(t.get("type") or "task") for t in running]
     return Event(
@@ -858,9 +915,11 @@ def classify_failure(text: str) -> str:
 
 def retry_time(text: str) -> str:
     """Return when a limit lifts in the CLI's own words ("3pm", "in 2 hours"), or ""."""
-    match = re.search(r"(?:resets?|try again|retry|available)\s+(?:again\s+)?(at|in)?\s*"
-                      r"([^.;·|\n]*\d[^.;·|\n]*)", text, re.I)  # fmt: skip
-    return f"{match[1] or ''} {match[2]}".strip() if match else ""
+    match = re.search(
+        r"(?:resets?|try again|retry|available)\s+(?:again\s+)?"
+        r"((?:at |in )?(?:(?!\.(?!\d))[^;·|\n])*\d(?:(?!\.(?!\d))[^;·|\n])*)", text, re.I,
+    )  # fmt: skip
+    return match[1].strip() if match else ""
 
 
 def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -883,12 +942,15 @@ def read_claude_transcript(lines: Sequence[str]) -> Event | None:
             continue
         content = message.get("content")
         blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        blocks = [b if isinstance(b, dict) else {"type": "text", "text": b} for b in blocks]
         text = "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
         if entry.get("type") == "user":
             stopped = text.startswith("[Request interrupted by user")
             last = Event("interrupted", source="transcript") if stopped else None
         elif entry.get("isApiErrorMessage"):
-            last = Event("failed", text, reason=classify_failure(text), source="transcript")
+            reason = classify_failure(text)
+            again = retry_time(text) if reason == "rate_limit" else ""
+            last = Event("failed", text, reason, "transcript", retry_at=again)
         elif entry.get("type") == "assistant":
             ended = message.get("stop_reason") == "end_turn" and text
             last = Event("ended", text, source="transcript") if ended else None
@@ -1053,7 +1115,7 @@ def provider_name(name: str) -> str:
 
 def typing_fault(provider: Provider, text: str) -> str:
     """Return why text cannot be typed into this CLI exactly, or ""."""
-    size = len(text.encode())
+    size = len(text.encode(errors="surrogatepass"))
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
     found = re.search(provider.untypable, text)
@@ -1071,7 +1133,7 @@ def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
             if not at:
                 break
         else:
-            end = at - 1  # the newline that is one too many opens the next piece
+            end = max(at - 1, start + 1)  # the newline that is one too many opens the next piece
         pieces.append(text[start:end])
         start = end
     return pieces
@@ -1080,11 +1142,12 @@ def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
 def screen_look(profile: Profile, screen: str) -> Look:
     """Return the state a profile's own patterns see on a screen (provider: command)."""
     asking, busy = (str(profile.settings.get(key) or "") for key in ("asking", "busy"))
-    if asking and (match := re.search(asking, screen, re.M)):
+    lines = [line for line in screen.split("\n") if line.strip()]
+    # At the bottom only: a question further up has been answered.
+    if asking and lines and (match := re.search(asking, "\n".join(lines[-3:]), re.M)):
         return Look("asking", "screen", match[0].strip())
     if busy and (match := re.search(busy, screen, re.M)):
         return Look("busy", "screen", f"busy: {match[0]!r}")
-    lines = [line for line in screen.split("\n") if line.strip()]
     if lines and re.search(str(profile.settings["ready"]), lines[-1]):
         return Look("idle", "screen", f"ready: {lines[-1]!r}")
     return Look("unknown", "screen", f"last line: {lines[-1]!r}" if lines else "empty screen")
@@ -1120,7 +1183,7 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
         str(settings.get("permissionMode") or ""), "ask"
     )
     return Profile(
-        name=str(settings.get("name") or name),
+        name=name,  # what one targets: the file's name, whatever `name:` says
         source=source,
         provider=provider_name(str(settings.get("provider") or "")),
         prompt=body or str(settings.get("prompt") or ""),
@@ -1151,25 +1214,56 @@ _PERMISSION_MODES = {  # permissionMode of Claude Code and of the reference prog
 def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     """Return (what, fix) of the first thing in a frontmatter that must not pass."""
     provider = str(settings.get("provider") or "")
-    if provider and provider_name(provider) not in PROVIDERS:
-        return f"provider {provider!r} does not exist", "one of: " + ", ".join(PROVIDERS)
-    for key, allowed in (("role", ROLES), ("permissions", PERMISSIONS)):
-        if settings.get(key) and settings[key] not in allowed:
+    for key, value, allowed in (
+        ("provider", provider_name(provider), tuple(PROVIDERS)),
+        ("role", settings.get("role"), ROLES),
+        ("permissions", settings.get("permissions"), PERMISSIONS),
+        ("approve", settings.get("approve"), ("supervisor", "person")),
+    ):
+        if value and value not in allowed:
             return f"{key} {settings[key]!r} does not exist", "one of: " + ", ".join(allowed)
-    if settings.get("approve") not in (None, "", "supervisor", "person"):
-        return f"approve {settings['approve']!r} does not exist", "supervisor, or leave it out"
-    if provider_name(provider) == "command":
-        for key in ("command", "ready"):
-            if not settings.get(key):
-                return f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
-        for key in ("ready", "busy", "asking", "answer"):
-            try:
-                re.compile(str(settings.get(key) or ""))
-            except re.error as error:
-                return f"'{key}' is not a regular expression: {error}", "quote it with '…'"
-    for key, kind in (("mcpServers", dict), ("codexConfig", dict), ("env", dict)):
-        if settings.get(key) is not None and not isinstance(settings[key], kind):
-            return f"'{key}' must be a mapping, got {settings[key]!r}", "indent its keys below"
+    return _shape_fault(settings) or (
+        _command_fault(settings) if provider_name(provider) == "command" else None
+    )
+
+
+def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """Return (what, fix) of the first key whose value has the wrong shape."""
+    env, servers = (
+        settings[key] if isinstance(settings.get(key), dict) else {}
+        for key in ("env", "mcpServers")
+    )
+    shapes: list[tuple[str, Any, Any]] = [
+        *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env")),
+        *((f"mcpServers: {name}", server, dict) for name, server in servers.items()),
+        *((f"env: {key}", env.get(key), list) for key in ("pass", "deny")),
+        ("env: set", env.get("set"), dict),
+    ]
+    for key, value, kind in shapes:
+        if value is not None and not isinstance(value, kind):
+            word = "a mapping" if kind is dict else "a list"
+            return f"'{key}' must be {word}, got {value!r}", "indent its entries below it"
+    for name in servers:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            return f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
+    return None
+
+
+def _command_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """Return (what, fix) where a `provider: command` is not described well enough."""
+    for key in ("command", "ready"):
+        if not settings.get(key):
+            return f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
+    if not isinstance(settings["command"], list):
+        return (
+            f"'command' must be a list, got {settings['command']!r}",
+            "command: [python3, -i, -q]",
+        )
+    for key in ("ready", "busy", "asking", "answer"):
+        try:
+            re.compile(str(settings.get(key) or ""))
+        except re.error as error:
+            return f"'{key}' is not a regular expression: {error}", "quote it with '…'"
     return None
 
 
@@ -1238,7 +1332,7 @@ def find_program(name: str, path: str | None = None) -> str:
                    f"install {name}, or start cao with its folder on PATH")  # fmt: skip
 
 
-def process_start(pid: int) -> str:
+def start_mark(pid: int) -> str:
     """Return a mark of when a process started ("" if it is gone): pids are used again."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -1274,7 +1368,7 @@ def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
     leader_start is the mark of the process that founded it: where the pid has been used
     again by a stranger, nothing is touched. SIGTERM first, SIGKILL after grace_s.
     """
-    if group <= 1 or process_start(group) not in ("", leader_start):
+    if group <= 1 or start_mark(group) not in ("", leader_start):
         return 0
     count = len(group_members(group))
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -1488,6 +1582,31 @@ class Wake:
             _unlink(path)
 
 
+def nudge(path: str) -> bool:
+    """Write a byte into a FIFO; tell whether anybody has it open to read."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno not in (errno.ENXIO, errno.ENOENT)
+    try:
+        os.write(fd, b".")
+    except BlockingIOError:
+        pass  # it is full of pokes already
+    except BrokenPipeError:
+        return False  # the reader died just now
+    finally:
+        os.close(fd)
+    return True
+
+
+def int_setting(name: str, default: int) -> int:
+    """Return a whole number from the environment."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit():
+        raise UsageError(f"{name} is {text!r}, not a whole number", f"export {name}={default}")
+    return int(text)
+
+
 def _unlink(path: str) -> None:
     """Remove a file that may be gone already."""
     try:
@@ -1513,6 +1632,11 @@ def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
     return json.dumps(record._asdict() if hasattr(record, "_asdict") else record,
                       ensure_ascii=False) + "\n"  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON's lists as the tuples of our records."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Store:
@@ -1583,17 +1707,32 @@ class Store:
             return None
         except ValueError:
             pass
+        self._quarantine(path)
+        return None
+
+    def read_record(self, path: str, kind: Callable[..., Any]) -> Any:
+        """Return the record of a kind (a NamedTuple) in a file, or None as read_json does."""
+        found = self.read_json(path)
+        if found is None:
+            return None
+        names = kind._fields  # type: ignore[attr-defined]  # every kind is a NamedTuple
+        try:
+            return kind(**{k: _tuples(v) for k, v in found.items() if k in names})
+        except TypeError:  # a field that must be there is not
+            self._quarantine(path)
+            return None
+
+    def _quarantine(self, path: str) -> None:
         os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
-        kept = f"{self.home}/quarantine/{os.path.basename(path)}.{random_letters()}"
+        kept = f"{self.home}/quarantine/{os.path.basename(path)}.{time.time_ns()}{random_letters()}"
         try:
             os.rename(path, kept)
         except FileNotFoundError:
-            return None  # another process was quicker
-        print(f"cao: {path} cannot be read as JSON; moved to {kept}", file=sys.stderr)
+            return  # another process was quicker
+        sys.stderr.write(f"cao: {path} cannot be read as JSON; moved to {kept}\n")
         parts = path[len(self.home) :].split("/")
         if parts[1:2] == ["sessions"] and NAME.match(parts[2]):
             self.log(parts[2], "quarantined", file="/".join(parts[3:]), kept=kept)
-        return None
 
     # ---- sessions ----
 
@@ -1616,8 +1755,8 @@ class Store:
     def create(self, session: Session) -> None:
         """Fill a session's folder; session.json is last, and makes it one."""
         folder = self.folder(session.name)
-        parts = ("inbox/tmp", "inbox/new", "inbox/cur", "events/tmp", "events/new", "results")
-        for part in (*parts, "wake", "launch", "out", "in", "requests"):
+        parts = "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new results"
+        for part in (*parts.split(), "wake", "launch", "out", "in", "requests"):
             os.makedirs(f"{folder}/{part}", 0o700, exist_ok=True)
         self.write(f"{folder}/session.json", dump(session), durable=True)
 
@@ -1632,7 +1771,8 @@ class Store:
                 f" cao {VERSION} does not know",
                 "use that version for it, or another CAO_HOME",
             )
-        return Session(**{k: v for k, v in found.items() if k in Session._fields})
+        session: Session | None = self.read_record(f"{self.folder(name)}/session.json", Session)
+        return session
 
     def live(self) -> list[str]:
         """Return the names of sessions that were started and not ended."""
@@ -1706,19 +1846,9 @@ class Store:
         """Wake all who listen to a session. A FIFO without a reader is a dead process's."""
         folder = f"{self.home}/sessions/{name}/wake"
         for entry in _listdir(folder):
-            try:
-                fd = os.open(f"{folder}/{entry}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno in (errno.ENXIO, errno.ENOENT):
-                    _unlink(f"{self.home}/wake/{entry}")
-                    _unlink(f"{folder}/{entry}")
-                continue
-            try:
-                os.write(fd, b".")
-            except BlockingIOError:
-                pass  # it is full of pokes already
-            finally:
-                os.close(fd)
+            if not nudge(f"{folder}/{entry}"):
+                _unlink(f"{self.home}/wake/{entry}")
+                _unlink(f"{folder}/{entry}")
 
     def poke_up(self, name: str) -> None:
         """Wake all who listen to a session or to one above it."""
@@ -1737,8 +1867,8 @@ class Store:
         Raises CaoError where the inbox is full; results and notices always fit.
         """
         inbox = f"{self.folder(message.to)}/inbox"
-        most = int(os.environ.get("CAO_MAX_WAITING") or MAX_WAITING)
-        if message.kind in ("task", "message") and len(os.listdir(f"{inbox}/new")) >= most:
+        most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
+        if message.kind in ("task", "message") and len(_listdir(f"{inbox}/new")) >= most:
             raise CaoError(f"{message.to} has {most} messages waiting already",
                            "wait until it has read some, or give the work to another")  # fmt: skip
         self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
@@ -1749,24 +1879,25 @@ class Store:
     def put_once(self, message: Message) -> None:
         """Put a message whose id says what it is, unless it was ever put before."""
         inbox = f"{self.folder(message.to)}/inbox"
-        if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
-            self.put(message)
+        lock = self.lock(f"{inbox}/.lock", wait=True)  # of two who tell the same, one puts
+        try:
+            if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
+                self.put(message)
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def waiting(self, name: str) -> list[Message]:
         """Return the messages in a session's inbox that nobody took, oldest first."""
         inbox = f"{self.folder(name)}/inbox/new"
-        found = [self._message(f"{inbox}/{entry}") for entry in _listdir(inbox)]
+        found = [self.read_record(f"{inbox}/{entry}", Message) for entry in _listdir(inbox)]
         return [message for message in found if message]
-
-    def _message(self, path: str) -> Message | None:
-        found = self.read_json(path)
-        if found is None:
-            return None
-        return Message(**{k: v for k, v in found.items() if k in Message._fields})
 
     def taken(self, name: str, message_id: str) -> Message | None:
         """Return a message that was claimed, or None."""
-        return self._message(f"{self.folder(name)}/inbox/cur/{message_id}")
+        path = f"{self.folder(name)}/inbox/cur/{message_id}"
+        message: Message | None = self.read_record(path, Message)
+        return message
 
     def claim(self, name: str, message_id: str) -> bool:
         """Take a message out of an inbox: the rename is the claim, and one wins it."""
@@ -1811,13 +1942,8 @@ class Store:
 
     def load_result(self, task: str) -> Result | None:
         """Return a task's result, or None while there is none."""
-        found = self.read_json(self.result_path(task))
-        if found is None:
-            return None
-        fields: dict[str, Any] = {k: v for k, v in found.items() if k in Result._fields}
-        for key in ("turns", "background", "notes"):
-            fields[key] = tuple(fields.get(key) or ())
-        return Result(**fields)
+        result: Result | None = self.read_record(self.result_path(task), Result)
+        return result
 
     def save_result(self, result: Result, owner: str) -> Result:
         """Write a task's one result and tell its owner; the first written is the one.
@@ -1826,7 +1952,7 @@ class Store:
         the two steps, the next to look (`bury`, a restart) does the second again.
         """
         path = self.result_path(result.task)
-        staged = f"{path}.{os.getpid()}"
+        staged = f"{path}.{os.getpid()}.{random_letters()}"
         self.write(staged, dump(result), durable=True)
         try:
             os.link(staged, path)
@@ -1853,6 +1979,21 @@ class Store:
             pass  # the owner was cleaned away, or the task is filed already
         self.poke_up(result.session)
 
+    def results(self, name: str) -> list[str]:
+        """Return the tasks of a session that have a result."""
+        entries = _listdir(f"{self.folder(name)}/results")
+        return [entry[:-5] for entry in entries if entry.endswith(".json")]
+
+    def is_told(self, task: str) -> bool:
+        """Tell whether nobody waits for a task's result: no inbox has it unread."""
+        result = self.load_result(task)
+        if not result:
+            return True
+        ends = f"inbox/new/{result_message_id(result)}"
+        return not any(
+            os.path.exists(f"{self.folder(name)}/{ends}") for name in self.all_sessions()
+        )
+
     def read_text(self, path: str) -> str:
         """Return a file's text, "" where there is none."""
         try:
@@ -1876,6 +2017,7 @@ class Store:
         self.write(staged, text, durable=True)
         try:
             os.link(staged, path)
+            self._sync_folder(os.path.dirname(path))
         except FileExistsError:
             return self.read_text(path)
         finally:
@@ -2005,12 +2147,14 @@ def install_copy(store: Store) -> list[str]:
     sha = hashlib.sha256("\0".join(map(str, sorted(texts.items()))).encode()).hexdigest()[:16]
     folder = f"{store.home}/lib/{sha}"
     os.makedirs(f"{folder}/profiles", 0o700, exist_ok=True)
-    for name, text in texts.items():
-        if not os.path.exists(f"{folder}/{name}"):
-            store.write(f"{folder}/{name}", text)
     python = getattr(sys, "_base_executable", "") or sys.executable
-    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
-    return [python, "-I", "-S", "-c", code]
+    code = f"import sys; sys.path.append({folder!r}); import cao"
+    missing = [name for name in texts if not os.path.exists(f"{folder}/{name}")]
+    for name in missing:
+        store.write(f"{folder}/{name}", texts[name])
+    if missing:  # compiling takes 15 MB, and the first runner would keep them
+        run([python, "-I", "-S", "-c", code], 60)
+    return [python, "-I", "-S", "-c", f"{code}; sys.exit(cao.main())"]
 
 
 WORKER_NOTE = """\
@@ -2225,6 +2369,7 @@ class Launcher(Sessions):
         import difflib
 
         known = [*find_profiles(self.store.home, cwd), *PROVIDERS, *self.store.live()]
+        known.remove("command")  # that needs a profile
         near = difflib.get_close_matches(name, known, 3, 0.5) or sorted(set(known))
         raise NotFoundError(
             f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
@@ -2283,7 +2428,7 @@ class Launcher(Sessions):
 
     def _make_room(self) -> None:
         """Raise where the cap is reached and no idle session can be ended for a new one."""
-        most = int(os.environ.get("CAO_MAX_SESSIONS") or MAX_SESSIONS)
+        most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
         states = {name: self.state_of(name) for name in self.store.live()}
         alive = {name: s for name, s in states.items() if s["state"] != "ended"}
         if len(alive) < most:
@@ -2449,6 +2594,8 @@ class Orchestrator(Launcher):
         profile = self.profile(target, cwd)
         if options.permissions:
             profile = profile._replace(permissions=options.permissions)
+        if not options.check and isinstance(profile.settings.get("check"), str):
+            options = options._replace(check=profile.settings["check"])
         name = self.launch(profile, cwd, options)
         try:
             task = self._put_task(name, text, options)
@@ -2710,8 +2857,7 @@ class Orchestrator(Launcher):
             screen = self.tmux.capture(pane, first=history)
         state = self.store.load_state(name)
         return {**view, "screen": tail_lines(screen, lines), "evidence": state.get("evidence") or {},
-                "results": [e[:-5] for e in _listdir(f"{self.store.folder(name)}/results")
-                            if e.endswith(".json")][-20:]}  # fmt: skip
+                "results": self.store.results(name)[-20:]}  # fmt: skip
 
     def answer(self, name: str, text: str) -> dict[str, Any]:
         """Answer what a session asks, if it still asks the same."""
@@ -2789,15 +2935,10 @@ class Orchestrator(Launcher):
 
 
 def wake_safely(wake: Wake) -> Callable[[], None]:
-    """Return a poke that does nothing once the wake is closed."""
+    """Return a poke for another thread: it does nothing once the wake is closed."""
 
     def poke() -> None:
-        try:
-            fd = os.open(wake.path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return  # closed: nobody waits any more
-        os.write(fd, b".")
-        os.close(fd)
+        nudge(wake.path)
 
     return poke
 
@@ -2916,7 +3057,10 @@ def render_message(message: Message, result: Result | None) -> str:
 
 def render_result(result: Result) -> str:
     """Return a result as text: one line of facts, then the whole answer."""
-    facts = [result.outcome, *([result.reason] if result.reason else [])]
+    facts = [
+        result.outcome,
+        *([result.reason] if result.reason not in ("", result.outcome) else []),
+    ]
     if result.exit_status is not None:
         facts.append(f"exit status {result.exit_status}")
     if result.retry_at:
@@ -3025,7 +3169,7 @@ class Conversation:
             "delivering": d.messages[0] if d and d.step != "taken" else "",
             "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact} if d else None,
             "question": question._asdict() if question else None,
-            "group": {"id": self.child, "start": process_start(self.child)} if self.child else None,
+            "group": {"id": self.child, "start": start_mark(self.child)} if self.child else None,
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
             "held_back": self.held_back,
@@ -3263,7 +3407,7 @@ class Conversation:
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
         self.boss.end_workers(self.name)
         if self.child:
-            end_group(self.child, process_start(self.child), 2.0 if outcome == "stopped" else 0.5)
+            end_group(self.child, start_mark(self.child), 2.0 if outcome == "stopped" else 0.5)
             if self.exit_status is None:
                 try:
                     self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
@@ -3304,7 +3448,7 @@ class Conversation:
         try:
             with open(self.transcript, "rb") as file:
                 file.seek(self.offset)
-                lines = file.read().decode(errors="replace").splitlines()
+                lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             return None  # it is made with the first words
         return self.row.read_transcript(lines)
@@ -3323,8 +3467,171 @@ class Conversation:
         self.store.log(self.name, "hook_missed", hook=name)
 
 
-class Runner(Conversation):
-    """The process of one session: its CLI, its loop, its looks, every key that is typed.
+class Watcher(Conversation):
+    """Looks where no event exists, and for the second sign of what an event said: the
+    state file, the transcript, the screen. Presses no key."""
+
+    def _advance_ending(self, now: float) -> None:
+        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
+        and work in the background may start another."""
+        event = self.ending
+        if not event or event.blocking:
+            return
+        look = self._status()
+        if look.state in ("busy", "asking"):
+            return
+        written = self._transcript_event()
+        if (
+            (written and written.kind == "ended")
+            or (look.state == "idle" and not self.transcript)
+            or now - self.ending_at >= SETTLE_S
+        ):
+            self._end_turn("done", event)
+
+    def _advance_asked(self, now: float) -> None:
+        """Believe a question when its dialog is drawn: it may be approved by a rule."""
+        event = self.asked
+        if not event:
+            return
+        menu = parse_menu(self._screen())
+        if menu:
+            self.asked = None
+            kind = "question" if event.reason == "AskUserQuestion" else "permission"
+            self._ask(kind, event.text or menu[0], menu[1])
+        elif now - self.asked_at > DIALOG_S:
+            if self._status().state == "asking":
+                self._ask("permission", event.text or "a dialog that has no menu", ())
+            self.asked = None
+
+    def _look(self, now: float) -> None:
+        """Look at what gives no event: at most once a second while a turn runs."""
+        self.look_at = now + LOOK_S
+        if self.row.by_output:
+            self._look_at_output(now)
+        elif self.phase == "starting":
+            self._look_at_start(now)
+        elif self.phase == "working" and not self.ending:
+            self._look_at_turn(now)
+        elif self.phase == "asking":
+            self._look_at_dialog()
+        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
+            self._advance_ending(now)
+
+    def _look_at_start(self, now: float) -> None:
+        """Find the composer, or a dialog of the first run."""
+        look = self._status()
+        slow = self.delivery_open() or self.row.status_path is None
+        if look.state == "idle" and not self.delivery_open():
+            self._set_phase("idle", "ready")
+            return
+        late = self.delivery_open() and now - self.since > SUBMIT_S
+        if late and (look.state == "busy" or self._transcript_event()):
+            self._hook_missed("UserPromptSubmit")
+            self._taken("unknown: the CLI sent no prompt event")
+            self._begin_turn()
+            return
+        if slow and now - self.since < 1.0 and self.delivery_open():
+            return  # it has its prompt: events will tell
+        if int(now * 20) % 5 and look.state != "asking":
+            return  # the screen at four looks a second
+        screen = self._screen(ansi=True)
+        menu = parse_menu(strip_ansi(screen))
+        if menu:
+            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
+            login = re.search("sign in|log ?in", low)
+            kind = "trust" if "trust" in low else "login" if login else "dialog"
+            if kind == "login":
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+            else:
+                self._ask(kind, *menu[:2])
+        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
+            if parse_draft(screen, self.row.composer) is not None:
+                self._set_phase("idle", "its input line is drawn")
+
+    def _look_at_turn(self, now: float) -> None:
+        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
+        look = self._status()
+        if look.state == "asking" and not self.asked:
+            self.asked, self.asked_at = Event("asked", source="status_file"), now
+        elif look.state == "busy":
+            self.idle_looks = 0
+        elif look.state == "idle" or not self.row.status_path:
+            self.idle_looks += look.state == "idle"
+            event = self._transcript_event()
+            if event and event.kind == "ended" and self.idle_looks < 2:
+                self.idle_looks += not self.row.status_path  # its hook may be on the way
+            elif event:
+                if event.kind == "ended":
+                    self._hook_missed("Stop")
+                self._on_event(event, now)
+            elif self.idle_looks >= 2 and self.heard:
+                self._on_event(Event("interrupted", source="status_file"), now)
+            elif self.idle_looks >= 2:
+                words = "it is idle, and nothing says how the turn ended"
+                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
+            elif not self.transcript and self.row.failure:
+                self._look_for_failure(now)
+
+    def _look_for_failure(self, now: float) -> None:
+        """The last resort: the screen's own words for a failed turn."""
+        screen = self._screen()
+        found = re.findall(self.row.failure, screen, re.M)
+        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
+            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
+
+    def _look_at_dialog(self) -> None:
+        """See whether a person answered, or the dialog changed."""
+        look = self._status()
+        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
+        if menu and self.question:
+            if menu[1] != self.question.options:
+                self._ask(self.question.kind, *menu[:2])
+            return
+        if look.state == "asking":
+            return
+        self.question = None
+        self.store.log(self.name, "answered", state=look.state)
+        self._set_phase("working" if self.begun else "starting", "the dialog closed")
+        self.since = time.time()
+
+    def _look_at_output(self, now: float) -> None:
+        """Read the screen of a program that gives no events (provider: command)."""
+        if self.phase == "idle" and not self.delivery_open():
+            return
+        look = screen_look(self.launch.profile, self._screen(join=True))
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        if look.state != "idle":
+            self.ready_at = 0.0
+        if look.state == "asking":
+            text = look.why
+            menu = parse_menu(self._screen())
+            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
+        elif look.state == "idle" and not self.ready_at:
+            self.ready_at = now
+        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
+            self.ready_at = 0.0
+            if self.phase == "starting":
+                self._set_phase("idle", look.why)
+            elif self._line_now() > self.printed_from:
+                printed = self._tmux_capture_from(self.printed_from)
+                answer = parse_printed(self.launch.profile, printed)
+                self._end_turn("done", Event("ended", answer, source="screen"))
+        elif look.state != "idle" and self.phase == "asking":
+            self.question = None
+            self._set_phase("working", "the question is gone")
+
+    def _line_now(self) -> int:
+        """Return the pane's cursor line, counted from the top of its history."""
+        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
+        return int(history) + int(line)
+
+    def _tmux_capture_from(self, line: int) -> str:
+        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
+        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
+
+
+class Runner(Watcher):
+    """The process of one session: its CLI, its loop, every key that is typed.
 
     Each round reads what happened (events, the child, the inbox), looks where no event
     exists, decides, and waits. Nothing here knows MCP or the command line.
@@ -3496,38 +3803,6 @@ class Runner(Conversation):
         if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
             self._deliver_next(now)
 
-    def _advance_ending(self, now: float) -> None:
-        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
-        and work in the background may start another."""
-        event = self.ending
-        if not event or event.blocking:
-            return
-        look = self._status()
-        if look.state in ("busy", "asking"):
-            return
-        written = self._transcript_event()
-        if (
-            (written and written.kind == "ended")
-            or (look.state == "idle" and not self.transcript)
-            or now - self.ending_at >= SETTLE_S
-        ):
-            self._end_turn("done", event)
-
-    def _advance_asked(self, now: float) -> None:
-        """Believe a question when its dialog is drawn: it may be approved by a rule."""
-        event = self.asked
-        if not event:
-            return
-        menu = parse_menu(self._screen())
-        if menu:
-            self.asked = None
-            kind = "question" if event.reason == "AskUserQuestion" else "permission"
-            self._ask(kind, event.text or menu[0], menu[1])
-        elif now - self.asked_at > DIALOG_S:
-            if self._status().state == "asking":
-                self._ask("permission", event.text or "a dialog that has no menu", ())
-            self.asked = None
-
     def _advance_delivery(self, now: float) -> None:
         """No prompt event yet: look, press Enter once or twice more, or give up."""
         d = self.delivery
@@ -3543,7 +3818,7 @@ class Runner(Conversation):
             if draft:
                 self._enter()
             return
-        if draft:
+        if draft and not parse_menu(self._screen()):
             self.boss.tmux.keys(self.pane, *self.row.clear)
         self._undeliverable(d)
 
@@ -3562,134 +3837,6 @@ class Runner(Conversation):
                 self.delivery = None
         if self._may_close() and now - self.since >= self.session.idle_close_s:
             self._finish("stopped", "idle", "it had been idle")
-
-    # ---- where no event exists ----
-
-    def _look(self, now: float) -> None:
-        """Look at what gives no event: at most once a second while a turn runs."""
-        self.look_at = now + LOOK_S
-        if self.row.by_output:
-            self._look_at_output(now)
-        elif self.phase == "starting":
-            self._look_at_start(now)
-        elif self.phase == "working" and not self.ending:
-            self._look_at_turn(now)
-        elif self.phase == "asking":
-            self._look_at_dialog()
-        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
-            self._advance_ending(now)
-
-    def _look_at_start(self, now: float) -> None:
-        """Find the composer, or a dialog of the first run."""
-        look = self._status()
-        slow = self.delivery_open() or self.row.status_path is None
-        if look.state == "idle" and not self.delivery_open():
-            self._set_phase("idle", "ready")
-            return
-        late = self.delivery_open() and now - self.since > SUBMIT_S
-        if late and (look.state == "busy" or self._transcript_event()):
-            self._hook_missed("UserPromptSubmit")
-            self._taken("unknown: the CLI sent no prompt event")
-            self._begin_turn()
-            return
-        if slow and now - self.since < 1.0 and self.delivery_open():
-            return  # it has its prompt: events will tell
-        if int(now * 20) % 5 and look.state != "asking":
-            return  # the screen at four looks a second
-        screen = self._screen(ansi=True)
-        menu = parse_menu(strip_ansi(screen))
-        if menu:
-            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
-            login = re.search("sign in|log ?in", low)
-            kind = "trust" if "trust" in low else "login" if login else "dialog"
-            if kind == "login":
-                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
-            else:
-                self._ask(kind, *menu[:2])
-        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
-            if parse_draft(screen, self.row.composer) is not None:
-                self._set_phase("idle", "its input line is drawn")
-
-    def _look_at_turn(self, now: float) -> None:
-        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
-        look = self._status()
-        if look.state == "asking" and not self.asked:
-            self.asked, self.asked_at = Event("asked", source="status_file"), now
-        elif look.state == "busy":
-            self.idle_looks = 0
-        elif look.state == "idle" or not self.row.status_path:
-            self.idle_looks += look.state == "idle"
-            event = self._transcript_event()
-            if event and event.kind == "ended" and self.idle_looks < 2:
-                self.idle_looks += not self.row.status_path  # its hook may be on the way
-            elif event:
-                if event.kind == "ended":
-                    self._hook_missed("Stop")
-                self._on_event(event, now)
-            elif self.idle_looks >= 2 and self.heard:
-                self._on_event(Event("interrupted", source="status_file"), now)
-            elif self.idle_looks >= 2:
-                words = "it is idle, and nothing says how the turn ended"
-                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
-            elif not self.transcript and self.row.failure:
-                self._look_for_failure(now)
-
-    def _look_for_failure(self, now: float) -> None:
-        """The last resort: the screen's own words for a failed turn."""
-        screen = self._screen()
-        found = re.findall(self.row.failure, screen, re.M)
-        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
-            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
-
-    def _look_at_dialog(self) -> None:
-        """See whether a person answered, or the dialog changed."""
-        look = self._status()
-        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
-        if menu and self.question:
-            if menu[1] != self.question.options:
-                self._ask(self.question.kind, *menu[:2])
-            return
-        if look.state == "asking":
-            return
-        self.question = None
-        self.store.log(self.name, "answered", state=look.state)
-        self._set_phase("working" if self.begun else "starting", "the dialog closed")
-        self.since = time.time()
-
-    def _look_at_output(self, now: float) -> None:
-        """Read the screen of a program that gives no events (provider: command)."""
-        if self.phase == "idle" and not self.delivery_open():
-            return
-        look = screen_look(self.launch.profile, self._screen(join=True))
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        if look.state != "idle":
-            self.ready_at = 0.0
-        if look.state == "asking":
-            text = look.why
-            menu = parse_menu(self._screen())
-            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
-        elif look.state == "idle" and not self.ready_at:
-            self.ready_at = now
-        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
-            self.ready_at = 0.0
-            if self.phase == "starting":
-                self._set_phase("idle", look.why)
-            elif self._line_now() > self.printed_from:
-                printed = self._tmux_capture_from(self.printed_from)
-                answer = parse_printed(self.launch.profile, printed)
-                self._end_turn("done", Event("ended", answer, source="screen"))
-        elif look.state != "idle" and self.phase == "asking":
-            self.question = None
-            self._set_phase("working", "the question is gone")
-
-    def _line_now(self) -> int:
-        """Return the pane's cursor line, counted from the top of its history."""
-        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
-        return int(history) + int(line)
-
-    def _tmux_capture_from(self, line: int) -> str:
-        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
-        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
 
     # ---- delivery ----
 
@@ -3858,7 +4005,7 @@ class Runner(Conversation):
         self.boss.tmux.keys(self.pane, "Enter")
         return self._closed(question, option.text)
 
-    def _menu_when(self, moved_from: int) -> tuple[str, tuple[Option, ...], int] | None:
+    def _menu_when(self, moved_from: int) -> Menu | None:
         """Return the menu once its cursor has left a line, or as it is after a second."""
         until = time.monotonic() + 1
         while True:
@@ -4100,8 +4247,9 @@ def render_asking(ask: dict[str, Any]) -> str:
     if question["kind"] == "question":
         lines.append(f'Answer with the tool answer (session "{ask["session"]}"), then call wait.')
     elif question["kind"] != "interrupted":
-        lines.append(f"A person has to answer: cao answer {ask['session']} (or cao attach"
-                     f" {ask['session']}). The work goes on after that; call wait.")  # fmt: skip
+        name = ask["session"]
+        lines.append(f"A person has to answer: cao answer {name} OPTION, or cao attach {name}."
+                     " The work goes on after that; then wait.")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -5071,7 +5219,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     look, event = (state.get("evidence", {}).get(key) or {} for key in ("look", "event"))
     group = state.get("group") or {}
     pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
-    alive = bool(group) and process_start(int(group["id"])) == group["start"]
+    alive = bool(group) and start_mark(int(group["id"])) == group["start"]
     found: dict[str, Any] = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}", "because": view.get("why"),
         "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
@@ -5099,6 +5247,7 @@ def clean(boss: Orchestrator, older_s: float) -> list[str]:
     store, removed = boss.store, []
     for name in store.live():
         boss.state_of(name)
+    needed = {above for name in store.live() for above in boss.ancestors(name)}
     for name in store.all_sessions():
         session = store.load(name)
         if not session or name in store.live() or store.is_locked(name):
@@ -5106,6 +5255,8 @@ def clean(boss: Orchestrator, older_s: float) -> list[str]:
         folder = store.folder(name)
         age = time.time() - max(os.stat(folder).st_mtime, written_at(f"{folder}/state.json"))
         if age < older_s or store.waiting(name) or store.tasks_out(name):
+            continue
+        if name in needed or any(not store.is_told(task) for task in store.results(name)):
             continue
         if session.worktree:
             facts = worktree_facts(store, session)
@@ -5116,7 +5267,7 @@ def clean(boss: Orchestrator, older_s: float) -> list[str]:
         removed.append(name)
     for entry in _listdir(f"{store.home}/wake"):
         pid = entry.partition("-")[0]
-        if pid.isdigit() and not process_start(int(pid)):
+        if pid.isdigit() and not start_mark(int(pid)):
             _unlink(f"{store.home}/wake/{entry}")
     return removed
 
@@ -5436,7 +5587,7 @@ def cmd_send(ask: Ask) -> int:
 def cmd_wait(ask: Ask) -> int:
     tasks = ask.args.tasks or ask.store.tasks_out(ask.boss.caller.name)
     limit = parse_seconds(ask.args.timeout)
-    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=ask.args.all or len(tasks) > 1,
+    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=ask.args.all or not ask.args.tasks,
                                              any_mail=not ask.args.tasks))  # fmt: skip
 
 
@@ -5625,7 +5776,9 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub.add_argument("task", nargs="?", metavar="message", help="- or nothing: from stdin")
     sub = add("wait", cmd_wait, "wait for results and messages")
     sub.add_argument("tasks", nargs="*", help="tasks by name; none: all of this directory's")
-    sub.add_argument("--all", action="store_true", help="for all of them, not the first")
+    sub.add_argument(
+        "--all", action="store_true", help="wait for all of those named, not the first"
+    )
     sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
     sub = add("ls", cmd_ls, "list the sessions as a tree")
     sub.add_argument("--all", action="store_true", help="the ended ones too")
@@ -5646,6 +5799,13 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub.add_argument("--cwd", metavar="DIR")
     sub.add_argument("--permissions", choices=PERMISSIONS)
     sub.add_argument("--detach", action="store_true", help="do not attach")
+    _other_commands(add)
+    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
+    return top, commands.choices
+
+
+def _other_commands(add: Callable[..., Any]) -> None:
+    """Add the commands that look, explain and set up."""
     sub = add("why", cmd_why, "show the evidence for a session's state")
     sub.add_argument("session")
     sub = add("logs", cmd_logs, "print what happened, of one session or of all")
@@ -5665,8 +5825,6 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub.add_argument("--older", default="14d", help="than this; default 14d")
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
     add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
-    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
-    return top, commands.choices
 
 
 def run_command(argv: Sequence[str]) -> int:

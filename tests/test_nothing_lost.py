@@ -1,0 +1,608 @@
+"""Nothing is ever lost: every task has one result, every message is taken or reported,
+whatever is killed, cut or full. The long proof is `torture.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import McpClient, Place, until
+from faults import LOADER, Faults
+from torture import audit, unanswered
+
+import cao
+
+pytestmark = pytest.mark.tmux
+HERE = Path(__file__).resolve().parent
+
+
+def torture(*args):
+    """Run torture.py and return what it printed; it must have found nothing wrong."""
+    argv = [sys.executable, str(HERE / "torture.py"), "--seconds", "60", *args]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+NONE = {"--messages": 0, "--handoffs": 0, "--faults": 0, "--files": 0}
+
+
+@pytest.mark.parametrize(("seed", "part"), [
+    (1, {"--messages": 40}),
+    (2, {"--handoffs": 8}),
+    (3, {"--faults": 12, "--first-fault": 6}),
+    (4, {"--files": 16, "--first-fault": 7}),
+], ids=["messages", "handoffs", "runner", "files"])  # fmt: skip
+def test_nothing_is_lost_when_everything_is_killed_at_random(seed, part):
+    words = [str(word) for pair in {**NONE, **part}.items() for word in pair]
+    assert "0 wrong" in torture("--seed", str(seed), *words)
+
+
+# ---- what a test may do to a session ----
+
+
+def assign(place, text, target="demo", **env):
+    """Give a task and return (session, task), the session working."""
+    task = place.ok("assign", target, text, **env).strip()
+    session = task.partition(".")[0]
+    return session, task
+
+
+def idle_session(place, **env):
+    """Return a session that has done its task, its result fetched."""
+    session, task = assign(place, "hello", **env)
+    place.ok("wait", task, **env)
+    place.until_state(session, "idle")
+    return session
+
+
+def runner_of(place, session):
+    return int(place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}"))
+
+
+def kill_runner(place, session):
+    os.kill(runner_of(place, session), signal.SIGKILL)
+
+
+def conversation(place, session):
+    path = place.home / "sessions" / session / "launch" / "conversation.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def folder_of(place, session):
+    return place.home / "sessions" / session
+
+
+def me(place):
+    """Return the name of the client that this place's shell is."""
+    (name,) = [n for n in place.store.all_sessions() if n.startswith("shell-")]
+    return name
+
+
+def notices(place):
+    """Return the texts of the notices that `cao wait` gives now."""
+    found = json.loads(place.run("wait", "--json", "--timeout", "3s").stdout)
+    return [m["text"] for m in found["messages"] if m["kind"] == "notice"]
+
+
+def put_loader(place, more=""):
+    """Let this place's sessions run from the real code with a planned fault under it."""
+    (code,) = cao.install_copy(place.store)[-1:]
+    folder = Path(re.search(r"'(/[^']+)'", code)[1])
+    text = LOADER.format(tests=str(HERE), home=str(place.home), source=cao.__file__)
+    (folder / "cao.py").write_text(text + more)
+
+
+def plan(place, at, mode):
+    """Plan the fault of the runners that start from now on; return its marker."""
+    words = {"who": "run-session", "at": at, "mode": mode}
+    (place.home / "fault.json").write_text(json.dumps(words))
+    return place.home / "fault.fired"
+
+
+# ---- restart of anything ----
+
+
+def test_cao_mcp_killed_in_a_handoff_and_the_next_one_gets_the_result(place):
+    first = McpClient(place)
+    first.post_call("handoff", target="demo", task="demo: sleep 0.8; say it went on")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    place.until_state(session, "working")
+    first.process.kill()
+    first.process.wait()
+    second = McpClient(place)
+    found = second.call("wait")["structuredContent"]["results"]
+    assert [(r["outcome"], r["answer"]) for r in found] == [("done", "it went on")]
+    assert "results" not in second.call("wait", timeout_s=5)["structuredContent"]
+    assert place.ok("wait", found[0]["task"]) == "it went on\n"  # anybody, by its name
+    second.close()
+
+
+def test_an_idle_supervisor_is_told_within_a_second_that_its_worker_is_lost(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    worker, task = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    place.until_state(worker, "working")
+    kill_runner(place, worker)
+    killed_at = time.monotonic()
+    until(lambda: f"Result of {task} (lost" in "".join(conversation(place, boss)), timeout_s=5)
+    assert time.monotonic() - killed_at < 1
+    assert place.store.tasks_out(boss) == []
+
+
+def test_a_runner_killed_while_its_cli_starts_is_found_as_soon_as_any_other(place):
+    put_loader(place)
+    fired = plan(place, '"event": "started"', "kill")
+    _, task = assign(place, "demo: sleep 60")
+    until(fired.exists)
+    done = place.run("wait", task, "--json", "--timeout", "2s")
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+
+
+def test_a_tmux_server_killed_under_a_tree_answers_every_task_and_leaves_no_process(place):
+    inner = "assign demo {demo: sleep 60}"
+    top = place.start("handoff", "demo", f"demo: {inner}; {inner}; gather", "--json")
+    names = until(place.live, lambda names: len(names) == 3)
+    for name in names:
+        place.until_state(name, "working")
+    os.kill(int(place.tmux("display-message", "-p", "#{pid}")), signal.SIGKILL)
+    out = top.communicate(timeout=5)[0]
+    assert json.loads(out)["results"][0]["outcome"] == "lost"
+    until(place.pids, [])
+    place.ok("ls")
+    assert unanswered(place.home) == []
+    assert audit(place.home) == []
+
+
+def test_a_message_that_the_runner_had_claimed_is_reported_with_all_of_its_batch(place):
+    put_loader(place)
+    plan(place, '"event": "claimed"', "kill")
+    session, _ = assign(place, "demo: sleep 2.5", CAO_CLIENT="boss")
+    place.until_state(session, "working")
+    for number in range(3):
+        place.ok("send", session, f"number {number}")
+    until(lambda: place.store.is_locked(session), False)
+    place.ok("ls")
+    told = " ".join(notices(place))
+    assert [n for n in range(3) if f"number {n}" in told] == [0, 1, 2]
+
+
+def test_a_message_claimed_beside_one_that_a_wait_took_first_is_still_delivered(place):
+    put_loader(place)
+    held = plan(place, "2-quicker", "hold")
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    place.ok("send", boss, "demo: sleep 1")
+    sender = me(place)
+    for key in ("1-slower", "2-quicker"):
+        place.store.put(cao.Message(key, "message", sender, boss, f"the {key[2:]} one"))
+    until(held.exists)  # the first is claimed, the second not yet
+    found = json.loads(place.ok("wait", "--json", "--timeout", "2s", CAO_SESSION=boss))
+    assert [m["text"] for m in found["messages"]] == ["the quicker one"]
+    held.unlink()
+    until(lambda: "the slower one" in "".join(conversation(place, boss)), timeout_s=5)
+    assert "the quicker one" not in "".join(conversation(place, boss))
+
+
+@pytest.mark.parametrize("verb", ["assign", "send"])
+def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
+    put_loader(place)
+    session = idle_session(place)
+    # The runner of this session has no fault; give it one by starting another.
+    place.ok("stop", session)
+    held = plan(place, '"event": "ended"', "hold")
+    session = idle_session(place)
+    stop = place.start("stop", session)
+    until(held.exists)  # its tasks and messages are answered, its state is not yet `ended`
+    given = place.run(verb, session, "too late?")
+    held.unlink()
+    stop.wait(15)
+    if given.returncode:
+        assert given.returncode == 3, given.stderr
+    elif verb == "send":
+        assert any("too late?" in text for text in notices(place))
+    else:
+        done = place.run("wait", given.stdout.strip(), "--json", "--timeout", "3s")
+        assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["stopped"]
+    assert place.store.waiting(session) == []
+
+
+def test_a_message_to_an_ended_session_is_refused_at_once(place):
+    session = idle_session(place)
+    place.ok("stop", session)
+    late = place.run("send", session, "anybody there?")
+    assert (late.returncode, "has ended" in late.stderr) == (3, True)
+    assert place.store.waiting(session) == []
+
+
+def test_messages_not_delivered_when_a_session_is_stopped_come_back_as_notices(place):
+    session, task = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    for text in ("first thing", "second thing"):
+        place.ok("send", session, text)
+    place.ok("stop", session)
+    told = notices(place)
+    assert ["first thing" in told[0], "second thing" in told[1], len(told)] == [True, True, 2]
+    assert place.result(task)["outcome"] == "stopped"
+
+
+def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so(place):
+    put_loader(place, "DemoAgent.hook = lambda *_, **__: None\n")
+    done = place.run("handoff", "demo", "demo: sleep 3.5; say unheard", "--json", timeout_s=30)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "unknown_end")
+    assert result["source"] == "status_file"
+    log = place.log(result["session"])
+    assert "UserPromptSubmit" in [e.get("hook") for e in log if e["event"] == "hook_missed"]
+    assert [e["source"] for e in log if e["event"] == "turn_ended"] == ["status_file"]
+
+
+# ---- limits ----
+
+
+def test_a_full_inbox_refuses_with_a_clear_error_and_loses_nothing(place):
+    session, task = assign(place, "demo: sleep 1.5; say read")
+    place.until_state(session, "working")
+    for number in range(2):
+        place.ok("send", session, f"m{number}", CAO_MAX_WAITING="2")
+    full = place.run("send", session, "m2", CAO_MAX_WAITING="2")
+    assert (full.returncode, "2 messages waiting already" in full.stderr) == (1, True)
+    refused = place.run("assign", session, "demo: say no", CAO_MAX_WAITING="2")
+    assert refused.returncode == 1
+    assert place.store.tasks_out(me(place)) == [task]
+    place.ok("wait", task)
+    assert re.findall("m[0-9]", "".join(conversation(place, session))) == ["m0", "m1"]
+
+
+def test_at_the_cap_the_longest_idle_session_without_keep_ends_for_a_new_one(place):
+    cap = {"CAO_MAX_SESSIONS": "3"}
+    kept = place.ok("assign", "demo", "hello", "--keep", **cap).partition(".")[0]
+    place.until_state(kept, "idle")
+    older, younger = idle_session(place, **cap), idle_session(place, **cap)
+    newest = idle_session(place, **cap)
+    assert place.live() == sorted([kept, younger, newest])
+    assert place.state(older)["why"]
+    assert unanswered(place.home) == []
+
+
+def test_at_the_cap_with_none_idle_a_new_session_is_refused_and_leaves_nothing(place):
+    session, _ = assign(place, "demo: sleep 60", CAO_MAX_SESSIONS="1")
+    place.until_state(session, "working")
+    full = place.run("assign", "demo", "x", CAO_MAX_SESSIONS="1")
+    assert (full.returncode, "the most that may be (1)" in full.stderr) == (1, True)
+    assert [n for n in place.store.all_sessions() if n.startswith("demo-")] == [session]
+
+
+def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
+    bomb = place.folder / "bomb"
+    again = f"{{do what is in the file {bomb} (1 bytes)}}"
+    bomb.write_text(f"demo: assign demo {again}; assign demo {again}; gather")
+    cap = {"CAO_MAX_SESSIONS": "6"}
+    place.profile("bomb", "---\nprovider: demo\nenv:\n  pass: [CAO_MAX_SESSIONS]\n---\n")
+    bomb.write_text(bomb.read_text().replace("assign demo", "assign bomb"))
+    done = place.run("handoff", "bomb", f"do what is in the file {bomb} (1 bytes)", "--json", **cap)
+    assert json.loads(done.stdout)["results"], done.stderr
+    made = [n for n in place.store.all_sessions() if n.startswith("bomb-")]
+    assert len(made) >= 6
+    place.ok("stop", *made)
+    until(place.pids, [])
+    assert unanswered(place.home) == []
+
+
+def test_rings_of_tasks_are_refused(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    left, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    right, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    up = place.run("assign", boss, "x", CAO_SESSION=left)
+    assert (up.returncode, "above you" in up.stderr) == (2, True)
+    place.ok("assign", right, "demo: sleep 60", CAO_SESSION=left)
+    back = place.run("assign", left, "x", CAO_SESSION=right)
+    assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
+    assert place.store.tasks_out(right) == []
+
+
+# ---- once, and once only ----
+
+
+def test_the_same_request_is_one_task_and_with_another_text_an_error(place):
+    again = [place.ok("assign", "demo", "hello", "--request-id", "r1").strip() for _ in range(2)]
+    assert again[0] == again[1]
+    assert len(place.live()) == 1
+    other = place.run("assign", "demo", "goodbye", "--request-id", "r1")
+    assert (other.returncode, "was used for another text" in other.stderr) == (2, True)
+    assert conversation(place, place.live()[0]) == ["hello"]
+
+
+def test_the_same_request_of_two_processes_at_once_is_one_task(place):
+    place.ok("ls")  # the client's folder
+    both = [place.start("assign", "demo", "hello", "--request-id", "r1") for _ in range(2)]
+    names = {process.communicate(timeout=20)[0] for process in both}
+    assert len(names) == 1
+    assert len(place.live()) == 1
+
+
+def test_two_waits_that_race_get_a_result_once(place):
+    assign(place, "demo: sleep 1; say once")
+    both = [place.start("wait", "--json", "--timeout", "3s") for _ in range(2)]
+    found = [json.loads(process.communicate(timeout=20)[0])["results"] for process in both]
+    assert sorted(map(len, found)) == [0, 1]
+
+
+def test_a_client_that_is_only_looked_at_is_adopted_by_its_next_cao_mcp(place):
+    store = place.store
+    cao.make_client(store, "editor-2222")
+    names, over = set(), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            store.is_locked("editor-2222")
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for _ in range(300):
+        caller, lock = cao.open_client(store, "editor-2222", True)
+        os.close(lock)
+        names.add(caller.name)
+    over.set()
+    looker.join()
+    assert names == {"editor-2222"}
+
+
+# ---- files ----
+
+
+def test_a_message_whose_sender_is_told_it_failed_is_not_there(place):
+    """Who is told that it failed sends it again: both would be read."""
+    store, at, wrong = place.store, 0, []
+    for name in ("boss-2222", "worker-2222"):
+        os.mkdir(store.folder(name))
+        store.create(cao.Session(name, "client"))
+    while True:
+        at += 1
+        message = cao.Message(f"{at}-a", "message", "boss-2222", "worker-2222", "hello")
+        faults, failed = Faults(store.home, at, "fail"), False
+        faults.arm()
+        try:
+            store.put(message)
+        except (OSError, cao.CaoError):
+            failed = True
+        finally:
+            faults.disarm()
+        if not faults.where:
+            break
+        if failed and message in store.waiting("worker-2222"):
+            wrong.append((at, faults.where))
+    assert wrong == []
+    assert audit(place.home) == []
+
+
+def test_a_message_cut_at_any_byte_is_quarantined_and_the_rest_is_delivered(place, monkeypatch):
+    monkeypatch.setenv("CAO_MAX_WAITING", "1000")
+    session = idle_session(place)
+    store, inbox = place.store, folder_of(place, session) / "inbox"
+    message = cao.Message("", "message", me(place), session, "whole")
+    text = cao.dump(message._replace(id="1-cut", text="cut"))
+    for size in range(len(text) - 1):
+        (inbox / "tmp" / f"1-cut-{size:04}").write_text(text[:size])
+        os.rename(inbox / "tmp" / f"1-cut-{size:04}", inbox / "new" / f"1-cut-{size:04}")
+    store.put(message._replace(id="2-whole"))
+    until(lambda: "whole" in "".join(conversation(place, session)), timeout_s=20)
+    assert "cut" not in "".join(conversation(place, session))
+    cut = [entry for entry in place.log(session) if entry["event"] == "quarantined"]
+    assert len(cut) == len(text) - 1
+    assert all(Path(entry["kept"]).exists() for entry in cut)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60, -2])
+def test_a_state_cut_by_a_power_cut_does_not_hide_that_the_runner_is_dead(place, cut):
+    session, task = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    kill_runner(place, session)
+    until(lambda: place.store.is_locked(session), False)
+    path = folder_of(place, session) / "state.json"
+    path.write_text(path.read_text()[:cut])
+    done = place.run("wait", task, "--json", "--timeout", "2s")
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"], done.stderr
+    until(place.pids, [])
+
+
+def test_a_log_line_cut_by_a_power_cut_spoils_no_other_line(place):
+    session = idle_session(place)
+    with (folder_of(place, session) / "log.jsonl").open("a") as file:
+        file.write('{"at": 17, "eve')
+    place.ok("handoff", session, "demo: say more")
+    shown = place.ok("logs", session)
+    assert shown.count("turn_ended") == 2
+
+
+def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
+    """So is a client left that was killed between its note and the message."""
+    session = idle_session(place)
+    place.store.set_out(me(place), f"{session}.zzzz")
+    assert place.ok("handoff", "demo", "demo: say next") == "next\n"
+    _, task = assign(place, "demo: say and this")
+    done = place.run("wait", "--json", "--timeout", "3s")
+    assert task in [r["task"] for r in json.loads(done.stdout or '{"results": []}')["results"]], (
+        done
+    )
+
+
+@pytest.fixture
+def small_disk():
+    """A place on a disk of its own with little room, where one can be had."""
+    folder = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m,mode=700", "tmpfs", str(folder)]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        folder.rmdir()
+        pytest.skip("needs root and a tmpfs of its own")
+    made = Place(folder)
+    yield made
+    made.close()
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(path):
+    """Write a file until the disk is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+    assert os.statvfs(path).f_bavail == 0
+
+
+def test_a_full_disk_is_a_clear_error_and_all_goes_on_when_there_is_room(small_disk):
+    place = small_disk
+    session = idle_session(place)
+    busy, task = assign(place, "demo: sleep 1; say after the flood")
+    place.until_state(busy, "working")
+    fill(place.folder / "filler")
+    for argv in (
+        ["send", session, "x" * 9000],
+        ["assign", "demo", "hello"],
+        ["assign", session, "y"],
+    ):
+        full = place.run(*argv)
+        assert (full.returncode, "Traceback" in full.stderr) == (1, False), (argv, full.stderr)
+        assert "space" in full.stderr
+    until(lambda: place.state(busy).get("state") != "working" or not place.store.is_locked(busy),
+          timeout_s=5)  # fmt: skip
+    (place.folder / "filler").unlink()
+    assert audit(place.home) == []
+    done = place.run("wait", task, "--json", "--timeout", "5s")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["answer"]) in [("done", "after the flood"), ("lost", "")]
+    assert place.ok("handoff", "demo", "demo: say room again") == "room again\n"
+    assert not any("xxxx" in text or text == "y" for text in conversation(place, session))
+    assert unanswered(place.home) == []
+
+
+def test_a_file_that_may_not_grow_is_a_clear_error_and_no_half_file(place):
+    idle_session(place)
+    session, _ = assign(place, "demo: sleep 60")
+    full = subprocess.run(
+        [sys.executable, str(HERE.parent / "cao.py"), "send", session, "x" * 9000],
+        capture_output=True, text=True, cwd=place.work, env=place.env, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )  # fmt: skip
+    assert (full.returncode, "Traceback" in full.stderr) == (1, False), full.stderr
+    assert place.store.waiting(session) == []
+    assert audit(place.home) == []
+
+
+# ---- another version; cleaning ----
+
+
+def other_format(place):
+    """Return a session that another version of cao made."""
+    session = idle_session(place)
+    place.ok("stop", session)
+    path = folder_of(place, session) / "session.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99, "version": "9.9"}))
+    return session
+
+
+@pytest.mark.parametrize("argv", [["show"], ["stop"], ["why"], ["logs"]], ids=lambda a: a[0])
+def test_a_session_of_another_format_is_refused_with_the_version_it_needs(place, argv):
+    done = place.run(*argv, other_format(place))
+    assert done.returncode == 1, done.stdout
+    assert "9.9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_session_of_another_format_does_not_stop_the_others(place):
+    foreign = other_format(place)
+    place.store.set_live(foreign, True)
+    assert place.ok("handoff", "demo", "demo: say unhindered") == "unhindered\n"
+    (session,) = [n for n in place.live() if n != foreign]
+    assert session in place.ok("ls")
+    place.ok("stop", session)
+    assert place.state(session)["state"] == "ended"
+    assert "9.9" in place.run("clean", "--older", "0s").stderr + place.run("ls", "--all").stderr
+    assert folder_of(place, foreign).exists()
+
+
+def test_clean_removes_what_ended_and_nothing_that_is_still_of_use(place):
+    def git(*args):
+        return subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args],
+            check=True, capture_output=True, cwd=place.work, env=place.env,
+        )  # fmt: skip
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    sessions = {}
+    for kind in ("gone", "pure", "dirty", "live"):
+        flags = ["--worktree"] if kind in ("pure", "dirty") else []
+        task = place.ok("assign", "demo", "hello", *flags).strip()
+        place.ok("wait", task)
+        sessions[kind] = task.partition(".")[0]
+    (place.home / "worktrees" / sessions["dirty"] / "work").write_text("not committed")
+    sessions["lost"], _ = assign(place, "demo: sleep 60")
+    place.until_state(sessions["lost"], "working")
+    sessions["owes"], _ = assign(place, "demo: sleep 60", CAO_CLIENT="other")
+    place.until_state(sessions["owes"], "working")
+    kill_runner(place, sessions["lost"])
+    place.ok("stop", *[sessions[k] for k in ("gone", "pure", "dirty", "owes")])
+    message = cao.Message("1-x", "message", me(place), sessions["gone"], "never read")
+    place.store.put(message)
+    assert sessions["gone"] not in place.ok("clean", "--older", "0s")
+    place.store.claim(sessions["gone"], "1-x")
+    # The results of `lost` and `owes` were not fetched yet: their answers are in their folders.
+    left = {k for k, name in sessions.items() if folder_of(place, name).exists()}
+    assert left == {"gone", "dirty", "live", "lost", "owes"}
+    place.ok("wait", CAO_CLIENT="other")
+    place.run("wait")
+    place.ok("clean", "--older", "0s")
+    left = {k for k, name in sessions.items() if folder_of(place, name).exists()}
+    assert left == {"dirty", "live"}
+    until(place.pids, lambda pids: len(pids) == 2)  # the live one's runner and CLI
+    assert b"cao/" + sessions["pure"].encode() not in git("branch").stdout
+
+
+def test_an_answer_that_nobody_read_yet_outlives_clean(place):
+    session, task = assign(place, "demo: say precious")
+    place.until_state(session, "idle")
+    place.ok("stop", session)
+    place.ok("clean", "--older", "0s")
+    assert place.ok("wait", task) == "precious\n"
+
+
+def test_clean_goes_on_though_one_worktree_cannot_be_read(place):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    for args in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *args], check=True, cwd=place.work, env=place.env)
+    task = place.ok("assign", "demo", "hello", "--worktree").strip()
+    place.ok("wait", task)
+    plain = idle_session(place)
+    place.ok("stop", task.partition(".")[0], plain)
+    shutil.rmtree(place.work / ".git")
+    place.run("clean", "--older", "0s")
+    assert not folder_of(place, plain).exists()
+
+
+@pytest.mark.parametrize("what", ["ended but in live/", "a folder without session.json"])
+def test_clean_removes_what_a_kill_left_in_between(place, what):
+    if what.startswith("ended"):
+        session = idle_session(place)
+        place.ok("stop", session)
+        place.store.set_live(session, True)
+    else:
+        session = place.store.new_folder("demo")
+    place.ok("clean", "--older", "0s")
+    assert not folder_of(place, session).exists()
+    assert place.live() == []

@@ -1,0 +1,1013 @@
+# ruff: noqa: RUF001 - the signs are those that the CLIs draw
+"""Room 5, Providers: recorded screens, hook payloads and transcripts; profiles.
+
+A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
+and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
+are from Claude Code 2.1.330 and Codex 0.169.0, but for *-numbered-* and asking-question, which
+are put together from them. A new bug of a provider starts as a new file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import cao
+
+HERE = Path(__file__).resolve().parent
+CLAUDE, CODEX = cao.PROVIDERS["claude"], cao.PROVIDERS["codex"]
+
+
+def xfail(reason):
+    return ()
+
+
+def params(folder, ending, known=None, states=None):
+    """Return one parameter per file below a folder; known: its id -> the bug it shows."""
+    found = []
+    for path in sorted((HERE / folder).glob(f"*/*{ending}")):
+        name = f"{path.parent.name}/{path.name[: -len(ending)]}"
+        if states is None or path.name.partition("-")[0] in states:
+            marks = ()
+            found.append(pytest.param(path, id=name, marks=marks))
+    assert found
+    return found
+
+
+def state_of(path):
+    return path.name.partition("-")[0]
+
+
+def row_of(path):
+    return cao.PROVIDERS[path.parent.name]
+
+
+# ---- recorded screens ----
+
+MENUS = {  # words of the question, the options' beginnings, the index under the cursor
+    "claude/asking-apikey": (
+        "Detected a custom API key in your environment",
+        ["Yes", "No (recommended)"],
+        1,
+    ),
+    "claude/asking-bypass": (
+        "WARNING: Claude Code running in Bypass Permissions mode",
+        ["No, exit", "Yes, I accept"],
+        0,
+    ),
+    "claude/asking-permission": (
+        "touch /home/dev/run/touched\nDo you want to proceed?",
+        [
+            "Yes",
+            "Yes, and always allow access to /home/dev/run from this project",
+            "Yes, and switch to auto mode · auto mode handles these prompts for you",
+            "No",
+        ],
+        0,
+    ),
+    "claude/asking-project-mcp": (
+        "New MCP server found in this project: p",
+        [
+            "Use this MCP server",
+            "Use this and all future MCP servers in this project",
+            "Continue without using this MCP server",
+        ],
+        2,
+    ),
+    "claude/asking-question": (
+        "Which colour should the button have?",
+        ["Red", "Blue", "Type something.", "Chat about this"],
+        0,
+    ),
+    "claude/asking-trust": (
+        "Is this a project you created or one you trust?",
+        ["No, exit", "Yes, I trust this folder"],
+        0,
+    ),
+    "codex/asking-hooks-review": (
+        "Hooks need review\n12 hooks are new or changed.",
+        ["Review hooks", "Trust all and continue", "Continue without trusting (hooks won't run)"],
+        0,
+    ),
+    "codex/asking-login": (
+        "Choose how you want to use Codex.",
+        ["Sign in with ChatGPT", "Sign in with Device Code", "Sign in another way"],
+        0,
+    ),
+    "codex/asking-permission": (
+        "Would you like to run the following command?",
+        [
+            "Yes, proceed (y)",
+            "Yes, and don't ask again for commands that start with"
+            " `touch /home/dev/.cx-lab-probe` (p)",
+            "No, and tell Codex what to do differently (esc)",
+        ],
+        0,
+    ),
+    "codex/asking-trust": (
+        "Trust this folder?",
+        ["Trust and continue", "Back to Agent Command Center"],
+        0,
+    ),
+}
+NUMBERED = "cao.py parse_menu: a numbered prompt of ours, typed or echoed, is taken for a dialog"
+
+
+@pytest.mark.parametrize("path", params("screens", ".txt", states=["asking"]))
+def test_a_dialog_is_read_with_its_question_options_and_cursor(path):
+    found = cao.parse_menu(path.read_text())
+    assert found, "no menu found"
+    words, options, cursor = MENUS[f"{path.parent.name}/{path.stem}"]
+    assert words in found[0]
+    assert [(o.key, o.text) for o in found[1]] == [(str(n), t) for n, t in enumerate(options, 1)]
+    assert found[2] == cursor
+
+
+ABOVE = "cao.py _menu_question: the conversation above the dialog is taken for its question"
+
+
+@pytest.mark.parametrize(
+    "path",
+    params(
+        "screens",
+        ".txt",
+        {
+            "claude/asking-permission": ABOVE,
+            "claude/asking-question": ABOVE,
+            "codex/asking-permission": ABOVE,
+        },
+        ["asking"],
+    ),
+)
+def test_a_dialogs_question_has_nothing_of_the_conversation_above_it(path):
+    found = cao.parse_menu(path.read_text())
+    assert not re.search("MOCK|Brewed|Worked for|cmd-done|now-done", found[0]), found[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    params(
+        "screens",
+        ".txt",
+        {
+            "claude/draft-numbered-list": NUMBERED,
+            "claude/finished-numbered-prompt": NUMBERED,
+            "codex/draft-numbered-list": NUMBERED,
+            "codex/finished-numbered-prompt": NUMBERED,
+        },
+        ["ready", "working", "finished", "interrupted", "draft", "failed", "exited"],
+    ),
+)
+def test_no_dialog_is_seen_where_there_is_none(path):
+    assert cao.parse_menu(path.read_text()) is None
+
+
+DRAFTS = {
+    "claude/draft-numbered-list": "1. Read the file",
+    "claude/draft-pasted": "[Pasted text #101 +48 lines]",
+    "claude/draft-put-back-by-esc": "MOCK:sleep 20;say never",
+    "codex/draft-numbered-list": "1. Read the file",
+    "codex/draft-pasted": "[Pasted Content 3419 chars]",
+}
+CODEX_MENU = "cao.py PROVIDERS['codex'].composer: a dialog's option is taken for a draft"
+CURSOR = "cao.py parse_draft: the first letter of a placeholder, under the cursor, is a draft"
+
+
+@pytest.mark.parametrize(
+    "path",
+    params(
+        "screens",
+        ".ansi",
+        {
+            "codex/asking-hooks-review": CODEX_MENU,
+            "codex/asking-permission": CODEX_MENU,
+            "codex/asking-trust": CODEX_MENU,
+            "claude/working-queued": CURSOR,
+            "claude/working-queued-in-a-tool": CURSOR,
+        },
+    ),
+)
+def test_the_input_line_is_read_as_empty_as_a_draft_or_as_not_there(path):
+    expected = {
+        "asking": None,
+        "exited": None,
+        "draft": DRAFTS.get(f"{path.parent.name}/{path.stem}"),
+    }
+    draft = cao.parse_draft(path.read_text(), row_of(path).composer)
+    assert draft == expected.get(state_of(path), "")
+
+
+@pytest.mark.parametrize("path", params("screens", ".txt"))
+def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
+    busy = re.search(row_of(path).busy, path.read_text())
+    assert bool(busy) is (state_of(path) == "working")
+
+
+@pytest.mark.parametrize("path", params("screens", ".ansi"))
+def test_a_screen_without_its_escapes_is_the_plain_screen(path):
+    def lines(text):
+        return [line.rstrip() for line in text.rstrip().split("\n")]
+
+    assert lines(cao.strip_ansi(path.read_text())) == lines(path.with_suffix(".txt").read_text())
+
+
+FAILURES = {
+    "codex/failed-400": ('{"error": {"message": "mock error 400"', "api_error"),
+    "codex/failed-401": ("unexpected status 401 Unauthorized", "auth"),
+    "codex/failed-500": ("We’re currently experiencing high demand", "api_error"),
+    "codex/failed-529": ("unexpected status 529", "api_error"),
+}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in params("screens", ".txt", states=["failed"]) if p.id in FAILURES]
+)
+def test_a_failed_turns_words_are_found_on_the_screen(path):
+    words, reason = FAILURES[f"{path.parent.name}/{path.stem}"]
+    (found,) = re.findall(row_of(path).failure, path.read_text(), re.M)
+    assert found.startswith(words)
+    assert cao.classify_failure(found) == reason
+
+
+def test_every_recorded_screen_has_the_place_of_its_expectation():
+    ids = {p.id for p in params("screens", ".txt")}
+    assert {i for i in ids if "/asking-" in i} == set(MENUS)
+    assert {i for i in ids if "/draft-" in i} == set(DRAFTS)
+    states = {i.partition("/")[2].partition("-")[0] for i in ids}
+    assert states == {
+        *("asking", "ready", "working", "finished", "interrupted", "draft", "failed", "exited")
+    }
+
+
+# ---- hooks ----
+
+HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to us
+    "claude/PermissionRequest.Bash": (
+        "asked",
+        "Bash: touch /home/dev/run/touched2 (touch a file)",
+        "Bash",
+    ),
+    "claude/SessionEnd.other": ("leaving", "", ""),
+    "claude/SessionEnd.prompt_input_exit": ("leaving", "", ""),
+    "claude/SessionStart.resume": ("started", "", ""),
+    "claude/SessionStart.startup": ("started", "", ""),
+    "claude/Stop": ("ended", "INBOX13", ""),
+    "claude/StopFailure": (
+        "failed",
+        "API Error: 500 mock error 500. This is a server-side issue, usually temporary — try again"
+        " in a moment. If it persists, check your inference gateway (127.0.0.1:8931).",
+        "api_error",
+    ),
+    "claude/UserPromptSubmit": ("submitted", "MOCK:tool now {};say FIRST\nline", ""),
+    "codex/Interrupt": ("interrupted", "", ""),
+    "codex/PermissionRequest.Bash": ("asked", "Bash: touch /home/dev/run/perm-codex (j)", "Bash"),
+    "codex/SessionEnd.other": ("leaving", "", ""),
+    "codex/SessionStart.resume": ("started", "", ""),
+    "codex/SessionStart.startup": ("started", "", ""),
+    "codex/Stop": ("ended", "longline\n" * 80, ""),
+    "codex/UserPromptSubmit": ("submitted", "MOCK:repeat 80 longline", ""),
+}
+
+
+@pytest.mark.parametrize("path", params("hooks", ".json"))
+def test_a_recorded_hook_payload_says_what_happened(path):
+    payload = json.loads(path.read_text())
+    event = cao.read_hook(payload)
+    expected = HOOKS.get(f"{path.parent.name}/{path.name[: -len('.json')]}")
+    if not expected:
+        assert event is None
+        return
+    kind, text, reason = expected
+    assert event == cao.Event(
+        kind,
+        text,
+        reason,
+        source=f"hook:{payload['hook_event_name']}",
+        conversation=payload["session_id"],
+        transcript=payload["transcript_path"],
+    )
+
+
+def test_every_expected_hook_payload_was_recorded():
+    assert set(HOOKS) <= {p.id for p in params("hooks", ".json")}
+
+
+def hook(name, **fields):
+    return cao.read_hook({"hook_event_name": name, "session_id": "s", **fields})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "background", "blocking"),
+    [
+        pytest.param([], (), False, id="none"),
+        pytest.param(None, (), False, id="null"),
+        pytest.param(
+            [
+                {
+                    "id": "k1",
+                    "type": "MCP task",
+                    "status": "running",
+                    "server": "lab",
+                    "tool": "wait",
+                }
+            ],
+            ("MCP task k1",),
+            True,
+            id="a tool call",
+        ),
+        pytest.param(
+            [{"id": "b1", "type": "shell", "status": "running", "description": "npm run dev"}],
+            ("shell npm run dev",),
+            False,
+            id="a shell",
+        ),
+        pytest.param(
+            [{"id": "b1", "type": "shell", "status": "completed", "description": "make"}],
+            (),
+            False,
+            id="a shell that ended",
+        ),
+        pytest.param(
+            [{"id": "a1", "type": "agent"}, {"id": "b1", "type": "shell"}],
+            ("agent a1", "shell b1"),
+            True,
+            id="an agent and a shell",
+        ),
+        pytest.param(["x", 5], (), False, id="not objects"),
+        pytest.param(5, (), False, id="not a list", marks=xfail("cao.py read_hook: TypeError")),
+    ],
+)
+def test_what_still_runs_at_a_turns_end_is_listed(tasks, background, blocking):
+    event = hook("Stop", last_assistant_message="x", background_tasks=tasks)
+    assert (event.background, event.blocking) == (background, blocking)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "reason", "retry_at"),
+    [
+        ("server_error", "API Error: 500 mock", "api_error", ""),
+        ("unknown", "API Error: 400 mock error 400", "api_error", ""),
+        ("authentication_failed", "Not logged in · Please run /login", "auth", ""),
+        ("rate_limit", "You've hit your limit · resets 3pm (Europe/Berlin)", "rate_limit",
+         "3pm (Europe/Berlin)"),
+        ("", "API Error: Connection lost mid-response.", "api_error", ""),
+        (None, None, "api_error", ""),
+    ],
+)  # fmt: skip
+def test_a_failed_turn_says_why_and_when_to_try_again(error, words, reason, retry_at):
+    event = hook("StopFailure", error=error, last_assistant_message=words)
+    assert (event.kind, event.text) == ("failed", words or "")
+    assert (event.reason, event.retry_at) == (reason, retry_at)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"hook_event_name": None}, {"hook_event_name": 5}, {"hook_event_name": "SubagentStop"},
+     {"type": "agent-turn-complete"}, {"cao": "stop"}],
+    ids=repr,
+)  # fmt: skip
+def test_a_payload_that_is_not_for_us_says_nothing(payload):
+    assert cao.read_hook(payload) is None
+
+
+@pytest.mark.parametrize("name", [*cao._HOOK_KINDS])
+def test_a_payload_with_fields_of_another_type_is_still_read(name):
+    fields = ("prompt", "last_assistant_message", "error", "tool_name", "tool_input", "session_id")
+    for value in (None, 5, True, [], {}, "", "x", [5], {"a": 5}):
+        event = cao.read_hook({"hook_event_name": name, **dict.fromkeys(fields, value)})
+        assert event.kind == cao._HOOK_KINDS[name]
+        assert all(isinstance(part, str) for part in event[:7]), value
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "text"),
+    [
+        ("Bash", {"command": "ls", "description": "list"}, "Bash: ls (list)"),
+        ("Bash", {"command": "ls"}, "Bash: ls"),
+        ("Write", {"file_path": "/a/b", "content": "x"}, "Write: /a/b"),
+        ("WebFetch", {"url": "http://x"}, "WebFetch: http://x"),
+        ("mcp__a__b", {"k": "é"}, 'mcp__a__b: {"k": "é"}'),
+        ("AskUserQuestion", {"questions": [{"question": "Which?"}]}, "Which?"),
+        ("AskUserQuestion", {"questions": []}, 'AskUserQuestion: {"questions": []}'),
+        ("X", None, "X"),
+        ("X", "words", "X"),
+    ],
+)
+def test_a_permission_request_reads_as_a_person_likes_it(tool, given, text):
+    assert cao.render_request(tool, given) == text
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("API Error: 500 mock error 500", "api_error"),
+        ("API Error: 529 overloaded", "api_error"),
+        ("stream disconnected before completion", "api_error"),
+        ("We’re currently experiencing high demand", "api_error"),
+        ("", "api_error"),
+        ("port 14010 refused, 4290 bytes", "api_error"),
+        ("API Error: 429 slow down", "rate_limit"),
+        ("rate_limit", "rate_limit"),
+        ("Rate limit reached", "rate_limit"),
+        ("You've hit your limit · resets 3pm", "rate_limit"),
+        ("usage_limit_exceeded", "rate_limit"),
+        ("You exceeded your current quota", "rate_limit"),
+        ("billing_error", "rate_limit"),
+        ("unexpected status 401 Unauthorized", "auth"),
+        ("403 Forbidden", "auth"),
+        ("authentication_failed", "auth"),
+        ("Invalid API key · Please run /login", "auth"),
+        ("Not logged in", "auth"),
+        ("{'http_connection_failed': {'http_status_code': 401}}", "auth"),
+        ("401: rate limit", "rate_limit"),
+    ],
+)
+def test_a_failure_is_classified_by_the_clis_own_words(words, reason):
+    assert cao.classify_failure(words) == reason
+
+
+@pytest.mark.parametrize(
+    ("words", "when"),
+    [
+        ("You've hit your limit · resets 3pm (Europe/Berlin)", "3pm (Europe/Berlin)"),
+        ("Your limit will reset at 15:30 UTC.", "at 15:30 UTC"),
+        ("You've hit your usage limit. Try again at 9:10 PM.", "at 9:10 PM"),
+        ("Try again in 2 hours 5 minutes.", "in 2 hours 5 minutes"),
+        ("limit resets Oct 7, 1am", "Oct 7, 1am"),
+        ("resets on 2026-11-23 at 10:00 | upgrade", "on 2026-11-23 at 10:00"),
+        ("retry after 30 s; or wait", "after 30 s"),
+        ("try again in a moment. See 127.0.0.1:8931", ""),
+        ("retrying in 24s · attempt 10/10", ""),
+        ("API Error: 500", ""),
+        ("", ""),
+        pytest.param(
+            "Rate limit reached. Please try again in 1.898s. Visit the site.",
+            "in 1.898s",
+            marks=xfail("cao.py retry_time: the decimal point ends it"),
+        ),
+    ],
+)
+def test_the_time_to_try_again_is_read_from_the_clis_own_words(words, when):
+    assert cao.retry_time(words) == when
+
+
+# ---- transcripts ----
+
+READERS = {"claude": cao.read_claude_transcript, "codex": cao.read_codex_rollout}
+TURNS = {  # file -> text, reason, retry_at
+    "claude/ended-after-a-tool": ("two files", "", ""),
+    "claude/ended-one-turn": ("hello “there”\nsecond line", "", ""),
+    "claude/ended-with-a-sidechain": ("main answer", "", ""),
+    "claude/failed-api-error": (
+        "API Error: 500 mock error 500. This is a server-side issue, usually temporary — try again"
+        " in a moment.",
+        "api_error",
+        "",
+    ),
+    "claude/failed-auth": ("Not logged in · Please run /login", "auth", ""),
+    "claude/failed-rate-limit": (
+        "You've hit your limit · resets 3pm (Europe/Berlin)",
+        "rate_limit",
+        "3pm (Europe/Berlin)",
+    ),
+    "codex/ended-one-turn": ("hello “there”\nsecond line", "", ""),
+    "codex/ended-two-turns": ("second", "", ""),
+    "codex/ended-with-no-words": ("", "", ""),
+    "codex/failed-400": (
+        '{"type": "error", "error": {"message": "mock error 400"}}',
+        "api_error",
+        "",
+    ),
+    "codex/failed-401": (
+        "unexpected status 401 Unauthorized: mock error 401, url: http://127.0.0.1:8931/v1/responses",
+        "auth",
+        "",
+    ),
+    "codex/failed-500": (
+        "We’re currently experiencing high demand, which may cause temporary errors.",
+        "api_error",
+        "",
+    ),
+    "codex/failed-drop": (
+        "stream disconnected before completion: stream closed before response.completed",
+        "api_error",
+        "",
+    ),
+    "codex/failed-then-nothing": ("plain words", "api_error", ""),
+    "codex/failed-usage-limit": (
+        "You've hit your usage limit. Try again at 9:10 PM.",
+        "rate_limit",
+        "at 9:10 PM",
+    ),
+}
+RETRY = "cao.py read_claude_transcript: retry_at is not set, as read_hook sets it"
+
+
+def read(path, text):
+    return READERS[path.parent.name](text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "path", params("transcripts", ".jsonl", {"claude/failed-rate-limit": RETRY})
+)
+def test_a_transcript_tells_how_the_turn_ended(path):
+    event = read(path, path.read_text())
+    kind = state_of(path)
+    if kind == "none":
+        assert event is None
+        return
+    text, reason, retry_at = TURNS.get(f"{path.parent.name}/{path.stem}", ("", "", ""))
+    assert event == cao.Event(kind, text, reason, "transcript", retry_at=retry_at)
+
+
+def test_every_expected_transcript_is_there():
+    ids = {p.id for p in params("transcripts", ".jsonl")}
+    assert {i for i in ids if re.search("/(ended|failed)-", i)} == set(TURNS)
+
+
+@pytest.mark.parametrize("path", params("transcripts", ".jsonl"))
+def test_a_half_written_last_line_counts_for_nothing(path):
+    whole = path.read_text()
+    start = whole.rstrip("\n").rfind("\n") + 1
+    before = read(path, whole[:start])
+    for end in range(start, len(whole) - 1):
+        assert read(path, whole[:end]) == before, whole[start:end]
+    assert read(path, whole[:-1]) == read(path, whole)  # the newline alone may be missing
+
+
+@pytest.mark.parametrize("provider", READERS)
+def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
+    lines = ["", "null", "5", "[]", '"x"', "{}", "{", '{"type":"user"}', '{"type":"event_msg"}',
+             '{"type":"assistant","message":null}', '{"type":"event_msg","payload":5}']  # fmt: skip
+    assert READERS[provider]([]) is None
+    assert READERS[provider](lines) is None
+
+
+def test_a_claude_transcript_with_words_for_blocks_is_read():
+    assert cao.read_claude_transcript(['{"type":"user","message":{"content":["x"]}}']) is None
+
+
+# ---- typing ----
+
+
+@pytest.mark.parametrize(
+    ("provider", "text", "fault"),
+    [
+        ("claude", "fix the bug", ""),
+        ("claude", "two\nlines", ""),
+        ("claude", "  indented\nlast", ""),
+        ("claude", "quotes ' \" $HOME `id` \\ # % ;", ""),
+        ("claude", "!ls", "'!' at character 0"),
+        ("claude", "/compact", "'/' at character 0"),
+        ("claude", "  /compact", "'  /' at character 0"),
+        ("claude", "\n!ls", "'\\n!' at character 0"),
+        ("claude", "a /path", ""),
+        ("claude", "ends with a blank ", "' ' at character 17"),
+        ("claude", "ends with a newline\n", "'\\n' at character 19"),
+        ("claude", "ends with \\", "'\\\\' at character 10"),
+        ("claude", "a\tb", "'\\t' at character 1"),
+        ("claude", "x" * 32_000, ""),
+        ("claude", "x" * 32_001, "32001 bytes are more than 32000"),
+        ("claude", "é" * 16_001, "32002 bytes are more than 32000"),
+        ("codex", "a\tb", ""),
+        ("codex", " indented", "' ' at character 0"),
+        ("codex", "\nlate", "'\\n' at character 0"),
+        ("codex", "!ls", "'!' at character 0"),
+        ("codex", "/new", "'/' at character 0"),
+        ("command", "print(1)", ""),
+        ("command", "two\nlines", "'\\n' at character 3"),
+        ("command", "é", "'é' at character 0"),
+        ("command", "a\tb", "'\\t' at character 1"),
+        ("command", "x" * 1000, ""),
+        ("command", "x" * 1001, "1001 bytes are more than 1000"),
+        ("demo", "!any\t/thing \n", ""),
+        pytest.param("claude", "a \ud800 b", "",
+                     marks=xfail("cao.py typing_fault: UnicodeEncodeError ends the runner")),
+    ],
+)  # fmt: skip
+def test_text_that_typing_would_change_or_run_is_found(provider, text, fault):
+    found = cao.typing_fault(cao.PROVIDERS[provider], text)
+    assert found.endswith(fault)
+    assert bool(found) is bool(fault)
+
+
+@pytest.mark.parametrize(("newlines", "characters"), [(2, 700), (1, 1), (1, 5), (10**9, 10**9)])
+def test_pieces_hold_no_more_than_they_may_and_make_the_text(newlines, characters):
+    for text in ("", "x", "\n", "\n\n\n\n\n", "a\nb\nc\nd\n", "x" * 1500, "é\n" * 50):
+        pieces = cao.split_pieces(text, newlines, characters)
+        assert "".join(pieces) == text
+        assert all(p and p.count("\n") <= newlines and len(p) <= characters for p in pieces)
+
+
+def test_pieces_of_any_text_hold_no_more_than_they_may_and_make_the_text():
+    dice = random.Random(9)
+    for _ in range(500):
+        text = "".join(dice.choices("ab\n", k=dice.randrange(80)))
+        newlines, characters = dice.randrange(1, 5), dice.randrange(1, 30)
+        pieces = cao.split_pieces(text, newlines, characters)
+        assert "".join(pieces) == text
+        assert all(p and p.count("\n") <= newlines and len(p) <= characters for p in pieces)
+
+
+@pytest.mark.parametrize("row", [*cao.PROVIDERS.values()], ids=[*cao.PROVIDERS])
+def test_a_providers_row_is_whole(row):
+    for pattern in (row.composer, row.busy, row.failure, row.untypable):
+        re.compile(pattern)
+    assert not row.composer or re.compile(row.composer).groups == 1
+    assert not row.failure or re.compile(row.failure).groups == 1
+    assert row.name in cao.PROVIDERS
+    assert row.by_output == (row.name == "command")
+    assert (
+        not row.resumes
+        or row.read_transcript is not cao.Provider._field_defaults["read_transcript"]
+    )
+
+
+@pytest.mark.parametrize("name", [*cao.ALIASES])
+def test_an_alias_names_a_provider(name):
+    assert cao.provider_name(name) in cao.PROVIDERS
+    assert cao.provider_name(cao.provider_name(name)) == cao.ALIASES[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "why"),
+    [
+        ('{"status":"idle","pid":5}', "idle", ""),
+        ('{"status":"busy"}', "busy", ""),
+        ('{"status":"waiting","waitingFor":"permission prompt"}', "asking", "permission prompt"),
+        ('{"status":"waiting","waitingFor":null}', "asking", ""),
+        ('{"status":"new word"}', "unknown", ""),
+        ("{}", "unknown", ""),
+        ("[]", "unknown", ""),
+        ("null", "unknown", ""),
+        ("", "unknown", "not JSON"),
+        ('{"status":"id', "unknown", "not JSON"),
+    ],
+)
+def test_a_clis_own_state_file_is_read_and_unknown_stays_unknown(text, state, why):
+    assert cao.read_status_json(text) == cao.Look(state, "status_file", why)
+
+
+# ---- provider: command ----
+
+
+def command(**settings):
+    base = {"command": ["python3", "-i", "-q"], "ready": "^>>> $"}
+    return cao.Profile("p", "p.md", "command", "", settings={**base, **settings})
+
+
+ASK = {"busy": r"^\.\.\. running", "asking": r"^Overwrite .*\? \[y/N\]"}
+
+
+@pytest.mark.parametrize(
+    ("screen", "settings", "state", "why"),
+    [
+        (">>> ", {}, "idle", "ready: '>>> '"),
+        (">>> \n\n\n", {}, "idle", "ready: '>>> '"),
+        ("5\n>>> \n  \n", {}, "idle", "ready: '>>> '"),
+        (">>> 2+3", {}, "unknown", "last line: '>>> 2+3'"),
+        (">>> \nTraceback", {}, "unknown", "last line: 'Traceback'"),
+        ("", {}, "unknown", "empty screen"),
+        ("\n \n", {}, "unknown", "empty screen"),
+        ("... running\n>>> ", ASK, "busy", "busy: '... running'"),
+        ("Overwrite x? [y/N] ", ASK, "asking", "Overwrite x? [y/N]"),
+        ("... running\nOverwrite x? [y/N]", ASK, "asking", "Overwrite x? [y/N]"),
+        ("done\n>>> ", ASK, "idle", "ready: '>>> '"),
+    ],
+)
+def test_a_profiles_own_patterns_tell_the_state(screen, settings, state, why):
+    assert cao.screen_look(command(**settings), screen) == cao.Look(state, "screen", why)
+
+
+@pytest.mark.parametrize(
+    ("printed", "settings", "answer"),
+    [
+        (">>> 2+3\n5\n>>> \n", {}, "5"),
+        (">>> f()\none  \n\n  two\n>>> \n\n\n", {}, "one\n\n  two"),
+        (">>> x = 1\n>>> ", {}, ""),
+        (">>> f()\nno prompt yet", {}, "no prompt yet"),
+        (">>> ", {}, ""),
+        ("", {}, ""),
+        (">>> f()\n<<a>>\nmore\n<<b\n>>> ", {"answer": "<<(.*?)(?:>>)?$"}, "b"),
+        (">>> f()\n= 5\n>>> ", {"answer": "^= .*"}, "= 5"),
+        (">>> f()\nnothing\n>>> ", {"answer": "^= (.*)"}, ""),
+        (">>> f()\na=1 b=2\n>>> ", {"answer": "a=(.) b=(.)"}, "1"),
+    ],
+)
+def test_the_answer_is_what_was_printed_between_prompt_and_ready(printed, settings, answer):
+    assert cao.parse_printed(command(**settings), printed) == answer
+
+
+# ---- profiles ----
+
+
+def parse(frontmatter, body="You work."):
+    return cao.parse_profile(f"---\n{frontmatter}\n---\n{body}\n", "file-name", "p.md")
+
+
+def test_a_profile_without_frontmatter_is_a_developer_that_asks():
+    profile = cao.parse_profile("You work.\n", "file-name", "p.md")
+    assert profile == cao.Profile("file-name", "p.md", "", "You work.", settings={})
+    assert (profile.role, profile.permissions, profile.trust) == ("developer", "ask", False)
+
+
+def test_a_profile_has_all_that_its_frontmatter_says():
+    profile = parse(
+        "name: dev\ndescription: writes code\nprovider: codex\nrole: reviewer\nmodel: gpt-5\n"
+        "effort: high\npermissions: edits\ntrust: yes\napprove: supervisor\nkeep: true\n"
+        "zone: 5\ncontainer: {a: b}"
+    )
+    assert profile._replace(settings={}) == cao.Profile(
+        "file-name", "p.md", "codex", "You work.", "writes code", "reviewer", "gpt-5", "high", "edits",
+        True, "supervisor", True, {}, ("zone", "container"),
+    )  # fmt: skip
+    assert profile.settings["zone"] == 5
+
+
+@pytest.mark.parametrize(
+    ("frontmatter", "field", "value"),
+    [
+        ("role: supervisor", "role", "supervisor"),
+        ("role: developer", "role", "developer"),
+        ("role:", "role", "developer"),
+        ("provider: claude", "provider", "claude"),
+        ("provider: claude_code", "provider", "claude"),
+        ("provider: codex_cli", "provider", "codex"),
+        ("provider: demo", "provider", "demo"),
+        ("provider:", "provider", ""),
+        ("permissions: ask", "permissions", "ask"),
+        ("permissions: edits", "permissions", "edits"),
+        ("permissions: auto", "permissions", "auto"),
+        ("permissions: all", "permissions", "all"),
+        ("permissionMode: default", "permissions", "ask"),
+        ("permissionMode: manual", "permissions", "ask"),
+        ("permissionMode: plan", "permissions", "ask"),
+        ("permissionMode: acceptEdits", "permissions", "edits"),
+        ("permissionMode: auto", "permissions", "auto"),
+        ("permissionMode: dontAsk", "permissions", "auto"),
+        ("permissionMode: bypassPermissions", "permissions", "all"),
+        ("permissionMode: newMode", "permissions", "ask"),
+        ("permissionMode: bypassPermissions\npermissions: ask", "permissions", "ask"),
+        ("trust: yes", "trust", True),
+        ("trust: 'yes'", "trust", False),
+        ("trust: 1", "trust", False),
+        ("keep: on", "keep", True),
+        ("model: 4.5", "model", "4.5"),
+        ("approve: person", "approve", "person"),
+        ("tags: [a]\ncapabilities: []\nskills:\n- x\nuseLegacyMcpJson: no", "unknown", ()),
+        ("engine: v2\nname: x\nnative_agent: y", "unknown", ("engine", "native_agent")),
+    ],
+)
+def test_a_key_of_the_frontmatter_means(frontmatter, field, value):
+    assert getattr(parse(frontmatter), field) == value
+
+
+def test_the_body_is_the_prompt_and_the_prompt_key_stands_in_for_an_empty_one():
+    assert parse("prompt: from the key", "the body").prompt == "the body"
+    assert parse("prompt: from the key", "").prompt == "from the key"
+
+
+STRING_COMMAND = "cao.py _profile_fault: a command that is no list is cut into letters"
+
+
+@pytest.mark.parametrize(
+    ("frontmatter", "what", "fix"),
+    [
+        ("provider: kiro2", "provider 'kiro2' does not exist", "claude"),
+        ("provider: [claude]", "provider ['claude'] does not exist", "claude"),
+        ("role: boss", "role 'boss' does not exist", "supervisor, developer, reviewer"),
+        ("role: [developer]", "role ['developer'] does not exist", "developer"),
+        ("permissions: yolo", "permissions 'yolo' does not exist", "ask, edits, auto, all"),
+        ("approve: worker", "approve 'worker' does not exist", "supervisor"),
+        ("provider: command", "provider 'command' needs 'command:'", "README"),
+        ("provider: command\ncommand: [cat]", "provider 'command' needs 'ready:'", "README"),
+        ("provider: command\ncommand: [cat]\nready: '['", "'ready' is not a regular", "quote it"),
+        ("provider: command\ncommand: [cat]\nready: x\nbusy: '('", "'busy' is not a", "quote"),
+        ("provider: command\ncommand: [cat]\nready: x\nasking: '*'", "'asking' is not a", "quote"),
+        ("provider: command\ncommand: [cat]\nready: x\nanswer: '('", "'answer' is not a", "quote"),
+        ("mcpServers: lab", "'mcpServers' must be a mapping, got 'lab'", "indent"),
+        ("mcpServers:\n  - lab", "'mcpServers' must be a mapping, got ['lab']", "indent"),
+        ("codexConfig: x", "'codexConfig' must be a mapping", "indent"),
+        ("env: [PATH]", "'env' must be a mapping", "indent"),
+        pytest.param("provider: command\ncommand: bash -i\nready: x", "command", "",
+                     marks=xfail(STRING_COMMAND)),
+        pytest.param("mcpServers:\n  lab: python3", "mcpServers", "",
+                     marks=xfail("cao.py _profile_fault: _codex_argv then fails on a server")),
+        pytest.param("env:\n  pass: TOKEN", "env", "",
+                     marks=xfail("cao.py _profile_fault: pass becomes T, O, K …, in silence")),
+        pytest.param("env:\n  set: [A]", "env", "",
+                     marks=xfail("cao.py _profile_fault: worker_environment then fails")),
+        pytest.param("env:\n  deny: 5", "env", "",
+                     marks=xfail("cao.py _profile_fault: worker_environment then fails")),
+    ],
+)  # fmt: skip
+def test_a_frontmatter_that_must_not_pass_is_refused_with_a_word_on_what_to_write(
+    frontmatter, what, fix
+):
+    with pytest.raises(cao.CaoError) as caught:
+        parse(frontmatter)
+    assert caught.value.what.startswith("p.md: ")
+    assert what in caught.value.what
+    assert fix in caught.value.fix
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "path", sorted((HERE.parent / "profiles").glob("*.md")), ids=lambda p: p.stem
+)
+def test_a_shipped_profile_is_valid_and_knows_all_its_keys(path):
+    profile = cao.parse_profile(path.read_text(), path.stem, str(path))
+    assert profile.name == path.stem
+    assert profile.description
+    assert profile.prompt
+    assert profile.unknown == ()
+    assert profile.permissions in ("ask", "edits")
+
+
+# ---- argv ----
+
+
+def launch(**more):
+    profile = cao.Profile("dev", "p.md", "codex", "You work.", **more.pop("profile", {}))
+    base = {
+        "name": "dev-7k2m",
+        "folder": "/home/u/.cao/sessions/dev-7k2m/launch",
+        "cwd": "/home/u/proj",
+        "profile": profile,
+        "system": 'Be "exact".\nAlways: ünï \\ $HOME',
+        "hook": ("/usr/bin/python3", "-c", 'it\'s "quoted" ü 😀 < & >', "hook"),
+        "mcp": ("/usr/bin/python3", "-c", "x", "mcp"),
+        "mcp_env": {"CAO_SESSION": "dev-7k2m"},
+        "conversation": "0b0e7f9e-6d3c-4b52-9a7e-000000000000",
+    }
+    return cao.Launch(**{**base, **more})
+
+
+def settings_of(argv):
+    """Return what stands behind each -c of a Codex argv: key -> TOML."""
+    return dict(argv[n + 1].split("=", 1) for n, word in enumerate(argv) if word == "-c")
+
+
+def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
+    settings = settings_of(cao._codex_argv(launch()))
+    trusted = json.loads(
+        settings["hooks.state"].replace("=", ":").replace('"trusted_hash":', '"h":')
+    )
+    hooks = {k[len("hooks.") :]: v for k, v in settings.items() if re.match(r"hooks\.[A-Z]", k)}
+    assert set(hooks) == {
+        *(
+            "SessionStart",
+            "UserPromptSubmit",
+            "PermissionRequest",
+            "Stop",
+            "Interrupt",
+            "SessionEnd",
+        )
+    }
+    expected = {}
+    for event, snake in (
+        ("SessionStart", "session_start"), ("UserPromptSubmit", "user_prompt_submit"),
+        ("PermissionRequest", "permission_request"), ("Stop", "stop"),
+        ("Interrupt", "interrupt"), ("SessionEnd", "session_end"),
+    ):  # fmt: skip
+        command = cao.quote_argv(launch().hook)
+        timeout_s = 3 if snake in ("interrupt", "session_end") else 30
+        assert json.dumps(command, ensure_ascii=False) in hooks[event]
+        assert f'"timeout":{timeout_s}' in hooks[event].replace('" ', '"').replace("=", ":")
+        d = {
+            "event_name": snake,
+            "hooks": [
+                {"async": False, "command": command, "timeout": timeout_s, "type": "command"}
+            ],
+        }
+        text = json.dumps(d, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        expected[f"/<session-flags>/config.toml:{snake}:0:0"] = {
+            "h": "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        }
+    assert trusted == expected
+    assert not any("bypass-hook-trust" in word for word in cao._codex_argv(launch()))
+
+
+def test_the_hash_of_a_codex_hook_is_that_of_its_canonical_json():
+    hook = {"type": "command", "command": "CMD", "timeout": 30}
+    canonical = (
+        '{"event_name":"stop","hooks":'
+        '[{"async":false,"command":"CMD","timeout":30,"type":"command"}]}'
+    )
+    assert cao._codex_trust("Stop", hook) == {
+        "/<session-flags>/config.toml:stop:0:0": {
+            "trusted_hash": "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain",
+        'quotes " and \\ and \n newline \t tab',
+        "ünï 😀",
+        5,
+        1.5,
+        True,
+        ["a", 1, ["b"]],
+        {"a": {"b c": [1, 2]}, "/home/ü": "x", "d.e": False},
+        {},
+        [],
+        pytest.param({"/home/😀": 1}, marks=xfail("cao.py _toml: a key's \\ud83d is not TOML")),
+        pytest.param("\x7f", marks=xfail("cao.py _toml: TOML wants DEL escaped")),
+    ],
+    ids=repr,
+)
+def test_what_codex_is_given_is_toml(value):
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    assert tomllib.loads(f"x = {cao._toml(value)}") == {"x": value}
+
+
+UNQUOTED = "cao.py _codex_argv: mcp_servers.{name} without quotes"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lab",
+        "my-server",
+    ],
+)
+def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
+    tomllib = pytest.importorskip("tomllib")
+    server = {"type": "stdio", "command": "uvx", "args": ["--x"], "env": {"A": "b"}}
+    argv = cao._codex_argv(launch(profile={"settings": {"mcpServers": {name: server}}}))
+    lines = [word for word in argv if word.startswith("mcp_servers.")]
+    found = tomllib.loads("\n".join(lines))["mcp_servers"]
+    assert set(found) == {name, "cao"}
+    assert found[name]["command"] == "uvx"
+    assert found[name]["env"] == {"A": "b"}
+
+
+def test_every_hook_command_is_one_shell_word_per_argument():
+    for argv in (["a"], ["a b", "c'd", 'e"f', "$HOME", "`id`", ""], list(launch().hook)):
+        assert shlex.split(cao.quote_argv(argv)) == argv
+
+
+@pytest.mark.parametrize("mode", cao.PERMISSIONS)
+def test_no_cli_skips_its_permission_checks_unless_the_profile_says_all(mode):
+    asked = launch(profile={"permissions": mode}, prompt="do it")
+    words = " ".join(cao._claude_argv(asked) + cao._codex_argv(asked))
+    words += cao._claude_files(asked)["settings.json"]
+    skips = re.search("bypassPermissions|dangerously|skipDangerous", words)
+    assert bool(skips) is (mode == "all")
+
+
+@pytest.mark.parametrize("build", [cao._claude_argv, cao._codex_argv])
+def test_the_first_prompt_stands_behind_a_double_dash(build):
+    assert build(launch(prompt="-x; do it"))[-2:] == ["--", "-x; do it"]
+    assert "--" not in build(launch())
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_folder_is_trusted_only_where_the_profile_says_so(trust):
+    asked = launch(profile={"trust": trust})
+    assert ("CLAUDE_CODE_SANDBOXED" in cao._claude_env(asked)) is trust
+    assert ("projects" in settings_of(cao._codex_argv(asked))) is trust
+
+
+def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_server_is_left_out():
+    servers = {"cao-mcp-server": {"command": "uvx"}, "lab": {"command": "x"}}
+    asked = launch(profile={"settings": {"mcpServers": servers}})
+    assert not any("exact" in word for word in cao._claude_argv(asked))
+    files = cao._claude_files(asked)
+    assert set(json.loads(files["mcp.json"])["mcpServers"]) == {"lab", "cao"}
+    hooks = json.loads(files["settings.json"])["hooks"]
+    assert set(hooks) == {
+        *(
+            "SessionStart",
+            "UserPromptSubmit",
+            "PermissionRequest",
+            "Stop",
+            "StopFailure",
+            "SessionEnd",
+        )
+    }
+    for event, groups in hooks.items():
+        ((found,),) = [[h["command"] for h in group["hooks"]] for group in groups]
+        words = shlex.split(found)
+        assert words[: len(asked.hook)] == list(asked.hook)
+        assert (words[len(asked.hook) :] == []) or event == "SessionStart"
+
+
+def test_a_resumed_conversation_is_named_to_the_cli():
+    argv = cao._claude_argv(launch(resume="ID"))
+    assert argv[:2] == ["--resume", "ID"]
+    assert "--session-id" not in argv
+    argv = cao._codex_argv(launch(resume="ID", prompt="go"))
+    assert (argv[0], argv[-3:]) == ("resume", ["ID", "--", "go"])

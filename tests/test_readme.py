@@ -1,0 +1,371 @@
+"""The README is true: its tables are the program's, its commands run, its demo is as shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CAO, PINNED, ROOT
+
+import cao
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCE = (ROOT / "cao.py").read_text(encoding="utf-8")
+SCREEN_LINES, SCREEN_COLUMNS = 40, 80
+
+
+def section(title: str) -> str:
+    """Return what stands under a heading, up to the next of its level or above."""
+    match = re.search(rf"^(#+) {re.escape(title)}\n", TEXT, re.M)
+    assert match, f"there is no heading {title!r}"
+    rest = TEXT[match.end() :]
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", re.sub(r"(?ms)^```.*?^```$", blank, rest), re.M)
+    return rest[: end.start()] if end else rest
+
+
+def blank(match: re.Match) -> str:
+    """Return as many characters without a heading: a comment in a code block is none."""
+    return re.sub(r"[^\n]", " ", match[0])
+
+
+def table(title: str, number: int = 0) -> list[list[str]]:
+    """Return the cells of a table under a heading, without its head."""
+    found = re.findall(r"(?:^\|.*\|\n)+", section(title), re.M)[number]
+    rows = [line.strip("|").split("|") for line in found.splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def coded(text: str) -> list[str]:
+    """Return the words in text that are written as code."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def blocks(language: str, before: str = "") -> list[str]:
+    """Return the code blocks in a language; before: the line that must stand above."""
+    return re.findall(rf"^{before}```{language}\n(.*?)^```$", TEXT, re.M | re.S)
+
+
+PROFILES = [text for text in blocks("markdown") if text.startswith("---")]
+COMMAND_PROFILE = next(text for text in PROFILES if "provider: command" in text)
+RUNNABLE = blocks("sh", "<!-- run -->\n")
+
+
+# ---- the first screen ----
+
+
+def test_the_first_screen_has_all_to_begin_with():
+    lines = TEXT.splitlines()
+    first = lines[:SCREEN_LINES]
+    assert [line for line in first if len(line) > SCREEN_COLUMNS] == []
+    assert next(n for n, line in enumerate(lines) if line.startswith("## ")) <= SCREEN_LINES
+    intro = TEXT[: TEXT.index("\n## ")]
+    for wanted in ("# cao\n", "3.9", "3.2", "cao.py demo", "uvx cao-mcp", "cao.py mcp", "◄─"):
+        assert wanted in intro
+
+
+def test_the_needs_are_those_of_the_program():
+    assert f"Python {minimum_python()}+" in TEXT
+    assert "tmux {}.{}+".format(*cao.TMUX_MINIMUM) in TEXT
+
+
+def minimum_python() -> str:
+    return re.search(r'requires-python = ">=(.+)"', (ROOT / "pyproject.toml").read_text())[1]
+
+
+def test_the_picture_has_the_boxes_of_the_source():
+    def boxed(text: str) -> list[str]:
+        inside = [cell.strip() for cell in re.findall(r"│([^│◄►┌┐└┘]+)│", text)]
+        return [cell for cell in inside if cell]
+
+    assert boxed(TEXT[: TEXT.index("\n## ")]) == boxed(cao.__doc__) != []
+
+
+# ---- the tables ----
+
+
+def commands() -> dict[str, tuple[str, set[str], bool]]:
+    """Return command -> (what it does, its options, does it take --json)."""
+    top, parsers = cao._command_line()
+    listing = next(action for action in top._actions if action.dest == "command")
+    words = {choice.dest: choice.help for choice in listing._choices_actions}
+    found = {}
+    for name, parser in parsers.items():
+        flags = {a.option_strings[-1] for a in parser._actions if a.option_strings}
+        found[name] = (words[name], flags - {"--help", "--json"}, "--json" in flags)
+    return found
+
+
+def test_the_commands_are_the_programs():
+    documented = {
+        coded(row[0])[0].split()[1]: (row[1], set(coded(row[2]))) for row in table("Commands")
+    }
+    assert documented == {name: known[:2] for name, known in commands().items()}
+
+
+def test_the_commands_without_json_are_named():
+    named = re.search(r"All take `--json`(.*?)\.", section("Commands"), re.S)[1]
+    assert set(coded(named)) == {name for name, known in commands().items() if not known[2]}
+
+
+def test_the_tools_and_their_arguments_are_the_programs():
+    documented = {}
+    for name, arguments, _ in table("The MCP tools"):
+        needed, _, free = arguments.partition("[")
+        documented[coded(name)[0]] = (coded(needed), coded(free))
+    assert documented == {
+        tool.name: (list(tool.required), [a for a in tool.arguments if a not in tool.required])
+        for tool in cao.TOOLS.values()
+    }
+
+
+def test_the_clients_are_those_of_config():
+    (named,) = re.findall(r"CLIENT is one of:\n(.*?)\. By hand", TEXT, re.S)
+    assert coded(named) == list(cao.CLIENTS)
+    assert f"for {len(cao.CLIENTS)} clients" in TEXT
+
+
+def test_the_protocol_versions_are_those_that_are_spoken():
+    (line,) = re.findall(r"Protocol versions (.*?) \(", section("The MCP tools"), re.S)
+    spoken = {*cao.LEGACY_VERSIONS, cao.MODERN_VERSION}
+    assert set(re.findall(r"\d{4}-\d\d-\d\d", line)) == spoken
+
+
+def test_the_clients_limits_are_those_of_the_program():
+    text = section("The MCP tools")
+    for seconds in {*cao.CALL_CEILINGS_S.values(), cao.CALL_CEILING_S}:
+        assert f"{seconds:.0f} s" in text
+    for characters in {*cao.ANSWER_CHARS_BY_CLIENT.values(), cao.ANSWER_CHARS}:
+        assert f"{characters:,}" in text
+
+
+def test_the_exit_codes_are_the_programs():
+    known = {value for name, value in vars(cao).items() if name.startswith("EXIT_")}
+    assert sorted(int(row[0]) for row in table("Exit codes")) == sorted(known)
+
+
+def test_the_environment_variables_are_those_that_are_read():
+    read = {name for name in re.findall(r"CAO_[A-Z_]+", SOURCE) if not name.startswith("CAO_TEST_")}
+    assert {coded(row[0])[0] for row in table("Environment")} == read
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CAO_CALL_CEILING_S", cao.CALL_CEILING_S),
+        ("CAO_MAX_SESSIONS", cao.MAX_SESSIONS),
+        ("CAO_MAX_WAITING", cao.MAX_WAITING),
+        ("CAO_IDLE_CLOSE_S", cao.IDLE_CLOSE_S),
+        ("CAO_INTERRUPTED_S", cao.INTERRUPTED_S),
+    ],
+)
+def test_a_default_is_the_programs(name, value):
+    rows = {coded(row[0])[0]: row[1] for row in table("Environment")}
+    assert float(rows[name]) == value
+
+
+def test_the_outcomes_are_the_programs():
+    assert [coded(row[0])[0] for row in table("Outcomes")] == list(cao.OUTCOMES)
+
+
+def test_each_reason_stands_in_the_source():
+    reasons = [word for row in table("Outcomes") for word in coded(row[2])]
+    reasons = [word for word in reasons if word not in ("retry_at", "exit_status")]
+    assert [word for word in reasons if f'"{word}"' not in SOURCE] == []
+
+
+def test_the_limits_are_the_programs():
+    text = section("Limits")
+    for limit in (
+        f"{cao.MAX_SESSIONS} live sessions",
+        f"go {cao.MAX_DEPTH} deep",
+        f"{cao.MAX_WAITING} messages wait",
+        f"{cao.MAX_MESSAGE_BYTES >> 20} MiB",
+    ):
+        assert limit in text
+    assert f"closes after {cao.IDLE_CLOSE_S / 60:.0f} minutes" in TEXT
+
+
+def test_what_goes_as_a_file_is_as_the_providers_rows_say():
+    text = section("How answers stay exact")
+    for row in cao.PROVIDERS.values():
+        assert f"over {row.typed_bytes:,} bytes" in text
+        assert not row.argv_bytes or f"up to {row.argv_bytes:,} bytes" in text
+    newlines, characters = cao.PROVIDERS["claude"].piece
+    assert f"pieces of {newlines + 1} lines, {characters} characters" in text
+
+
+def test_the_versions_of_the_clis_are_those_the_tests_run():
+    head = re.search(r"^\| \| (.*) \|$", section("What is exact with which CLI"), re.M)[1]
+    assert re.findall(r"\d+(?:\.\d+)+", head) == list(PINNED.values())
+    assert {name: row.proven for name, row in cao.PROVIDERS.items() if row.proven} == PINNED
+
+
+# ---- profiles ----
+
+
+def documented_keys() -> tuple[set[str], set[str]]:
+    """Return (keys that mean something, keys that are read but not used)."""
+    used = {key for row in table("Profiles") for key in coded(row[0])}
+    unused = re.search(r"Read but not used:(.*?)\.", section("Profiles"), re.S)[1]
+    return used, set(coded(unused))
+
+
+def test_the_profile_keys_are_those_the_program_knows():
+    used, unused = documented_keys()
+    assert used | unused == cao.PROFILE_KEYS
+    assert not used & unused
+    assert set(cao._UNUSED_KEYS) <= unused
+
+
+def test_the_keys_of_command_are_among_the_profile_keys():
+    keys = {
+        key
+        for row in table("Any interactive program: `provider: command`")
+        for key in coded(row[0])
+    }
+    assert keys == {"command", "ready", "busy", "asking", "answer"} <= cao.PROFILE_KEYS
+
+
+@pytest.mark.parametrize("text", PROFILES)
+def test_an_example_profile_parses_and_has_no_unknown_key(text):
+    profile = cao.parse_profile(text, "example", "README.md")
+    assert profile.unknown == ()
+    assert set(profile.settings) <= documented_keys()[0]
+    assert profile.provider in cao.PROVIDERS
+
+
+def test_the_permissions_are_mapped_as_said():
+    documented = {
+        coded(row[0])[0]: [coded(cell)[0] for cell in row[1:]] for row in table("Permissions")
+    }
+    assert documented == {
+        word: [f"--permission-mode {cao._CLAUDE_MODES[word]}", " ".join(cao._CODEX_MODES[word])]
+        for word in cao.PERMISSIONS
+    }
+
+
+def test_the_environment_of_a_worker_is_as_listed():
+    text = section("Environment of a worker")
+    (listed,) = re.findall(r"^```text\n(.*?)^```$", text, re.M | re.S)
+    assert listed.split() == cao.ENV_DEFAULT
+    more = re.findall(r"^- [^:]+: ((?:`[^`]+`\s+)+)", text, re.M)
+    assert [coded(names) for names in more] == [
+        list(row.env_pass) for row in cao.PROVIDERS.values() if row.env_pass
+    ]
+
+
+# ---- what runs ----
+
+
+@pytest.fixture
+def at_work(place):
+    """A place with `cao` on its PATH and the README's command profile in its directory."""
+    words = cao.quote_argv(CAO)
+    program = place.folder / "bin" / "cao"
+    program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    program.chmod(0o755)
+    folder = place.work / ".cao" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / "py.md").write_text(COMMAND_PROFILE)
+    return place
+
+
+def test_there_is_something_to_run():
+    assert len(RUNNABLE) >= 2
+    assert all("cao handoff" in block for block in RUNNABLE)
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("block", RUNNABLE)
+def test_the_commands_of_a_block_run_and_print_what_they_say(at_work, block):
+    script = re.sub(r"\s+# prints .*", "", block)
+    wanted = re.findall(r"# prints (.*)", block)
+    done = subprocess.run(
+        ["sh", "-eu"], check=False, input=script, cwd=at_work.work, env=at_work.env,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    at = 0
+    for words in wanted:
+        at = done.stdout.find(words, at)
+        assert at >= 0, (
+            f"{words!r} is not printed, or not in this order\n{done.stdout}\n{done.stderr}"
+        )
+        at += len(words)
+
+
+@pytest.mark.tmux
+def test_a_sessions_folder_holds_what_the_page_says(place):
+    (listing,) = re.findall(r"^```text\n(sessions/.*?)^```$", section("Files"), re.M | re.S)
+    inner = {name.rstrip("/") for name in re.findall(r"^    (\S+)  ", listing, re.M)}
+    outer = {name.partition("/")[0] for name in re.findall(r"^(\S+)", listing, re.M)}
+    place.ok("handoff", "demo", "demo: say seen")
+    (name,) = place.live()
+    place.ok("stop", name)
+    assert set(os.listdir(place.home / "sessions" / name)) == inner
+    assert set(os.listdir(place.home)) <= outer
+
+
+# ---- the captured demo ----
+
+
+def normalised(text: str, home: str) -> list[str]:
+    """Return the lines of a demo without what varies: times, sizes, names, the home."""
+    names: dict[str, str] = {}
+
+    def anonymous(match: re.Match) -> str:
+        return names.setdefault(match[0], "demo-NAME")
+
+    text = text.replace(home, "~/.local/state/cao")
+    text = re.sub(r"\bdemo-[2-9a-z]{4}\b", anonymous, text)
+    text = re.sub(r"(NAME)\.[2-9a-z]{4}\b", r"\1.TASK", text)
+    text = re.sub(r"^ *\d+\.\d s", "N s", text, flags=re.M)
+    return re.sub(r"\d+ bytes", "N bytes", text).strip().splitlines()
+
+
+STATE = re.compile(r"N s +demo-NAME is \w+$")
+
+
+@pytest.mark.tmux
+def test_the_demo_shown_is_the_demo(place):
+    (shown,) = [text for text in blocks("text") if "you hand a task" in text]
+    told = normalised(shown, "~/.local/state/cao")
+    seen = normalised(place.ok("demo", timeout_s=120), str(place.home))
+
+    # Which states are caught, and in which order, is a matter of time; and the workers'
+    # lines in the answer are in the order of their names, which are random.
+    def steady(lines: list[str]) -> list[str]:
+        spoken = [line for line in lines if not STATE.match(line)]
+        answer = [line for line in spoken if line.startswith("    ")]
+        return [line for line in spoken if line not in answer] + sorted(answer)
+
+    assert steady(seen) == steady(told)
+    assert {line for line in seen if STATE.match(line)} <= {
+        line for line in told if STATE.match(line)
+    }
+
+
+# ---- the page itself ----
+
+
+def test_every_inner_link_has_its_heading():
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", blank, TEXT), re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+    assert [link for link in re.findall(r"\]\(#([^)]+)\)", TEXT) if link not in anchors] == []
+
+
+def test_every_file_that_is_named_is_there():
+    named = re.findall(r"`(?:python3 )?((?:tests|\.ci)/[\w./]+)`", TEXT)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_no_path_of_a_machine_stands_in_it():
+    assert [
+        line for line in TEXT.splitlines() if re.search(r"/(root|home|Users|work)/", line)
+    ] == []
+    assert str(Path(sys.prefix)) not in TEXT
