@@ -77,7 +77,7 @@ CALL_CEILINGS_S = {  # by clientInfo.name, measured or documented defaults less 
     "claude-code": 110.0,  # moved to the background after 120 s
     "codex-mcp-client": 280.0,  # 300 s
     "gemini-cli-mcp-client": 570.0,  # 600 s
-    "qwen-code-mcp-client": 570.0,
+    "qwen-cli-mcp-client-cao": 570.0,
 }
 TOOL_TIMEOUT_S = 86400  # what we set for the tool calls of agents we launch ourselves
 ANSWER_CHARS = 32_000  # the most of an answer in a tool's text; the file has all of it
@@ -301,6 +301,7 @@ def strip_controls(text: str) -> str:
 
     Nothing that is typed may leave bracketed paste, so ESC and the C1 controls go too.
     """
+    text = text.encode(errors="replace").decode()  # a lone surrogate is no text
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
@@ -1623,6 +1624,22 @@ def _listdir(path: str) -> list[str]:
         return []
 
 
+def written_at(path: str) -> float:
+    """Return when a file was last written, 0 where there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def file_size(path: str) -> int:
+    """Return a file's size, 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
 def result_message_id(result: Result) -> str:
     """Return the id of the message that tells of a result: always the same, sorts by time."""
     return f"{int(result.ended_at * 1e9):020d}-{result.task}"
@@ -2678,7 +2695,7 @@ class Orchestrator(Launcher):
         on_wake(wake)
         until = time.monotonic() + timeout_s
         try:
-            sessions = {self._task_session(task) for task in tasks}
+            sessions = {self.task_session(task) for task in tasks}
             for name in sessions:
                 wake.listen(name)
                 self.watch(name, wake_safely(wake))
@@ -2709,7 +2726,8 @@ class Orchestrator(Launcher):
                 fd = self.store.lock(path, wait=True, shared=True)
                 os.close(fd) if fd is not None else None
 
-    def _task_session(self, task: str) -> str:
+    def task_session(self, task: str) -> str:
+        """Return the session of a task. Raises NotFoundError where there is no such task."""
         name = self.store.session_of(task)
         if not self.store.load(name) or not (
             self.store.load_result(task) or self._has_task(name, task)
@@ -2718,6 +2736,20 @@ class Orchestrator(Launcher):
                 f"there is no task {task}", "cao ls --all shows the sessions and tasks"
             )
         return name
+
+    def tasks_given(self) -> list[str]:
+        """Return the tasks out whose message is there; what was killed between the note and
+        the message is forgotten after a while."""
+        given = []
+        for task in self.store.tasks_out(self.caller.name) if self.caller.name else ():
+            try:
+                self.task_session(task)
+                given.append(task)
+            except CaoError:  # or it is in the making, by a call beside this one
+                note = f"{self.store.folder(self.caller.name)}/out/{task}"
+                if time.time() - written_at(note) > STARTING_S:
+                    _unlink(note)
+        return given
 
     def _has_task(self, name: str, task: str) -> bool:
         inbox = f"{self.store.folder(name)}/inbox"
@@ -2729,12 +2761,12 @@ class Orchestrator(Launcher):
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
     ) -> Waited:
         """Look once at everything a wait may end with, and claim what is found."""
-        results = {task: result for task in tasks if (result := self._claim_result(task))}
+        results = {task: result for task in tasks if (result := self.claim_result(task))}
         messages = []
         below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
         for message in self.store.waiting(self.caller.name):
             if message.kind == "result" and any_mail and message.task not in results:
-                result = self._claim_result(message.task)
+                result = self.claim_result(message.task)
                 if result:
                     results[message.task] = result
             elif message.kind in ("message", "notice") and (
@@ -2757,7 +2789,7 @@ class Orchestrator(Launcher):
                 )
         return Waited(tuple(results.values()), tuple(messages), tuple(asking), running)
 
-    def _claim_result(self, task: str) -> Result | None:
+    def claim_result(self, task: str) -> Result | None:
         """Return a task's result if it is ours to give: claimed here, or told before."""
         result = self.store.load_result(task)
         if not result:
@@ -4042,22 +4074,6 @@ def question_id(text: str, options: Sequence[Option]) -> str:
     return f"q{zlib.crc32(repr((text, tuple(map(tuple, options)))).encode()):08x}"
 
 
-def written_at(path: str) -> float:
-    """Return when a file was last written, 0 where there is none."""
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
-def file_size(path: str) -> int:
-    """Return a file's size, 0 where there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
 def tmux_variables() -> dict[str, str]:
     """Return what tmux says of this pane to the programs in it."""
     return {k: os.environ[k] for k in ("TERM", "TMUX", "TMUX_PANE", "COLORTERM") if k in os.environ}
@@ -4173,7 +4189,7 @@ def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
         if kind == "array" and not wrong:
             wrong = not all(isinstance(item, str) for item in value)
         if wrong:
-            raise UsageError(f"{tool.name}: {name!r} must be a {kind}, got {value!r:.60}",
+            raise UsageError(f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}",
                              schema["description"])  # fmt: skip
         if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
             raise UsageError(
@@ -4280,7 +4296,9 @@ def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
-    tasks = list(given.get("tasks") or call.boss.store.tasks_out(call.boss.caller.name))
+    if not given.get("tasks") and not call.boss.caller.name:
+        return view_waited(call, Waited())  # no folder yet: nothing can be on its way
+    tasks = list(given.get("tasks") or call.boss.tasks_given())
     limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
     found = call.boss.await_tasks(
         tasks, limit, want_all=bool(given.get("all")), any_mail=not given.get("tasks"),
@@ -4490,10 +4508,11 @@ class McpServer:
         self.client: dict[str, Any] = {}
         self.boss: Orchestrator | None = None
         self.opening = threading.Lock()
+        self.signals: list[int] = []
         self.lock: int | None = None
         self.running: dict[tuple[str, Any], Running] = {}
         self.told: set[str] = set()
-        self.left: list[str] = []  # tasks of cancelled calls the client must hear of
+        self.unsaid: list[str] = []  # of cancelled calls: what they claimed, what still runs
 
     # ---- lines ----
 
@@ -4502,6 +4521,7 @@ class McpServer:
         buffer = bytearray()
         while True:
             try:
+                select.select([self.fd_in, *self.signals], [], [])
                 chunk = os.read(self.fd_in, 1 << 16)
             except InterruptedError:
                 continue
@@ -4552,20 +4572,25 @@ class McpServer:
         if isinstance(message, list) and message and self.version == "2025-03-26":
             self.receive_batch(message)
         else:
-            self.handle(message, self.send)
+            self.handle(message, lambda answer: None if answer is None else self.send(answer))
 
     def receive_batch(self, messages: list[Any]) -> None:
         """Answer a batch with one array (2025-03-26, basic: Batching)."""
-        expected = sum(not isinstance(m, dict) or ("id" in m and "method" in m) for m in messages)
+        expected = sum(map(_is_owed_an_answer, messages))
         answers: list[Any] = []
 
         def collect(answer: Any) -> None:
             answers.append(answer)
-            if len(answers) == expected:
-                self.send(answers)
+            said = [one for one in answers if one is not None]
+            if len(answers) == expected and said:
+                self.send(said)
 
         for message in messages:
-            if isinstance(message, dict) and message.get("method") == "initialize":
+            if (
+                isinstance(message, dict)
+                and message.get("method") == "initialize"
+                and "id" in message
+            ):
                 collect(_error(message.get("id"), -32600, "initialize must not be in a batch"))
             else:
                 self.handle(message, collect)
@@ -4593,6 +4618,8 @@ class McpServer:
             self.dispatch(key, method, params, reply)
         except RpcError as error:
             reply(_error(key, error.code, str(error), error.data))
+        except CaoError as error:
+            reply(_error(key, -32603, str(error)))
 
     # ---- methods ----
 
@@ -4630,6 +4657,8 @@ class McpServer:
     def check_modern(self, meta: dict[str, Any]) -> None:
         """Check what 2026-07-28 wants with every request (basic: Requests)."""
         version = meta[_META + "protocolVersion"]
+        if not isinstance(version, str):
+            raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
         if version != MODERN_VERSION:
             supported = [MODERN_VERSION, *LEGACY_VERSIONS]
             raise RpcError(-32022, f"version {version!r} is not supported",
@@ -4730,9 +4759,11 @@ class McpServer:
         if not isinstance(task, str):
             raise RpcError(-32602, "taskId must be a string")
         try:
-            found = boss.await_tasks([task], 0, told={"*"})
+            boss.task_session(task)
+            result = boss.claim_result(task)
         except CaoError as error:
             raise RpcError(-32602, str(error)) from None
+        found = Waited((result,) if result else (), (), (), ())
         if not found.results:
             return self.view_task(task)
         call = self.make_call(boss, Running(set(), []), None)
@@ -4785,10 +4816,13 @@ class McpServer:
                 result = self.run_tool(*call, handle)
             finally:
                 self.running.pop((type(key).__name__, key), None)
-            if "cancelled" not in running.flags:
-                reply(
-                    {"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result}
-                )
+            if "cancelled" in running.flags:
+                data = result.get("structuredContent") or {}
+                if any(data.get(part) for part in ("results", "messages", "asking")):
+                    self.unsaid.append(result["content"][0]["text"])
+                reply(None)  # a batch counts it
+                return
+            reply({"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result})
 
         threading.Thread(target=work, daemon=True).start()
 
@@ -4802,8 +4836,12 @@ class McpServer:
             boss = self.open(tool.delegates)
             done = tool.call(self.make_call(boss, running, token), arguments)
             text, data, wrong = done.text, done.data, False
-            if "cancelled" in running.flags:
-                self.left += done.left_running
+            if "cancelled" in running.flags and done.left_running:
+                names = ", ".join(done.left_running)
+                self.unsaid.append(
+                    f"Still running after the call you cancelled: {names} (wait gets the result,"
+                    " stop_session ends the session)."
+                )
         except CaoError as error:
             text, data, wrong = str(error), None, True
         except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
@@ -4811,10 +4849,10 @@ class McpServer:
 
             traceback.print_exc()
             text, data, wrong = f"cao failed: {error!r}\ntry: cao doctor", None, True
-        if self.left and "cancelled" not in running.flags:
-            names, self.left = ", ".join(self.left), []
-            text = (f"Still running after the call you cancelled: {names} (wait gets the result,"
-                    f" stop_session ends the session).\n\n{text}")  # fmt: skip
+        if self.unsaid and "cancelled" not in running.flags:
+            said, self.unsaid = "\n\n".join(self.unsaid), []
+            text = f"{said}\n\n{text}"
+            data = {"earlier": said, **data} if data is not None else None
         return {**_tool_result(Answer(text, data)), **({"isError": True} if wrong else {})}
 
     def make_call(self, boss: Orchestrator, running: Running, token: Any) -> Call:
@@ -4891,6 +4929,15 @@ def _tool_result(answer: Answer) -> dict[str, Any]:
     """Return an answer as the result of tools/call."""
     data = {"structuredContent": answer.data} if answer.data is not None else {}
     return {"content": [{"type": "text", "text": answer.text}], **data}
+
+
+def _is_owed_an_answer(message: Any) -> bool:
+    """Tell whether handle answers a message of a batch."""
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        return True
+    if "method" in message:
+        return "id" in message
+    return "result" not in message and "error" not in message
 
 
 def _refuse_constant(word: str) -> NoReturn:
@@ -5478,6 +5525,11 @@ def cmd_mcp() -> int:
         server.close()
         os._exit(0)
 
+    # Without it a signal between Python's last look and the read() would wait for input.
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes)
+    server.signals.append(woken)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, leave)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -5585,7 +5637,7 @@ def cmd_send(ask: Ask) -> int:
 
 
 def cmd_wait(ask: Ask) -> int:
-    tasks = ask.args.tasks or ask.store.tasks_out(ask.boss.caller.name)
+    tasks = ask.args.tasks or ask.boss.tasks_given()
     limit = parse_seconds(ask.args.timeout)
     return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=ask.args.all or not ask.args.tasks,
                                              any_mail=not ask.args.tasks))  # fmt: skip
@@ -5771,6 +5823,13 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
         sub.add_argument("--keep", action="store_true", help="do not close it when idle")
         sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
         sub.add_argument("--permissions", choices=PERMISSIONS, help="instead of the profile's")
+    _other_commands(add)
+    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
+    return top, commands.choices
+
+
+def _other_commands(add: Callable[..., Any]) -> None:
+    """Add the commands that talk, look, explain and set up."""
     sub = add("send", cmd_send, "send a message to a session, or to `supervisor`")
     sub.add_argument("target")
     sub.add_argument("task", nargs="?", metavar="message", help="- or nothing: from stdin")
@@ -5799,13 +5858,11 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     sub.add_argument("--cwd", metavar="DIR")
     sub.add_argument("--permissions", choices=PERMISSIONS)
     sub.add_argument("--detach", action="store_true", help="do not attach")
-    _other_commands(add)
-    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
-    return top, commands.choices
+    _explaining_commands(add)
 
 
-def _other_commands(add: Callable[..., Any]) -> None:
-    """Add the commands that look, explain and set up."""
+def _explaining_commands(add: Callable[..., Any]) -> None:
+    """Add the commands that explain and set up."""
     sub = add("why", cmd_why, "show the evidence for a session's state")
     sub.add_argument("session")
     sub = add("logs", cmd_logs, "print what happened, of one session or of all")

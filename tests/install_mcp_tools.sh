@@ -42,5 +42,5 @@ environment() {
     "$folder/bin/python" -m pip install -q --disable-pip-version-check "$@"
 }
 
-environment python-v2 mcp==2.3.0 jsonschema==4.26.0
+environment python-v2 mcp==2.3.0
 environment python-v1 mcp==1.30.0

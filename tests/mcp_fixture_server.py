@@ -174,12 +174,8 @@ class FixtureServer(cao.McpServer):
         super().__init__(*args)
         self.asked, self.count = {}, 0
         cao.PROGRESS_S = 0.01  # the engine's own progress, faster
-        plain = [
-            "confirm_delete",
-            "test_missing_capability",
-            "test_streaming_elicitation",
-            "test_logging_tool",
-        ]
+        plain = ["test_missing_capability", "test_streaming_elicitation", "test_logging_tool"]
+        plain.append("confirm_delete")
         calls = {
             **{name: lambda *_: cao.Answer("done", None) for name in (*plain, *CONTENT, *ROUNDS)},
             **{name: self.elicits(name) for name in FORMS},

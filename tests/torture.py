@@ -636,8 +636,9 @@ def torture_faults(ground: Ground, options) -> None:
 # ---- D. Files ----
 
 
-def fork_with_fault(home: str, at: int, mode: str, act) -> tuple[int, str]:
-    """Do act() in a child with a fault; return its exit status and where the fault came.
+def fork_with_fault(home: str, at: int, mode: str, act) -> tuple[int, str, int]:
+    """Do act() in a child with a fault; return its exit status, where the fault came, and
+    how many changes there were where it did not come.
 
     0: all went well, the fault was not reached; 137: killed; 3: it said what failed.
     """
@@ -647,8 +648,11 @@ def fork_with_fault(home: str, at: int, mode: str, act) -> tuple[int, str]:
     if not pid:
         status = 70
         try:
-            faults.Faults(home, at, mode, marker).arm()
+            fault = faults.Faults(home, at, mode, marker)
+            fault.arm()
             act()
+            fault.disarm()
+            Path(f"{home}/fault.count").write_text(str(fault.count))
             status = 0
         except (OSError, cao.CaoError):
             status = 3
@@ -658,7 +662,8 @@ def fork_with_fault(home: str, at: int, mode: str, act) -> tuple[int, str]:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     where = Path(marker).read_text().replace(home, "") if os.path.exists(marker) else ""
-    return status, where
+    count = 0 if where else int(Path(f"{home}/fault.count").read_text())
+    return status, where, count
 
 
 def walk_through(store: cao.Store, letters: str) -> None:
@@ -686,7 +691,7 @@ def torture_store(ground: Ground, at: int, mode: str) -> bool:
     for name in ("boss-2222", "worker-2222"):
         os.mkdir(store.folder(name))
         store.create(cao.Session(name, "client"))
-    status, where = fork_with_fault(home, at, mode, lambda: walk_through(store, "aaaa"))
+    status, where, _ = fork_with_fault(home, at, mode, lambda: walk_through(store, "aaaa"))
     label = f"store: {mode} at {at} ({where})"
     if status not in (0, {"kill": 137, "fail": 3}[mode]):
         ground.fail(f"{label}: exit status {status}")
@@ -707,8 +712,11 @@ def torture_store(ground: Ground, at: int, mode: str) -> bool:
     return bool(where)
 
 
-def torture_assign(ground: Ground, at: int, mode: str) -> bool:
-    """Assign with a fault, then again with the same request_id: one task, one result."""
+def torture_assign(ground: Ground, at: int, mode: str) -> int:
+    """Assign with a fault, then again with the same request_id: one task, one result.
+
+    Returns how many changes of a file an assign makes, where the fault did not come.
+    """
     name, text = f"asker-{mode}-{at}", f"demo: say {mode} {at}"
     cao.make_client(ground.store, name)
     options = cao.TaskOptions(request_id="once")
@@ -717,7 +725,7 @@ def torture_assign(ground: Ground, at: int, mode: str) -> bool:
         store = cao.Store(ground.store.home)
         return cao.Orchestrator(store, cao.Caller(name)).assign("demo", text, options)
 
-    status, where = fork_with_fault(str(ground.home), at, mode, assign)
+    status, where, count = fork_with_fault(str(ground.home), at, mode, assign)
     label = f"assign: {mode} at {at} ({where})"
     if status not in (0, {"kill": 137, "fail": 3}[mode]):
         ground.fail(f"{label}: exit status {status}")
@@ -739,7 +747,7 @@ def torture_assign(ground: Ground, at: int, mode: str) -> bool:
         ground.fail(f"{label}: the same request was worked on {len(taken)} times")
     for session in {p.parents[1].name for p in taken}:
         boss.end(session)
-    return bool(where)
+    return count
 
 
 def torture_files(ground: Ground, options) -> None:
@@ -750,11 +758,11 @@ def torture_files(ground: Ground, options) -> None:
         at = 1
         while torture_store(ground, at, mode):
             at += 1
-        at = options.first_fault
-        while torture_assign(ground, at, mode):
-            at += options.files
+        count = torture_assign(ground, 0, mode)
+        for at in range(count - 2, 0, -options.files):
+            torture_assign(ground, at, mode)
             options.check_time()
-        ground.tally[f"assign: {mode}, changes"] = at
+        ground.tally[f"assign: {mode}, changes"] = count
     ground.clear()
 
 
