@@ -797,7 +797,7 @@ _CLAUDE_MODES = {
 def _claude_files(launch: Launch) -> dict[str, str]:
     settings: dict[str, Any] = {"hooks": {}}
     for event in _CLAUDE_HOOKS:
-        # It connects MCP servers beside the first turn, which waits for this hook: so for our tools.
+        # It connects MCP servers beside the first turn, but waits for this hook.
         more = ("await-tools",) if event == "SessionStart" else ()
         hook = {"type": "command", "command": quote_argv((*launch.hook, *more)), "timeout": 30}
         settings["hooks"][event] = [{"hooks": [hook]}]
@@ -918,8 +918,10 @@ def retry_time(text: str) -> str:
     """Return when a limit lifts in the CLI's own words ("3pm", "in 2 hours"), or ""."""
     match = re.search(
         r"(?:resets?|try again|retry|available)\s+(?:again\s+)?"
-        r"((?:at |in )?(?:(?!\.(?!\d))[^;·|\n])*\d(?:(?!\.(?!\d))[^;·|\n])*)", text, re.I,
-    )  # fmt: skip
+        r"((?:at |in )?(?:(?!\.(?!\d))[^;·|\n])*\d(?:(?!\.(?!\d))[^;·|\n])*)",
+        text,
+        re.I,
+    )
     return match[1].strip() if match else ""
 
 
@@ -1329,8 +1331,10 @@ def find_program(name: str, path: str | None = None) -> str:
         found = os.path.join(place, name)
         if os.access(found, os.X_OK) and os.path.isfile(found):
             return found
-    raise CaoError(f"{name} is not installed: looked in {', '.join(places)}",
-                   f"install {name}, or start cao with its folder on PATH")  # fmt: skip
+    raise CaoError(
+        f"{name} is not installed: looked in {', '.join(places)}",
+        f"install {name}, or start cao with its folder on PATH",
+    )
 
 
 def start_mark(pid: int) -> str:
@@ -1647,8 +1651,10 @@ def result_message_id(result: Result) -> str:
 
 def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
-    return json.dumps(record._asdict() if hasattr(record, "_asdict") else record,
-                      ensure_ascii=False) + "\n"  # fmt: skip
+    return (
+        json.dumps(record._asdict() if hasattr(record, "_asdict") else record, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def _tuples(value: Any) -> Any:
@@ -1673,14 +1679,20 @@ class Store:
             os.makedirs(self.home, 0o700, exist_ok=True)
             facts = os.stat(self.home)
         except OSError as error:
-            raise CaoError(f"the runtime directory {self.home} cannot be made: {error.strerror}",
-                           "set CAO_HOME to a folder of yours") from error  # fmt: skip
+            raise CaoError(
+                f"the runtime directory {self.home} cannot be made: {error.strerror}",
+                "set CAO_HOME to a folder of yours",
+            ) from error
         if facts.st_uid != os.getuid():
-            raise CaoError(f"the runtime directory {self.home} belongs to another user",
-                           "set CAO_HOME to a folder of yours")  # fmt: skip
+            raise CaoError(
+                f"the runtime directory {self.home} belongs to another user",
+                "set CAO_HOME to a folder of yours",
+            )
         if facts.st_mode & 0o022:
-            raise CaoError(f"the runtime directory {self.home} can be written by others",
-                           f"chmod 700 {self.home}")  # fmt: skip
+            raise CaoError(
+                f"the runtime directory {self.home} can be written by others",
+                f"chmod 700 {self.home}",
+            )
         for name in ("sessions", "live", "wake", "lib"):
             os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
 
@@ -1819,8 +1831,11 @@ class Store:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
         line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
         try:
-            fd = os.open(f"{self.folder(name)}/log.jsonl",
-                         os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)  # fmt: skip
+            fd = os.open(
+                f"{self.folder(name)}/log.jsonl",
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+                0o600,
+            )
         except FileNotFoundError:
             return  # the session was cleaned away under us
         try:
@@ -1886,11 +1901,19 @@ class Store:
         inbox = f"{self.folder(message.to)}/inbox"
         most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
         if message.kind in ("task", "message") and len(_listdir(f"{inbox}/new")) >= most:
-            raise CaoError(f"{message.to} has {most} messages waiting already",
-                           "wait until it has read some, or give the work to another")  # fmt: skip
+            raise CaoError(
+                f"{message.to} has {most} messages waiting already",
+                "wait until it has read some, or give the work to another",
+            )
         self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
-        self.log(message.to, "queued", message=message.id, kind=message.kind, sender=message.sender,
-                 bytes=len(message.text.encode(errors="surrogatepass")))  # fmt: skip
+        self.log(
+            message.to,
+            "queued",
+            message=message.id,
+            kind=message.kind,
+            sender=message.sender,
+            bytes=len(message.text.encode(errors="surrogatepass")),
+        )
         self.poke(message.to)
 
     def put_once(self, message: Message) -> None:
@@ -1984,8 +2007,15 @@ class Store:
 
     def tell_owner(self, result: Result, owner: str) -> None:
         """Put the result message into the owner's inbox, once."""
-        note = Message(result_message_id(result), "result", result.session, owner, "",
-                       result.ended_at, result.task)  # fmt: skip
+        note = Message(
+            result_message_id(result),
+            "result",
+            result.session,
+            owner,
+            "",
+            result.ended_at,
+            result.task,
+        )
         if self.load(owner):
             self.put_once(note)
         try:
@@ -1995,6 +2025,12 @@ class Store:
         except FileNotFoundError:
             pass  # the owner was cleaned away, or the task is filed already
         self.poke_up(result.session)
+
+    def sent_at(self, task: str) -> float:
+        """Return when a task was given (its message's id begins with it), 0 if unknown."""
+        inbox = f"{self.folder(self.session_of(task))}/inbox"
+        entries = (e for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}"))
+        return next((int(e[:20]) / 1e9 for e in entries if e.endswith(f"-{task}")), 0.0)
 
     def results(self, name: str) -> list[str]:
         """Return the tasks of a session that have a result."""
@@ -2246,12 +2282,17 @@ class Sessions:
         keys = ("question", "task", "last_line", "conversation", "held_back", "why", "exit_status")
         more = {key: state[key] for key in keys if state.get(key)}
         return {
-            "session": name, "kind": session.kind, "state": state.get("state") or "unknown",
+            "session": name,
+            "kind": session.kind,
+            "state": state.get("state") or "unknown",
             "for_s": round(time.time() - (state.get("since") or session.launched_at), 1),
-            "profile": session.profile, "provider": session.provider,
-            "supervisor": session.supervisor, "cwd": session.cwd,
-            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")), **more,
-        }  # fmt: skip
+            "profile": session.profile,
+            "provider": session.provider,
+            "supervisor": session.supervisor,
+            "cwd": session.cwd,
+            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")),
+            **more,
+        }
 
     # ---- the dead ----
 
@@ -2298,26 +2339,50 @@ class Sessions:
             detail = f"the process that looked after the session is gone. {words}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
-            self.store.save_state(name, {**state, "state": "ended", "since": time.time(),
-                                         "why": "lost", "question": None, "task": ""})  # fmt: skip
+            self.store.save_state(
+                name,
+                {
+                    **state,
+                    "state": "ended",
+                    "since": time.time(),
+                    "why": "lost",
+                    "question": None,
+                    "task": "",
+                },
+            )
             self.store.set_live(name, False)
         finally:
             os.close(lock)
         self.store.poke_up(name)
 
-    def answer_all(self, name: str, state: dict[str, Any], outcome: str, reason: str, detail: str,
-                   base: Result | None = None) -> None:  # fmt: skip
+    def answer_all(
+        self,
+        name: str,
+        state: dict[str, Any],
+        outcome: str,
+        reason: str,
+        detail: str,
+        base: Result | None = None,
+    ) -> None:
         """Give every unfinished task of a session its result, and report its messages."""
         waiting = self.store.waiting(name)
-        held = [m for key in ("task_message", "delivering") if state.get(key)
-                and (m := self.store.taken(name, state[key])) is not None]  # fmt: skip
+        held = [
+            m
+            for key in ("task_message", "delivering")
+            if state.get(key) and (m := self.store.taken(name, state[key])) is not None
+        ]
         for message in {m.id: m for m in (*held, *waiting)}.values():
             if message.kind == "task":
                 started = message.id == state.get("task_message")
                 result = (base or Result("", name, outcome))._replace(
-                    task=message.task, session=name, outcome=outcome, reason=reason, detail=detail,
-                    seconds=time.time() - message.sent_at, ended_at=time.time(),
-                )  # fmt: skip
+                    task=message.task,
+                    session=name,
+                    outcome=outcome,
+                    reason=reason,
+                    detail=detail,
+                    seconds=time.time() - message.sent_at,
+                    ended_at=time.time(),
+                )
                 self.store.save_result(
                     result if started else result._replace(answer="", turns=()), message.sender
                 )
@@ -2351,8 +2416,13 @@ class Sessions:
             self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
             self.bury(name)
 
-    def control(self, name: str, order: dict[str, Any], done: Callable[[dict[str, Any]], bool],
-                wait_s: float) -> dict[str, Any]:  # fmt: skip
+    def control(
+        self,
+        name: str,
+        order: dict[str, Any],
+        done: Callable[[dict[str, Any]], bool],
+        wait_s: float,
+    ) -> dict[str, Any]:
         """Give a runner an order by its events/ and wait until its state says done."""
         wake = Wake(self.store)
         try:
@@ -2419,11 +2489,20 @@ class Launcher(Sessions):
             name = self.store.new_folder(render_slug(profile.name) or "agent")
             keep = profile.keep if options.keep is None else options.keep
             session = Session(
-                name, "agent", profile.name, profile.provider, cwd,
-                "" if top else self.caller.name, depth, time.time(), keep or top, profile.approve,
+                name,
+                "agent",
+                profile.name,
+                profile.provider,
+                cwd,
+                "" if top else self.caller.name,
+                depth,
+                time.time(),
+                keep or top,
+                profile.approve,
                 seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
-                seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S), new_uuid(),
-            )  # fmt: skip
+                seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
+                new_uuid(),
+            )
             try:
                 wanted = (
                     profile.settings.get("worktree")
@@ -2451,11 +2530,15 @@ class Launcher(Sessions):
         if len(alive) < most:
             return
         idle = [
-            (state["since"], name) for name, state in alive.items()
-            if state["state"] == "idle" and not state.get("task")
-            and (session := self.store.load(name)) and not session.keep
-            and not self.store.tasks_out(name) and not self.store.waiting(name)
-        ]  # fmt: skip
+            (state["since"], name)
+            for name, state in alive.items()
+            if state["state"] == "idle"
+            and not state.get("task")
+            and (session := self.store.load(name))
+            and not session.keep
+            and not self.store.tasks_out(name)
+            and not self.store.waiting(name)
+        ]
         if not idle:
             raise CaoError(
                 f"{len(alive)} sessions are at work, the most that may be ({most})",
@@ -2472,14 +2555,25 @@ class Launcher(Sessions):
         note = WORKER_NOTE if session.supervisor else SUPERVISOR_NOTE
         system = note.format(name=name, supervisor=session.supervisor)
         system = f"{profile.prompt}\n\n{system}" if profile.prompt else system
-        mcp_env = {"CAO_HOME": self.store.home, "CAO_SESSION": name,
-                   "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)}  # fmt: skip
+        mcp_env = {
+            "CAO_HOME": self.store.home,
+            "CAO_SESSION": name,
+            "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S),
+        }
         if os.environ.get("TMUX_TMPDIR"):
             mcp_env["TMUX_TMPDIR"] = os.environ["TMUX_TMPDIR"]
         launch = Launch(
-            name, f"{folder}/launch", session.cwd, profile, system, (*cao, "hook", folder),
-            (*cao, "mcp"), mcp_env, session.conversation, resume,
-        )  # fmt: skip
+            name,
+            f"{folder}/launch",
+            session.cwd,
+            profile,
+            system,
+            (*cao, "hook", folder),
+            (*cao, "mcp"),
+            mcp_env,
+            session.conversation,
+            resume,
+        )
         files = {"system.md": system, **provider.files(launch)}
         env = {**worker_environment(provider, profile.settings), **mcp_env}
         del env["CAO_CALL_CEILING_S"]
@@ -2489,8 +2583,9 @@ class Launcher(Sessions):
             self.store.write(self.store.launch_file(name, file), text)
         _unlink(self.store.launch_file(name, "tools-listed"))
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        self.tmux.new_session(name, session.cwd, {"CAO_HOME": self.store.home},
-                              [*cao, "run-session", name])  # fmt: skip
+        self.tmux.new_session(
+            name, session.cwd, {"CAO_HOME": self.store.home}, [*cao, "run-session", name]
+        )
 
     def forget(self, name: str) -> None:
         """Remove a session that never started."""
@@ -2514,7 +2609,7 @@ class Launcher(Sessions):
         conversation = str(state.get("conversation") or "")
         if not PROVIDERS[session.provider].resumes or not conversation:
             raise NotFoundError(
-                f"session {session.name} has ended ({state.get('why') or 'closed'}) and cannot go on",
+                f"session {session.name} has ended ({state.get('why') or 'closed'}) for good",
                 f"use the profile's name, {session.profile}, for a new session",
             )
         lock = self.store.lock(f"{self.store.home}/lock", wait=True)
@@ -2535,9 +2630,16 @@ class Launcher(Sessions):
     def _put_task(self, name: str, text: str, options: TaskOptions) -> str:
         task = f"{name}.{random_letters()}"
         message = Message(
-            f"{time.time_ns():020d}-{task}", "task", self.caller.name, name, text, time.time(),
-            task, options.timeout_s, options.check,
-        )  # fmt: skip
+            f"{time.time_ns():020d}-{task}",
+            "task",
+            self.caller.name,
+            name,
+            text,
+            time.time(),
+            task,
+            options.timeout_s,
+            options.check,
+        )
         self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
         try:
             self.store.put(message)
@@ -2730,7 +2832,7 @@ class Orchestrator(Launcher):
         """Return the session of a task. Raises NotFoundError where there is no such task."""
         name = self.store.session_of(task)
         if not self.store.load(name) or not (
-            self.store.load_result(task) or self._has_task(name, task)
+            self.store.load_result(task) or self.store.sent_at(task)
         ):
             raise NotFoundError(
                 f"there is no task {task}", "cao ls --all shows the sessions and tasks"
@@ -2751,12 +2853,6 @@ class Orchestrator(Launcher):
                     _unlink(note)
         return given
 
-    def _has_task(self, name: str, task: str) -> bool:
-        inbox = f"{self.store.folder(name)}/inbox"
-        return any(
-            e.endswith(f"-{task}") for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}")
-        )
-
     def _look(
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
     ) -> Waited:
@@ -2769,11 +2865,11 @@ class Orchestrator(Launcher):
                 result = self.claim_result(message.task)
                 if result:
                     results[message.task] = result
-            elif message.kind in ("message", "notice") and (
-                any_mail or message.sender in below or message.kind == "notice"
-            ):
-                if self.store.claim(self.caller.name, message.id):
-                    messages.append(message)
+                continue
+            ours = any_mail or message.sender in below or message.kind == "notice"
+            wanted = ours and message.kind in ("message", "notice")
+            if wanted and self.store.claim(self.caller.name, message.id):
+                messages.append(message)
         asking = []
         running = tuple(task for task in tasks if task not in results)
         at_work = {self.store.session_of(task) for task in running}
@@ -2823,13 +2919,23 @@ class Orchestrator(Launcher):
         if self.caller.worker and target not in self.known() | set(
             self.ancestors(self.caller.name)
         ):
-            raise UsageError(f"{target} is not your supervisor, sibling or worker",
-                             "list_sessions shows whom you may reach")  # fmt: skip
+            raise UsageError(
+                f"{target} is not your supervisor, sibling or worker",
+                "list_sessions shows whom you may reach",
+            )
         if session.kind == "agent" and self.state_of(target)["state"] == "ended":
-            raise NotFoundError(f"session {target} has ended; the message was not sent",
-                                "handoff or assign to it goes on with its conversation, if its CLI can")  # fmt: skip
-        message = Message(f"{time.time_ns():020d}-{random_letters()}", "message", self.caller.name,
-                          target, text, time.time())  # fmt: skip
+            raise NotFoundError(
+                f"session {target} has ended; the message was not sent",
+                "handoff or assign to it goes on with its conversation, if its CLI can",
+            )
+        message = Message(
+            f"{time.time_ns():020d}-{random_letters()}",
+            "message",
+            self.caller.name,
+            target,
+            text,
+            time.time(),
+        )
         self.store.put(message)
         self.store.poke(self.caller.name)
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
@@ -2888,8 +2994,12 @@ class Orchestrator(Launcher):
             history = f"-{lines - PANE_LINES}" if lines > PANE_LINES else ""
             screen = self.tmux.capture(pane, first=history)
         state = self.store.load_state(name)
-        return {**view, "screen": tail_lines(screen, lines), "evidence": state.get("evidence") or {},
-                "results": self.store.results(name)[-20:]}  # fmt: skip
+        return {
+            **view,
+            "screen": tail_lines(screen, lines),
+            "evidence": state.get("evidence") or {},
+            "results": self.store.results(name)[-20:],
+        }
 
     def answer(self, name: str, text: str) -> dict[str, Any]:
         """Answer what a session asks, if it still asks the same."""
@@ -2933,7 +3043,8 @@ class Orchestrator(Launcher):
         if question["kind"] != "question" and not (session and session.approve == "supervisor"):
             raise UsageError(
                 f"{name} asks for a permission, and that is a person's to give",
-                f"ask the person to run: cao answer {name} (or give the profile `approve: supervisor`)",
+                f"ask the person to run: cao answer {name} OPTION (or give the worker's profile"
+                " `approve: supervisor`)",
             )
 
     def stop_session(self, name: str, interrupt: bool) -> dict[str, Any]:
@@ -3024,13 +3135,16 @@ def add_worktree(store: Store, session: Session) -> Session:
     try:
         top = _git(session.cwd, "rev-parse", "--show-toplevel")
     except CaoError:
-        raise UsageError(f"{session.cwd} is not in a git repository, so it can have no worktree",
-                         "leave worktree out, or run git init") from None  # fmt: skip
+        raise UsageError(
+            f"{session.cwd} is not in a git repository, so it can have no worktree",
+            "leave worktree out, or run git init",
+        ) from None
     try:
         base = _git(top, "rev-parse", "HEAD")
     except CaoError:
-        raise UsageError(f"{top} has no commit yet, so it can have no worktree",
-                         "commit something first") from None  # fmt: skip
+        raise UsageError(
+            f"{top} has no commit yet, so it can have no worktree", "commit something first"
+        ) from None
     branch, path = f"cao/{session.name}", f"{store.home}/worktrees/{session.name}"
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(top, "worktree", "add", "-q", "-b", branch, path, base)
@@ -3108,8 +3222,10 @@ def render_result(result: Result) -> str:
     if result.check:
         parts.append(f"Check `{result.check['command']}` ended with {result.check['exit_status']}.")
     if result.worktree:
-        parts.append(f"Branch {result.worktree['branch']}: {result.worktree['diffstat'] or 'no change'}"
-                     f"{', with uncommitted changes' if result.worktree['dirty'] else ''}")  # fmt: skip
+        parts.append(
+            f"Branch {result.worktree['branch']}: {result.worktree['diffstat'] or 'no change'}"
+            f"{', with uncommitted changes' if result.worktree['dirty'] else ''}"
+        )
     return "\n".join(parts)
 
 
@@ -3137,8 +3253,9 @@ class Conversation:
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
         kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
-        profile = Profile(**{k: v for k, v in (kept.pop("profile", None) or {}).items()
-                             if k in Profile._fields})  # fmt: skip
+        profile = Profile(
+            **{k: v for k, v in (kept.pop("profile", None) or {}).items() if k in Profile._fields}
+        )
         self.launch = Launch(**{**kept, "profile": profile})
         self.row = PROVIDERS[session.provider]
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
@@ -3185,10 +3302,13 @@ class Conversation:
         if open_for and self.interrupted_at:
             shown = "asking"
             question = Question(
-                f"interrupted-{self.interrupted_at:.0f}", "interrupted",
+                f"interrupted-{self.interrupted_at:.0f}",
+                "interrupted",
                 "a person interrupted the turn; the task goes on when the person or a message"
-                " starts another, and ends after a while", (), self.interrupted_at,
-            )  # fmt: skip
+                " starts another, and ends after a while",
+                (),
+                self.interrupted_at,
+            )
         elif open_for:
             shown = "working"
         d = self.delivery
@@ -3253,8 +3373,9 @@ class Conversation:
 
     def _on_event(self, event: Event, at: float) -> None:
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
-        self.store.log(self.name, "event", kind=event.kind, source=event.source,
-                       reason=event.reason)  # fmt: skip
+        self.store.log(
+            self.name, "event", kind=event.kind, source=event.source, reason=event.reason
+        )
         self.conversation = event.conversation or self.conversation
         if event.transcript and event.transcript != self.transcript:
             self.transcript, self.offset = event.transcript, 0
@@ -3308,25 +3429,33 @@ class Conversation:
     def _end_turn(self, how: str, event: Event) -> None:
         """A turn ended: done, failed or interrupted. Decide what that means for the task."""
         if how == "done" and event.source.startswith("hook"):
-            # Claude Code 2.1.330 trims the answer in its hook; its transcript has it whole.
-            whole = self._transcript_event()
-            if whole and whole.kind == "ended" and whole.text.strip() == event.text.strip():
-                event = event._replace(text=whole.text)
+            event = self._whole_answer(event)
         self.ending = self.asked = self.question = None
         if self.delivery_open():
             self._taken("unknown: the CLI sent no prompt event")
         self.begun = True
         self._set_phase("idle", f"turn {how}")
-        self.store.log(self.name, "turn_ended", how=how, source=event.source, reason=event.reason,
-                       seconds=round(time.time() - self.turn_at, 2))  # fmt: skip
+        self.store.log(
+            self.name,
+            "turn_ended",
+            how=how,
+            source=event.source,
+            reason=event.reason,
+            seconds=round(time.time() - self.turn_at, 2),
+        )
         ordered, self.ordered = self.ordered, ""
         if not self.task:
             return
         if how == "failed":
             auth = event.reason == "auth"
             detail = f"{event.text}; try: {self.row.login}" if auth else event.text
-            self._end_task("failed", source=event.source, reason=event.reason or "api_error",
-                           detail=detail, retry_at=event.retry_at)  # fmt: skip
+            self._end_task(
+                "failed",
+                source=event.source,
+                reason=event.reason or "api_error",
+                detail=detail,
+                retry_at=event.retry_at,
+            )
             if auth:  # nothing it could do until a person has logged in
                 self._finish("failed", "auth", detail)
         elif how == "interrupted" and ordered:
@@ -3343,9 +3472,19 @@ class Conversation:
                 "done", answer=event.text, source=event.source, background=event.background
             )
 
+    def _whole_answer(self, event: Event) -> Event:
+        """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
+        the answer in its hook."""
+        whole = self._transcript_event()
+        if whole and whole.kind == "ended" and whole.text.strip() == event.text.strip():
+            return event._replace(text=whole.text)
+        return event
+
     def _supervisor_wrote(self) -> bool:
-        return any(m.kind == "message" and self.task and m.sender == self.task.sender
-                   for m in self.store.waiting(self.name))  # fmt: skip
+        return any(
+            m.kind == "message" and self.task and m.sender == self.task.sender
+            for m in self.store.waiting(self.name)
+        )
 
     def _end_task(self, outcome: str, **fields: Any) -> None:
         """Write the open task's one result and tell its owner."""
@@ -3370,15 +3509,30 @@ class Conversation:
         if outcome == "interrupted" and "source" not in fields:
             fields["source"] = str(self.evidence.get("interrupted") or "")
         result = Result(
-            task.task, self.name, outcome, turns=tuple(self.turns), exact=self.task_exact,
-            seconds=round(time.time() - task.sent_at, 3), bytes=len(answer.encode(errors="surrogatepass")),
-            notes=tuple(notes), ended_at=time.time(), exit_status=self.exit_status, **fields,
-        )  # fmt: skip
+            task.task,
+            self.name,
+            outcome,
+            turns=tuple(self.turns),
+            exact=self.task_exact,
+            seconds=round(time.time() - task.sent_at, 3),
+            bytes=len(answer.encode(errors="surrogatepass")),
+            notes=tuple(notes),
+            ended_at=time.time(),
+            exit_status=self.exit_status,
+            **fields,
+        )
         self.task = self.check = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self.store.save_result(result, task.sender)
-        self.store.log(self.name, "result", task=task.task, outcome=outcome, reason=result.reason,
-                       source=result.source, bytes=result.bytes)  # fmt: skip
+        self.store.log(
+            self.name,
+            "result",
+            task=task.task,
+            outcome=outcome,
+            reason=result.reason,
+            source=result.source,
+            bytes=result.bytes,
+        )
 
     def _start_check(self, event: Event) -> None:
         """Run the task's acceptance check in the worker's directory, beside this loop."""
@@ -3414,8 +3568,13 @@ class Conversation:
                 "done", answer=event.text, source=event.source, background=event.background
             )
         elif self.tries > task.check_retries:
-            self._end_task("failed", answer=event.text, source=event.source, reason="check_failed",
-                           detail=f"`{check['command']}` ended with {check['exit_status']}")  # fmt: skip
+            self._end_task(
+                "failed",
+                answer=event.text,
+                source=event.source,
+                reason="check_failed",
+                detail=f"`{check['command']}` ended with {check['exit_status']}",
+            )
         else:
             self.turns.append(event.text)
             words = (
@@ -3432,9 +3591,16 @@ class Conversation:
         if self.phase == "ended":
             return
         screen = self._screen(history=True)
-        base = Result("", self.name, outcome, source="", turns=tuple(self.turns),
-                      exit_status=self.exit_status, exact=self.task_exact,
-                      screen=tail_lines(screen, PANE_LINES))  # fmt: skip
+        base = Result(
+            "",
+            self.name,
+            outcome,
+            source="",
+            turns=tuple(self.turns),
+            exit_status=self.exit_status,
+            exact=self.task_exact,
+            screen=tail_lines(screen, PANE_LINES),
+        )
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
         self.boss.end_workers(self.name)
@@ -3576,9 +3742,10 @@ class Watcher(Conversation):
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             else:
                 self._ask(kind, *menu[:2])
-        elif look.state == "unknown" and not self.delivery_open() and self.row.composer:
-            if parse_draft(screen, self.row.composer) is not None:
-                self._set_phase("idle", "its input line is drawn")
+            return
+        watch = look.state == "unknown" and not self.delivery_open() and self.row.composer
+        if watch and parse_draft(screen, self.row.composer) is not None:
+            self._set_phase("idle", "its input line is drawn")
 
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
@@ -3833,7 +4000,7 @@ class Runner(Watcher):
             self._after_check()
         self._advance_timers(now)
         if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
-            self._deliver_next(now)
+            self._deliver_next()
 
     def _advance_delivery(self, now: float) -> None:
         """No prompt event yet: look, press Enter once or twice more, or give up."""
@@ -3859,14 +4026,14 @@ class Runner(Watcher):
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
-        if self.task and self.phase == "working" and self.task_at:
-            if now - self.task_at - self.paused_s > self.task.timeout_s:
-                self._interrupt("timeout")
-        if not self.begun and self.task and self.phase == "starting":
-            if now - self.since > NEVER_STARTED_S:
-                self._end_task("failed", reason="never_started",
-                               detail=f"no turn began in {NEVER_STARTED_S:.0f} s")  # fmt: skip
-                self.delivery = None
+        working = now - self.task_at - self.paused_s
+        if self.task and self.phase == "working" and working > self.task.timeout_s:
+            self._interrupt("timeout")
+        starting = not self.begun and self.phase == "starting"
+        if self.task and starting and now - self.since > NEVER_STARTED_S:
+            words = f"no turn began in {NEVER_STARTED_S:.0f} s"
+            self._end_task("failed", reason="never_started", detail=words)
+            self.delivery = None
         if self._may_close() and now - self.since >= self.session.idle_close_s:
             self._finish("stopped", "idle", "it had been idle")
 
@@ -3906,7 +4073,7 @@ class Runner(Watcher):
         self.last_sent = text
         return True
 
-    def _deliver_next(self, now: float) -> None:
+    def _deliver_next(self) -> None:
         """Type what waits, if the CLI can take it and no person is at it."""
         messages = next_delivery(self.store.waiting(self.name), self.task)
         if self.interrupted_at and self.task:
@@ -4000,8 +4167,11 @@ class Runner(Watcher):
             return
         self.ordered = outcome
         if outcome == "timeout":
-            self._end_task("timeout", reason="timeout",
-                           detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}")  # fmt: skip
+            self._end_task(
+                "timeout",
+                reason="timeout",
+                detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}",
+            )
         if self.row.by_output:
             self.boss.tmux.keys(self.pane, "C-c")
             self._end_turn("interrupted", Event("interrupted", source="keys"))
@@ -4174,9 +4344,7 @@ def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
     for name in tool.required:
         if name not in given:
             raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
-    kinds: dict[str, Any] = {
-        "string": str, "boolean": bool, "number": (int, float), "array": list
-    }  # fmt: skip
+    kinds: dict[str, Any] = {"string": str, "boolean": bool, "number": (int, float), "array": list}
     for name, value in given.items():
         schema = tool.arguments.get(name)
         if schema is None:
@@ -4189,8 +4357,9 @@ def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
         if kind == "array" and not wrong:
             wrong = not all(isinstance(item, str) for item in value)
         if wrong:
-            raise UsageError(f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}",
-                             schema["description"])  # fmt: skip
+            raise UsageError(
+                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}", schema["description"]
+            )
         if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
             raise UsageError(
                 f"{tool.name}: {name!r} is out of range: {value}", schema["description"]
@@ -4225,16 +4394,29 @@ def view_waited(call: Call, found: Waited) -> Answer:
         data["asking"] = [dict(ask) for ask in found.asking]
     if found.running:
         data["running"] = list(found.running)
-        states = [f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
-                  for t in found.running]  # fmt: skip
+        states = [
+            f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
+            for t in found.running
+        ]
         names = json.dumps(list(found.running))
         # Claude Code and Codex show the model the data alone: what to do next stands there too.
         data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
         parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
-    data["outcome"] = found.results[0].outcome if len(found.results) == 1 else (
-        "asking" if found.asking else "running" if found.running else "done" if found.results else "nothing")  # fmt: skip
+    data["outcome"] = (
+        found.results[0].outcome
+        if len(found.results) == 1
+        else (
+            "asking"
+            if found.asking
+            else "running"
+            if found.running
+            else "done"
+            if found.results
+            else "nothing"
+        )
+    )
     return Answer("\n\n".join(parts), data, found.running)
 
 
@@ -4249,8 +4431,10 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     data["file"] = store.result_path(result.task)
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
-        data["cut"] = (f"[cut: these are the first {most} of {len(result.answer)} characters;"
-                       f" the whole answer is in the file {data['file']}, key `answer`]")  # fmt: skip
+        data["cut"] = (
+            f"[cut: these are the first {most} of {len(result.answer)} characters;"
+            f" the whole answer is in the file {data['file']}, key `answer`]"
+        )
     return data
 
 
@@ -4264,17 +4448,23 @@ def render_asking(ask: dict[str, Any]) -> str:
         lines.append(f'Answer with the tool answer (session "{ask["session"]}"), then call wait.')
     elif question["kind"] != "interrupted":
         name = ask["session"]
-        lines.append(f"A person has to answer: cao answer {name} OPTION, or cao attach {name}."
-                     " The work goes on after that; then wait.")  # fmt: skip
+        lines.append(
+            f"A person has to answer: cao answer {name} OPTION, or cao attach {name}."
+            " The work goes on after that; then wait."
+        )
     return "\n".join(lines)
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
     task = call.boss.assign(given["target"], given["task"], task_options(given))
     found = call.boss.await_tasks(
-        [task], call.ceiling_s, told=call.told, cancelled=call.cancelled,
-        on_wake=call.on_wake, on_look=call.on_look,
-    )  # fmt: skip
+        [task],
+        call.ceiling_s,
+        told=call.told,
+        cancelled=call.cancelled,
+        on_wake=call.on_wake,
+        on_look=call.on_look,
+    )
     return view_waited(call, found)
 
 
@@ -4282,8 +4472,11 @@ def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     task = call.boss.assign(given["target"], given["task"], task_options(given))
     session = call.boss.store.session_of(task)
     me = call.boss.store.load(call.boss.caller.name)
-    how = ("The result will arrive in your conversation by itself." if me and me.kind == "agent"
-           else f'Call wait with tasks ["{task}"] for the result.')  # fmt: skip
+    how = (
+        "The result will arrive in your conversation by itself."
+        if me and me.kind == "agent"
+        else f'Call wait with tasks ["{task}"] for the result.'
+    )
     return Answer(
         f"Task {task} is with session {session}. {how}", {"task": task, "session": session}
     )
@@ -4301,9 +4494,15 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
     tasks = list(given.get("tasks") or call.boss.tasks_given())
     limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
     found = call.boss.await_tasks(
-        tasks, limit, want_all=bool(given.get("all")), any_mail=not given.get("tasks"),
-        told=call.told, cancelled=call.cancelled, on_wake=call.on_wake, on_look=call.on_look,
-    )  # fmt: skip
+        tasks,
+        limit,
+        want_all=bool(given.get("all")),
+        any_mail=not given.get("tasks"),
+        told=call.told,
+        cancelled=call.cancelled,
+        on_wake=call.on_wake,
+        on_look=call.on_look,
+    )
     return view_waited(call, found)
 
 
@@ -4357,18 +4556,28 @@ def _text(description: str) -> dict[str, Any]:
 
 
 _TASK_ARGUMENTS: dict[str, Any] = {
-    "target": _text("A profile or provider for a new session (developer, reviewer, claude, codex …),"
-                    " or a session's name to go on with its conversation."),
+    "target": _text(
+        "A profile or provider for a new session (developer, reviewer, claude, codex …),"
+        " or a session's name to go on with its conversation."
+    ),
     "task": _text("All the worker needs to know: it sees nothing of your conversation."),
     "cwd": _text("Working directory, absolute; default: yours."),
-    "worktree": {"type": "boolean", "description": "Give a new session its own git worktree and branch."},
-    "check": _text("Command that must exit 0 in the worker's directory before the task is done,"
-                   " e.g. pytest -q."),
-    "timeout_s": {"type": "number", "minimum": 1,
-                  "description": "Seconds the task may work; default 3600."},
+    "worktree": {
+        "type": "boolean",
+        "description": "Give a new session its own git worktree and branch.",
+    },
+    "check": _text(
+        "Command that must exit 0 in the worker's directory before the task is done,"
+        " e.g. pytest -q."
+    ),
+    "timeout_s": {
+        "type": "number",
+        "minimum": 1,
+        "description": "Seconds the task may work; default 3600.",
+    },
     "keep": {"type": "boolean", "description": "Do not close the new session when it is idle."},
     "request_id": _text("The same id again is the same task, not a second one."),
-}  # fmt: skip
+}
 _SESSION = {"session": _text("The session's name, like developer-7k2m.")}
 _STRING, _LIST = {"type": "string"}, {"type": "array"}
 _WAITED = {
@@ -4383,69 +4592,111 @@ TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (
         Tool(
-            "handoff", "Hand off a task",
+            "handoff",
+            "Hand off a task",
             "Give a task to another coding agent and wait for its whole answer. It works in a"
             " session of its own, with its own context. Returns early when the worker asks"
             " something, or before your client's limit for one call; the work goes on, and wait"
             " goes on waiting. For tasks side by side use assign.",
-            _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True,
+            _TASK_ARGUMENTS,
+            ("target", "task"),
+            _WAITED,
+            _call_handoff,
+            delegates=True,
         ),
         Tool(
-            "assign", "Assign a task",
+            "assign",
+            "Assign a task",
             "Give a task to another coding agent and go on at once. Returns the names of task and"
             " session. The result comes with wait, or by itself if you run inside cao.",
-            _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
-            _call_assign, delegates=True,
+            _TASK_ARGUMENTS,
+            ("target", "task"),
+            {"task": _STRING, "session": _STRING},
+            _call_assign,
+            delegates=True,
         ),
         Tool(
-            "send_message", "Send a message",
+            "send_message",
+            "Send a message",
             "Send a message to a session, or to your supervisor. A worker at work reads it after"
             " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
             {"target": _text('A session\'s name, or "supervisor".'), "message": _text("The text.")},
-            ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
-            _call_send_message, delegates=True,
+            ("target", "message"),
+            {"message": _STRING, "to": _STRING, "step": _STRING},
+            _call_send_message,
+            delegates=True,
         ),
         Tool(
-            "wait", "Wait for results",
+            "wait",
+            "Wait for results",
             "Wait for the next results, messages and questions from your workers.",
             {
                 "tasks": {"type": "array", "items": _STRING, "description": "Only these tasks."},
                 "all": {"type": "boolean", "description": "Wait for all of them, not the first."},
-                "timeout_s": {"type": "number", "minimum": 0, "description": "Seconds at the most."},
+                "timeout_s": {
+                    "type": "number",
+                    "minimum": 0,
+                    "description": "Seconds at the most.",
+                },
             },
-            (), _WAITED, _call_wait,
+            (),
+            _WAITED,
+            _call_wait,
         ),
         Tool(
-            "list_sessions", "List sessions",
+            "list_sessions",
+            "List sessions",
             "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
             {"all": {"type": "boolean", "description": "The ended ones too."}},
-            (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True,
+            (),
+            {"sessions": _LIST, "profiles": _LIST},
+            _call_list_sessions,
+            reads=True,
         ),
         Tool(
-            "read_session", "Read a session",
+            "read_session",
+            "Read a session",
             "Show a session's screen as it is now, its state and the evidence for it. To get an"
             " answer use wait: the screen is not the answer.",
             {**_SESSION, "lines": {"type": "number", "minimum": 1, "description": "Default 50."}},
-            ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
-            _call_read_session, reads=True,
+            ("session",),
+            {"session": _STRING, "state": _STRING, "screen": _STRING},
+            _call_read_session,
+            reads=True,
         ),
         Tool(
-            "answer", "Answer a question",
+            "answer",
+            "Answer a question",
             "Answer what a worker asks, if it still asks the same. Permissions are a person's to"
             " give unless the worker's profile says `approve: supervisor`.",
-            {**_SESSION, "answer": _text("An option's number or text, or free text where there are"
-                                         " no options.")},
-            ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer,
+            {
+                **_SESSION,
+                "answer": _text(
+                    "An option's number or text, or free text where there are no options."
+                ),
+            },
+            ("session", "answer"),
+            {"session": _STRING, "answered": _STRING},
+            _call_answer,
         ),
         Tool(
-            "stop_session", "Stop a session",
+            "stop_session",
+            "Stop a session",
             "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-            {**_SESSION, "interrupt": {"type": "boolean",
-                                       "description": "Only interrupt its turn; the session lives."}},
-            ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True,
+            {
+                **_SESSION,
+                "interrupt": {
+                    "type": "boolean",
+                    "description": "Only interrupt its turn; the session lives.",
+                },
+            },
+            ("session",),
+            {"session": _STRING, "did": _STRING},
+            _call_stop_session,
+            ends=True,
         ),
     )
-}  # fmt: skip
+}
 
 
 def render_tool(tool: Tool) -> dict[str, Any]:
@@ -4454,13 +4705,20 @@ def render_tool(tool: Tool) -> dict[str, Any]:
     if tool.required:
         schema["required"] = list(tool.required)
     return {
-        "name": tool.name, "title": tool.title, "description": tool.about,
+        "name": tool.name,
+        "title": tool.title,
+        "description": tool.about,
         "inputSchema": {**schema, "additionalProperties": False},
         "outputSchema": {"type": "object", "properties": tool.gives},
-        "annotations": {"title": tool.title, "readOnlyHint": tool.reads, "destructiveHint": tool.ends,
-                        "idempotentHint": tool.reads, "openWorldHint": tool.delegates},
+        "annotations": {
+            "title": tool.title,
+            "readOnlyHint": tool.reads,
+            "destructiveHint": tool.ends,
+            "idempotentHint": tool.reads,
+            "openWorldHint": tool.delegates,
+        },
         "_meta": {"anthropic/maxResultSizeChars": 500000, "anthropic/alwaysLoad": True},
-    }  # fmt: skip
+    }
 
 
 # ==== 12. McpServer ===================================================================
@@ -4495,7 +4753,7 @@ class Running(NamedTuple):
     wakes: list[Wake]
 
 
-class McpServer:
+class McpEngine:
     """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
     chosen by each message. Owns the lines and the calls in flight; knows no rules of cao."""
 
@@ -4640,10 +4898,7 @@ class McpServer:
             reply({"jsonrpc": "2.0", "id": key, "result": {}})
             return
         methods = _MODERN_METHODS if modern else _METHODS
-        if method not in methods and method != "tools/call":
-            raise RpcError(-32601, f"there is no method {method!r}")
-        if not modern and not self.version:
-            raise RpcError(-32600, "initialize first")
+        self.admit(method, method in methods or method == "tools/call", meta, modern)
         if method == "tools/call":
             self.call_tool(key, params, meta, modern, reply)
             return
@@ -4654,6 +4909,19 @@ class McpServer:
                 result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
         reply({"jsonrpc": "2.0", "id": key, "result": result})
 
+    def admit(self, method: str, known: bool, meta: dict[str, Any], modern: bool) -> None:
+        """Raise RpcError for a request that is not for us, or not yet."""
+        if method == "server/discover" and not modern:
+            raise RpcError(-32602, f"_meta needs {_META}protocolVersion")
+        if not known:
+            raise RpcError(-32601, f"there is no method {method!r}")
+        if not modern and not self.version:
+            raise RpcError(-32600, "initialize first")
+        if method.startswith("tasks/") and not _knows_tasks(meta):
+            wanted: dict[str, Any] = {"extensions": {_META + "tasks": {}}}
+            words = f"{method} needs the capability {_META}tasks"
+            raise RpcError(-32021, words, {"requiredCapabilities": wanted})
+
     def check_modern(self, meta: dict[str, Any]) -> None:
         """Check what 2026-07-28 wants with every request (basic: Requests)."""
         version = meta[_META + "protocolVersion"]
@@ -4661,8 +4929,11 @@ class McpServer:
             raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
         if version != MODERN_VERSION:
             supported = [MODERN_VERSION, *LEGACY_VERSIONS]
-            raise RpcError(-32022, f"version {version!r} is not supported",
-                           {"supported": supported, "requested": version})  # fmt: skip
+            raise RpcError(
+                -32022,
+                f"version {version!r} is not supported",
+                {"supported": supported, "requested": version},
+            )
         if not isinstance(meta.get(_META + "clientCapabilities"), dict):
             raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
         info = meta.get(_META + "clientInfo")
@@ -4680,72 +4951,11 @@ class McpServer:
         info = params.get("clientInfo")
         self.client = info if isinstance(info, dict) else {}
         return {
-            "protocolVersion": self.version, "capabilities": _CAPABILITIES,
-            "serverInfo": SERVER_INFO, "instructions": INSTRUCTIONS,
-        }  # fmt: skip
-
-    def discover(self, _params: dict[str, Any]) -> dict[str, Any]:
-        """Say who we are, to a client that does no handshake (2026-07-28)."""
-        return {"supportedVersions": [MODERN_VERSION, *LEGACY_VERSIONS],
-                "capabilities": {**_CAPABILITIES, "extensions": {_META + "tasks": {}}},
-                "instructions": INSTRUCTIONS}  # fmt: skip
-
-    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return tools/list."""
-        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
-            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
-            self.store.poke(os.environ["CAO_SESSION"])
-        return _page(params, "tools", [render_tool(tool) for tool in TOOLS.values()])
-
-    def list_prompts(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return prompts/list: one prompt, a slash command in many clients."""
-        goal = {"name": "goal", "description": "What is to be done.", "required": False}
-        about = "Lead a piece of work: split it, hand the parts out, put the answers together."
-        return _page(params, "prompts", [{"name": "supervisor", "title": "Supervise with cao",
-                                          "description": about, "arguments": [goal]}])  # fmt: skip
-
-    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the prompt that makes any client a supervisor."""
-        given = params.get("arguments", {})
-        if params.get("name") != "supervisor":
-            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
-        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
-            raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store.home, os.getcwd())
-        text = (profile.prompt if profile else "") or INSTRUCTIONS
-        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
-        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
-
-    def list_resources(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return resources/list."""
-        return _page(params, "resources", [{
-            "uri": "cao://sessions", "name": "sessions", "title": "The sessions at work",
-            "mimeType": "application/json"}])  # fmt: skip
-
-    def list_templates(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return resources/templates/list."""
-        return _page(params, "resourceTemplates", [{
-            "uriTemplate": "cao://answers/{task}", "name": "answer", "mimeType": "text/plain",
-            "title": "The whole answer of a task, however long"}])  # fmt: skip
-
-    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the sessions as JSON, or an answer's whole text."""
-        uri = params.get("uri")
-        modern = _META + "protocolVersion" in params.get("_meta", {})
-        if uri == "cao://sessions":
-            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
-            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
-        try:
-            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
-            result = self.store.load_result(match[1]) if match else None
-        except CaoError:
-            result = None
-        if not result:
-            # -32002 is for the handshake versions; 2026-07-28 forbids it.
-            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
-        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
-
-    # ---- the tasks extension (ext-tasks 2026-07-28): its task is a task of ours ----
+            "protocolVersion": self.version,
+            "capabilities": _CAPABILITIES,
+            "serverInfo": SERVER_INFO,
+            "instructions": INSTRUCTIONS,
+        }
 
     def new_task(self, arguments: Any) -> dict[str, Any]:
         """Hand off, and return the handle at once: this client is never blocked."""
@@ -4753,46 +4963,36 @@ class McpServer:
         task = self.open(True).assign(given["target"], given["task"], task_options(given))
         return {**self.view_task(task), "resultType": "task"}
 
-    def get_task(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return where a task stands, with its result when it has one."""
-        boss, task = self.open(False), params.get("taskId")
-        if not isinstance(task, str):
-            raise RpcError(-32602, "taskId must be a string")
-        try:
-            boss.task_session(task)
-            result = boss.claim_result(task)
-        except CaoError as error:
-            raise RpcError(-32602, str(error)) from None
-        found = Waited((result,) if result else (), (), (), ())
-        if not found.results:
-            return self.view_task(task)
-        call = self.make_call(boss, Running(set(), []), None)
-        return {**self.view_task(task), "status": "completed",
-                "result": _tool_result(view_waited(call, found))}  # fmt: skip
-
     def view_task(self, task: str) -> dict[str, Any]:
         """Return a task in the extension's words."""
         session = self.store.session_of(task)
         state, now = self.store.load_state(session), time.time()
         question = state.get("question")
         about = f"asks: {question['text']}" if question else str(state.get("state") or "")
-        stamps = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t))
-                  for t in (state.get("since") or now, now)]  # fmt: skip
-        return {"taskId": task, "status": "working", "statusMessage": f"{session} {about}",
-                "createdAt": stamps[0], "lastUpdatedAt": stamps[1], "ttlMs": None,
-                "pollIntervalMs": 1000}  # fmt: skip
-
-    def acknowledge(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Answer tasks/update and tasks/cancel: nothing is asked by this way, and the end
-        of a client's interest never ends a worker."""
-        if not isinstance(params.get("taskId"), str):
-            raise RpcError(-32602, "taskId must be a string")
-        return {}
+        result = self.store.load_result(task)
+        made = self.store.sent_at(task) or now
+        changed = result.ended_at if result else max(made, state.get("since") or made)
+        stamps = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t)) for t in (made, changed)]
+        return {
+            "taskId": task,
+            "status": "working",
+            "statusMessage": f"{session} {about}",
+            "createdAt": stamps[0],
+            "lastUpdatedAt": stamps[1],
+            "ttlMs": None,
+            "pollIntervalMs": 1000,
+        }
 
     # ---- tool calls ----
 
-    def call_tool(self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool,
-                  reply: Callable[[Any], None]) -> None:  # fmt: skip
+    def call_tool(
+        self,
+        key: Any,
+        params: dict[str, Any],
+        meta: dict[str, Any],
+        modern: bool,
+        reply: Callable[[Any], None],
+    ) -> None:
         """Make a tool call in a thread of its own."""
         import threading
 
@@ -4804,10 +5004,8 @@ class McpServer:
             token = None
         running = Running(set(), [])
         self.running[type(key).__name__, key] = running
-        capabilities = meta.get(_META + "clientCapabilities", {}) if modern else {}
-        extensions = capabilities.get("extensions")
         # Not inside cao: there the runner would type the same result into the conversation.
-        handle = isinstance(extensions, dict) and _META + "tasks" in extensions
+        handle = modern and _knows_tasks(meta)
         handle = handle and name == "handoff" and not os.environ.get("CAO_SESSION")
         call = (TOOLS[name], params.get("arguments", {}), running, token)
 
@@ -4826,8 +5024,9 @@ class McpServer:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def run_tool(self, tool: Tool, given: Any, running: Running, token: Any,
-                 handle: bool = False) -> dict[str, Any]:  # fmt: skip
+    def run_tool(
+        self, tool: Tool, given: Any, running: Running, token: Any, handle: bool = False
+    ) -> dict[str, Any]:
         """Return a tool's result, or its error as one: the model can act on both."""
         try:
             if handle:
@@ -4864,17 +5063,35 @@ class McpServer:
             if token is None or passed - last[0] < PROGRESS_S * 0.9 or "cancelled" in running.flags:
                 return
             last[0] = passed
-            states = (f"{boss.store.session_of(t)} {boss.state_of(boss.store.session_of(t)).get('state')}"
-                      for t in found.running)  # fmt: skip
+            states = (
+                f"{boss.store.session_of(t)} {boss.state_of(boss.store.session_of(t)).get('state')}"
+                for t in found.running
+            )
             text = f"{', '.join(states)}, {render_seconds(passed)}"
-            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": {
-                "progressToken": token, "progress": round(passed, 3), "message": text}})  # fmt: skip
+            self.send(
+                {
+                    "jsonrpc": "2.0",
+                    "method": "notifications/progress",
+                    "params": {
+                        "progressToken": token,
+                        "progress": round(passed, 3),
+                        "message": text,
+                    },
+                }
+            )
 
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
         most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        return Call(boss, self.told, ceiling, most, lambda: "cancelled" in running.flags,
-                    running.wakes.append, look)  # fmt: skip
+        return Call(
+            boss,
+            self.told,
+            ceiling,
+            most,
+            lambda: "cancelled" in running.flags,
+            running.wakes.append,
+            look,
+        )
 
     def cancel(self, key: Any) -> None:
         """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
@@ -4894,13 +5111,144 @@ class McpServer:
                 return self.boss
             caller = agent_caller(self.store)
             if not caller:
-                caller, self.lock = open_client(self.store, client_stem(str(self.client.get("name") or "")),
-                                                delegates)  # fmt: skip
+                caller, self.lock = open_client(
+                    self.store, client_stem(str(self.client.get("name") or "")), delegates
+                )
             self.boss = Orchestrator(self.store, caller)
             return self.boss
 
 
-_METHODS: dict[str, Callable[[McpServer, dict[str, Any]], dict[str, Any]]] = {
+class McpServer(McpEngine):
+    """What cao offers on that engine, beside its tools: a prompt, resources, and the tasks
+    extension. Each method answers one request: its params in, the result out."""
+
+    def discover(self, _params: dict[str, Any]) -> dict[str, Any]:
+        """Say who we are, to a client that does no handshake (2026-07-28)."""
+        return {
+            "supportedVersions": [MODERN_VERSION, *LEGACY_VERSIONS],
+            "capabilities": {**_CAPABILITIES, "extensions": {_META + "tasks": {}}},
+            "instructions": INSTRUCTIONS,
+        }
+
+    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return tools/list."""
+        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
+            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
+            self.store.poke(os.environ["CAO_SESSION"])
+        return _page(params, "tools", [render_tool(tool) for tool in TOOLS.values()])
+
+    def list_prompts(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return prompts/list: one prompt, a slash command in many clients."""
+        goal = {"name": "goal", "description": "What is to be done.", "required": False}
+        about = "Lead a piece of work: split it, hand the parts out, put the answers together."
+        return _page(
+            params,
+            "prompts",
+            [
+                {
+                    "name": "supervisor",
+                    "title": "Supervise with cao",
+                    "description": about,
+                    "arguments": [goal],
+                }
+            ],
+        )
+
+    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the prompt that makes any client a supervisor."""
+        given = params.get("arguments", {})
+        if params.get("name") != "supervisor":
+            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
+        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
+            raise RpcError(-32602, "the argument 'goal' must be a string")
+        profile = load_profile("supervisor", self.store.home, os.getcwd())
+        text = (profile.prompt if profile else "") or INSTRUCTIONS
+        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
+        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
+
+    def list_resources(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return resources/list."""
+        return _page(
+            params,
+            "resources",
+            [
+                {
+                    "uri": "cao://sessions",
+                    "name": "sessions",
+                    "title": "The sessions at work",
+                    "mimeType": "application/json",
+                }
+            ],
+        )
+
+    def list_templates(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return resources/templates/list."""
+        return _page(
+            params,
+            "resourceTemplates",
+            [
+                {
+                    "uriTemplate": "cao://answers/{task}",
+                    "name": "answer",
+                    "mimeType": "text/plain",
+                    "title": "The whole answer of a task, however long",
+                }
+            ],
+        )
+
+    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the sessions as JSON, or an answer's whole text."""
+        uri = params.get("uri")
+        modern = _META + "protocolVersion" in params.get("_meta", {})
+        if uri == "cao://sessions":
+            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
+            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
+        try:
+            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
+            result = self.store.load_result(match[1]) if match else None
+        except CaoError:
+            result = None
+        if not result:
+            # -32002 is for the handshake versions; 2026-07-28 forbids it.
+            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
+        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
+
+    # ---- the tasks extension (ext-tasks 2026-07-28): its task is a task of ours ----
+
+    def get_task(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return where a task stands, with its result when it has one."""
+        task = self.known_task(params)
+        boss = self.open(False)
+        result = boss.claim_result(task)
+        found = Waited((result,) if result else (), (), (), ())
+        if not found.results:
+            return self.view_task(task)
+        call = self.make_call(boss, Running(set(), []), None)
+        return {
+            **self.view_task(task),
+            "status": "completed",
+            "result": _tool_result(view_waited(call, found)),
+        }
+
+    def known_task(self, params: dict[str, Any]) -> str:
+        """Return a request's taskId. Raises RpcError where there is no such task."""
+        task = params.get("taskId")
+        if not isinstance(task, str):
+            raise RpcError(-32602, "taskId must be a string")
+        try:
+            self.open(False).task_session(task)
+        except CaoError as error:
+            raise RpcError(-32602, str(error)) from None
+        return task
+
+    def acknowledge(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Answer tasks/update and tasks/cancel: nothing is asked by this way, and the end
+        of a client's interest never ends a worker."""
+        self.known_task(params)
+        return {}
+
+
+_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "tools/list": McpServer.list_tools,
     "prompts/list": McpServer.list_prompts,
     "prompts/get": McpServer.get_prompt,
@@ -4908,7 +5256,7 @@ _METHODS: dict[str, Callable[[McpServer, dict[str, Any]], dict[str, Any]]] = {
     "resources/templates/list": McpServer.list_templates,
     "resources/read": McpServer.read_resource,
 }
-_MODERN_METHODS = {
+_MODERN_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     **_METHODS,
     "server/discover": McpServer.discover,
     "tasks/get": McpServer.get_task,
@@ -4916,6 +5264,12 @@ _MODERN_METHODS = {
     "tasks/cancel": McpServer.acknowledge,  # the client stops listening; the worker goes on
 }
 SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
+
+
+def _knows_tasks(meta: dict[str, Any]) -> bool:
+    """Tell whether the client of a modern request knows the tasks extension."""
+    extensions = meta[_META + "clientCapabilities"].get("extensions")
+    return isinstance(extensions, dict) and _META + "tasks" in extensions
 
 
 def _page(params: dict[str, Any], key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -5234,9 +5588,8 @@ def show_demo(store: Store, say: Callable[[str], None]) -> int:
             _tell_changes(boss, seen, tell)
             for ask in found.asking:
                 options = ask["question"]["options"]
-                tell(
-                    f"{ask['session']} asks: {ask['question']['text']} ({', '.join(o[1] for o in options)})"
-                )
+                words = ", ".join(option[1] for option in options)
+                tell(f"{ask['session']} asks: {ask['question']['text']} ({words})")
                 boss.answer(ask["session"], options[0][1])
                 tell(f"you answer: {options[0][1]}   (cao answer {ask['session']} {options[0][0]})")
             if found.results:
@@ -5268,19 +5621,25 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
     alive = bool(group) and start_mark(int(group["id"])) == group["start"]
     found: dict[str, Any] = {
-        "state": f"{view['state']} for {render_seconds(view['for_s'])}", "because": view.get("why"),
+        "state": f"{view['state']} for {render_seconds(view['for_s'])}",
+        "because": view.get("why"),
         "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
         "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
         "last event": f"{event['kind']} by {event['source']},"
-        f" {render_seconds(time.time() - event['at'])} ago" if event else None,
+        f" {render_seconds(time.time() - event['at'])} ago"
+        if event
+        else None,
         "last look": f"{look['state']} by {look['source']} {look['why']}".strip() if look else None,
         "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
-        "screen": shorten(view["screen"], 160), "held back": state.get("held_back"),
-        "asks": (state.get("question") or {}).get("text"), "task": state.get("task"),
+        "screen": shorten(view["screen"], 160),
+        "held back": state.get("held_back"),
+        "asks": (state.get("question") or {}).get("text"),
+        "task": state.get("task"),
         "waiting messages": view["waiting_messages"] or None,
         "waits for": " ".join(boss.store.tasks_out(name)) or None,
-        "exit status": state.get("exit_status"), "transcript": state.get("transcript"),
-    }  # fmt: skip
+        "exit status": state.get("exit_status"),
+        "transcript": state.get("transcript"),
+    }
     return {key: value for key, value in found.items() if value not in (None, "")}
 
 
@@ -5332,7 +5691,8 @@ class Client(NamedTuple):
 CLIENTS: dict[str, Client] = {
     "claude-desktop": Client("claude_desktop_config.json (Settings > Developer > Edit Config)"),
     "claude-code": Client(
-        ".mcp.json", extra={"type": "stdio", "timeout": 600000},
+        ".mcp.json",
+        extra={"type": "stdio", "timeout": 600000},
         add="claude mcp add --scope user --transport stdio cao --",
     ),
     "cursor": Client("~/.cursor/mcp.json"),
@@ -5342,19 +5702,21 @@ CLIENTS: dict[str, Client] = {
     "continue": Client(".continue/mcpServers/cao.yaml", "continue"),
     "codex": Client("~/.codex/config.toml", "toml", add="codex mcp add cao --"),
     "zed": Client("settings.json (zed: open settings)", "context_servers", {"env": {}}),
-    "gemini": Client("~/.gemini/settings.json", extra={"timeout": 600000},
-                     add="gemini mcp add -s user cao"),
+    "gemini": Client(
+        "~/.gemini/settings.json", extra={"timeout": 600000}, add="gemini mcp add -s user cao"
+    ),
     "opencode": Client("~/.config/opencode/opencode.json", "mcp"),
     "kiro": Client("~/.kiro/settings/mcp.json"),
-    "copilot": Client("~/.copilot/mcp-config.json", extra={"type": "local", "tools": ["*"],
-                                                           "timeout": 600000}),
+    "copilot": Client(
+        "~/.copilot/mcp-config.json", extra={"type": "local", "tools": ["*"], "timeout": 600000}
+    ),
     "qwen": Client("~/.qwen/settings.json", extra={"timeout": 600000}),
     "kimi": Client("~/.kimi-code/mcp.json", extra={"toolTimeoutMs": 600000}),
     "goose": Client("~/.config/goose/config.yaml", "goose"),
     "jetbrains": Client("Settings > Tools > AI Assistant > Model Context Protocol > Add"),
     "lm-studio": Client("mcp.json (Program > Install > Edit mcp.json)"),
     "warp": Client("~/.warp/.mcp.json"),
-}  # fmt: skip
+}
 
 
 def own_command(form: str) -> list[str]:
@@ -5373,14 +5735,20 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
     """Return the entry for a client's own file, in that file's language."""
     command, args = argv[0], list(argv[1:])
     if client.key == "toml":
-        return (f"[mcp_servers.cao]\ncommand = {_toml(command)}\nargs = {_toml(args)}\n"
-                "startup_timeout_sec = 60\ntool_timeout_sec = 600")  # fmt: skip
+        return (
+            f"[mcp_servers.cao]\ncommand = {_toml(command)}\nargs = {_toml(args)}\n"
+            "startup_timeout_sec = 60\ntool_timeout_sec = 600"
+        )
     if client.key == "continue":
-        return ("name: cao\nversion: 0.0.1\nschema: v1\nmcpServers:\n  - name: cao\n    type: stdio\n"
-                f"    command: {json.dumps(command)}\n    args: {json.dumps(args)}")  # fmt: skip
+        return (
+            "name: cao\nversion: 0.0.1\nschema: v1\nmcpServers:\n  - name: cao\n    type: stdio\n"
+            f"    command: {json.dumps(command)}\n    args: {json.dumps(args)}"
+        )
     if client.key == "goose":
-        return (f"extensions:\n  cao:\n    name: cao\n    type: stdio\n    cmd: {json.dumps(command)}\n"
-                f"    args: {json.dumps(args)}\n    enabled: true\n    timeout: 300")  # fmt: skip
+        return (
+            f"extensions:\n  cao:\n    name: cao\n    type: stdio\n    cmd: {json.dumps(command)}\n"
+            f"    args: {json.dumps(args)}\n    enabled: true\n    timeout: 300"
+        )
     if client.key == "mcp":  # OpenCode
         entry: dict[str, Any] = {
             "type": "local",
@@ -5397,20 +5765,37 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
     """Return what is effective and what is ignored of a profile, as data."""
     row = PROVIDERS[profile.provider]
     facts: dict[str, Any] = {
-        "name": profile.name, "from": profile.source, "about": profile.description,
-        "provider": profile.provider, "role": profile.role, "model": profile.model,
-        "effort": profile.effort, "permissions": profile.permissions,
+        "name": profile.name,
+        "from": profile.source,
+        "about": profile.description,
+        "provider": profile.provider,
+        "role": profile.role,
+        "model": profile.model,
+        "effort": profile.effort,
+        "permissions": profile.permissions,
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
-        "approve": profile.approve, "keep": "never closes by itself" if profile.keep else "",
+        "approve": profile.approve,
+        "keep": "never closes by itself" if profile.keep else "",
         "environment": " ".join(sorted(worker_environment(row, profile.settings))),
         "unknown keys": " ".join(profile.unknown),
         "read, not used": " ".join(key for key in profile.settings if key in _UNUSED_KEYS),
-    }  # fmt: skip
+    }
     return {key: value for key, value in facts.items() if value}
 
 
-_UNUSED_KEYS = ("tags", "capabilities", "skills", "toolsSettings", "toolAliases", "resources",
-                "hooks", "useLegacyMcpJson", "tools", "allowedTools", "grant")  # fmt: skip
+_UNUSED_KEYS = (
+    "tags",
+    "capabilities",
+    "skills",
+    "toolsSettings",
+    "toolAliases",
+    "resources",
+    "hooks",
+    "useLegacyMcpJson",
+    "tools",
+    "allowedTools",
+    "grant",
+)
 
 
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
@@ -5548,8 +5933,10 @@ def shell_caller(store: Store) -> Caller:
     name = client_stem("shell")
     if not store.load(name):
         make_client(store, name)
-    agent = any(os.environ.get(k) for k in ("CLAUDECODE", "CODEX_SANDBOX", "CODEX_SESSION_ID",
-                                            "GEMINI_CLI", "QWEN_CODE"))  # fmt: skip
+    agent = any(
+        os.environ.get(k)
+        for k in ("CLAUDECODE", "CODEX_SANDBOX", "CODEX_SESSION_ID", "GEMINI_CLI", "QWEN_CODE")
+    )
     return Caller(name, person=not agent)
 
 
@@ -5577,8 +5964,15 @@ def _given_task(ask: Ask) -> str:
 
 def _given_options(ask: Ask) -> TaskOptions:
     a = ask.args
-    return TaskOptions(a.cwd or "", a.worktree or None, a.check or "", parse_seconds(a.timeout),
-                       a.keep or None, a.request_id or "", a.permissions or "")  # fmt: skip
+    return TaskOptions(
+        a.cwd or "",
+        a.worktree or None,
+        a.check or "",
+        parse_seconds(a.timeout),
+        a.keep or None,
+        a.request_id or "",
+        a.permissions or "",
+    )
 
 
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
@@ -5588,10 +5982,18 @@ def _report(ask: Ask, found: Waited) -> int:
     """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
     if ask.args.json:
         records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in found.results]
-        print(json.dumps({
-            "results": records, "asking": found.asking, "running": found.running,
-            "messages": [m._asdict() for m in found.messages],
-        }, ensure_ascii=False, indent=1))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "results": records,
+                    "asking": found.asking,
+                    "running": found.running,
+                    "messages": [m._asdict() for m in found.messages],
+                },
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
     for message in () if ask.args.json else found.messages:
         print(render_message(message, None), file=sys.stderr)
     for result in () if ask.args.json else found.results:
@@ -5607,8 +6009,11 @@ def _report(ask: Ask, found: Waited) -> int:
     if found.asking:
         return EXIT_ASKING
     if found.running and not found.results:
-        print(f"cao: still running: {' '.join(found.running)}\n"
-              f"     try: cao wait {' '.join(found.running)}", file=sys.stderr)  # fmt: skip
+        print(
+            f"cao: still running: {' '.join(found.running)}\n"
+            f"     try: cao wait {' '.join(found.running)}",
+            file=sys.stderr,
+        )
         return EXIT_TIMEOUT
     return max(codes, default=EXIT_DONE)
 
@@ -5619,8 +6024,11 @@ def cmd_handoff(ask: Ask) -> int:
     try:
         return _report(ask, ask.boss.await_tasks([task], 1e8))
     except KeyboardInterrupt:
-        print(f"cao: the task goes on; cao wait {task} gets its answer,"
-              f" cao stop {ask.store.session_of(task)} ends it", file=sys.stderr)  # fmt: skip
+        print(
+            f"cao: the task goes on; cao wait {task} gets its answer,"
+            f" cao stop {ask.store.session_of(task)} ends it",
+            file=sys.stderr,
+        )
         raise
 
 
@@ -5639,8 +6047,12 @@ def cmd_send(ask: Ask) -> int:
 def cmd_wait(ask: Ask) -> int:
     tasks = ask.args.tasks or ask.boss.tasks_given()
     limit = parse_seconds(ask.args.timeout)
-    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=ask.args.all or not ask.args.tasks,
-                                             any_mail=not ask.args.tasks))  # fmt: skip
+    return _report(
+        ask,
+        ask.boss.await_tasks(
+            tasks, limit, want_all=ask.args.all or not ask.args.tasks, any_mail=not ask.args.tasks
+        ),
+    )
 
 
 def cmd_ls(ask: Ask) -> int:
@@ -5677,8 +6089,11 @@ def cmd_attach(ask: Ask) -> int:
         )
     tmux = ask.boss.tmux
     env = {k: v for k, v in os.environ.items() if k != "TMUX"}
-    os.execve(tmux.program, [tmux.program, "-u", "-L", tmux.socket, "attach", "-t",
-                             f"={ask.args.session}"], env)  # fmt: skip
+    os.execve(
+        tmux.program,
+        [tmux.program, "-u", "-L", tmux.socket, "attach", "-t", f"={ask.args.session}"],
+        env,
+    )
 
 
 def cmd_launch(ask: Ask) -> int:
@@ -5764,8 +6179,11 @@ def cmd_profiles(ask: Ask) -> int:
             continue
         if profile:
             rows.append([name, profile.provider, shorten(profile.description, 60), path])
-    rows += [[name, name, "that CLI with a neutral profile", "built in"] for name in PROVIDERS
-             if name != "command"]  # fmt: skip
+    rows += [
+        [name, name, "that CLI with a neutral profile", "built in"]
+        for name in PROVIDERS
+        if name != "command"
+    ]
     keys = ("name", "provider", "description", "source")
     _print(ask, [dict(zip(keys, row)) for row in rows], render_table(rows))
     return EXIT_DONE
@@ -5796,9 +6214,10 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     import argparse
 
     top = argparse.ArgumentParser(
-        prog="cao", description="Hand work from one AI coding agent to others, each in tmux.",
+        prog="cao",
+        description="Hand work from one AI coding agent to others, each in tmux.",
         epilog="Start with: cao demo, then cao handoff claude 'a task'. As an MCP server: cao mcp.",
-    )  # fmt: skip
+    )
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

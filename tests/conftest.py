@@ -71,6 +71,7 @@ class Place:
         """Run a cao command and return the finished process, its output as text."""
         return subprocess.run(
             [*CAO, *args],
+            check=False,
             input=stdin,
             capture_output=True,
             text=True,
@@ -141,7 +142,9 @@ class Place:
         """Run a tmux command on this place's server; "" where there is no server."""
         socket = cao.tmux_socket(str(self.home))
         argv = ["tmux", "-u", "-L", socket, *args]
-        return subprocess.run(argv, capture_output=True, text=True, env=self.env).stdout
+        return subprocess.run(
+            argv, check=False, capture_output=True, text=True, env=self.env
+        ).stdout
 
     def screen(self, session: str) -> str:
         return self.tmux("capture-pane", "-p", "-t", f"={session}:")
@@ -165,7 +168,9 @@ class Place:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout, process.stderr):
-                if not stream.closed:
+                try:
+                    stream.close()
+                except BrokenPipeError:  # a dead reader, with something left to flush
                     stream.close()
         end = time.monotonic() + 5
         while (left := self.pids()) and time.monotonic() < end:

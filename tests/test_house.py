@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Callable, NamedTuple
 
 import pytest
+
 from conftest import ROOT
 
 

@@ -154,7 +154,7 @@ def test_a_killed_cli_ends_the_handoff_within_a_second(place):
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     os.kill(place.state(session)["group"]["id"], signal.SIGKILL)
-    out, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=5)
     (path,) = (place.home / "sessions" / session / "results").glob("*.json")
     result = json.loads(path.read_text())
     assert (result["outcome"], result["reason"], result["exit_status"]) == ("failed", "exited", -9)
@@ -171,7 +171,7 @@ def test_a_killed_runner_makes_the_task_lost_and_ends_what_is_left_of_the_cli(pl
         pid for pid in place.pids() if os.getpgid(pid) != cli and b"run-session" in cmdline(pid)
     ]
     os.kill(runner, signal.SIGKILL)
-    out, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=5)
     assert running.returncode == 1
     assert b"lost" in err
     until(lambda: os.path.exists(f"/proc/{cli}"), False)
@@ -192,7 +192,7 @@ def test_a_killed_tmux_server_makes_the_task_lost(place):
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     os.kill(int(place.tmux("display-message", "-p", "#{pid}")), signal.SIGKILL)
-    out, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=5)
     assert b"lost" in err
     until(place.pids, [])
 
@@ -271,7 +271,8 @@ def test_nothing_is_typed_into_a_persons_half_typed_line(place):
 
 def test_a_check_sends_the_worker_back_until_it_passes(place):
     (place.work / "check.py").write_text(
-        "import pathlib, sys\np = pathlib.Path('count')\nn = len(p.read_text()) if p.exists() else 0\n"
+        "import pathlib, sys\np = pathlib.Path('count')\n"
+        "n = len(p.read_text()) if p.exists() else 0\n"
         "p.write_text('x' * (n + 1))\nprint('tries so far', n)\nsys.exit(n < 1)\n"
     )
     done = place.run("handoff", "demo", "demo: say ready", "--check", "python3 check.py", "--json")
@@ -332,10 +333,8 @@ def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code
     place.profile(
         "no-program", "---\nprovider: command\ncommand: [not-there-at-all]\nready: x\n---\n"
     )
-    if len(argv[-1]) > 100_000:
-        done = place.run(*argv[:-1], stdin=argv[-1])
-    else:
-        done = place.run(*argv)
+    long = len(argv[-1]) > 100_000  # not on a command line
+    done = place.run(*argv[: -1 if long else None], stdin=argv[-1] if long else "")
     assert done.returncode == code, done.stderr
     assert what in done.stderr
     assert fix in done.stderr

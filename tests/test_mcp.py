@@ -25,9 +25,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CAO, McpClient, Place, until
 
 import cao
+from conftest import CAO, McpClient, Place, until
 
 LEGACY = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 MODERN = "2026-07-28"
@@ -479,7 +479,7 @@ def test_an_unknown_method_is_named(steady):
 @pytest.mark.parametrize("method", [
     "resources/subscribe", "resources/unsubscribe", "completion/complete", "tasks/list",
     "tasks/get", "logging/setLevel",
-    "subscriptions/listen", "sampling/createMessage", "roots/list", "server/discover",
+    "subscriptions/listen", "sampling/createMessage", "roots/list",
 ])  # fmt: skip
 def test_what_was_not_declared_is_not_there(steady, method):
     assert code(steady.request(method)) == -32601

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import CAO
 
 HERE = Path(__file__).resolve().parent

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import McpClient
 
 import cao
+from conftest import McpClient
 
 FOLDER = Path(__file__).resolve().parent / "traffic"
 CLIS = sorted(path.stem for path in FOLDER.glob("*.jsonl"))

@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+import cao
 from conftest import McpClient, Place, until
 from faults import LOADER, Faults
 from torture import audit, unanswered
-
-import cao
 
 pytestmark = pytest.mark.tmux
 HERE = Path(__file__).resolve().parent

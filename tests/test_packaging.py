@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, McpClient
 
 import cao
+from conftest import ROOT, McpClient
 
 BACKEND = re.search(r'^requires = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the signs are those that the CLIs draw
 """Room 5, Providers: recorded screens, hook payloads and transcripts; profiles.
 
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
@@ -727,7 +726,8 @@ def test_a_profile_has_all_that_its_frontmatter_says():
         "zone: 5\ncontainer: {a: b}"
     )
     assert profile._replace(settings={}) == cao.Profile(
-        "file-name", "p.md", "codex", "You work.", "writes code", "reviewer", "gpt-5", "high", "edits",
+        "file-name", "p.md", "codex", "You work.", "writes code", "reviewer", "gpt-5", "high",
+        "edits",
         True, "supervisor", True, {}, ("zone", "container"),
     )  # fmt: skip
     assert profile.settings["zone"] == 5
@@ -936,13 +936,7 @@ def test_what_codex_is_given_is_toml(value):
 UNQUOTED = "cao.py _codex_argv: mcp_servers.{name} without quotes"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lab",
-        "my-server",
-    ],
-)
+@pytest.mark.parametrize("name", ["lab", "my-server"])
 def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
     tomllib = pytest.importorskip("tomllib")
     server = {"type": "stdio", "command": "uvx", "args": ["--x"], "env": {"A": "b"}}

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CAO, PINNED, ROOT
 
 import cao
+from conftest import CAO, PINNED, ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCE = (ROOT / "cao.py").read_text(encoding="utf-8")

@@ -541,7 +541,6 @@ def quarantined(store):
     return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
 
 
-
 def test_a_message_cut_at_any_byte_is_kept_in_quarantine_and_the_next_is_read(store, capsys):
     whole = cao.dump(message()).encode()
     inbox = Path(store.folder("worker-3333"), "inbox", "new")
@@ -582,8 +581,6 @@ def test_what_is_no_json_object_is_moved_and_logged_never_fatal(store, capsys, j
     log = Path(store.folder("worker-3333"), "log.jsonl").read_text()
     assert '"quarantined"' in log
     assert name in log
-
-
 
 
 @pytest.mark.parametrize("text", ["{}", '{"id": "x"}'])

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - the signs are those that the CLIs draw
 """Room 4, Text: pure functions, by tables and a few seeded loops."""
 
 from __future__ import annotations
