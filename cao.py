@@ -1702,19 +1702,25 @@ class Store:
         """Put text at path, whole or not at all; tmp: the folder of the temporary file."""
         folder, name = os.path.split(path)
         temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        placed = False
         try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 file.write(text)
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
             os.rename(temporary, path)
-        except BaseException:
+            placed = True
+            if durable:
+                self._sync_folder(folder)
+        except OSError as error:
             _unlink(temporary)
-            raise
-        if durable:
-            self._sync_folder(folder)
+            if placed:  # who is told that it failed may do it again
+                _unlink(path)
+            raise CaoError(
+                f"{path} could not be written: {error.strerror}", "make room there"
+            ) from error
 
     @staticmethod
     def _sync_folder(folder: str) -> None:
@@ -1803,6 +1809,13 @@ class Store:
         session: Session | None = self.read_record(f"{self.folder(name)}/session.json", Session)
         return session
 
+    def peek(self, name: str) -> Session | None:
+        """Return a session, or None also where it is of another format."""
+        try:
+            return self.load(name)
+        except CaoError:
+            return None
+
     def live(self) -> list[str]:
         """Return the names of sessions that were started and not ended."""
         return _listdir(f"{self.home}/live")
@@ -1830,18 +1843,20 @@ class Store:
     def log(self, name: str, event: str, **fields: Any) -> None:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
         line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
-            fd = os.open(
-                f"{self.folder(name)}/log.jsonl",
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
-                0o600,
-            )
+            fd = os.open(f"{self.folder(name)}/log.jsonl", flags, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # else a line half written looks torn
+                size = os.fstat(fd).st_size
+                torn = size and os.pread(fd, 1, size - 1) != b"\n"  # by a power cut
+                os.write(fd, (b"\n" if torn else b"") + line.encode())
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return  # the session was cleaned away under us
-        try:
-            os.write(fd, line.encode())
-        finally:
-            os.close(fd)
+        except OSError as error:  # what was done is done, and must not be told as failed
+            sys.stderr.write(f"cao: {name}/log.jsonl: {error.strerror}\n")
 
     def launch_file(self, name: str, file: str) -> str:
         """Return the path of a file that is handed to a session's CLI."""
@@ -1861,6 +1876,16 @@ class Store:
         except BlockingIOError:
             os.close(fd)
             return None
+        return fd
+
+    def lock_alone(self, path: str) -> int | None:
+        """Take a lock though others may look at it (is_locked does, shared, for a moment);
+        None where another really holds it."""
+        while (fd := self.lock(path)) is None:
+            probe = self.lock(path, shared=True)
+            if probe is None:
+                return None
+            os.close(probe)
         return fd
 
     def is_locked(self, name: str) -> bool:
@@ -1886,7 +1911,7 @@ class Store:
         """Wake all who listen to a session or to one above it."""
         for _ in range(MAX_DEPTH + 2):
             self.poke(name)
-            session = self.load(name)
+            session = self.peek(name)
             if not session or not session.supervisor:
                 return
             name = session.supervisor
@@ -1956,17 +1981,16 @@ class Store:
         self.write(f"{folder}/events/new/{name}", payload, tmp=f"{folder}/events/tmp")
         self.poke(os.path.basename(folder))
 
-    def take_events(self, name: str) -> list[tuple[float, dict[str, Any]]]:
-        """Return (epoch seconds, payload) of the events nobody read, oldest first, and
-        remove them."""
+    def events(self, name: str) -> list[tuple[str, float, dict[str, Any]]]:
+        """Return (id, epoch seconds, payload) of the events nobody dealt with, oldest first."""
         folder = f"{self.folder(name)}/events/new"
-        found = []
-        for entry in _listdir(folder):
-            payload = self.read_json(f"{folder}/{entry}")
-            _unlink(f"{folder}/{entry}")
-            if payload is not None:
-                found.append((int(entry[:20]) / 1e9, payload))
-        return found
+        found = ((entry, self.read_json(f"{folder}/{entry}")) for entry in _listdir(folder))
+        return [(e, int(e[:20]) / 1e9, payload) for e, payload in found if payload is not None]
+
+    def drop_events(self, name: str, ids: Iterable[str]) -> None:
+        """Remove events whose meaning is in state.json by now."""
+        for entry in ids:
+            _unlink(f"{self.folder(name)}/events/new/{entry}")
 
     @staticmethod
     def session_of(task: str) -> str:
@@ -2026,6 +2050,13 @@ class Store:
             pass  # the owner was cleaned away, or the task is filed already
         self.poke_up(result.session)
 
+    def unanswered(self, name: str) -> list[str]:
+        """Return the ids of the tasks a session took and has no result of, the slow way."""
+        entries = _listdir(f"{self.folder(name)}/inbox/cur")
+        done = set(self.results(name))
+        tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
+        return [e for e in tasks if e.partition("-")[2] not in done]
+
     def sent_at(self, task: str) -> float:
         """Return when a task was given (its message's id begins with it), 0 if unknown."""
         inbox = f"{self.folder(self.session_of(task))}/inbox"
@@ -2062,20 +2093,6 @@ class Store:
     def tasks_out(self, owner: str) -> list[str]:
         """Return the tasks whose results owner is still owed."""
         return [entry for entry in _listdir(f"{self.folder(owner)}/out") if entry[0] != "."]
-
-    def once(self, owner: str, request: str, text: str) -> str:
-        """Note text under a request id unless one is there; return the one that holds."""
-        path = f"{self.folder(owner)}/requests/{request}"
-        staged = f"{path}.{os.getpid()}.{random_letters()}"
-        self.write(staged, text, durable=True)
-        try:
-            os.link(staged, path)
-            self._sync_folder(os.path.dirname(path))
-        except FileExistsError:
-            return self.read_text(path)
-        finally:
-            _unlink(staged)
-        return text
 
 
 # ==== 8. Orchestrator =================================================================
@@ -2255,7 +2272,8 @@ class Sessions:
         state = self.store.load_state(name)
         if state.get("state") == "ended" or self.store.is_locked(name):
             return self.store.load_state(name)  # again: it may have changed while we looked
-        if state.get("state") == "starting" and time.time() - state["since"] < STARTING_S:
+        fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
+        if fresh and time.time() - state["since"] < STARTING_S:
             return state
         self.bury(name)
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
@@ -2263,7 +2281,7 @@ class Sessions:
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
         found: list[str] = []
-        while (session := self.store.load(name)) and session.supervisor:
+        while (session := self.store.peek(name)) and session.supervisor:
             name = session.supervisor
             found.append(name)
         return found
@@ -2322,34 +2340,28 @@ class Sessions:
         """Do for a session what its dead runner no longer can: end what is left of its
         CLI, answer its tasks `lost`, report its messages, end its workers."""
         path = f"{self.store.folder(name)}/lock"
-        while (lock := self.store.lock(path)) is None:
-            probe = self.store.lock(path, shared=True)
-            if probe is None:
-                return  # a runner, or another who buries, has it
-            os.close(probe)
+        lock = self.store.lock_alone(path)
+        if lock is None:
+            return  # a runner, or another who buries, has it
         try:
             state = self.store.load_state(name)
-            if not state or state.get("state") == "ended":
+            if state.get("state") == "ended":
                 return
             group = state.get("group") or {}
             ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
+            typed_at = (state.get("delivery") or {}).get("at") or 0
+            for _, at, payload in self.store.events(name):
+                if payload.get("hook_event_name") == "UserPromptSubmit" and at >= typed_at:
+                    state["delivering"] = ()  # it was taken; the runner died before it read that
             words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
             detail = f"the process that looked after the session is gone. {words}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
-            self.store.save_state(
-                name,
-                {
-                    **state,
-                    "state": "ended",
-                    "since": time.time(),
-                    "why": "lost",
-                    "question": None,
-                    "task": "",
-                },
-            )
+            gone = {"state": "ended", "since": time.time(), "why": "lost", "question": None}
+            self.store.save_state(name, {**state, **gone, "task": ""})
+            self.answer_all(name, state, "lost", "runner_died", detail)  # what came meanwhile
             self.store.set_live(name, False)
         finally:
             os.close(lock)
@@ -2365,12 +2377,11 @@ class Sessions:
         base: Result | None = None,
     ) -> None:
         """Give every unfinished task of a session its result, and report its messages."""
+        ids = [state["task_message"]] if state.get("task_message") else []
+        ids += state.get("delivering") or ()
+        ids += self.store.unanswered(name) if not state else ()  # the state itself was torn
+        held = [m for i in dict.fromkeys(ids) if (m := self.store.taken(name, i)) is not None]
         waiting = self.store.waiting(name)
-        held = [
-            m
-            for key in ("task_message", "delivering")
-            if state.get(key) and (m := self.store.taken(name, state[key])) is not None
-        ]
         for message in {m.id: m for m in (*held, *waiting)}.values():
             if message.kind == "task":
                 started = message.id == state.get("task_message")
@@ -2404,7 +2415,7 @@ class Sessions:
     def end_workers(self, name: str) -> None:
         """End the workers of a session that ends; their tasks are answered `stopped`."""
         for other in self.store.live():
-            session = self.store.load(other)
+            session = self.store.peek(other)
             if session and session.supervisor == name:
                 self.end(other)
 
@@ -2534,7 +2545,7 @@ class Launcher(Sessions):
             for name, state in alive.items()
             if state["state"] == "idle"
             and not state.get("task")
-            and (session := self.store.load(name))
+            and (session := self.store.peek(name))
             and not session.keep
             and not self.store.tasks_out(name)
             and not self.store.waiting(name)
@@ -2602,7 +2613,12 @@ class Launcher(Sessions):
         shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
     def _resume(
-        self, session: Session, state: dict[str, Any], text: str, options: TaskOptions
+        self,
+        session: Session,
+        state: dict[str, Any],
+        text: str,
+        options: TaskOptions,
+        named: Callable[[str], None],
     ) -> str:
         """Start an ended session again with its conversation and give it a task."""
         profile = self.profile(session.profile, session.cwd)
@@ -2615,20 +2631,23 @@ class Launcher(Sessions):
         lock = self.store.lock(f"{self.store.home}/lock", wait=True)
         try:
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
-                return self._put_task(session.name, text, options)
+                return self._put_task(session.name, text, options, named)
             self._make_room()
             fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
             self.store.save_state(session.name, fresh)
             self.store.set_live(session.name, True)
-            task = self._put_task(session.name, text, options)
+            task = self._put_task(session.name, text, options, named)
             self.start(session.name, profile._replace(provider=session.provider), conversation)
         finally:
             if lock is not None:
                 os.close(lock)
         return task
 
-    def _put_task(self, name: str, text: str, options: TaskOptions) -> str:
+    def _put_task(
+        self, name: str, text: str, options: TaskOptions, named: Callable[[str], None]
+    ) -> str:
         task = f"{name}.{random_letters()}"
+        named(task)
         message = Message(
             f"{time.time_ns():020d}-{task}",
             "task",
@@ -2668,21 +2687,24 @@ class Orchestrator(Launcher):
 
         request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
         text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
-        lock = self.store.lock(f"{self.store.folder(self.caller.name)}/requests/.lock", wait=True)
+        path = f"{self.store.folder(self.caller.name)}/requests/{request}"
+        lock = self.store.lock(f"{os.path.dirname(path)}/.lock", wait=True)
         try:
-            held = self.store.once(self.caller.name, request, "")
-            if held:
-                name, _, sha = held.partition(" ")
-                if sha != text_sha:
-                    raise UsageError(
-                        f"request_id {options.request_id!r} was used for another text: {name}",
-                        "use a new request_id for a new task",
-                    )
+            name, _, sha = self.store.read_text(path).partition(" ")
+            if name and sha != text_sha:
+                raise UsageError(
+                    f"request_id {options.request_id!r} was used for another text: {name}",
+                    "use a new request_id for a new task",
+                )
+            if name and self.is_given(name):
                 return name
-            name = self._assign(target, task, options)
-            path = f"{self.store.folder(self.caller.name)}/requests/{request}"
-            self.store.write(path, f"{name} {text_sha}", durable=True)
-            return name
+            # The name is noted before the task is put: killed in between, it is put again.
+            return self._assign(
+                target,
+                task,
+                options,
+                lambda t: self.store.write(path, f"{t} {text_sha}", durable=True),
+            )
         finally:
             if lock is not None:
                 os.close(lock)
@@ -2697,14 +2719,30 @@ class Orchestrator(Launcher):
                 "put it into a file and name the file",
             )
 
-    def _assign(self, target: str, text: str, options: TaskOptions) -> str:
+    def is_given(self, task: str) -> bool:
+        """Tell whether there is such a task."""
+        try:
+            return bool(self.task_session(task))
+        except CaoError:
+            return False
+
+    def _assign(
+        self,
+        target: str,
+        text: str,
+        options: TaskOptions,
+        named: Callable[[str], None] = lambda _: None,
+    ) -> str:
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
             state = self.state_of(target)
             if state["state"] == "ended":
-                return self._resume(session, state, text, options)
+                return self._resume(session, state, text, options, named)
             self._check_ring(target)
-            return self._put_task(target, text, options)
+            task = self._put_task(target, text, options, named)
+            if self.state_of(target)["state"] != "ended" or not self.take_back(target, task):
+                return task
+            return self._resume(session, self.state_of(target), text, options, named)
         if options.cwd and not os.path.isdir(options.cwd):
             raise UsageError(
                 f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
@@ -2717,12 +2755,21 @@ class Orchestrator(Launcher):
             options = options._replace(check=profile.settings["check"])
         name = self.launch(profile, cwd, options)
         try:
-            task = self._put_task(name, text, options)
+            task = self._put_task(name, text, options, named)
             self.start(name, profile)
         except BaseException:
             self.forget(name)
             raise
         return task
+
+    def take_back(self, name: str, task: str) -> bool:
+        """Take a task back that a session, ending just then, has not answered."""
+        mine = [m for m in self.store.waiting(name) if m.task == task]
+        if not mine or not self.store.claim(name, mine[0].id):
+            return False
+        _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+        _unlink(f"{self.store.folder(name)}/inbox/cur/{mine[0].id}")
+        return True
 
     def _check_reach(self, session: Session) -> None:
         """Raise where an honest caller has no business with a session."""
@@ -2760,11 +2807,11 @@ class Orchestrator(Launcher):
 
     def known(self) -> set[str]:
         """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
-        me = self.store.load(self.caller.name)
+        me = self.store.peek(self.caller.name)
         above = me.supervisor if me else ""
         found = {above} if above else set()
         for name in self.store.live():
-            session = self.store.load(name)
+            session = self.store.peek(name)
             if session and (
                 session.supervisor == above or self.caller.name in self.ancestors(name)
             ):
@@ -2809,7 +2856,7 @@ class Orchestrator(Launcher):
                 enough = not found.running if want_all else bool(found.results)
                 if enough or found.messages or found.asking or cancelled():
                     return found
-                if any_mail and not tasks and not self.store.tasks_out(self.caller.name):
+                if any_mail and not found.running and not self.store.tasks_out(self.caller.name):
                     return found
                 left = until - time.monotonic()
                 if left <= 0:
@@ -2844,10 +2891,9 @@ class Orchestrator(Launcher):
         the message is forgotten after a while."""
         given = []
         for task in self.store.tasks_out(self.caller.name) if self.caller.name else ():
-            try:
-                self.task_session(task)
+            if self.is_given(task):
                 given.append(task)
-            except CaoError:  # or it is in the making, by a call beside this one
+            else:  # or it is in the making, by a call beside this one
                 note = f"{self.store.folder(self.caller.name)}/out/{task}"
                 if time.time() - written_at(note) > STARTING_S:
                     _unlink(note)
@@ -2857,7 +2903,7 @@ class Orchestrator(Launcher):
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
     ) -> Waited:
         """Look once at everything a wait may end with, and claim what is found."""
-        results = {task: result for task in tasks if (result := self.claim_result(task))}
+        results = {t: result for t in tasks if (result := self.claim_result(t, any_mail))}
         messages = []
         below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
         for message in self.store.waiting(self.caller.name):
@@ -2872,6 +2918,9 @@ class Orchestrator(Launcher):
                 messages.append(message)
         asking = []
         running = tuple(task for task in tasks if task not in results)
+        if any_mail:  # what another wait has taken is not ours to wait for
+            out = self.store.tasks_out(self.caller.name)
+            running = tuple(task for task in running if task in out)
         at_work = {self.store.session_of(task) for task in running}
         for name in sorted(below):
             path = [name, *self.ancestors(name)]
@@ -2885,8 +2934,9 @@ class Orchestrator(Launcher):
                 )
         return Waited(tuple(results.values()), tuple(messages), tuple(asking), running)
 
-    def claim_result(self, task: str) -> Result | None:
-        """Return a task's result if it is ours to give: claimed here, or told before."""
+    def claim_result(self, task: str, once: bool = False) -> Result | None:
+        """Return a task's result if it is ours to give: claimed here, or told before (once:
+        not if it was told before)."""
         result = self.store.load_result(task)
         if not result:
             return None
@@ -2898,7 +2948,8 @@ class Orchestrator(Launcher):
         if self.store.claim(self.caller.name, message_id):
             return result
         cur = f"{self.store.folder(self.caller.name)}/inbox/cur/{message_id}"
-        return result if os.path.exists(cur) else None  # on its way: a poke will come
+        # Neither claimed nor in cur/: it is on its way, and a poke will come.
+        return result if os.path.exists(cur) and not once else None
 
     # ---- talking, watching, ending ----
 
@@ -2938,6 +2989,14 @@ class Orchestrator(Launcher):
         )
         self.store.put(message)
         self.store.poke(self.caller.name)
+        return self._receipt(session, message, wait_s)
+
+    def _receipt(self, session: Session, message: Message, wait_s: float) -> dict[str, Any]:
+        """Return how far a message came, waiting a little where it can be typed at once."""
+        target = session.name
+        gone = session.kind == "agent" and self.state_of(target)["state"] == "ended"
+        if gone and self.store.claim(target, message.id):
+            raise NotFoundError(f"session {target} has just ended; the message was not sent")
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
         state = self.state_of(target) if session.kind == "agent" else {}
         asked = state.get("question") or {}
@@ -2953,15 +3012,24 @@ class Orchestrator(Launcher):
                 receipt["exact"] = (state.get("delivery") or {}).get("exact")
         return receipt
 
+    def any_view(self, name: str) -> dict[str, Any] | None:
+        """Return a session's view, of `unknown` where it is of a format we do not know."""
+        try:
+            return self.view(name)
+        except CaoError as error:
+            blank = dict.fromkeys(("profile", "provider", "supervisor", "cwd"), "")
+            facts = {"kind": "agent", "state": "unknown", "for_s": 0.0, "why": error.what}
+            return {"session": name, **facts, **blank, "waiting_messages": 0}
+
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return the live sessions and who is above them (everything: the ended too), in
         the order of a tree, with its `depth`."""
         names = self.store.all_sessions() if everything else self.store.live()
-        views = {name: view for name in names if (view := self.view(name))}
+        views = {name: view for name in names if (view := self.any_view(name))}
         if not everything:
             views = {n: v for n, v in views.items() if v["state"] != "ended"}
             for name in {v["supervisor"] for v in views.values()} - set(views) - {""}:
-                if view := self.view(name):
+                if view := self.any_view(name):
                     views[name] = view
         ordered: list[dict[str, Any]] = []
 
@@ -3318,8 +3386,10 @@ class Conversation:
             "task": self.task.task if self.task else "",
             "task_message": self.task.id if self.task else "",
             "turn_at": self.turn_at if self.phase == "working" else 0,
-            "delivering": d.messages[0] if d and d.step != "taken" else "",
-            "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact} if d else None,
+            "delivering": d.messages if d and d.step != "taken" else (),
+            "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
+            if d
+            else None,
             "question": question._asdict() if question else None,
             "group": {"id": self.child, "start": start_mark(self.child)} if self.child else None,
             "conversation": self.conversation if self.begun else self.launch.resume,
@@ -3614,10 +3684,12 @@ class Conversation:
         self.store.log(
             self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
         )
+        facts = self._facts()
         self.task = self.delivery = self.question = None
         self.phase, self.since = "ended", time.time()
         self.why = detail
         self._save()
+        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
 
@@ -3840,11 +3912,11 @@ class Runner(Watcher):
 
     def run(self) -> int:
         """Look after the session until its CLI has ended; return the CLI's exit status."""
-        until = time.monotonic() + 2
-        while (lock := self.store.lock(f"{self.store.folder(self.name)}/lock")) is None:
-            if time.monotonic() > until:
-                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-            select.select([], [], [], 0.005)  # somebody probes the lock
+        lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
+        if lock is None:
+            raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+        self._save()  # from here on a free lock means that we are dead
+        self.store.drop_events(self.name, [entry for entry, _, _ in self.store.events(self.name)])
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(waker, False)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -3908,8 +3980,7 @@ class Runner(Watcher):
         elif self.signal:
             self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
         try:
-            for at, payload in self.store.take_events(self.name):
-                self._on_payload(payload, at)
+            self._read_events()
             for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
                 self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
             self._advance(time.time())
@@ -3956,8 +4027,7 @@ class Runner(Watcher):
             self.exit_status = (
                 os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
             )
-            for at, payload in self.store.take_events(self.name):
-                self._on_payload(payload, at)
+            self._read_events()
             if self.ending and self.task and not self.store.tasks_out(self.name):
                 self._end_task("done", answer=self.ending.text, source=self.ending.source)
             reason = "exited" if self.begun else "never_started"
@@ -3967,6 +4037,15 @@ class Runner(Watcher):
                 else f"exit status {self.exit_status}"
             )
             self._finish("failed", reason, f"{self.row.name} ended by itself with {how}")
+
+    def _read_events(self) -> None:
+        """Deal with what the hooks and our callers dropped; forget it when that is saved."""
+        events = self.store.events(self.name)
+        for _, at, payload in events:
+            self._on_payload(payload, at)
+        if events:
+            self._save()
+            self.store.drop_events(self.name, (entry for entry, _, _ in events))
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
         if self.phase == "ended":
@@ -4057,19 +4136,22 @@ class Runner(Watcher):
         return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> bool:
-        """Claim messages and note them as on their way; False where one was claimed by
-        another (a `wait` of the agent itself)."""
+        """Claim messages and note them as on their way; those that another has claimed (a
+        `wait` of the agent itself) are left out. False where none is left."""
         first = messages[0]
         self.delivery = Delivery(tuple(m.id for m in messages), text, step, time.time())
         if first.kind == "task":
             self.task, self.task_at, self.paused_s = first, time.time(), 0.0
             self.turns, self.tries = [], 0
         self._save()  # before the claim: killed in between, it is in new/ or named here
-        for message in messages:
-            if not self.store.claim(self.name, message.id):
-                self.delivery = None
-                return False
-        self.store.log(self.name, step, messages=[m.id for m in messages], bytes=len(text))
+        ours = [m for m in messages if self.store.claim(self.name, m.id)]
+        if not ours:
+            self.delivery = None
+            return False
+        if len(ours) < len(messages):
+            text = self._compose(ours)
+        self.delivery = Delivery(tuple(m.id for m in ours), text, step, time.time())
+        self.store.log(self.name, step, messages=[m.id for m in ours], bytes=len(text))
         self.last_sent = text
         return True
 
@@ -4088,8 +4170,8 @@ class Runner(Watcher):
         while len(messages) > 1 and "is in the file" in text[:200]:
             messages = messages[:1]
             text = self._compose(messages)
-        if self._take(messages, text, "claimed"):
-            self._type_text(tuple(m.id for m in messages), text)
+        if self._take(messages, text, "claimed") and self.delivery:
+            self._type_text(self.delivery.messages, self.delivery.text)
 
     def _obstacle(self) -> str:
         """Return why nothing may be typed now, or ""."""
@@ -4158,6 +4240,8 @@ class Runner(Watcher):
         for message in filter(None, (self.store.taken(self.name, i) for i in d.messages)):
             if message.kind == "message":
                 self.boss.notify_undelivered(message, why)
+            elif message.kind in ("result", "notice"):
+                self.store.log(self.name, "not_told", message=message.id, task=message.task)
 
     # ---- orders ----
 
@@ -4514,6 +4598,8 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  {view['profile']} ({view['provider']})"
     if view.get("task"):
         line += f"  task {view['task']}"
+    if view["state"] == "unknown":
+        line += f"  {view.get('why') or ''}"
     if view.get("question"):
         line += f"  asks: {shorten(view['question']['text'], 60)}"
     return line
@@ -5344,7 +5430,7 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
             if not make:
                 return Caller(""), None
             make_client(store, name)
-        lock = store.lock(f"{store.folder(name)}/lock")
+        lock = store.lock_alone(f"{store.folder(name)}/lock")
         if lock is not None:
             return Caller(name), lock
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
@@ -5643,39 +5729,62 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (None, "")}
 
 
-def clean(boss: Orchestrator, older_s: float) -> list[str]:
-    """End what is dead and remove what is old; return what was removed.
+def _drop_worktree(store: Store, session: Session) -> bool:
+    """Remove a worktree that holds nothing; False where it has work, or cannot be read."""
+    try:
+        facts = worktree_facts(store, session)
+        if facts["dirty"] or facts["commits"]:
+            return False
+        remove_worktree(store, session)
+    except CaoError:
+        return False
+    return True
+
+
+def _is_done_with(store: Store, name: str) -> bool:
+    """Tell whether an ended session's folder is of no use to anybody."""
+    if not os.path.exists(f"{store.folder(name)}/session.json"):
+        return True  # killed while it was made
+    session = store.peek(name)
+    if not session or store.waiting(name) or store.tasks_out(name):
+        return False
+    if any(not store.is_told(task) for task in store.results(name)):
+        return False
+    return not session.worktree or _drop_worktree(store, session)
+
+
+def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
+    """End what is dead and remove what is old; return what was removed, and in words what
+    is of a format that only another version knows.
 
     Never a live session's files, an undelivered message or a dirty worktree.
     """
     import shutil
 
-    store, removed = boss.store, []
+    store, removed, foreign = boss.store, [], []
     for name in store.live():
-        boss.state_of(name)
+        if boss.state_of(name).get("state") == "ended":
+            store.set_live(name, False)  # killed between its two last steps
     needed = {above for name in store.live() for above in boss.ancestors(name)}
     for name in store.all_sessions():
-        session = store.load(name)
-        if not session or name in store.live() or store.is_locked(name):
+        if name in needed or name in store.live() or store.is_locked(name):
+            continue
+        try:
+            store.load(name)
+        except CaoError as error:
+            foreign.append(error.what)
             continue
         folder = store.folder(name)
-        age = time.time() - max(os.stat(folder).st_mtime, written_at(f"{folder}/state.json"))
-        if age < older_s or store.waiting(name) or store.tasks_out(name):
+        age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
+        if age < older_s or not _is_done_with(store, name):
             continue
-        if name in needed or any(not store.is_told(task) for task in store.results(name)):
-            continue
-        if session.worktree:
-            facts = worktree_facts(store, session)
-            if facts["dirty"] or facts["commits"]:
-                continue
-            remove_worktree(store, session)
         shutil.rmtree(folder)
         removed.append(name)
     for entry in _listdir(f"{store.home}/wake"):
         pid = entry.partition("-")[0]
         if pid.isdigit() and not start_mark(int(pid)):
             _unlink(f"{store.home}/wake/{entry}")
-    return removed
+    return removed, foreign
 
 
 class Client(NamedTuple):
@@ -5853,6 +5962,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+    except OSError as error:
+        _say_error(CaoError(f"{error.filename or 'a file'}: {error.strerror}", "cao doctor"))
         return EXIT_FAILED
 
 
@@ -6134,7 +6246,7 @@ def cmd_logs(ask: Ask) -> int:
                     wake.listen(name)
                 text = ask.store.read_text(f"{ask.store.folder(name)}/log.jsonl")
                 whole = text[: text.rfind("\n") + 1]
-                lines += [(json.loads(line), name) for line in whole[read[name] :].splitlines()]
+                lines += [(entry, name) for entry in _jsonl(whole[read[name] :].split("\n"))]
                 read[name] = len(whole)
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
                 _print(ask, {"session": name, **entry}, _render_log(name, entry))
@@ -6190,12 +6302,9 @@ def cmd_profiles(ask: Ask) -> int:
 
 
 def cmd_clean(ask: Ask) -> int:
-    removed = clean(ask.boss, parse_seconds(ask.args.older))
-    _print(
-        ask,
-        {"removed": removed},
-        f"removed {len(removed)} sessions" + "".join(f"\n  {n}" for n in removed),
-    )
+    removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
+    lines = [f"removed {len(removed)} sessions", *(f"  {name}" for name in removed)]
+    _print(ask, {"removed": removed, "kept": foreign}, "\n".join([*lines, *foreign]))
     return EXIT_DONE
 
 

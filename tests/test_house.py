@@ -244,8 +244,8 @@ def broad_excepts(source: str) -> list[str]:
             doors.append(node.lineno)
             if all(isinstance(n, ast.Pass) for n in node.body):
                 found.append(f"line {node.lineno}: except Exception: pass")
-    if len(doors) != 1 or doors[0] not in lines_of(source, "McpServer"):
-        found.append(f"lines {doors}: except Exception is to stand once, in McpServer")
+    if len(doors) != 1 or doors[0] not in lines_of(source, "McpEngine"):
+        found.append(f"lines {doors}: except Exception is to stand once, in McpEngine")
     return found
 
 
@@ -262,7 +262,7 @@ def names_without_a_docstring(source: str) -> list[str]:
 
 def names_that_say_nothing(source: str) -> list[str]:
     """The drawers called manager, service, helper, util, misc; do_, process_, handle_."""
-    server = {m for n in nodes_of(source, ast.ClassDef) if n.name == "McpServer"
+    server = {m for n in nodes_of(source, ast.ClassDef) if n.name.startswith("Mcp")
               for m in [x.name for x in ast.walk(n) if isinstance(x, ast.FunctionDef)]}  # fmt: skip
     named = [(n.lineno, n.name) for n in nodes_of(source, ast.FunctionDef, ast.ClassDef)]
     named += [(n.lineno, n.arg) for n in nodes_of(source, ast.arg)]

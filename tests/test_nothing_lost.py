@@ -592,7 +592,7 @@ def test_clean_goes_on_though_one_worktree_cannot_be_read(place):
     plain = idle_session(place)
     place.ok("stop", task.partition(".")[0], plain)
     shutil.rmtree(place.work / ".git")
-    place.run("clean", "--older", "0s")
+    place.ok("clean", "--older", "0s")
     assert not folder_of(place, plain).exists()
 
 

@@ -676,7 +676,7 @@ def walk_through(store: cao.Store, letters: str) -> None:
     store.save_state("worker-2222", {"state": "working", "task_message": f"1-{task}"})
     store.claim("worker-2222", f"1-{task}")
     store.put_event(store.folder("worker-2222"), '{"hook_event_name": "Stop"}')
-    store.take_events("worker-2222")
+    store.drop_events("worker-2222", [e for e, _, _ in store.events("worker-2222")])
     result = cao.Result(task, "worker-2222", "done", "the answer", ended_at=2.0)
     store.save_result(result, "boss-2222")
     store.claim("boss-2222", cao.result_message_id(result))
