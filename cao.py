@@ -1843,20 +1843,24 @@ class Store:
     def log(self, name: str, event: str, **fields: Any) -> None:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
         line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             fd = os.open(f"{self.folder(name)}/log.jsonl", flags, 0o600)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)  # else a line half written looks torn
-                size = os.fstat(fd).st_size
-                torn = size and os.pread(fd, 1, size - 1) != b"\n"  # by a power cut
-                os.write(fd, (b"\n" if torn else b"") + line.encode())
+                os.write(fd, line.encode())
             finally:
                 os.close(fd)
         except FileNotFoundError:
             return  # the session was cleaned away under us
         except OSError as error:  # what was done is done, and must not be told as failed
             sys.stderr.write(f"cao: {name}/log.jsonl: {error.strerror}\n")
+
+    def mend_log(self, name: str) -> None:
+        """End a line of the log that a power cut tore, so that it spoils no other."""
+        path = f"{self.folder(name)}/log.jsonl"
+        if file_size(path) and not self.read_text(path).endswith("\n"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write("\n")
 
     def launch_file(self, name: str, file: str) -> str:
         """Return the path of a file that is handed to a session's CLI."""
@@ -2347,6 +2351,7 @@ class Sessions:
             state = self.store.load_state(name)
             if state.get("state") == "ended":
                 return
+            self.store.mend_log(name)
             group = state.get("group") or {}
             ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
             self.tmux.kill_session(name)
@@ -3916,6 +3921,7 @@ class Runner(Watcher):
         if lock is None:
             raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
         self._save()  # from here on a free lock means that we are dead
+        self.store.mend_log(self.name)
         self.store.drop_events(self.name, [entry for entry, _, _ in self.store.events(self.name)])
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(waker, False)

@@ -681,7 +681,6 @@ def walk_through(store: cao.Store, letters: str) -> None:
     store.save_result(result, "boss-2222")
     store.claim("boss-2222", cao.result_message_id(result))
     store.put(cao.Message(f"3-{letters}", "message", "boss-2222", "worker-2222", "more", 3.0))
-    store.once("boss-2222", letters, "text")
     store.set_live("worker-2222", False)
 
 
