@@ -2274,7 +2274,10 @@ class Sessions:
         One whose runner is dead is buried first: then it is `ended`.
         """
         state = self.store.load_state(name)
-        if state.get("state") == "ended" or self.store.is_locked(name):
+        if state.get("state") == "ended":
+            self._sweep(name, state)
+            return state
+        if self.store.is_locked(name):
             return self.store.load_state(name)  # again: it may have changed while we looked
         fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
         if fresh and time.time() - state["since"] < STARTING_S:
@@ -2339,6 +2342,16 @@ class Sessions:
             wake()
 
         threading.Thread(target=wait_for_death, daemon=True).start()
+
+    def _sweep(self, name: str, state: dict[str, Any]) -> None:
+        """Answer what an ended session's inbox still holds: who did that was killed at it."""
+        if not _listdir(f"{self.store.folder(name)}/inbox/new"):
+            return
+        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        if lock is not None:
+            how = ("lost", "runner_died") if state.get("why") == "lost" else ("stopped", "stopped")
+            self.answer_all(name, {"state": "ended"}, *how, "the session has ended")
+            os.close(lock)
 
     def bury(self, name: str) -> None:
         """Do for a session what its dead runner no longer can: end what is left of its
@@ -2673,6 +2686,48 @@ class Launcher(Sessions):
         self.store.poke(self.caller.name)
         return task
 
+    # ---- what was given ----
+
+    def task_session(self, task: str) -> str:
+        """Return the session of a task. Raises NotFoundError where there is no such task."""
+        name = self.store.session_of(task)
+        if not self.store.load(name) or not (
+            self.store.load_result(task) or self.store.sent_at(task)
+        ):
+            raise NotFoundError(
+                f"there is no task {task}", "cao ls --all shows the sessions and tasks"
+            )
+        return name
+
+    def is_given(self, task: str) -> bool:
+        """Tell whether there is such a task."""
+        try:
+            return bool(self.task_session(task))
+        except CaoError:
+            return False
+
+    def tasks_given(self) -> list[str]:
+        """Return the tasks out whose message is there; what was killed between the note and
+        the message is forgotten after a while."""
+        given = []
+        for task in self.store.tasks_out(self.caller.name) if self.caller.name else ():
+            if self.is_given(task):
+                given.append(task)
+            else:  # or it is in the making, by a call beside this one
+                note = f"{self.store.folder(self.caller.name)}/out/{task}"
+                if time.time() - written_at(note) > STARTING_S:
+                    _unlink(note)
+        return given
+
+    def take_back(self, name: str, task: str) -> bool:
+        """Take a task back that a session, ending just then, has not answered."""
+        mine = [m for m in self.store.waiting(name) if m.task == task]
+        if not mine or not self.store.claim(name, mine[0].id):
+            return False
+        _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+        _unlink(f"{self.store.folder(name)}/inbox/cur/{mine[0].id}")
+        return True
+
 
 class Orchestrator(Launcher):
     """The verbs, for one caller: what the tools and the commands are made of."""
@@ -2724,13 +2779,6 @@ class Orchestrator(Launcher):
                 "put it into a file and name the file",
             )
 
-    def is_given(self, task: str) -> bool:
-        """Tell whether there is such a task."""
-        try:
-            return bool(self.task_session(task))
-        except CaoError:
-            return False
-
     def _assign(
         self,
         target: str,
@@ -2766,15 +2814,6 @@ class Orchestrator(Launcher):
             self.forget(name)
             raise
         return task
-
-    def take_back(self, name: str, task: str) -> bool:
-        """Take a task back that a session, ending just then, has not answered."""
-        mine = [m for m in self.store.waiting(name) if m.task == task]
-        if not mine or not self.store.claim(name, mine[0].id):
-            return False
-        _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
-        _unlink(f"{self.store.folder(name)}/inbox/cur/{mine[0].id}")
-        return True
 
     def _check_reach(self, session: Session) -> None:
         """Raise where an honest caller has no business with a session."""
@@ -2879,30 +2918,6 @@ class Orchestrator(Launcher):
                 path = f"{self.store.folder(result.session)}/lock"
                 fd = self.store.lock(path, wait=True, shared=True)
                 os.close(fd) if fd is not None else None
-
-    def task_session(self, task: str) -> str:
-        """Return the session of a task. Raises NotFoundError where there is no such task."""
-        name = self.store.session_of(task)
-        if not self.store.load(name) or not (
-            self.store.load_result(task) or self.store.sent_at(task)
-        ):
-            raise NotFoundError(
-                f"there is no task {task}", "cao ls --all shows the sessions and tasks"
-            )
-        return name
-
-    def tasks_given(self) -> list[str]:
-        """Return the tasks out whose message is there; what was killed between the note and
-        the message is forgotten after a while."""
-        given = []
-        for task in self.store.tasks_out(self.caller.name) if self.caller.name else ():
-            if self.is_given(task):
-                given.append(task)
-            else:  # or it is in the making, by a call beside this one
-                note = f"{self.store.folder(self.caller.name)}/out/{task}"
-                if time.time() - written_at(note) > STARTING_S:
-                    _unlink(note)
-        return given
 
     def _look(
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
@@ -3025,6 +3040,14 @@ class Orchestrator(Launcher):
             blank = dict.fromkeys(("profile", "provider", "supervisor", "cwd"), "")
             facts = {"kind": "agent", "state": "unknown", "for_s": 0.0, "why": error.what}
             return {"session": name, **facts, **blank, "waiting_messages": 0}
+
+    def render_progress(self, name: str) -> str:
+        """Return a session's state, and the title its CLI has given its pane."""
+        pane = self.tmux.pane_of(name)
+        title = self.tmux.ask(pane, "#{pane_title}") if pane else ""
+        named = title and title != os.uname().nodename and title.isprintable()
+        words = f"{name} {self.state_of(name).get('state')}"
+        return f"{words} ({shorten(title, 60)})" if named else words
 
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return the live sessions and who is above them (everything: the ended too), in
@@ -5155,11 +5178,8 @@ class McpEngine:
             if token is None or passed - last[0] < PROGRESS_S * 0.9 or "cancelled" in running.flags:
                 return
             last[0] = passed
-            states = (
-                f"{boss.store.session_of(t)} {boss.state_of(boss.store.session_of(t)).get('state')}"
-                for t in found.running
-            )
-            text = f"{', '.join(states)}, {render_seconds(passed)}"
+            parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
+            text = f"{', '.join(parts)}, {render_seconds(passed)}"
             self.send(
                 {
                     "jsonrpc": "2.0",
@@ -6310,7 +6330,9 @@ def cmd_profiles(ask: Ask) -> int:
 def cmd_clean(ask: Ask) -> int:
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"removed {len(removed)} sessions", *(f"  {name}" for name in removed)]
-    _print(ask, {"removed": removed, "kept": foreign}, "\n".join([*lines, *foreign]))
+    _print(ask, {"removed": removed, "kept": foreign}, "\n".join(lines))
+    for words in foreign:
+        print(f"cao: kept: {words}", file=sys.stderr)
     return EXIT_DONE
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
+import cao
 from conftest import McpClient, until
 
 pytestmark = pytest.mark.tmux
@@ -391,3 +393,24 @@ def test_ten_handoffs_run_side_by_side_and_a_ping_is_answered_at_once(place):
     for n, key in enumerate(calls):
         assert client.answer(key)["result"]["structuredContent"]["results"][0]["answer"] == str(n)
     client.close()
+
+
+@pytest.mark.parametrize("client", cao.CLIENTS)
+def test_the_entry_for_a_client_can_be_read_and_names_a_command_that_runs(place, client):
+    printed = place.ok("config", client)
+    entry = printed[printed.index("\n", printed.index("put this into")) :].strip()
+    key = cao.CLIENTS[client].key
+    if key == "toml":
+        found = dict(line.split(" = ", 1) for line in entry.splitlines()[1:])
+        argv = [json.loads(found["command"]), *json.loads(found["args"])]
+    elif key in ("continue", "goose"):
+        found = cao.parse_yaml(entry, client)
+        server = found["mcpServers"][0] if key == "continue" else found["extensions"]["cao"]
+        argv = [server.get("command") or server["cmd"], *server["args"]]
+    else:
+        server = json.loads(entry)[key]["cao"]
+        command = server["command"]
+        argv = [*command] if isinstance(command, list) else [command, *server["args"]]
+    assert argv[0].startswith("/")
+    done = subprocess.run(argv, input=b"", env=place.env, timeout=20, check=False)
+    assert done.returncode == 0
