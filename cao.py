@@ -86,6 +86,7 @@ ANSWER_CHARS_BY_CLIENT = {
     "codex-mcp-client": 10_000,  # 0.169.0 itself drops the middle of more than 12,000
 }
 PROGRESS_S = 5.0
+CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
 
@@ -4590,9 +4591,8 @@ def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
         if me and me.kind == "agent"
         else f'Call wait with tasks ["{task}"] for the result.'
     )
-    return Answer(
-        f"Task {task} is with session {session}. {how}", {"task": task, "session": session}
-    )
+    text = f"Task {task} is with session {session}. {how}"
+    return Answer(text, {"task": task, "session": session}, (task,))
 
 
 def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
@@ -4886,6 +4886,7 @@ class McpEngine:
         self.running: dict[tuple[str, Any], Running] = {}
         self.told: set[str] = set()
         self.unsaid: list[str] = []  # of cancelled calls: what they claimed, what still runs
+        self.ending = threading.Condition()  # over running, its flags and unsaid
 
     # ---- lines ----
 
@@ -5125,49 +5126,69 @@ class McpEngine:
         call = (TOOLS[name], params.get("arguments", {}), running, token)
 
         def work() -> None:
-            try:
-                result = self.run_tool(*call, handle)
-            finally:
-                self.running.pop((type(key).__name__, key), None)
-            if "cancelled" in running.flags:
-                data = result.get("structuredContent") or {}
-                if any(data.get(part) for part in ("results", "messages", "asking")):
-                    self.unsaid.append(result["content"][0]["text"])
-                reply(None)  # a batch counts it
-                return
-            reply({"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result})
+            result = self.end_call(key, running, *self.run_tool(*call, handle))
+            if result is not None and modern:
+                result = _modern(result)
+            # A batch counts what is not answered too.
+            reply(None if result is None else {"jsonrpc": "2.0", "id": key, "result": result})
 
         threading.Thread(target=work, daemon=True).start()
 
     def run_tool(
-        self, tool: Tool, given: Any, running: Running, token: Any, handle: bool = False
-    ) -> dict[str, Any]:
-        """Return a tool's result, or its error as one: the model can act on both."""
+        self, tool: Tool, given: Any, running: Running, token: Any, handle: bool
+    ) -> tuple[Answer, dict[str, Any]]:
+        """Return a tool's answer, or its error as one (the model can act on both), and
+        what its result says beside."""
         try:
             if handle:
-                return self.new_task(given)
+                handed = self.new_task(given)
+                return Answer("", None, (handed["taskId"],)), handed
             arguments = check_arguments(tool, given)
             boss = self.open(tool.delegates)
-            done = tool.call(self.make_call(boss, running, token), arguments)
-            text, data, wrong = done.text, done.data, False
-            if "cancelled" in running.flags and done.left_running:
-                names = ", ".join(done.left_running)
-                self.unsaid.append(
-                    f"Still running after the call you cancelled: {names} (wait gets the result,"
-                    " stop_session ends the session)."
-                )
+            return tool.call(self.make_call(boss, running, token), arguments), {}
         except CaoError as error:
-            text, data, wrong = str(error), None, True
+            return Answer(str(error), None), {"isError": True}
         except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
             import traceback
 
             traceback.print_exc()
-            text, data, wrong = f"cao failed: {error!r}\ntry: cao doctor", None, True
-        if self.unsaid and "cancelled" not in running.flags:
+            return Answer(f"cao failed: {error!r}\ntry: cao doctor", None), {"isError": True}
+
+    def end_call(
+        self, key: Any, running: Running, done: Answer, beside: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Return a call's result, begun with what cancelled calls left unsaid; None where
+        it was cancelled itself: then what it claimed, and what still runs, is kept."""
+
+        def cancelled_go_on() -> bool:
+            return any("cancelled" in one.flags for one in self.running.values())
+
+        with self.ending:
+            # A call that was cancelled just now may still have something to say.
+            self.ending.wait_for(
+                lambda: "cancelled" in running.flags or not cancelled_go_on(), CANCEL_S
+            )
+            self.running.pop((type(key).__name__, key), None)
+            self.ending.notify_all()
+            if "cancelled" in running.flags:
+                data = done.data or {}
+                if any(data.get(part) for part in ("results", "messages", "asking", "earlier")):
+                    self.unsaid.append(done.text)
+                if done.left_running:
+                    names = ", ".join(done.left_running)
+                    self.unsaid.append(
+                        f"Still running after the call you cancelled: {names} (wait gets the"
+                        " result, stop_session ends the session)."
+                    )
+                return None
+            if "resultType" in beside:  # a task's handle has no text to say it in
+                return beside
             said, self.unsaid = "\n\n".join(self.unsaid), []
+        text, data = done.text, done.data
+        if said:
             text = f"{said}\n\n{text}"
             data = {"earlier": said, **data} if data is not None else None
-        return {**_tool_result(Answer(text, data)), **({"isError": True} if wrong else {})}
+        return {**_tool_result(Answer(text, data)), **beside}
 
     def make_call(self, boss: Orchestrator, running: Running, token: Any) -> Call:
         """Return what a tool may use while it waits."""
@@ -5207,11 +5228,14 @@ class McpEngine:
 
     def cancel(self, key: Any) -> None:
         """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
-        running = (
-            self.running.get((type(key).__name__, key)) if isinstance(key, (str, int)) else None
-        )
+        if not isinstance(key, (str, int)):
+            return
+        with self.ending:
+            running = self.running.get((type(key).__name__, key))
+            if running:
+                running.flags.add("cancelled")
+                self.ending.notify_all()
         if running:
-            running.flags.add("cancelled")
             for wake in running.wakes:
                 wake_safely(wake)()
 

@@ -263,8 +263,8 @@ class FixtureServer(cao.McpServer):
             super().handle(message, reply)
 
     def run_tool(self, tool, *args):
-        result = super().run_tool(tool, *args)
-        return {**result, "content": CONTENT[tool.name]} if tool.name in CONTENT else result
+        done, beside = super().run_tool(tool, *args)
+        return done, {**beside, **({"content": CONTENT[tool.name]} if tool.name in CONTENT else {})}
 
     def call_tool(self, key, params, meta, modern, reply) -> None:
         name, can = params.get("name"), meta.get(META + "clientCapabilities", {})
