@@ -706,17 +706,23 @@ class Provider(NamedTuple):
     name: str
     program: str
     argv: Callable[[Launch], list[str]]
-    files: Callable[[Launch], dict[str, str]] = lambda _: {}  # name in launch/ -> text
+    files: Callable[[Launch], dict[str, str]] = lambda _: {}  # path in launch/ -> text
     env: Callable[[Launch], dict[str, str]] = lambda _: {}
+    # path in launch/ -> the user's file or folder it is a link to, where there is one: the
+    # login, for a CLI that can only be told things by a home of its own
+    links: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
     env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
     status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
     read_status: Callable[[str], Look] = lambda _: Look("unknown", "status_file")
+    read_title: Callable[[str], Look] | None = None  # the pane's title, where it says the state
+    read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
     transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
     composer: str = ""  # regex on the input line, its group the draft
     busy: str = ""  # regex on the screen: still working
     failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
+    settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
     untypable: str = r"\A\s*[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
@@ -726,7 +732,11 @@ class Provider(NamedTuple):
     resumes: bool = False
     permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
     by_output: bool = False  # no events: its output wakes the runner, the screen decides
-    proven: str = ""  # the version the tests run
+    proven: str = ""  # the version the tests run; "": never run by us
+
+    def tells_state(self) -> bool:
+        """Tell whether the CLI itself says where it stands, beside its events."""
+        return bool(self.status_path or self.read_title)
 
 
 def _toml(value: Any) -> str:
@@ -2610,7 +2620,14 @@ class Launcher(Sessions):
         files["env.json"] = dump(env)
         files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
         for file, text in files.items():
-            self.store.write(self.store.launch_file(name, file), text)
+            path = self.store.launch_file(name, file)
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            self.store.write(path, text)
+        for link, target in provider.links(env).items():
+            path = self.store.launch_file(name, link)
+            if os.path.exists(target) and not os.path.lexists(path):
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                os.symlink(target, path)
         _unlink(self.store.launch_file(name, "tools-listed"))
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         self.tmux.new_session(
@@ -3725,13 +3742,15 @@ class Conversation:
     # ---- looking ----
 
     def _status(self) -> Look:
-        """Read the CLI's own state file, where it has one."""
-        if not self.row.status_path:
+        """Read the CLI's own state file, or its pane's title, where it has one."""
+        if self.row.status_path:
+            env = {**self.env, **self.row.env(self.launch)}
+            path = self.row.status_path(env, self.launch.folder, self.child)
+            look = self.row.read_status(self.store.read_text(path))
+        elif self.row.read_title:
+            look = self.row.read_title(self.boss.tmux.ask(self.pane, "#{pane_title}"))
+        else:
             return Look("unknown", "none", "this CLI keeps no state file")
-        path = self.row.status_path(
-            {**self.env, **self.row.env(self.launch)}, self.launch.folder, self.child
-        )
-        look = self.row.read_status(self.store.read_text(path))
         self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
         return look
 
@@ -3819,7 +3838,7 @@ class Watcher(Conversation):
     def _look_at_start(self, now: float) -> None:
         """Find the composer, or a dialog of the first run."""
         look = self._status()
-        slow = self.delivery_open() or self.row.status_path is None
+        slow = self.delivery_open() or not self.row.tells_state()
         if look.state == "idle" and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
@@ -3855,11 +3874,11 @@ class Watcher(Conversation):
             self.asked, self.asked_at = Event("asked", source="status_file"), now
         elif look.state == "busy":
             self.idle_looks = 0
-        elif look.state == "idle" or not self.row.status_path:
+        elif look.state == "idle" or not self.row.tells_state():
             self.idle_looks += look.state == "idle"
             event = self._transcript_event()
             if event and event.kind == "ended" and self.idle_looks < 2:
-                self.idle_looks += not self.row.status_path  # its hook may be on the way
+                self.idle_looks += not self.row.tells_state()  # its hook may be on the way
             elif event:
                 if event.kind == "ended":
                     self._hook_missed("Stop")
@@ -4087,7 +4106,7 @@ class Runner(Watcher):
             self._interrupt("interrupted")
         elif order == "answer":
             self.reply = {"id": payload["id"], **self._answer(payload)}
-        elif event := read_hook(payload):
+        elif event := (self.row.read_event or read_hook)(payload):
             self.heard = True
             self._on_event(event, at)
 
@@ -4244,6 +4263,7 @@ class Runner(Watcher):
             if parse_draft(self._screen(ansi=True), row.composer):
                 break
             select.select([], [], [], 0.02)
+        select.select([], [], [], row.settle_s)
         if not self._enter():
             return
         if row.by_output:
@@ -5127,10 +5147,10 @@ class McpEngine:
 
         def work() -> None:
             result = self.end_call(key, running, *self.run_tool(*call, handle))
-            if result is not None and modern:
-                result = _modern(result)
-            # A batch counts what is not answered too.
-            reply(None if result is None else {"jsonrpc": "2.0", "id": key, "result": result})
+            if result is None:
+                reply(None)  # a batch counts it
+                return
+            reply({"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result})
 
         threading.Thread(target=work, daemon=True).start()
 
