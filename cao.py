@@ -5191,8 +5191,8 @@ class McpEngine:
             self.running.pop((type(key).__name__, key), None)
             self.ending.notify_all()
             if "cancelled" in running.flags:
-                data = done.data or {}
-                if any(data.get(part) for part in ("results", "messages", "asking", "earlier")):
+                parts = ("results", "messages", "asking", "earlier")
+                if any((done.data or {}).get(part) for part in parts):
                     self.unsaid.append(done.text)
                 if done.left_running:
                     names = ", ".join(done.left_running)
