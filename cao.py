@@ -62,7 +62,7 @@ MAX_SESSIONS = 16  # live ones; CAO_MAX_SESSIONS
 MAX_DEPTH = 3  # a worker of a worker of a worker
 MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
 MAX_MESSAGE_BYTES = 1 << 20
-STARTING_S = 10.0  # so long may a session be without a lock before it is lost
+STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 NEVER_STARTED_S = 60.0  # no turn so long after the first prompt: it never started
@@ -1359,6 +1359,11 @@ def start_mark(pid: int) -> str:
     return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
 
 
+def is_running(noted: dict[str, Any]) -> bool:
+    """Tell whether the process noted as {"id", "start"} is still there."""
+    return bool(noted["start"]) and start_mark(int(noted["id"])) == noted["start"]
+
+
 def group_members(group: int) -> list[int]:
     """Return the pids in a process group; zombies are not counted."""
     if not os.path.isdir("/proc/self"):
@@ -1436,13 +1441,14 @@ class Tmux:
         meaning = next((m for phrase, m in _TMUX_WORDS.items() if phrase in words), "")
         raise TmuxError(f"tmux: {words}", meaning)
 
-    def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> None:
-        """Start a detached session whose pane runs argv; no shell reads it."""
+    def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> int:
+        """Start a detached session whose pane runs argv (no shell reads it); return its pid."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
         # window-size not in the conf: as a global option it crashes tmux 3.3a at new-session.
         manual = (";", "set-option", "-w", "-t", f"={name}:", "window-size", "manual")
-        self.run("new-session", "-d", "-s", name, *size, "-c", cwd, *pairs, "--", *argv, *manual)
+        where = ("-d", "-P", "-F", "#{pane_pid}", "-s", name, *size, "-c", cwd)
+        return int(self.run("new-session", *where, *pairs, "--", *argv, *manual))
 
     def kill_session(self, name: str) -> bool:
         """Kill a session by its exact name; tell whether it was there."""
@@ -1988,6 +1994,15 @@ class Store:
             return False
         return True
 
+    def put_back(self, name: str, message_id: str) -> None:
+        """Undo a claim: the message is waiting again."""
+        inbox = f"{self.folder(name)}/inbox"
+        try:
+            os.rename(f"{inbox}/cur/{message_id}", f"{inbox}/new/{message_id}")
+        except FileNotFoundError:
+            pass  # a `wait` by the task's name does not need it any more
+        self.log(name, "put_back", message=message_id)
+
     # ---- events, results, tasks out ----
 
     def put_event(self, folder: str, payload: str) -> None:
@@ -2291,10 +2306,17 @@ class Sessions:
         if self.store.is_locked(name):
             return self.store.load_state(name)  # again: it may have changed while we looked
         fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
-        if fresh and time.time() - state["since"] < STARTING_S:
+        if fresh and self._is_coming(name, time.time() - state["since"]):
             return state
         self.bury(name)
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
+
+    def _is_coming(self, name: str, age_s: float) -> bool:
+        """Tell whether a session that has no lock yet may still get it."""
+        runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
+        if not runner:  # its launcher is at it, or was killed
+            return age_s < STARTING_S
+        return age_s < NEVER_STARTED_S and is_running(runner)
 
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
@@ -2628,11 +2650,11 @@ class Launcher(Sessions):
             if os.path.exists(target) and not os.path.lexists(path):
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.symlink(target, path)
-        _unlink(self.store.launch_file(name, "tools-listed"))
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        self.tmux.new_session(
-            name, session.cwd, {"CAO_HOME": self.store.home}, [*cao, "run-session", name]
-        )
+        argv = [*cao, "run-session", name]
+        pid = self.tmux.new_session(name, session.cwd, {"CAO_HOME": self.store.home}, argv)
+        runner = {"id": pid, "start": start_mark(pid)}
+        self.store.write(self.store.launch_file(name, "runner.json"), dump(runner))
 
     def forget(self, name: str) -> None:
         """Remove a session that never started."""
@@ -2669,6 +2691,8 @@ class Launcher(Sessions):
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
                 return self._put_task(session.name, text, options, named)
             self._make_room()
+            for file in ("tools-listed", "runner.json"):  # they speak of the run before
+                _unlink(self.store.launch_file(session.name, file))
             fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
             self.store.save_state(session.name, fresh)
             self.store.set_live(session.name, True)
@@ -2828,7 +2852,10 @@ class Orchestrator(Launcher):
         try:
             task = self._put_task(name, text, options, named)
             self.start(name, profile)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, TmuxError) and error.fix in ("gone", "no server"):
+                self.bury(name)  # the server was killed under us: the task is `lost`
+                return task
             self.forget(name)
             raise
         return task
@@ -3385,6 +3412,7 @@ class Conversation:
         self.task_at = self.turn_at = self.paused_s = 0.0
         self.task_exact, self.tries = "", 0
         self.begun = False  # has a turn ever begun?
+        self.stuck = False  # it took no prompt: results wait until a turn has begun
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
         self.last_sent = ""
@@ -3525,7 +3553,7 @@ class Conversation:
     def _begin_turn(self) -> None:
         if self.begun and self.transcript and self.phase != "working":
             self.offset = file_size(self.transcript)
-        self.begun = True
+        self.begun, self.stuck = True, False
         self.ending = self.asked = None
         self.interrupted_at = 0.0
         self.question = None
@@ -3719,7 +3747,6 @@ class Conversation:
         )
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
-        self.boss.end_workers(self.name)
         if self.child:
             end_group(self.child, start_mark(self.child), 2.0 if outcome == "stopped" else 0.5)
             if self.exit_status is None:
@@ -3727,6 +3754,7 @@ class Conversation:
                     self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
                 except ChildProcessError:
                     self.exit_status = None
+        self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
         self.store.log(
             self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
         )
@@ -4206,7 +4234,10 @@ class Runner(Watcher):
 
     def _deliver_next(self) -> None:
         """Type what waits, if the CLI can take it and no person is at it."""
-        messages = next_delivery(self.store.waiting(self.name), self.task)
+        waiting = self.store.waiting(self.name)
+        if self.stuck:  # who sent a task or a message is told that it failed; these stay
+            waiting = [m for m in waiting if m.kind in ("task", "message")]
+        messages = next_delivery(waiting, self.task)
         if self.interrupted_at and self.task:
             messages = [m for m in messages if m.sender == self.task.sender]
         if not messages:
@@ -4291,7 +4322,8 @@ class Runner(Watcher):
             if message.kind == "message":
                 self.boss.notify_undelivered(message, why)
             elif message.kind in ("result", "notice"):
-                self.store.log(self.name, "not_told", message=message.id, task=message.task)
+                self.store.put_back(self.name, message.id)
+                self.stuck = True
 
     # ---- orders ----
 
@@ -5775,7 +5807,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     look, event = (state.get("evidence", {}).get(key) or {} for key in ("look", "event"))
     group = state.get("group") or {}
     pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
-    alive = bool(group) and start_mark(int(group["id"])) == group["start"]
+    alive = bool(group) and is_running(group)
     found: dict[str, Any] = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),

@@ -153,6 +153,28 @@ def test_a_runner_killed_while_its_cli_starts_is_found_as_soon_as_any_other(plac
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
 
 
+def test_a_runner_killed_before_it_has_its_lock_is_found_as_soon_as_any_other(place):
+    put_loader(place)
+    fired = plan(place, "/lock", "hold")
+    session, task = assign(place, "demo: sleep 60")
+    until(fired.exists)
+    assert place.state(session)["state"] == "starting"
+    kill_runner(place, session)
+    done = place.run("wait", task, "--json", "--timeout", "2s")
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+
+
+def test_a_runner_that_is_slow_to_take_its_lock_is_not_lost(place, monkeypatch):
+    put_loader(place)
+    fired = plan(place, "/lock", "hold")
+    session, task = assign(place, "demo: say it came")
+    until(fired.exists)
+    monkeypatch.setattr(cao, "STARTING_S", 0.0)
+    assert cao.Sessions(place.store).state_of(session)["state"] == "starting"
+    fired.unlink()
+    assert place.ok("wait", task) == "it came\n"
+
+
 def test_a_tmux_server_killed_under_a_tree_answers_every_task_and_leaves_no_process(place):
     inner = "assign demo {demo: sleep 60}"
     top = place.start("handoff", "demo", f"demo: {inner}; {inner}; gather", "--json")
@@ -166,6 +188,18 @@ def test_a_tmux_server_killed_under_a_tree_answers_every_task_and_leaves_no_proc
     place.ok("ls")
     assert unanswered(place.home) == []
     assert audit(place.home) == []
+
+
+def test_a_tmux_server_killed_while_a_session_starts_makes_its_task_lost(place):
+    real = shutil.which("tmux")
+    stub = place.folder / "bin" / "tmux"
+    # What tmux 3.3a says when its server is killed under a command.
+    died = "echo 'server exited unexpectedly' >&2; exit 1"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *new-session*) {died};; esac\nexec {real} "$@"\n')
+    stub.chmod(0o755)
+    done = place.run("handoff", "demo", "demo: say hi", "--json")
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+    assert place.live() == []
 
 
 def test_a_message_that_the_runner_had_claimed_is_reported_with_all_of_its_batch(place):
@@ -238,6 +272,32 @@ def test_messages_not_delivered_when_a_session_is_stopped_come_back_as_notices(p
     told = notices(place)
     assert ["first thing" in told[0], "second thing" in told[1], len(told)] == [True, True, 2]
     assert place.result(task)["outcome"] == "stopped"
+
+
+DEAF = """
+SUBMIT_S = 0.3
+take = DemoAgent.read_prompt
+def read_prompt(self):
+    while text := take(self):
+        if not os.path.exists(self.store.home + "/deaf"):
+            return text
+DemoAgent.read_prompt = read_prompt
+"""
+
+
+def test_a_result_that_the_cli_did_not_take_is_told_after_its_next_turn(place):
+    put_loader(place, DEAF)
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    deaf = place.home / "deaf"
+    deaf.touch()
+    _, task = assign(place, "demo: say precious", CAO_SESSION=boss)
+    until(lambda: [e for e in place.log(boss) if e["event"] == "put_back"])
+    assert place.state(boss)["state"] == "idle"
+    deaf.unlink()
+    place.tmux("send-keys", "-t", f"={boss}:", "hello", "Enter")
+    until(lambda: [p for p in conversation(place, boss) if "precious" in p])
+    assert len([p for p in conversation(place, boss) if f"Result of {task}" in p]) == 1
 
 
 def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so(place):
@@ -390,6 +450,38 @@ def test_a_message_whose_sender_is_told_it_failed_is_not_there(place):
             wrong.append((at, faults.where))
     assert wrong == []
     assert audit(place.home) == []
+
+
+def test_two_that_tell_the_same_while_it_is_read_put_it_once(place):
+    store, message = place.store, cao.Message("1-once", "notice", "cao", "boss-2222", "told")
+    os.mkdir(store.folder("boss-2222"))
+    store.create(cao.Session("boss-2222", "client"))
+    held = place.home / "held"
+
+    def tell(hold: bool) -> int:
+        pid = os.fork()
+        if not pid:
+            if hold:
+                Faults(store.home, "/new/1-once", "hold", str(held)).arm()
+            store.put_once(message)
+            os._exit(0)
+        return pid
+
+    def stands(pid: int) -> bool:
+        """Tell whether a process waits for a lock, or is at its end."""
+        waits = f"-> FLOCK  ADVISORY  WRITE {pid} " in Path("/proc/locks").read_text()
+        return waits or Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
+
+    first = tell(hold=True)
+    until(held.exists)
+    second = tell(hold=False)
+    until(lambda: stands(second))
+    reads = [store.claim("boss-2222", "1-once")]
+    held.unlink()
+    for pid in (first, second):
+        assert os.waitpid(pid, 0)[1] == 0
+    reads.append(store.claim("boss-2222", "1-once"))
+    assert sum(reads) == 1
 
 
 def test_a_message_cut_at_any_byte_is_quarantined_and_the_rest_is_delivered(place, monkeypatch):

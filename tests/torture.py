@@ -42,7 +42,6 @@ import cao  # noqa: E402 - found beside this folder, wherever we are started
 import faults  # noqa: E402
 
 SOON_S = 2.0  # so long after a kill may a result take
-STARTING_S = cao.STARTING_S + SOON_S  # ... of a session whose runner never took its lock
 
 
 def pause(seconds: float) -> None:
@@ -548,8 +547,7 @@ def expect_in_time(ground: Ground, label: str, task: str, client, killed_at: flo
     """The client gets the one result, soon."""
     session = ground.home / "sessions" / task.partition(".")[0]
     locked = '"started"' in (session / "log.jsonl").read_text()
-    limit = SOON_S if locked else STARTING_S
-    found = client.results(limit + 1.5)
+    found = client.results(SOON_S + 1.5)
     took = time.monotonic() - killed_at
     kept = read_json(session / "results" / f"{task}.json")
     if not found or not kept:
@@ -560,7 +558,7 @@ def expect_in_time(ground: Ground, label: str, task: str, client, killed_at: flo
         ground.fail(f"{label}: {task} {kept['outcome']!r}, {len(found)} results")
     if found[0]["outcome"] != kept["outcome"]:
         ground.fail(f"{label}: {task} was told as {found[0]['outcome']}, kept as {kept['outcome']}")
-    if kept["outcome"] != "done" and took > limit:
+    if kept["outcome"] != "done" and took > SOON_S:
         ground.fail(f"{label}: {task} took {took:.1f} s after the kill")
     if not locked:
         ground.tally["runner killed before it had its lock"] += 1
@@ -732,8 +730,8 @@ def torture_assign(ground: Ground, at: int, mode: str) -> int:
     boss = cao.Orchestrator(ground.store, cao.Caller(name))
     try:
         task = assign()
-        found = boss.await_tasks([task], STARTING_S + SOON_S)
-        rest = boss.await_tasks(ground.store.tasks_out(name), STARTING_S, any_mail=True)
+        found = boss.await_tasks([task], cao.STARTING_S + SOON_S)
+        rest = boss.await_tasks(ground.store.tasks_out(name), cao.STARTING_S, any_mail=True)
     except (OSError, cao.CaoError) as error:
         ground.fail(f"{label}: the next use fails: {error!r}")
     else:
