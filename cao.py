@@ -2703,9 +2703,20 @@ class Launcher(Sessions):
                 os.close(lock)
         return task
 
+    def _check_typable(self, name: str, text: str) -> None:
+        """Raise where a `command` program cannot be given a text: only typing reaches it."""
+        session = self.store.load(name)
+        row = PROVIDERS[session.provider] if session and session.kind == "agent" else None
+        if row and row.by_output and (fault := typing_fault(row, text)):
+            raise UsageError(
+                f"{name} is a program that is typed to, and cannot take this: {fault}",
+                f"write it as one line of printable ASCII, at most {row.typed_bytes} bytes",
+            )
+
     def _put_task(
         self, name: str, text: str, options: TaskOptions, named: Callable[[str], None]
     ) -> str:
+        self._check_typable(name, text)
         task = f"{name}.{random_letters()}"
         named(task)
         message = Message(
@@ -2849,6 +2860,7 @@ class Orchestrator(Launcher):
         if not options.check and isinstance(profile.settings.get("check"), str):
             options = options._replace(check=profile.settings["check"])
         name = self.launch(profile, cwd, options)
+        task = ""
         try:
             task = self._put_task(name, text, options, named)
             self.start(name, profile)
@@ -3044,6 +3056,7 @@ class Orchestrator(Launcher):
                 f"session {target} has ended; the message was not sent",
                 "handoff or assign to it goes on with its conversation, if its CLI can",
             )
+        self._check_typable(target, text)
         message = Message(
             f"{time.time_ns():020d}-{random_letters()}",
             "message",
@@ -3711,7 +3724,7 @@ class Conversation:
             self._end_task(
                 "done", answer=event.text, source=event.source, background=event.background
             )
-        elif self.tries > task.check_retries:
+        elif self.tries > task.check_retries or self.row.by_output:  # it could not read it
             self._end_task(
                 "failed",
                 answer=event.text,
@@ -3747,11 +3760,13 @@ class Conversation:
         )
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
+        if outcome == "stopped" and self.exit_status is None:
+            self._say_exit()
         if self.child:
             end_group(self.child, start_mark(self.child), 2.0 if outcome == "stopped" else 0.5)
             if self.exit_status is None:
                 try:
-                    self.exit_status = -os.WTERMSIG(os.waitpid(self.child, 0)[1])
+                    self.exit_status = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
                 except ChildProcessError:
                     self.exit_status = None
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
@@ -3766,6 +3781,19 @@ class Conversation:
         self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
+
+    def _say_exit(self) -> None:
+        """Type what ends a `command` program, and give it a second to save what it has."""
+        words, until = str(self.launch.profile.settings.get("exit") or ""), time.monotonic() + 1
+        if not words or not self.row.by_output or self.phase != "idle":
+            return
+        self.boss.tmux.paste(self.pane, [strip_controls(words)])
+        self.boss.tmux.keys(self.pane, "Enter")
+        while self.exit_status is None and time.monotonic() < until:
+            pid, status = os.waitpid(self.child, os.WNOHANG)
+            if pid:
+                self.exit_status = os.waitstatus_to_exitcode(status)
+            select.select([], [], [], 0.02)
 
     # ---- looking ----
 
@@ -4101,9 +4129,7 @@ class Runner(Watcher):
             if os.WIFSTOPPED(status):
                 os.killpg(self.child, signal.SIGCONT)
                 continue
-            self.exit_status = (
-                os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-            )
+            self.exit_status = os.waitstatus_to_exitcode(status)
             self._read_events()
             if self.ending and self.task and not self.store.tasks_out(self.name):
                 self._end_task("done", answer=self.ending.text, source=self.ending.source)
@@ -4200,6 +4226,8 @@ class Runner(Watcher):
         worker may read, named by one line."""
         results = {m.id: self.store.load_result(m.task) for m in messages if m.kind == "result"}
         text = "\n\n".join(render_message(m, results.get(m.id)) for m in messages)
+        if self.row.by_output:  # a program, not an agent: no word of ours
+            text = messages[0].text
         size = len(text.encode(errors="surrogatepass"))
         if by_argv:
             fault = size > self.row.argv_bytes or bool(re.match(r"\s*[!/]", text))
@@ -4240,6 +4268,8 @@ class Runner(Watcher):
         messages = next_delivery(waiting, self.task)
         if self.interrupted_at and self.task:
             messages = [m for m in messages if m.sender == self.task.sender]
+        if self.row.by_output:
+            messages = messages[:1]
         if not messages:
             self.held_back = ""
             return
@@ -6078,7 +6108,21 @@ def main_mcp() -> int:
 def _say_error(error: CaoError) -> None:
     print(f"cao: {error.what}", file=sys.stderr)
     if error.fix:
-        print(f"     try: {error.fix}", file=sys.stderr)
+        fix = re.sub(r"\b[a-z]+_[a-z]+\b", _shell_word, error.fix)
+        print(f"     try: {fix}", file=sys.stderr)
+
+
+def _shell_word(match: re.Match[str]) -> str:
+    return _COMMAND_OF.get(match[0], match[0])
+
+
+# The verbs' errors name tools: what a shell has in their place.
+_COMMAND_OF = {
+    "list_sessions": "cao ls",
+    "read_session": "cao show",
+    "send_message": "cao send",
+    "stop_session": "cao stop",
+}
 
 
 def cmd_hook(argv: Sequence[str]) -> int:

@@ -304,6 +304,40 @@ def test_a_python_prompt_is_driven_by_a_profile_alone(place):
     assert "exited" in gone.stderr
 
 
+EXITING = """---
+provider: command
+command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]
+ready: '^>>> $'
+exit: exit()
+---
+"""
+
+
+def test_a_program_is_ended_by_its_own_word_and_given_only_what_can_be_typed(place):
+    place.profile("calc", EXITING)
+    session = place.ok("assign", "calc", "1").strip().partition(".")[0]
+    for words in ("print(1)\nprint(2)", "print('é')", "1" * 1001):
+        for verb in ("handoff", "send"):
+            refused = place.run(verb, session, words)
+            assert (refused.returncode, "one line of printable ASCII" in refused.stderr) == (
+                2,
+                True,
+            )
+    place.until_state(session, "idle")
+    place.ok("send", session, "told = 'as it is'")
+    assert place.ok("handoff", session, "told") == "'as it is'\n"
+    place.until_state(session, "idle")
+    place.ok("stop", session)
+    assert place.state(session)["exit_status"] == 0
+    assert (place.work / "left").exists()
+    over = place.run("send", session, "x")
+    assert "try: handoff or assign to it" in over.stderr
+
+
+def test_a_shell_is_told_commands_not_tools(place):
+    assert "try: cao ls shows them" in place.run("send", "nobody-2222", "x").stderr
+
+
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "say what"),
@@ -314,11 +348,11 @@ BAD = [
     (["handoff", "bad-provider", "x"], 1, "provider 'gpt' does not exist", "one of"),
     (["handoff", "bad-yaml", "x"], 1, "bad-yaml.md:3", "key: value"),
     (["handoff", "no-program", "x"], 1, "looked in", "install"),
-    (["send", "nobody-xxxx", "x"], 3, "no session", "list_sessions"),
+    (["send", "nobody-xxxx", "x"], 3, "no session", "cao ls"),
     (["wait", "nobody-xxxx.abcd"], 3, "no task", "cao ls"),
     (["wait", "Not A Task"], 2, "not a task's name", "looks like"),
-    (["answer", "nobody-xxxx", "1"], 3, "no session", "list_sessions"),
-    (["stop", "../x"], 3, "no session", "list_sessions"),
+    (["answer", "nobody-xxxx", "1"], 3, "no session", "cao ls"),
+    (["stop", "../x"], 3, "no session", "cao ls"),
     (["attach", "nobody-xxxx"], 3, "not running", "cao ls"),
     (["handoff", "demo", "x", "--timeout", "soon"], 2, "not a duration", "90s"),
     (["nonsense"], 2, "nonsense", ""),
