@@ -66,6 +66,7 @@ STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 NEVER_STARTED_S = 60.0  # no turn so long after the first prompt: it never started
+LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
@@ -729,6 +730,8 @@ class Provider(NamedTuple):
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
     login: str = ""  # the command that logs in
+    login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
+    login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
     resumes: bool = False
     permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
     by_output: bool = False  # no events: its output wakes the runner, the screen decides
@@ -1082,6 +1085,8 @@ PROVIDERS: dict[str, Provider] = {
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t",
         login="claude /login",
+        login_signs=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
+        login_status=("auth", "status"),
         resumes=True,
         proven="2.1.330",
     ),
@@ -1096,6 +1101,7 @@ PROVIDERS: dict[str, Provider] = {
         failure=r"^■ (.*)",
         untypable=r"\A\s|\A[!/]|\s\Z|\\\Z",
         login="codex login",
+        login_status=("login", "status"),
         resumes=True,
         proven="0.169.0",
     ),
@@ -2247,6 +2253,7 @@ def install_copy(store: Store) -> list[str]:
     sha = hashlib.sha256("\0".join(map(str, sorted(texts.items()))).encode()).hexdigest()[:16]
     folder = f"{store.home}/lib/{sha}"
     os.makedirs(f"{folder}/profiles", 0o700, exist_ok=True)
+    os.utime(folder)  # `clean` removes what was not used for long
     python = getattr(sys, "_base_executable", "") or sys.executable
     code = f"import sys; sys.path.append({folder!r}); import cao"
     missing = [name for name in texts if not os.path.exists(f"{folder}/{name}")]
@@ -3550,7 +3557,8 @@ class Conversation:
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         d = self.delivery
-        if d and d.step != "taken" and same_prompt(d.text, event.text):
+        late = d and d.exact.startswith("unknown")  # its state file was quicker than its hook
+        if d and (d.step != "taken" or late) and same_prompt(d.text, event.text):
             self._taken(first_difference(d.text, event.text))
         self._begin_turn()
 
@@ -5912,11 +5920,23 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             continue
         shutil.rmtree(folder)
         removed.append(name)
+    _sweep_up(store, older_s)
+    return removed, foreign
+
+
+def _sweep_up(store: Store, older_s: float) -> None:
+    """Remove the copies of cao that no session runs from, and the FIFOs of dead processes."""
+    import shutil
+
+    launches = [store.read_text(store.launch_file(n, "launch.json")) for n in store.all_sessions()]
+    for entry in _listdir(f"{store.home}/lib"):
+        copy = f"{store.home}/lib/{entry}"
+        if time.time() - written_at(copy) >= older_s and not any(copy in text for text in launches):
+            shutil.rmtree(copy)
     for entry in _listdir(f"{store.home}/wake"):
         pid = entry.partition("-")[0]
         if pid.isdigit() and not start_mark(int(pid)):
             _unlink(f"{store.home}/wake/{entry}")
-    return removed, foreign
 
 
 class Client(NamedTuple):
@@ -6050,21 +6070,64 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
         rows.append(["tmux", "missing", str(error).replace("\n", "; ")])
         good = False
     rows.append(["runtime directory", "ok", store.home])
-    for row in PROVIDERS.values():
-        if not row.program:
-            continue
-        try:
-            program = find_program(row.program)
-            words = run([program, "--version"], 20).out.strip().split("\n")[0]
-        except CaoError as error:
-            rows.append([row.name, "missing", shorten(error.what, 70)])
-            continue
-        match = re.search(r"\d+(?:\.\d+)+", words)
-        version = match[0] if match else words
-        older = _version(version) < _version(row.proven)
-        state = "ok" if version == row.proven else "older" if older else "newer"
-        rows.append([row.name, state, f"{version}, proven with {row.proven}  {program}"])
-    return rows, good
+    return [*rows, *(_doctor_cli(row) for row in PROVIDERS.values() if row.program)], good
+
+
+def _doctor_cli(row: Provider) -> list[str]:
+    try:
+        program = find_program(row.program)
+        words = run([program, "--version"], 20).out.strip().split("\n")[0]
+        login = _login_state(row, program)
+    except CaoError as error:
+        return [row.name, "missing", shorten(error.what, 70)]
+    match = re.search(r"\d+(?:\.\d+)+", words)
+    version = match[0] if match else words
+    older = _version(version) < _version(row.proven)
+    state = "ok" if version == row.proven else "older" if older else "newer"
+    proven = f"proven with {row.proven}" if row.proven else "unproven"
+    return [
+        row.name,
+        state if row.proven else "unproven",
+        f"{version}, {proven}, {login}  {program}",
+    ]
+
+
+def _login_state(row: Provider, program: str) -> str:
+    """Return whether a CLI is logged in, by its environment, its files or its own word."""
+    for sign in row.login_signs:
+        if os.path.exists(os.path.expanduser(sign)) if sign[0] == "~" else os.environ.get(sign):
+            return f"logged in ({sign})"
+    if not row.login_status:
+        return "login unknown"
+    good = run([program, *row.login_status], 20).status == 0
+    return "logged in" if good else f"not logged in (try: {row.login})"
+
+
+def prove_live(boss: Orchestrator, target: str) -> list[str]:
+    """Do one real turn of a CLI in the current directory; return the row (what, state,
+    detail) that names the signals that came, and those that did not."""
+    task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
+    found = boss.await_tasks([task], LIVE_S + 10)
+    name = boss.store.session_of(task)
+    state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
+    look = (state.get("evidence") or {}).get("look") or {}
+    row = PROVIDERS[boss.profile(target, os.getcwd()).provider]
+    boss.end(name)
+    result = next(iter(found.results), Result(task, name, "unfinished"))
+    signals = {
+        "prompt": bool(result.exact) and not result.exact.startswith("unknown"),
+        "end": result.source.startswith("hook"),
+        "state": look.get("state", "unknown") != "unknown" or not row.tells_state(),
+        "tools": os.path.exists(boss.store.launch_file(name, "tools-listed")),
+    }
+    parts = [f"asks: {ask['question']['text']}" for ask in found.asking]
+    parts += [f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}"]
+    for word, wanted in (("came", True), ("missing", False)):
+        parts.append(
+            f"{word}: {' '.join(what for what, came in signals.items() if came == wanted)}"
+        )
+    good = result.outcome == "done" and all(signals.values())
+    return [target, "ok" if good else "look", "; ".join(p for p in parts if not p.endswith(": "))]
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -6462,6 +6525,16 @@ def cmd_demo(ask: Ask) -> int:
 
 def cmd_doctor(ask: Ask) -> int:
     rows, good = doctor(ask.store)
+    if ask.args.live is not None:
+        found = [row[0] for row in rows if row[0] in PROVIDERS and row[1] != "missing"]
+        rows = [
+            prove_live(ask.boss, name) for name in ([ask.args.live] if ask.args.live else found)
+        ]
+        good = all(row[1] == "ok" for row in rows)
+        _print(
+            ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows)
+        )
+        return EXIT_DONE if good else EXIT_FAILED
     _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))
     return EXIT_DONE if good else EXIT_TMUX
 
@@ -6557,7 +6630,14 @@ def _explaining_commands(add: Callable[..., Any]) -> None:
     sub = add("clean", cmd_clean, "end what is dead, remove ended sessions that are old")
     sub.add_argument("--older", default="14d", help="than this; default 14d")
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
-    add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
+    sub = add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
+    sub.add_argument(
+        "--live",
+        nargs="?",
+        const="",
+        metavar="CLI",
+        help="do a real turn of this CLI (or profile), or of each there is; it costs a few tokens",
+    )
 
 
 def run_command(argv: Sequence[str]) -> int:

@@ -314,6 +314,23 @@ def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so
 # ---- limits ----
 
 
+LATE = """
+SUBMIT_S = 0.2
+hook = DemoAgent.hook
+def late(self, name, **fields):
+    time.sleep(0.8 if name == "UserPromptSubmit" else 0)
+    hook(self, name, **fields)
+DemoAgent.hook = late
+"""
+
+
+def test_a_prompt_event_that_is_late_still_says_what_reached_the_cli(place):
+    put_loader(place, LATE)
+    done = json.loads(place.ok("handoff", "demo", "demo: sleep 0.5; say hi", "--json"))
+    assert done["results"][0]["exact"] == "exact"
+    assert [e for e in place.log(done["results"][0]["session"]) if e["event"] == "hook_missed"]
+
+
 def test_a_full_inbox_refuses_with_a_clear_error_and_loses_nothing(place):
     session, task = assign(place, "demo: sleep 1.5; say read")
     place.until_state(session, "working")
@@ -665,6 +682,15 @@ def test_clean_removes_what_ended_and_nothing_that_is_still_of_use(place):
     assert left == {"dirty", "live"}
     until(place.pids, lambda pids: len(pids) == 2)  # the live one's runner and CLI
     assert b"cao/" + sessions["pure"].encode() not in git("branch").stdout
+
+
+def test_clean_removes_the_copies_of_cao_that_no_session_runs_from(place):
+    session = idle_session(place)
+    (kept,) = os.listdir(place.home / "lib")
+    (place.home / "lib" / "0123456789abcdef").mkdir()
+    place.ok("clean", "--older", "0s")
+    assert os.listdir(place.home / "lib") == [kept]
+    assert place.ok("handoff", session, "demo: say it still runs") == "it still runs\n"
 
 
 def test_an_answer_that_nobody_read_yet_outlives_clean(place):

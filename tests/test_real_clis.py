@@ -12,6 +12,7 @@ import signal
 
 import pytest
 
+import cao
 from conftest import PINNED, McpClient, real_clis, until
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cli]
@@ -106,6 +107,16 @@ def test_handoff_second_turn_and_what_reached_the_cli(place, cli, mock_llm):
     sent = (json.dumps(body, ensure_ascii=False) for body in mock_llm.requests)
     assert any(json.dumps(typed, ensure_ascii=False)[1:-1] in body for body in sent)
     assert "You are a worker in a test" in json.dumps(mock_llm.requests[-1])
+
+
+def test_doctor_proves_a_cli_by_a_real_turn_and_says_whether_it_is_logged_in(place, cli):
+    rows = json.loads(place.ok("doctor", "--json"))
+    (row,) = [row for row in rows if row["what"] == cli]
+    assert row["state"] == "ok"
+    assert f"not logged in (try: {cao.PROVIDERS[cli].login})" in row["detail"]
+    (row,) = json.loads(place.ok("doctor", "--live", f"real-{cli}", "--json"))
+    assert row["state"] == "ok"
+    assert place.live() == []
 
 
 @pytest.mark.parametrize("turn", ["first", "second"])
