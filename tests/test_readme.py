@@ -227,7 +227,7 @@ def test_the_keys_of_command_are_among_the_profile_keys():
         for row in table("Any interactive program: `provider: command`")
         for key in coded(row[0])
     }
-    assert keys == {"command", "ready", "busy", "asking", "answer"} <= cao.PROFILE_KEYS
+    assert keys == {"command", "ready", "busy", "asking", "answer", "exit"} <= cao.PROFILE_KEYS
 
 
 @pytest.mark.parametrize("text", PROFILES)
