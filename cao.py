@@ -5361,24 +5361,7 @@ class McpServer(McpEngine):
         if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
             self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
             self.store.poke(os.environ["CAO_SESSION"])
-        return _page(params, "tools", [render_tool(tool) for tool in TOOLS.values()])
-
-    def list_prompts(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return prompts/list: one prompt, a slash command in many clients."""
-        goal = {"name": "goal", "description": "What is to be done.", "required": False}
-        about = "Lead a piece of work: split it, hand the parts out, put the answers together."
-        return _page(
-            params,
-            "prompts",
-            [
-                {
-                    "name": "supervisor",
-                    "title": "Supervise with cao",
-                    "description": about,
-                    "arguments": [goal],
-                }
-            ],
-        )
+        return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
 
     def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the prompt that makes any client a supervisor."""
@@ -5391,36 +5374,6 @@ class McpServer(McpEngine):
         text = (profile.prompt if profile else "") or INSTRUCTIONS
         text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
         return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
-
-    def list_resources(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return resources/list."""
-        return _page(
-            params,
-            "resources",
-            [
-                {
-                    "uri": "cao://sessions",
-                    "name": "sessions",
-                    "title": "The sessions at work",
-                    "mimeType": "application/json",
-                }
-            ],
-        )
-
-    def list_templates(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return resources/templates/list."""
-        return _page(
-            params,
-            "resourceTemplates",
-            [
-                {
-                    "uriTemplate": "cao://answers/{task}",
-                    "name": "answer",
-                    "mimeType": "text/plain",
-                    "title": "The whole answer of a task, however long",
-                }
-            ],
-        )
 
     def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the sessions as JSON, or an answer's whole text."""
@@ -5474,12 +5427,36 @@ class McpServer(McpEngine):
         return {}
 
 
+_PROMPTS = [  # a slash command in many clients
+    {
+        "name": "supervisor",
+        "title": "Supervise with cao",
+        "description": "Lead a piece of work: split it, hand it out, put the answers together.",
+        "arguments": [{"name": "goal", "description": "What is to be done.", "required": False}],
+    }
+]
+_RESOURCES = [
+    {
+        "uri": "cao://sessions",
+        "name": "sessions",
+        "title": "The sessions at work",
+        "mimeType": "application/json",
+    }
+]
+_TEMPLATES = [
+    {
+        "uriTemplate": "cao://answers/{task}",
+        "name": "answer",
+        "title": "The whole answer of a task, however long",
+        "mimeType": "text/plain",
+    }
+]
 _METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "tools/list": McpServer.list_tools,
-    "prompts/list": McpServer.list_prompts,
+    "prompts/list": lambda _, params: _page(params, {"prompts": _PROMPTS}),
     "prompts/get": McpServer.get_prompt,
-    "resources/list": McpServer.list_resources,
-    "resources/templates/list": McpServer.list_templates,
+    "resources/list": lambda _, params: _page(params, {"resources": _RESOURCES}),
+    "resources/templates/list": lambda _, params: _page(params, {"resourceTemplates": _TEMPLATES}),
     "resources/read": McpServer.read_resource,
 }
 _MODERN_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
@@ -5498,11 +5475,11 @@ def _knows_tasks(meta: dict[str, Any]) -> bool:
     return isinstance(extensions, dict) and _META + "tasks" in extensions
 
 
-def _page(params: dict[str, Any], key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
     """Return a list result: one page, so any cursor is a bad one."""
     if params.get("cursor") is not None:
         raise RpcError(-32602, "there is no such cursor")
-    return {key: rows}
+    return rows
 
 
 def _tool_result(answer: Answer) -> dict[str, Any]:

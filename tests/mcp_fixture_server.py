@@ -314,7 +314,7 @@ class FixtureServer(cao.McpServer):
         rows = [{"name": name, "description": "A prompt of the conformance suite.",
                  "arguments": [{"name": a, "required": True} for a in arguments]}
                 for name, (arguments, _) in PROMPTS.items()]  # fmt: skip
-        return cao._page(params, "prompts", rows)
+        return cao._page(params, {"prompts": rows})
 
     def get_prompt(self, params) -> dict:
         name, given = params.get("name"), params.get("arguments", {})
@@ -327,7 +327,7 @@ class FixtureServer(cao.McpServer):
 
     def list_resources(self, params) -> dict:
         rows = [{"uri": uri, "name": uri[7:], "mimeType": row[0]} for uri, row in RESOURCES.items()]
-        return cao._page(params, "resources", rows)
+        return cao._page(params, {"resources": rows})
 
     def list_templates(self, params) -> dict:
         row = {
@@ -335,7 +335,7 @@ class FixtureServer(cao.McpServer):
             "name": "data",
             "mimeType": "application/json",
         }
-        return cao._page(params, "resourceTemplates", [row])
+        return cao._page(params, {"resourceTemplates": [row]})
 
     def read_resource(self, params) -> dict:
         uri = str(params.get("uri"))
