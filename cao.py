@@ -2964,7 +2964,7 @@ class Orchestrator(Launcher):
                 enough = not found.running if want_all else bool(found.results)
                 if enough or found.messages or found.asking or cancelled():
                     return found
-                if any_mail and not found.running and not self.store.tasks_out(self.caller.name):
+                if any_mail and not found.running and not self.tasks_given():
                     return found
                 left = until - time.monotonic()
                 if left <= 0:

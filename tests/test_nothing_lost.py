@@ -550,6 +550,7 @@ def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
     assert task in [r["task"] for r in json.loads(done.stdout or '{"results": []}')["results"]], (
         done
     )
+    assert place.run("wait", "--timeout", "5s").returncode == 0  # nothing is owed
 
 
 @pytest.fixture

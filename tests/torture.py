@@ -715,7 +715,7 @@ def torture_assign(ground: Ground, at: int, mode: str) -> int:
 
     Returns how many changes of a file an assign makes, where the fault did not come.
     """
-    name, text = f"asker-{mode}-{at}", f"demo: say {mode} {at}"
+    name, text = f"asker-{mode}-{at}", f"demo: say {mode} {at}."
     cao.make_client(ground.store, name)
     options = cao.TaskOptions(request_id="once")
 
@@ -731,7 +731,7 @@ def torture_assign(ground: Ground, at: int, mode: str) -> int:
     try:
         task = assign()
         found = boss.await_tasks([task], cao.STARTING_S + SOON_S)
-        rest = boss.await_tasks(ground.store.tasks_out(name), cao.STARTING_S, any_mail=True)
+        rest = boss.await_tasks(boss.tasks_given(), cao.STARTING_S, any_mail=True)
     except (OSError, cao.CaoError) as error:
         ground.fail(f"{label}: the next use fails: {error!r}")
     else:
