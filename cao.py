@@ -96,7 +96,21 @@ EXIT_TMUX, EXIT_TIMEOUT, EXIT_ASKING, EXIT_INTERRUPTED = 4, 5, 6, 130
 
 OUTCOMES = ("done", "failed", "interrupted", "stopped", "timeout", "lost")
 PERMISSIONS = ("ask", "edits", "auto", "all")
-ROLES = ("supervisor", "developer", "reviewer")
+# What an agent may use, in the reference program's words, and each as an agent is told it.
+TOOL_WORDS = {
+    "execute_bash": "run commands but to read",
+    "fs_read": "read files",
+    "fs_list": "list or search files",
+    "fs_write": "change files",
+    "web_fetch": "use the web",
+}
+ROLES = {  # role -> its tools, where the profile has no allowedTools
+    "supervisor": ("fs_read", "fs_list"),
+    "developer": ("*",),
+    "reviewer": ("fs_read", "fs_list"),
+}
+GRANT_KEYS = ("permissions", "tools", "profiles", "env")
+CHECK_RETRIES = 2
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
     "name description provider role allowedTools model effort permissions permissionMode trust"
     " approve grant env mcpServers claudeConfig codexConfig codexProfile command ready busy"
@@ -176,6 +190,8 @@ class Profile(NamedTuple):
     keep: bool = False
     settings: dict[str, Any] = {}  # noqa: RUF012 - never written to
     unknown: tuple[str, ...] = ()  # keys we do not know: kept, named by `cao profiles`
+    tools: tuple[str, ...] = tuple(TOOL_WORDS)  # those of TOOL_WORDS that it may use
+    clipped: tuple[str, ...] = ()  # what the grants of those above it took away, in words
 
 
 class Session(NamedTuple):
@@ -212,7 +228,7 @@ class Message(NamedTuple):
     task: str = ""  # the task's name, for kind task and result
     timeout_s: float = TASK_TIMEOUT_S
     check: str = ""  # command line of an acceptance check
-    check_retries: int = 2
+    check_retries: int = CHECK_RETRIES
 
 
 class Option(NamedTuple):
@@ -495,6 +511,12 @@ def _bright(line: str) -> str:
     return "".join(kept)
 
 
+def is_listed(name: str, patterns: Iterable[Any]) -> bool:
+    """Tell whether a list has a name: as it is, or by a beginning and a *."""
+    known = map(str, patterns)
+    return any(name.startswith(p[:-1]) if p[-1:] == "*" else name == p for p in known)
+
+
 def shorten(text: str, most: int) -> str:
     """Return text on one line of at most so many characters."""
     line = " ".join(text.split())
@@ -713,6 +735,10 @@ class Provider(NamedTuple):
     # login, for a CLI that can only be told things by a home of its own
     links: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
     env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
+    # a word of TOOL_WORDS -> what holds an agent to it, in this CLI's own words (its tools, or
+    # flags that take them away: the row's argv or files use it); a word not here is only told
+    tools: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never written to
+    tools_bind_shell: bool = False  # what is taken away its shell cannot do either
     status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
     read_status: Callable[[str], Look] = lambda _: Look("unknown", "status_file")
     read_title: Callable[[str], Look] | None = None  # the pane's title, where it says the state
@@ -797,7 +823,22 @@ def _claude_argv(launch: Launch) -> list[str]:
     argv += ["--append-system-prompt-file", f"{folder}/system.md"]
     # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
     argv += [f"--allowedTools=mcp__cao,Read(/{folder}/**)"]
+    if lacking(profile):  # a list of what there is: of what is not, the next version has more
+        own = [name for word in profile.tools for name in _CLAUDE_TOOLS[word]]
+        argv += ["--tools=" + ",".join((*_CLAUDE_HARMLESS, *own))]
     return argv + (["--", launch.prompt] if launch.prompt else [])
+
+
+# 2.1.330, of the mock's requests. What starts agents or programs goes with the shell: they
+# can do what it can.
+_CLAUDE_TOOLS = {
+    "execute_bash": ("Bash", "BashOutput", "KillShell", "Monitor", "Agent", "Task", "Workflow"),
+    "fs_read": ("Read",),
+    "fs_list": ("Glob", "Grep"),
+    "fs_write": ("Edit", "Write", "NotebookEdit"),
+    "web_fetch": ("WebFetch", "WebSearch"),
+}
+_CLAUDE_HARMLESS = ("AskUserQuestion", "TodoWrite", "ToolSearch", "EnterPlanMode", "ExitPlanMode")
 
 
 _CLAUDE_MODES = {
@@ -986,7 +1027,11 @@ _CODEX_HOOKS = (
 
 def _codex_argv(launch: Launch) -> list[str]:
     profile = launch.profile
-    argv = ["--no-daemon", *_CODEX_MODES[profile.permissions]]
+    lacks = [word for word in lacking(profile) if word in _CODEX_TOOLS]
+    argv = ["--no-daemon", *_CODEX_MODES[effective_permissions(profile)]]
+    if "fs_write" in lacks:
+        argv[2] = "read-only"
+    argv += _CODEX_TOOLS["web_fetch"] if "web_fetch" in lacks else ()
     if profile.trust:  # answers a question that is the user's: only under `trust: yes`
         argv += ["-c", "projects=" + _toml({launch.cwd: {"trust_level": "trusted"}})]
     argv += ["-m", profile.model] if profile.model else []
@@ -1037,6 +1082,13 @@ _CODEX_MODES = {
 }
 
 
+# 0.169.0. It reads by its shell, so that stays; the sandbox holds the shell too.
+_CODEX_TOOLS = {
+    "fs_write": ("-s read-only",),
+    "web_fetch": ("-cweb_search=disabled", "-csandbox_workspace_write.network_access=false"),
+}
+
+
 def read_codex_rollout(lines: Sequence[str]) -> Event | None:
     """Return how the turn in lines of a Codex rollout ended, or None.
 
@@ -1076,6 +1128,8 @@ PROVIDERS: dict[str, Provider] = {
             *("CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*"),
             *("MAX_THINKING_TOKENS", "AWS_REGION", "AWS_PROFILE"),
         ),
+        tools=_CLAUDE_TOOLS,
+        permission_words={k: f"--permission-mode {v}" for k, v in _CLAUDE_MODES.items()},
         status_path=_claude_status_path,
         read_status=read_status_json,
         read_transcript=read_claude_transcript,
@@ -1095,6 +1149,9 @@ PROVIDERS: dict[str, Provider] = {
         "codex",
         _codex_argv,
         env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
+        tools=_CODEX_TOOLS,
+        tools_bind_shell=True,
+        permission_words={k: " ".join(v) for k, v in _CODEX_MODES.items()},
         read_transcript=read_codex_rollout,
         composer=r"^›(.*)",
         busy=r"esc to interrupt",
@@ -1199,6 +1256,8 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
     if wrong:
         raise CaoError(f"{source}: {wrong[0]}", wrong[1])
     role = str(settings.get("role") or "developer")
+    listed = settings.get("allowedTools")
+    listed = ROLES[role] if listed is None else listed
     mode = settings.get("permissions") or _PERMISSION_MODES.get(
         str(settings.get("permissionMode") or ""), "ask"
     )
@@ -1216,8 +1275,94 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
         approve=str(settings.get("approve") or ""),
         keep=settings.get("keep") is True,
         settings=settings,
-        unknown=tuple(key for key in settings if key not in PROFILE_KEYS),
+        unknown=tuple(
+            [key for key in settings if key not in PROFILE_KEYS]
+            + [f"allowedTools: {w}" for w in listed if str(w)[:1] != "@" and not tool_words([w])]
+        ),
+        tools=tool_words(listed),
     )
+
+
+def tool_words(listed: Iterable[Any]) -> tuple[str, ...]:
+    """Return the words of TOOL_WORDS that a list like allowedTools comes to."""
+    return tuple(word for word in TOOL_WORDS if is_listed(word, listed))
+
+
+def lacking(profile: Profile) -> list[str]:
+    """Return the words of TOOL_WORDS that an agent may not use."""
+    return [word for word in TOOL_WORDS if word not in profile.tools]
+
+
+def effective_permissions(profile: Profile) -> str:
+    """Return the permissions a CLI is started with: not `all`, where that would end the
+    sandbox which holds back some of its tools."""
+    row = PROVIDERS[profile.provider]
+    needed = row.tools_bind_shell and not row.tools.keys().isdisjoint(lacking(profile))
+    return "auto" if needed and profile.permissions == "all" else profile.permissions
+
+
+def may_write(profile: Profile) -> bool:
+    """Tell whether an agent may change files without asking a person each time."""
+    return profile.permissions != "ask" and "fs_write" in profile.tools
+
+
+def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
+    """Return a worker's profile with no more in it than a supervisor's `grant` allows.
+
+    `clipped` says what was taken away. Raises UsageError where it cannot be: a profile that
+    is not granted, or a program of its own, which nothing holds.
+    """
+    granted = grant.get("profiles")
+    if granted is not None and not is_listed(profile.name, granted):
+        raise UsageError(
+            f"your profile's grant does not allow {profile.name!r} as a worker",
+            "one of: " + ", ".join(map(str, granted)),
+        )
+    if profile.provider == "command" and granted is None:
+        raise UsageError(
+            f"{profile.name!r} runs a program of its own, which no grant can hold",
+            "name it in the grant's `profiles:` if it may run all the same",
+        )
+    settings, took = dict(profile.settings), []
+    permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
+    if permissions != profile.permissions:
+        took.append(f"permissions {profile.permissions} -> {permissions}")
+    tools, wanted = profile.tools, grant.get("tools")
+    if wanted is not None:
+        tools = tuple(word for word in tools if is_listed(word, wanted))
+        servers = settings.get("mcpServers") or {}
+        settings["mcpServers"] = {k: v for k, v in servers.items() if is_listed(f"@{k}", wanted)}
+        took += [f"tool {word}" for word in profile.tools if word not in tools]
+        took += [f"MCP server {k}" for k in servers if k not in settings["mcpServers"]]
+    if grant.get("env") is not None:
+        env, names = settings.get("env") or {}, [*map(str, grant["env"])]
+        old = [*map(str, env.get("pass") or ())]
+        new = [n for n in dict.fromkeys(old + names) if is_listed(n, old) and is_listed(n, names)]
+        settings["env"] = {**env, "pass": new}
+        took += [f"env {name}" for name in old if name not in new]
+    return profile._replace(
+        permissions=permissions, tools=tools, settings=settings, clipped=(*profile.clipped, *took)
+    )
+
+
+def explain_scope(profile: Profile) -> dict[str, str]:
+    """Return what an agent may, what its CLI holds it to, and what it is only told."""
+    row, lacks = PROVIDERS[profile.provider], lacking(profile)
+    held = [word for word in lacks if word in row.tools]
+    told = [word for word in lacks if word not in row.tools]
+    if held and "execute_bash" in profile.tools and not row.tools_bind_shell:
+        told.append(f"its shell: not to {' or '.join(TOOL_WORDS[word] for word in held)}")
+    mode = effective_permissions(profile)
+    flag = row.permission_words.get(mode) or "this program knows no permissions"
+    return {
+        "role": profile.role,
+        "permissions": f"{mode}  ({flag})",
+        "tools": " ".join(profile.tools) if lacks else "all",
+        "held back by its CLI": "  ".join(f"{word} ({' '.join(row.tools[word])})" for word in held),
+        "told only" if row.program else "not held, not told": ", ".join(told),
+        "clipped by grant": ", ".join(profile.clipped),
+        "grants": json.dumps(profile.settings["grant"]) if "grant" in profile.settings else "",
+    }
 
 
 _PERMISSION_MODES = {  # permissionMode of Claude Code and of the reference program
@@ -1236,7 +1381,7 @@ def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     provider = str(settings.get("provider") or "")
     for key, value, allowed in (
         ("provider", provider_name(provider), tuple(PROVIDERS)),
-        ("role", settings.get("role"), ROLES),
+        ("role", settings.get("role"), tuple(ROLES)),
         ("permissions", settings.get("permissions"), PERMISSIONS),
         ("approve", settings.get("approve"), ("supervisor", "person")),
     ):
@@ -1249,12 +1394,14 @@ def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
 
 def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     """Return (what, fix) of the first key whose value has the wrong shape."""
-    env, servers = (
+    env, servers, grant = (
         settings[key] if isinstance(settings.get(key), dict) else {}
-        for key in ("env", "mcpServers")
+        for key in ("env", "mcpServers", "grant")
     )
     shapes: list[tuple[str, Any, Any]] = [
-        *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env")),
+        *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env", "grant")),
+        ("allowedTools", settings.get("allowedTools"), list),
+        *((f"grant: {key}", grant.get(key), list) for key in GRANT_KEYS[1:]),
         *((f"mcpServers: {name}", server, dict) for name, server in servers.items()),
         *((f"env: {key}", env.get(key), list) for key in ("pass", "deny")),
         ("env: set", env.get("set"), dict),
@@ -1266,6 +1413,15 @@ def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     for name in servers:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             return f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
+    for key in grant:  # a slip of the pen must not fall open
+        if key not in GRANT_KEYS:
+            return f"'grant': {key!r} does not exist", "one of: " + ", ".join(GRANT_KEYS)
+    if grant.get("permissions") not in (None, *PERMISSIONS):
+        wrong = f"grant: permissions {grant['permissions']!r} does not exist"
+        return wrong, "one of: " + ", ".join(PERMISSIONS)
+    retries = settings.get("check_retries", 0)
+    if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
+        return "'check' must be a command, 'check_retries' a number", "check: pytest -q"
     return None
 
 
@@ -1305,11 +1461,12 @@ def run(
     text: str = "",
     cwd: str | None = None,
     env: dict[str, str] | None = None,
+    started: Callable[[int], None] = lambda _: None,
 ) -> Ran:
     """Run a program to its end and return what it printed: the one door to subprocess.
 
-    text is its standard input. Raises CaoError when it cannot be started or takes longer;
-    then its whole process group has been killed.
+    text is its standard input; started is told its process group. Raises CaoError when it
+    cannot be started or takes longer; then its whole process group has been killed.
     """
     import subprocess
 
@@ -1325,6 +1482,7 @@ def run(
         )
     except OSError as error:
         raise CaoError(f"{argv[0]} could not be started: {error.strerror}") from error
+    started(child.pid)
     try:
         out, err = child.communicate(text.encode(), timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -2153,6 +2311,7 @@ class TaskOptions(NamedTuple):
     keep: bool | None = None
     request_id: str = ""
     permissions: str = ""
+    check_retries: int | None = None
 
 
 class Waited(NamedTuple):
@@ -2222,13 +2381,9 @@ def worker_environment(provider: Provider, settings: dict[str, Any]) -> dict[str
     profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
     """
     rules = settings.get("env") or {}
-    wanted = [*ENV_DEFAULT, *provider.env_pass, *map(str, rules.get("pass") or ())]
-    denied = [str(name) for name in rules.get("deny") or ()]
-
-    def listed(name: str, patterns: Sequence[str]) -> bool:
-        return any(name == p or (p.endswith("*") and name.startswith(p[:-1])) for p in patterns)
-
-    env = {k: v for k, v in os.environ.items() if listed(k, wanted) and not listed(k, denied)}
+    wanted = [*ENV_DEFAULT, *provider.env_pass, *(rules.get("pass") or ())]
+    denied = rules.get("deny") or ()
+    env = {k: v for k, v in os.environ.items() if is_listed(k, wanted) and not is_listed(k, denied)}
     env.update({str(k): str(v) for k, v in (rules.get("set") or {}).items()})
     return env
 
@@ -2272,6 +2427,14 @@ of TASK" come from other agents through cao, and NAME is who sent them. When a l
 file with your task or a message, read all of the file and do what it says. The tools of the \
 MCP server `cao` are yours: send_message (target "supervisor") to tell or ask before you are \
 done, handoff and assign to give work to others, list_sessions to see who there is."""
+
+WORKTREE_NOTE = """\
+You work in a git worktree of your own, on the branch {branch}. Commit there what is finished. \
+Submodules are empty in it until you run: git submodule update --init."""
+
+SCOPE_NOTE = """\
+You yourself may not {} in this session, by whatever tool. What needs it, hand to an agent that \
+may, or say so in your answer."""
 
 SUPERVISOR_NOTE = """\
 You are {name}, started by a person through cao. With the tools of the MCP server `cao` you \
@@ -2324,6 +2487,29 @@ class Sessions:
         if not runner:  # its launcher is at it, or was killed
             return age_s < STARTING_S
         return age_s < NEVER_STARTED_S and is_running(runner)
+
+    def launched(self, name: str) -> Profile | None:
+        """Return the profile a session was started with, clipped as it was."""
+        kept = self.store.read_json(self.store.launch_file(name, "launch.json")) or {}
+        said = (kept.get("profile") or {}).items()
+        known = {k: _tuples(v) for k, v in said if k in Profile._fields}
+        return Profile(**known) if known else None
+
+    def writers_beside(self, session: Session) -> list[str]:
+        """Return the workers at work that may write where a worker may, with no worktree
+        between them. Who is above or below it does not count: one waits for the other."""
+        found, above = [], (session.name, *self.ancestors(session.name))
+        for name in self.store.live():
+            other, profile = self.store.peek(name), self.launched(name)
+            if not other or not profile or not other.supervisor or name in above:
+                continue
+            shared = os.path.commonpath((other.cwd, session.cwd)) in (other.cwd, session.cwd)
+            # A worker's own worker: its result comes before its state says that it is done.
+            own = session.name in self.ancestors(name)
+            at_work = shared and not own and self.store.load_state(name).get("task")
+            if at_work and not other.worktree and may_write(profile):
+                found.append(name)
+        return found
 
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
@@ -2517,10 +2703,18 @@ class Launcher(Sessions):
         super().__init__(store)
         self.caller = caller
 
-    def profile(self, name: str, cwd: str) -> Profile:
-        """Return a profile. Raises NotFoundError with the nearest names."""
+    def profile(self, name: str, cwd: str, permissions: str = "") -> Profile:
+        """Return a profile as the caller may use it: clipped by the grants of those above.
+
+        permissions: instead of its own. Raises NotFoundError with the nearest names.
+        """
         profile = load_profile(name, self.store.home, cwd)
         if profile:
+            profile = profile._replace(permissions=permissions or profile.permissions)
+            for above in (self.caller.name, *self.ancestors(self.caller.name)):
+                launched = self.launched(above)
+                grant = launched.settings.get("grant") if launched else None
+                profile = clip_profile(profile, grant) if grant else profile
             return profile
         import difflib
 
@@ -2623,7 +2817,10 @@ class Launcher(Sessions):
         cao = install_copy(self.store)
         note = WORKER_NOTE if session.supervisor else SUPERVISOR_NOTE
         system = note.format(name=name, supervisor=session.supervisor)
-        system = f"{profile.prompt}\n\n{system}" if profile.prompt else system
+        notes = [WORKTREE_NOTE.format(branch=session.worktree)] if session.worktree else []
+        if lacks := [TOOL_WORDS[word] for word in lacking(profile)]:
+            notes.append(SCOPE_NOTE.format(", ".join(lacks)))
+        system = "\n\n".join(filter(None, (profile.prompt, system, *notes)))
         mcp_env = {
             "CAO_HOME": self.store.home,
             "CAO_SESSION": name,
@@ -2686,25 +2883,30 @@ class Launcher(Sessions):
         named: Callable[[str], None],
     ) -> str:
         """Start an ended session again with its conversation and give it a task."""
-        profile = self.profile(session.profile, session.cwd)
+        profile = self.launched(session.name)  # its scope is the one it had
         conversation = str(state.get("conversation") or "")
-        if not PROVIDERS[session.provider].resumes or not conversation:
+        if not PROVIDERS[session.provider].resumes or not conversation or not profile:
             raise NotFoundError(
                 f"session {session.name} has ended ({state.get('why') or 'closed'}) for good",
+                f"use the profile's name, {session.profile}, for a new session",
+            )
+        if not os.path.isdir(session.cwd):
+            raise NotFoundError(
+                f"the directory of {session.name} is gone: {session.cwd}",
                 f"use the profile's name, {session.profile}, for a new session",
             )
         lock = self.store.lock(f"{self.store.home}/lock", wait=True)
         try:
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
-                return self._put_task(session.name, text, options, named)
+                return self._put_task(session.name, text, options, profile, named)
             self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))
             fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
             self.store.save_state(session.name, fresh)
             self.store.set_live(session.name, True)
-            task = self._put_task(session.name, text, options, named)
-            self.start(session.name, profile._replace(provider=session.provider), conversation)
+            task = self._put_task(session.name, text, options, profile, named)
+            self.start(session.name, profile, conversation)
         finally:
             if lock is not None:
                 os.close(lock)
@@ -2721,9 +2923,22 @@ class Launcher(Sessions):
             )
 
     def _put_task(
-        self, name: str, text: str, options: TaskOptions, named: Callable[[str], None]
+        self,
+        name: str,
+        text: str,
+        options: TaskOptions,
+        profile: Profile | None,
+        named: Callable[[str], None],
     ) -> str:
+        import shlex
+
         self._check_typable(name, text)
+        said = profile.settings if profile else {}
+        check, retries = options.check or said.get("check") or "", options.check_retries
+        try:
+            shlex.split(check)
+        except ValueError as error:
+            raise UsageError(f"the check {check!r} is no command: {error}", "mend it") from None
         task = f"{name}.{random_letters()}"
         named(task)
         message = Message(
@@ -2735,7 +2950,8 @@ class Launcher(Sessions):
             time.time(),
             task,
             options.timeout_s,
-            options.check,
+            check,
+            said.get("check_retries", CHECK_RETRIES) if retries is None else retries,
         )
         self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
         try:
@@ -2852,7 +3068,7 @@ class Orchestrator(Launcher):
             if state["state"] == "ended":
                 return self._resume(session, state, text, options, named)
             self._check_ring(target)
-            task = self._put_task(target, text, options, named)
+            task = self._put_task(target, text, options, self.launched(target), named)
             if self.state_of(target)["state"] != "ended" or not self.take_back(target, task):
                 return task
             return self._resume(session, self.state_of(target), text, options, named)
@@ -2861,15 +3077,11 @@ class Orchestrator(Launcher):
                 f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
             )
         cwd = os.path.realpath(options.cwd or os.getcwd())
-        profile = self.profile(target, cwd)
-        if options.permissions:
-            profile = profile._replace(permissions=options.permissions)
-        if not options.check and isinstance(profile.settings.get("check"), str):
-            options = options._replace(check=profile.settings["check"])
+        profile = self.profile(target, cwd, options.permissions)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
-            task = self._put_task(name, text, options, named)
+            task = self._put_task(name, text, options, profile, named)
             self.start(name, profile)
         except BaseException as error:
             if isinstance(error, TmuxError) and error.fix in ("gone", "no server"):
@@ -3282,8 +3494,19 @@ def tmux_socket(home: str) -> str:
 # ---- worktrees ----
 
 
-def _git(cwd: str, *args: str) -> str:
-    ran = run([find_program("git"), "-C", cwd, *args], 120)
+# Of a git hook that we were started from: they would lead git elsewhere.
+_GIT_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
+
+
+def git_environment() -> dict[str, str]:
+    """Return our environment without what would lead git elsewhere."""
+    return {k: v for k, v in os.environ.items() if k not in _GIT_OF_A_HOOK}
+
+
+def _git(cwd: str, *args: str, **env: str) -> str:
+    """Run git in a directory and return what it printed. Raises CaoError with its words."""
+    argv = [find_program("git"), "-C", cwd, *args]
+    ran = run(argv, 120, env={**git_environment(), "LC_ALL": "C", **env})
     if ran.status:
         raise CaoError(
             f"git {args[0]}: {ran.err.strip() or ran.out.strip()}", "check the repository"
@@ -3291,22 +3514,27 @@ def _git(cwd: str, *args: str) -> str:
     return ran.out.strip()
 
 
+def worktree_path(store: Store, name: str) -> str:
+    """Return where a session's worktree is, or was."""
+    return f"{store.home}/worktrees/{name}"
+
+
 def add_worktree(store: Store, session: Session) -> Session:
     """Make a git worktree and branch for a session and return it with them."""
     try:
         top = _git(session.cwd, "rev-parse", "--show-toplevel")
-    except CaoError:
-        raise UsageError(
-            f"{session.cwd} is not in a git repository, so it can have no worktree",
-            "leave worktree out, or run git init",
-        ) from None
+    except CaoError as error:
+        why = error.what
+        if "not a git repository" in why:
+            why = f"{session.cwd} is not in a git repository, so it can have no worktree"
+        raise UsageError(why, "leave worktree out, or run git init") from None
     try:
-        base = _git(top, "rev-parse", "HEAD")
+        base = _git(top, "rev-parse", "--verify", "HEAD")
     except CaoError:
         raise UsageError(
             f"{top} has no commit yet, so it can have no worktree", "commit something first"
         ) from None
-    branch, path = f"cao/{session.name}", f"{store.home}/worktrees/{session.name}"
+    branch, path = f"cao/{session.name}", worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(top, "worktree", "add", "-q", "-b", branch, path, base)
     inside = os.path.relpath(session.cwd, os.path.realpath(top))
@@ -3315,24 +3543,124 @@ def add_worktree(store: Store, session: Session) -> Session:
 
 
 def remove_worktree(store: Store, session: Session) -> None:
-    """Remove a worktree and branch that hold nothing."""
-    _git(session.origin, "worktree", "remove", "--force", f"{store.home}/worktrees/{session.name}")
-    _git(session.origin, "branch", "-q", "-D", session.worktree)
+    """Remove a worktree and its branch, whatever they hold."""
+    path = worktree_path(store, session.name)
+    _git(session.origin, "worktree", "remove", "--force", "--force", path)
+    if _git(session.origin, "branch", "--list", session.worktree):
+        _git(session.origin, "branch", "-q", "-D", session.worktree)
+
+
+def _with_new_files(store: Store, session: Session, *commands: Sequence[str]) -> list[str]:
+    """Run git commands in a worktree on a copy of its index, into which new files may be
+    put: the worker's own stays as it is."""
+    import shutil
+
+    path = worktree_path(store, session.name)
+    index = store.launch_file(session.name, f"index-{random_letters()}")
+    try:
+        own = _git(path, "rev-parse", "--git-path", "index")
+        shutil.copyfile(os.path.join(path, own), index)
+        return [_git(path, *command, GIT_INDEX_FILE=index) for command in commands]
+    finally:
+        _unlink(index)
 
 
 def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
-    """Return branch, commits, changed files, diffstat and whether it is dirty."""
-    path = f"{store.home}/worktrees/{session.name}"
-    base = _git(session.origin, "merge-base", "HEAD", session.worktree)
-    dirty = _git(path, "status", "--porcelain")
+    """Return branch, commits, changed and new files, diffstat and whether it is dirty."""
+    path = worktree_path(store, session.name)
+    into = _git(session.origin, "rev-parse", "HEAD")
+    base = _git(path, "merge-base", into, "HEAD")
+    branch = _git(path, "for-each-ref", "--format=%(refname)", f"refs/heads/{session.worktree}")
+    commits = _git(path, "log", "--format=%h %s", "HEAD", *branch.split(), "--not", into)
+    _, files, diffstat = _with_new_files(
+        store, session, ("add", "-N", "."), ("diff", "--name-only", "-z", base),
+        ("diff", "--shortstat", base),
+    )  # fmt: skip
     return {
         "branch": session.worktree,
         "path": path,
-        "commits": _git(path, "log", "--format=%h %s", f"{base}..HEAD").splitlines(),
-        "files": _git(path, "diff", "--name-only", base).splitlines(),
-        "diffstat": _git(path, "diff", "--shortstat", base),
-        "dirty": bool(dirty),
+        "commits": commits.splitlines(),
+        "files": [file for file in files.split("\0") if file],
+        "diffstat": diffstat,
+        "dirty": bool(_git(path, "status", "--porcelain")),
     }
+
+
+def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
+    """Return a session that has a worktree; to_change: one that the caller may merge or
+    discard, and that is not at work."""
+    session = boss.store.load(name) if NAME.match(name) else None
+    if not session:
+        raise NotFoundError(f"there is no session {name!r}", "cao ls --all shows them")
+    if not session.worktree:
+        raise UsageError(
+            f"{name} has no worktree: it works in {session.cwd}", "handoff --worktree makes one"
+        )
+    if not os.path.isdir(worktree_path(boss.store, name)):
+        raise NotFoundError(
+            f"the worktree of {name} is gone",
+            f"git -C {session.origin} branch --list {session.worktree} tells if its branch is left",
+        )
+    caller = boss.caller
+    if to_change and not caller.person and caller.name not in boss.ancestors(name):
+        raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do that")
+    state = boss.state_of(name) if to_change else {}
+    if state.get("task") and state["state"] != "ended":
+        raise UsageError(
+            f"{name} is at work on {state['task']}", f"cao wait {state['task']}, or cao stop {name}"
+        )
+    return session
+
+
+def whole_work(store: Store, session: Session) -> tuple[str, str]:
+    """Return (base, tree): where a worktree left the branch that its repository is on, and
+    all that is in it now, committed or not. Nothing is changed by it."""
+    path = worktree_path(store, session.name)
+    base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
+    _, tree = _with_new_files(store, session, ("add", "-A", "."), ("write-tree",))
+    return base, tree
+
+
+def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
+    """Merge all a worker has done, committed or not, into the branch its repository is on.
+
+    It is tried in a throw-away worktree first, and the repository is then moved forward to
+    what came of it; so where anything is in the way, both are left exactly as they were.
+    """
+    session = worktree_session(boss, name, True)
+    path, top, trial = (
+        worktree_path(boss.store, name),
+        session.origin,
+        worktree_path(boss.store, f".{name}-{random_letters()}"),
+    )
+    into = _git(top, "branch", "--show-current")
+    if not into:
+        raise UsageError(
+            f"{top} is on no branch (detached HEAD): nothing there to merge into",
+            f"git -C {top} switch BRANCH",
+        )
+    facts, fix = worktree_facts(boss.store, session), f"git status, in {path}"
+    try:
+        _git(path, "merge", "--ff-only", "HEAD")  # git refuses it in the middle of another merge
+        was, tip = _git(top, "rev-parse", "HEAD"), _git(path, "rev-parse", "HEAD")
+        _, tree = whole_work(boss.store, session)
+        if tree != _git(path, "rev-parse", "HEAD^{tree}"):
+            about = ("-p", tip, "-m", f"Uncommitted work of {name}")
+            tip = _git(path, "commit-tree", tree, *about)
+        fix = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
+        _git(top, "worktree", "add", "-q", "--detach", trial, was)
+        try:
+            _git(trial, "merge", "-q", "--ff", "-m", f"Merge branch '{session.worktree}'", tip)
+            merged = _git(trial, "rev-parse", "HEAD")
+        finally:
+            _git(top, "worktree", "remove", "--force", trial)
+        fix = f"commit or stash what is in the way in {top}"
+        _git(top, "merge", "-q", "--ff-only", merged)
+    except CaoError as error:
+        words = f"{name} was not merged into {into}, nothing was changed: {error.what}"
+        raise CaoError(words, fix) from None
+    _git(path, "reset", "-q", tip)  # its files are those of tip: what was uncommitted is not now
+    return {"session": name, "into": into, "was": was, "now": merged, **facts, "dirty": False}
 
 
 # ==== 9. Runner =======================================================================
@@ -3381,7 +3709,10 @@ def render_result(result: Result) -> str:
     if result.outcome != "done" and result.screen:
         parts += ["Its last screen:", tail_lines(result.screen, 15)]
     if result.check:
-        parts.append(f"Check `{result.check['command']}` ended with {result.check['exit_status']}.")
+        status = result.check.get("exit_status")
+        how = "was broken off" if status is None else f"ended with {status}"
+        parts.append(f"Check `{result.check['command']}` {how}, try {result.check['tries']}.")
+        parts += [f"Its output ends with:\n{result.check['tail']}"] if status else []
     if result.worktree:
         parts.append(
             f"Branch {result.worktree['branch']}: {result.worktree['diffstat'] or 'no change'}"
@@ -3414,13 +3745,10 @@ class Conversation:
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
         kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
-        profile = Profile(
-            **{k: v for k, v in (kept.pop("profile", None) or {}).items() if k in Profile._fields}
-        )
-        self.launch = Launch(**{**kept, "profile": profile})
+        self.boss = Sessions(store)
+        self.launch = Launch(**{**kept, "profile": self.boss.launched(session.name)})
         self.row = PROVIDERS[session.provider]
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
-        self.boss = Sessions(store)
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
         self.child, self.exit_status = 0, None  # type: int, int | None
@@ -3662,13 +3990,21 @@ class Conversation:
             if self.task_exact.startswith("differs")
             else []
         )
+        notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
         if self.session.worktree:
             try:
                 fields["worktree"] = worktree_facts(self.store, self.session)
             except CaoError as error:
                 notes.append(f"the worktree could not be read: {error.what}")
+        elif may_write(self.launch.profile) and (more := self.boss.writers_beside(self.session)):
+            notes.append(
+                f"written to side by side with {', '.join(more)}, and no worktree between them:"
+                f" each may have undone what another did in {self.session.cwd}"
+            )
+        self._end_check()
         if self.check:
-            fields["check"] = {k: v for k, v in self.check.items() if k != "answer"}
+            keys = ("command", "exit_status", "tail", "tries")
+            fields["check"] = {k: self.check[k] for k in keys if k in self.check}
         if outcome not in ("done",) and "screen" not in fields:
             fields["screen"] = tail_lines(self._screen(), PANE_LINES)
         if outcome == "interrupted" and "source" not in fields:
@@ -3701,25 +4037,28 @@ class Conversation:
 
     def _start_check(self, event: Event) -> None:
         """Run the task's acceptance check in the worker's directory, beside this loop."""
-        import shlex
         import threading
 
         assert self.task is not None
-        command = self.task.check
-        self.check = {"command": command, "tries": self.tries + 1, "answer": event}
+        self._end_check()
+        check: dict[str, Any] = {"command": self.task.check, "tries": self.tries + 1}
+        check["answer"], self.check = event, check
+
+        def note_group(pid: int) -> None:
+            check["group"] = (pid, start_mark(pid))
+            if self.check is not check:  # its task was over before it began
+                end_group(*check["group"])
 
         def work() -> None:
-            found: dict[str, Any]
-            try:
-                ran = run(shlex.split(command), TASK_TIMEOUT_S, cwd=self.session.cwd, env=self.env)
-                found = {"tail": tail_lines(ran.out + ran.err, 60), "exit_status": ran.status}
-            except (CaoError, ValueError) as error:
-                found = {"tail": str(error), "exit_status": 127}
-            if self.check is not None:
-                self.check.update(found)
+            check.update(run_check(check["command"], self.session.cwd, self.env, note_group))
             wake_safely(self.wake)()
 
         threading.Thread(target=work, daemon=True).start()
+
+    def _end_check(self) -> None:
+        """End the check that runs, if one does: its task is over, or has gone on."""
+        if self.check and "exit_status" not in self.check and "group" in self.check:
+            end_group(*self.check["group"])
 
     def _after_check(self) -> None:
         """Accept the answer, or give the check's output back to the worker."""
@@ -3768,6 +4107,7 @@ class Conversation:
         )
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
+        self._end_check()
         if outcome == "stopped" and self.exit_status is None:
             self._say_exit()
         if self.child:
@@ -4119,6 +4459,7 @@ class Runner(Watcher):
         if (
             self.phase in ("starting", "working", "asking")
             or self.held_back
+            or self.check
             or self.delivery_open()
         ):
             return LOOK_S
@@ -4139,7 +4480,8 @@ class Runner(Watcher):
                 continue
             self.exit_status = os.waitstatus_to_exitcode(status)
             self._read_events()
-            if self.ending and self.task and not self.store.tasks_out(self.name):
+            task = None if self.store.tasks_out(self.name) else self.task
+            if self.ending and task and not task.check:
                 self._end_task("done", answer=self.ending.text, source=self.ending.source)
             reason = "exited" if self.begun else "never_started"
             how = (
@@ -4219,6 +4561,9 @@ class Runner(Watcher):
         working = now - self.task_at - self.paused_s
         if self.task and self.phase == "working" and working > self.task.timeout_s:
             self._interrupt("timeout")
+        elif self.task and self.check and working > self.task.timeout_s:
+            words = f"its check still ran after {render_seconds(self.task.timeout_s)}"
+            self._end_task("timeout", reason="timeout", detail=words)
         starting = not self.begun and self.phase == "starting"
         if self.task and starting and now - self.since > NEVER_STARTED_S:
             words = f"no turn began in {NEVER_STARTED_S:.0f} s"
@@ -4439,6 +4784,19 @@ class Runner(Watcher):
 
     def _tmux(self, *args: str) -> str:
         return self.boss.tmux.run(*args)
+
+
+def run_check(
+    command: str, cwd: str, env: dict[str, str], started: Callable[[int], None]
+) -> dict[str, Any]:
+    """Run an acceptance check to its end; return its exit status and the end of its output."""
+    import shlex
+
+    try:
+        ran = run(shlex.split(command), TASK_TIMEOUT_S, cwd=cwd, env=env, started=started)
+    except CaoError as error:
+        return {"tail": str(error), "exit_status": 127}
+    return {"tail": tail_lines(ran.out + ran.err, 60), "exit_status": ran.status}
 
 
 def question_id(text: str, options: Sequence[Option]) -> str:
@@ -4775,6 +5133,11 @@ _TASK_ARGUMENTS: dict[str, Any] = {
         "Command that must exit 0 in the worker's directory before the task is done,"
         " e.g. pytest -q."
     ),
+    "check_retries": {
+        "type": "number",
+        "minimum": 0,
+        "description": "How often the check's output goes back to the worker; default 2.",
+    },
     "timeout_s": {
         "type": "number",
         "minimum": 1,
@@ -5848,6 +6211,8 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
 
 def _drop_worktree(store: Store, session: Session) -> bool:
     """Remove a worktree that holds nothing; False where it has work, or cannot be read."""
+    if not os.path.isdir(worktree_path(store, session.name)):
+        return True  # discarded
     try:
         facts = worktree_facts(store, session)
         if facts["dirty"] or facts["commits"]:
@@ -6007,10 +6372,9 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "from": profile.source,
         "about": profile.description,
         "provider": profile.provider,
-        "role": profile.role,
         "model": profile.model,
         "effort": profile.effort,
-        "permissions": profile.permissions,
+        **explain_scope(profile),
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
         "approve": profile.approve,
         "keep": "never closes by itself" if profile.keep else "",
@@ -6031,8 +6395,6 @@ _UNUSED_KEYS = (
     "hooks",
     "useLegacyMcpJson",
     "tools",
-    "allowedTools",
-    "grant",
 )
 
 
@@ -6270,6 +6632,7 @@ def _given_options(ask: Ask) -> TaskOptions:
         a.keep or None,
         a.request_id or "",
         a.permissions or "",
+        a.check_retries,
     )
 
 
@@ -6362,8 +6725,57 @@ def cmd_ls(ask: Ask) -> int:
 
 
 def cmd_show(ask: Ask) -> int:
-    view = ask.boss.read_session(ask.args.session, ask.args.lines)
-    _print(ask, view, f"{render_session(view)}\n{view['screen']}")
+    name = ask.args.session
+    view = ask.boss.read_session(name, ask.args.lines)
+    profile, session = ask.boss.launched(name), ask.store.load(name)
+    scope = explain_scope(profile) if profile else {}
+    if session and session.worktree:
+        scope["worktree"] = f"{session.worktree}  {worktree_path(ask.store, name)}"
+    env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
+    scope = {k: v for k, v in {**scope, "environment": " ".join(sorted(env))}.items() if v}
+    words = render_table([[k, v] for k, v in scope.items()])
+    _print(ask, {**view, "scope": scope}, f"{render_session(view)}\n{words}\n{view['screen']}")
+    return EXIT_DONE
+
+
+def cmd_diff(ask: Ask) -> int:
+    session = worktree_session(ask.boss, ask.args.session)
+    if ask.args.json:
+        _print(ask, worktree_facts(ask.store, session), "")
+        return EXIT_DONE
+    argv = [find_program("git"), "-C", worktree_path(ask.store, session.name), "diff"]
+    argv += [*(["--stat"] if ask.args.stat else []), *whole_work(ask.store, session)]
+    return os.execve(argv[0], argv, git_environment())  # its own colours, pager and bytes
+
+
+def cmd_merge(ask: Ask) -> int:
+    done = merge_worktree(ask.boss, ask.args.session)
+    what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
+    nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
+    _print(ask, done, nothing if done["was"] == done["now"] else what)
+    return EXIT_DONE
+
+
+def cmd_discard(ask: Ask) -> int:
+    name = ask.args.session
+    session = worktree_session(ask.boss, name, True)
+    try:
+        facts = worktree_facts(ask.store, session)
+        work = [f"{len(facts['commits'])} commits"] if facts["commits"] else []
+        work += ["uncommitted changes"] if facts["dirty"] else []
+    except CaoError as error:
+        work = [f"what cannot be read ({error.what})"]
+    question = f"{name} holds {' and '.join(work)} that nobody has merged"
+    if work and not ask.args.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(question, f"cao diff {name} shows it; --yes discards it")
+        print(f"{question}. Discard it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return EXIT_FAILED
+    if ask.boss.state_of(name)["state"] != "ended":
+        ask.boss.end(name)
+    remove_worktree(ask.store, session)
+    _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
     return EXIT_DONE
 
 
@@ -6396,9 +6808,7 @@ def cmd_attach(ask: Ask) -> int:
 
 def cmd_launch(ask: Ask) -> int:
     cwd = os.path.realpath(ask.args.cwd or os.getcwd())
-    profile = ask.boss.profile(ask.args.profile, cwd)
-    if ask.args.permissions:
-        profile = profile._replace(permissions=ask.args.permissions)
+    profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
     try:
         ask.boss.start(name, profile)
@@ -6545,6 +6955,7 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
         sub.add_argument("--cwd", metavar="DIR", help="the worker's working directory")
         sub.add_argument("--worktree", action="store_true", help="a git worktree of its own")
         sub.add_argument("--check", metavar="COMMAND", help="must exit 0 before the task is done")
+        sub.add_argument("--check-retries", type=int, metavar="N", help="default 2")
         sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
         sub.add_argument("--keep", action="store_true", help="do not close it when idle")
         sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
@@ -6568,9 +6979,17 @@ def _other_commands(add: Callable[..., Any]) -> None:
     sub = add("ls", cmd_ls, "list the sessions as a tree")
     sub.add_argument("--all", action="store_true", help="the ended ones too")
     sub.add_argument("--asking", action="store_true", help="only those that ask something")
-    sub = add("show", cmd_show, "show a session: its state and screen")
+    sub = add("show", cmd_show, "show a session: its state, its scope and its screen")
     sub.add_argument("session")
     sub.add_argument("--lines", type=int, default=PANE_LINES)
+    sub = add("diff", cmd_diff, "show all that a worker changed in its worktree")
+    sub.add_argument("session")
+    sub.add_argument("--stat", action="store_true", help="only the files, and how much")
+    sub = add("merge", cmd_merge, "merge a worker's worktree, whole, or not at all")
+    sub.add_argument("session")
+    sub = add("discard", cmd_discard, "remove a worker's worktree and branch, and end it")
+    sub.add_argument("session")
+    sub.add_argument("--yes", action="store_true", help="do not ask, even where it holds work")
     sub = add("answer", cmd_answer, "answer what a session asks")
     sub.add_argument("session")
     sub.add_argument("answer", help="an option's number or text")

@@ -200,8 +200,8 @@ def shells_that_are_started(source: str) -> list[str]:
 
 
 def programs_started_elsewhere(source: str) -> list[str]:
-    """Only Processes and Runner start a program; and cmd_attach, which becomes tmux."""
-    excepted = lines_of(source, "cmd_attach")
+    """Only Processes and Runner start a program; cmd_attach and cmd_diff become one."""
+    excepted = {*lines_of(source, "cmd_attach"), *lines_of(source, "cmd_diff")}
     return [
         f"line {node.lineno}: os.{node.attr}"
         for node in nodes_of(source, ast.Attribute)

@@ -725,7 +725,7 @@ def test_a_profile_has_all_that_its_frontmatter_says():
         "effort: high\npermissions: edits\ntrust: yes\napprove: supervisor\nkeep: true\n"
         "zone: 5\ncontainer: {a: b}"
     )
-    assert profile._replace(settings={}) == cao.Profile(
+    assert profile._replace(settings={}, tools=tuple(cao.TOOL_WORDS)) == cao.Profile(
         "file-name", "p.md", "codex", "You work.", "writes code", "reviewer", "gpt-5", "high",
         "edits",
         True, "supervisor", True, {}, ("zone", "container"),

@@ -243,9 +243,23 @@ def test_the_permissions_are_mapped_as_said():
         coded(row[0])[0]: [coded(cell)[0] for cell in row[1:]] for row in table("Permissions")
     }
     assert documented == {
-        word: [f"--permission-mode {cao._CLAUDE_MODES[word]}", " ".join(cao._CODEX_MODES[word])]
+        word: [cao.PROVIDERS[name].permission_words[word] for name in ("claude", "codex")]
         for word in cao.PERMISSIONS
     }
+
+
+def test_the_tools_are_those_a_clis_row_holds_back():
+    documented = {coded(row[0])[0]: [coded(cell) for cell in row[1:]] for row in table("Scope")}
+    assert documented == {
+        word: [list(cao.PROVIDERS[name].tools.get(word, ())) for name in ("claude", "codex")]
+        for word in cao.TOOL_WORDS
+    }
+
+
+def test_the_grant_shown_is_a_grant():
+    (text,) = blocks("yaml")
+    grant = cao.parse_profile(f"---\n{text}---\n", "x", "README.md").settings["grant"]
+    assert tuple(grant) == cao.GRANT_KEYS
 
 
 def test_the_environment_of_a_worker_is_as_listed():

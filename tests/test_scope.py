@@ -1,0 +1,276 @@
+"""Scope: what a profile comes to, what a grant takes away, and what each CLI is held to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import cao
+from conftest import until
+from test_real_clis import handoff, install
+
+ALL = tuple(cao.TOOL_WORDS)
+READ = ("fs_read", "fs_list")
+
+
+def parse(frontmatter, name="worker"):
+    return cao.parse_profile(f"---\n{frontmatter}\n---\nYou work.\n", name, "p.md")
+
+
+# ---- what a profile comes to ----
+
+
+@pytest.mark.parametrize(
+    ("frontmatter", "tools", "unknown"),
+    [
+        ("", ALL, ()),
+        ("role: developer", ALL, ()),
+        ("role: supervisor", READ, ()),
+        ("role: reviewer", READ, ()),
+        ("role: reviewer\nallowedTools:", READ, ()),
+        ("role: reviewer\nallowedTools: [execute_bash]", ("execute_bash",), ()),
+        ("allowedTools: ['*']\nrole: reviewer", ALL, ()),
+        ("allowedTools: ['@builtin', 'fs_*', '@cao-mcp-server']", (*READ, "fs_write"), ()),
+        ("allowedTools: []", (), ()),
+        ("allowedTools: [fs_raed, web_fetch]", ("web_fetch",), ("allowedTools: fs_raed",)),
+    ],
+)
+def test_role_and_allowed_tools_come_to_the_tools_an_agent_has(frontmatter, tools, unknown):
+    profile = parse(frontmatter or "model: x")
+    assert sorted(profile.tools) == sorted(tools)
+    assert profile.unknown == unknown
+
+
+@pytest.mark.parametrize(
+    ("frontmatter", "what"),
+    [
+        ("allowedTools: fs_read", "'allowedTools' must be a list"),
+        ("grant: all", "'grant' must be a mapping"),
+        ("grant: {tools: fs_read}", "'grant: tools' must be a list"),
+        ("grant: {permission: edits}", "'grant': 'permission' does not exist"),
+        ("grant: {permissions: yolo}", "grant: permissions 'yolo' does not exist"),
+        ("check: [pytest]", "'check' must be a command"),
+        ("check_retries: many", "'check_retries' a number"),
+        ("check_retries: -1", "'check_retries' a number"),
+    ],
+)
+def test_a_scope_that_cannot_be_read_is_refused_and_never_falls_open(frontmatter, what):
+    with pytest.raises(cao.CaoError) as caught:
+        parse(frontmatter)
+    assert what in caught.value.what
+
+
+# ---- grants ----
+
+WIDE = (
+    "provider: claude\npermissions: all\nenv: {pass: [GITHUB_*, NPM_TOKEN], set: {A: b}}\n"
+    "mcpServers: {tickets: {command: t}, web: {command: w}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("grant", "took"),
+    [
+        ({}, ()),
+        ({"permissions": "all", "tools": ["*"], "env": ["*"], "profiles": ["*"]}, ()),
+        ({"permissions": "edits"}, ("permissions all -> edits",)),
+        (
+            {"tools": ["fs_*", "@tickets"]},
+            ("tool execute_bash", "tool web_fetch", "MCP server web"),
+        ),
+        ({"env": ["GITHUB_*"]}, ("env NPM_TOKEN",)),
+        ({"env": []}, ("env GITHUB_*", "env NPM_TOKEN")),
+    ],
+)
+def test_a_grant_takes_away_what_is_beyond_it_and_says_what(grant, took):
+    profile = cao.clip_profile(parse(WIDE), grant)
+    assert profile.clipped == took
+    assert cao.clip_profile(profile, grant) == profile  # once is as good as twice
+
+
+def test_what_a_grant_leaves_is_what_both_allow():
+    grant = {"permissions": "auto", "tools": ["fs_*", "@web"], "env": ["GITHUB_TOKEN", "X"]}
+    profile = cao.clip_profile(parse(WIDE), grant)
+    assert profile.permissions == "auto"
+    assert set(profile.tools) == {"fs_read", "fs_list", "fs_write"}
+    assert list(profile.settings["mcpServers"]) == ["web"]
+    assert profile.settings["env"] == {"pass": ["GITHUB_TOKEN"], "set": {"A": "b"}}
+    assert cao.clip_profile(parse("permissions: ask"), grant).permissions == "ask"
+
+
+@pytest.mark.parametrize(
+    ("frontmatter", "grant", "what"),
+    [
+        ("model: x", {"profiles": ["developer", "rev*"]}, "does not allow 'worker'"),
+        ("provider: command\ncommand: [cat]\nready: x", {"permissions": "ask"}, "of its own"),
+    ],
+)
+def test_what_no_clipping_can_hold_is_refused(frontmatter, grant, what):
+    with pytest.raises(cao.UsageError) as caught:
+        cao.clip_profile(parse(frontmatter), grant)
+    assert what in caught.value.what
+    assert cao.clip_profile(parse(frontmatter), {**grant, "profiles": ["work*"]})
+
+
+BOSS = """\
+---
+provider: demo
+permissions: ask
+grant:
+  permissions: edits
+  tools: [fs_read, fs_list]
+  profiles: [wide, boss-below]
+---
+"""
+
+
+@pytest.mark.tmux
+def test_a_grant_reaches_the_workers_of_workers_and_their_results_say_so(place):
+    place.profile("boss", BOSS)
+    place.profile("boss-below", "---\nprovider: demo\ngrant: {permissions: all}\n---\n")
+    place.profile("wide", "---\nprovider: demo\npermissions: all\n---\n")
+    step = "handoff boss-below {demo: assign wide hello; sleep 0.5; say given}"
+    place.ok("handoff", "boss", f"demo: {step}")
+    (name,) = [n for n in place.live() if n.startswith("wide")]
+    until(lambda: place.store.results(name))
+    (result,) = [place.result(task) for task in place.store.results(name)]
+    assert "taken away by a supervisor's grant: permissions all -> edits" in result["notes"]
+    scope = json.loads(place.ok("show", name, "--json"))["scope"]
+    assert scope["permissions"].startswith("edits")
+    assert set(scope["tools"].split()) == set(READ)
+
+
+@pytest.mark.tmux
+def test_a_profile_that_is_not_granted_is_refused_and_leaves_no_session(place):
+    place.profile("boss", BOSS)
+    session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
+    for argv in (("handoff", "demo", "x"), ("launch", "demo", "--detach")):
+        done = place.run(*argv, CAO_SESSION=session)
+        assert (done.returncode, "does not allow 'demo'" in done.stderr) == (2, True)
+        assert "wide, boss-below" in done.stderr
+    assert place.live() == [session]
+
+
+# ---- what reaches a worker ----
+
+
+@pytest.mark.tmux
+def test_the_callers_secrets_do_not_reach_a_worker_unless_passed(place):
+    secrets = {"MY_TOKEN": "hush-1", "MY_KEY": "hush-2", "MY_OTHER": "hush-3"}
+    rules = "{pass: [MY_*], deny: [MY_OTHER], set: {EDITOR: hush-4}}"
+    place.profile("passes", f"---\nprovider: demo\nenv: {rules}\n---\n")
+    shut = place.ok("assign", "demo", "hello", **secrets).strip().partition(".")[0]
+    opened = place.ok("assign", "passes", "hello", **secrets).strip().partition(".")[0]
+    seen = {}
+    for session in (shut, opened):
+        pid = place.until_state(session, "idle")["group"]["id"]
+        runner = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        seen[session] = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"hush" not in Path(f"/proc/{runner}/environ").read_bytes()
+    assert b"hush" not in seen[shut]
+    assert [f"hush-{n}".encode() in seen[opened] for n in (1, 2, 3, 4)] == [True, True, False, True]
+    shown = place.ok("show", opened)
+    assert "hush" not in shown  # names only
+    assert {"EDITOR", "MY_KEY", "MY_TOKEN"} <= set(shown.split())
+
+
+@pytest.mark.tmux
+def test_show_says_what_holds_and_what_is_only_told(place):
+    lines = dict(
+        line.split("  ", 1) for line in place.ok("profiles", "reviewer", CAO_PROVIDER="claude")
+        .splitlines() if "  " in line
+    )  # fmt: skip
+    assert "Edit Write NotebookEdit" in lines["held back by its CLI"]
+    assert "its shell: not to change files" in lines["told only"]
+    place.profile("reads", "---\nprovider: demo\nrole: reviewer\n---\n")
+    session = place.ok("assign", "reads", "hello").strip().partition(".")[0]
+    shown = place.ok("show", session)
+    assert "not held, not told  execute_bash, fs_write, web_fetch" in shown
+    system = (place.home / "sessions" / session / "launch" / "system.md").read_text()
+    assert "may not run commands but to read, change files, use the web in this session" in system
+
+
+@pytest.mark.parametrize("name", [n for n, row in cao.PROVIDERS.items() if row.program])
+def test_a_providers_table_has_only_words_there_are(name):
+    row = cao.PROVIDERS[name]
+    assert set(row.tools) <= set(ALL)
+    assert set(row.permission_words) in (set(), set(cao.PERMISSIONS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"permissions": "edits"}, ["-s", "workspace-write", "-a", "on-request"]),
+        ({"permissions": "edits", "tools": READ}, ["-s", "read-only", "-a", "on-request"]),
+        ({"permissions": "all", "tools": READ}, ["-s", "read-only", "-a", "never"]),
+        ({"permissions": "all"}, ["--dangerously-bypass-approvals-and-sandbox"]),
+    ],
+)
+def test_codex_is_held_by_its_sandbox(settings, flags):
+    profile = cao.Profile("dev", "p.md", "codex", "", **settings)
+    launch = cao.Launch("n", "/f", "/w", profile, "", ("h",), ("m",), {}, "id")
+    argv = cao.PROVIDERS["codex"].argv(launch)
+    assert argv[1 : 1 + len(flags)] == flags
+    assert ("-cweb_search=disabled" in argv) is ("tools" in settings)
+
+
+# ---- the real CLIs ----
+
+
+def tools_of(request) -> set[str]:
+    """Return the names of the tools that a CLI offered to the model."""
+    body = request.get("body", request)
+    found = [leaf for tool in body.get("tools") or [] for leaf in tool.get("tools") or [tool]]
+    return {str(leaf.get("name") or leaf.get("type")) for leaf in found}
+
+
+def scoped(place, cli, mock_llm, *lines) -> None:
+    install(place, cli, mock_llm.port)
+    path = place.home / "profiles" / f"real-{cli}.md"
+    path.write_text(path.read_text().replace("permissions: ask", "\n".join(lines)))
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_claude_code_offers_the_tools_of_the_scope_and_no_other(place, mock_llm):
+    scoped(place, "claude", mock_llm, "permissions: all", "role: reviewer")
+    made = place.work / "made"
+    step = json.dumps({"command": f"touch {made}", "description": "make it"})
+    (result,) = handoff(place, "real-claude", f"MOCK:tool Bash {step};say went on")["results"]
+    assert (result["answer"], made.exists()) == ("went on", False)
+    offered = tools_of(mock_llm.requests[-1])
+    assert {"Read", "Glob", "Grep", "mcp__cao__handoff"} <= offered
+    own = {name for name in offered if not name.startswith("mcp__")}
+    assert not own & {"Bash", "Edit", "Write", "NotebookEdit", "WebFetch", "Agent", "Workflow"}
+    known = {*cao._CLAUDE_HARMLESS, "Read", "Glob", "Grep", "DeferredToolPlaceholder"}
+    assert own <= known  # what a next version adds is not there by itself
+    assert "may not run commands" in json.dumps(mock_llm.requests[-1])
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_claude_code_with_a_shell_and_without_writing_says_the_shell_is_only_told(place, mock_llm):
+    tools = "allowedTools: [fs_read, fs_list, execute_bash]"
+    scoped(place, "claude", mock_llm, "permissions: all", tools)
+    (result,) = handoff(place, "real-claude", "MOCK:say ready")["results"]
+    offered = tools_of(mock_llm.requests[-1])
+    assert "Bash" in offered
+    assert not offered & {"Edit", "Write", "WebFetch"}
+    assert "its shell: not to change files or use the web" in place.ok("show", result["session"])
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_codex_cannot_write_where_the_scope_has_no_writing(place, mock_llm):
+    scoped(place, "codex", mock_llm, "permissions: all", "role: reviewer")
+    made = place.work / "made"
+    step = json.dumps({"cmd": f"touch {made}"})
+    (result,) = handoff(place, "real-codex", f"MOCK:tool exec_command {step};result")["results"]
+    assert not made.exists()
+    assert "web_search" not in tools_of(mock_llm.requests[-1])
+    shown = place.ok("show", result["session"])
+    assert "held back by its CLI  fs_write (-s read-only)  web_fetch" in shown
+    assert "told only             execute_bash" in shown
+    assert "auto  (-s workspace-write -a never)" in shown  # `all` would end the sandbox

@@ -1,0 +1,444 @@
+"""Worktrees on real git: what a worker did is shown, merged whole or not at all, discarded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import CAO, until
+
+pytestmark = pytest.mark.tmux
+
+
+def git(cwd, *args, code=0) -> str:
+    """Run git as a person would, and return what it printed."""
+    done = subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args],
+        check=False, capture_output=True, text=True, cwd=cwd,
+    )  # fmt: skip
+    assert done.returncode == code, (args, done.stdout, done.stderr)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repo(place):
+    """The place's work directory as a git repository with one commit on `main`."""
+    (place.user / ".gitconfig").write_text("[user]\nname = t\nemail = t@t\n")
+    git(place.work, "init", "-q", "-b", "main")
+    (place.work / "a.txt").write_text("one\ntwo\nthree\n")
+    (place.work / ".gitignore").write_text("*.log\n")
+    git(place.work, "add", ".")
+    git(place.work, "commit", "-q", "-m", "first")
+    return place
+
+
+def worker(place, *flags, **more) -> tuple[str, Path]:
+    """Return an idle worker with a worktree, and where that is."""
+    task = place.ok("assign", "demo", "demo: say ready", "--worktree", *flags, **more).strip()
+    place.ok("wait", task)
+    session = task.partition(".")[0]
+    return session, place.home / "worktrees" / session
+
+
+def all_of(place, *paths) -> list:
+    """Return all there is to see of repositories: refs, index, files, what is unfinished."""
+    seen = []
+    for path in (place.work, *paths):
+        files = {
+            str(file.relative_to(path)): file.read_bytes()
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and ".git" not in file.parts
+        }
+        refs = git(path, "for-each-ref"), git(path, "rev-parse", "HEAD"), git(path, "stash", "list")
+        seen.append((files, refs, git(path, "status", "--porcelain"), git(path, "ls-files", "-s")))
+    return [*seen, git(place.work, "worktree", "list")]
+
+
+def refused(place, *argv, code, said, fix) -> None:
+    done = place.run(*argv)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    what, _, tip = done.stderr.partition("try:")
+    assert said in what
+    assert fix in tip
+
+
+def test_a_result_names_commits_changed_and_new_files_and_what_is_uncommitted(repo):
+    session, path = worker(repo)
+    (path / "a.txt").write_text("one\ntwo\nthree\nfour\n")
+    git(path, "commit", "-qam", "add four")
+    (path / "new dir").mkdir()
+    (path / "new dir" / "bär.txt").write_text("neu\n")
+    (path / "noise.log").write_text("ignored")
+    index = git(path, "ls-files", "-s")
+    (result,) = json.loads(repo.ok("handoff", session, "demo: say done", "--json"))["results"]
+    facts = result["worktree"]
+    assert facts["branch"] == f"cao/{session}"
+    assert [line.partition(" ")[2] for line in facts["commits"]] == ["add four"]
+    assert sorted(facts["files"]) == ["a.txt", "new dir/bär.txt"]
+    assert facts["diffstat"] == "2 files changed, 2 insertions(+)"
+    assert facts["dirty"] is True
+    assert git(path, "ls-files", "-s") == index  # looking at it changed nothing of it
+
+
+def test_diff_shows_what_is_committed_and_what_is_not_and_can_be_applied(repo):
+    session, path = worker(repo)
+    assert repo.ok("diff", session) == ""
+    (path / "a.txt").write_text("one\ntwo\nthree\nfour\n")
+    git(path, "commit", "-qam", "add four")
+    (path / "latin.txt").write_bytes(b"na\xefve \n \n")  # no UTF-8, a blank line at the end
+    before = all_of(repo, path)
+    diff = subprocess.run(
+        [*CAO, "diff", session], check=True, capture_output=True, cwd=repo.work, env=repo.env
+    ).stdout
+    assert b"+four" in diff
+    subprocess.run(["git", "apply"], check=True, input=diff, cwd=repo.work)
+    assert (repo.work / "latin.txt").read_bytes() == b"na\xefve \n \n"
+    assert "latin.txt" in repo.ok("diff", session, "--stat")
+    assert sorted(json.loads(repo.ok("diff", session, "--json"))["files"]) == ["a.txt", "latin.txt"]
+    (repo.work / "latin.txt").unlink()
+    git(repo.work, "checkout", "-q", "a.txt")
+    assert all_of(repo, path) == before
+
+
+def test_merge_takes_all_there_is_into_the_branch_the_repository_is_on(repo):
+    session, path = worker(repo)
+    assert "nothing to merge" in repo.ok("merge", session)
+    (path / "a.txt").write_text("one\ntwo\nthree\nfour\n")
+    git(path, "commit", "-qam", "add four")
+    (path / "new.txt").write_text("new\n")
+    (repo.work / "b.txt").write_text("mine\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-q", "-m", "mine")
+    (repo.work / "a draft.txt").write_text("of mine, in nobody's way")
+    done = json.loads(repo.ok("merge", session, "--json"))
+    assert (done["into"], done["now"]) == ("main", git(repo.work, "rev-parse", "HEAD"))
+    assert (repo.work / "a.txt").read_text().endswith("four\n")
+    assert (repo.work / "new.txt").read_text() == "new\n"
+    assert git(repo.work, "status", "--porcelain") == '?? "a draft.txt"'
+    assert git(path, "status", "--porcelain") == ""
+    assert "nothing to merge" in repo.ok("merge", session)
+    # The worker goes on from there, and its next work merges again.
+    (path / "new.txt").write_text("newer\n")
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").read_text() == "newer\n"
+    assert git(repo.work, "worktree", "list").count("\n") == 1  # the trial's is gone
+    repo.ok("discard", session)  # all is merged: there is nothing to ask
+
+
+def conflicting(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    (path / "new.txt").write_text("new\n")
+    (repo.work / "a.txt").write_text("ours\n")
+    git(repo.work, "commit", "-qam", "ours")
+
+
+def dirty_in_the_way(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    git(path, "commit", "-qam", "theirs")
+    (repo.work / "a.txt").write_text("not committed\n")
+
+
+def new_file_in_the_way(repo, path):
+    (path / "new.txt").write_text("theirs\n")
+    (repo.work / "new.txt").write_text("ours\n")
+
+
+def staged_in_the_way(repo, path):
+    dirty_in_the_way(repo, path)
+    git(repo.work, "add", "a.txt")
+
+
+def detached(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    git(repo.work, "checkout", "-q", "--detach")
+
+
+def merging(where):
+    def make(repo, path):
+        at = repo.work if where == "repository" else path
+        git(at, "checkout", "-q", "-b", f"side-{where}")
+        (at / "a.txt").write_text("side\n")
+        git(at, "commit", "-qam", "side")
+        git(at, "checkout", "-q", "-")
+        (at / "a.txt").write_text("here\n")
+        git(at, "commit", "-qam", "here")
+        git(at, "merge", f"side-{where}", code=1)
+
+    return make
+
+
+def failing_hook(repo, path):
+    conflicting(repo, path)
+    (path / "a.txt").write_text("one\ntwo\nthree\n")
+    hook = repo.work / ".git" / "hooks" / "pre-merge-commit"
+    hook.write_text("#!/bin/sh\necho the hook says no >&2\nexit 1\n")
+    hook.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said", "fix"),
+    [
+        (conflicting, 1, "conflict in a.txt", "Merge main into your branch"),
+        (dirty_in_the_way, 1, "a.txt", "commit or stash"),
+        (staged_in_the_way, 1, "a.txt", "commit or stash"),
+        (new_file_in_the_way, 1, "new.txt", "commit or stash"),
+        (detached, 2, "on no branch (detached HEAD)", "switch"),
+        (merging("repository"), 1, "unmerged files", "commit or stash"),
+        (merging("worktree"), 1, "unmerged files", "git status"),
+        (failing_hook, 1, "the hook says no", "cao handoff"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_merge_that_cannot_be_is_refused_and_leaves_all_exactly_as_it_was(
+    repo, spoil, code, said, fix
+):
+    session, path = worker(repo)
+    spoil(repo, path)
+    before = all_of(repo, path)
+    refused(repo, "merge", session, code=code, said=said, fix=fix)
+    assert all_of(repo, path) == before
+
+
+def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
+    task = repo.ok("assign", "demo", "demo: sleep 30", "--worktree").strip()
+    session = task.partition(".")[0]
+    repo.until_state(session, "working")
+    for verb in ("merge", "discard"):
+        refused(repo, verb, session, code=2, said=f"at work on {task}", fix=f"cao stop {session}")
+    assert repo.ok("diff", session) == ""
+
+
+def test_discard_asks_where_there_is_work_and_ends_the_session(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("work\n")
+    tip = f"cao diff {session}"
+    refused(repo, "discard", session, code=2, said="holds uncommitted changes", fix=tip)
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "work")
+    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    git(path, "checkout", "-q", "main", "--detach")  # the branch still has it
+    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    repo.ok("discard", session, "--yes")
+    assert repo.live() == []
+    assert not path.exists()
+    assert git(repo.work, "branch", "--list", "cao/*") == ""
+    refused(repo, "merge", session, code=3, said="is gone", fix="branch --list")
+    refused(repo, "handoff", session, "more", code=3, said="ended", fix="demo")
+    repo.ok("clean", "--older", "0s")
+    assert not (repo.home / "sessions" / session).exists()
+
+
+@pytest.mark.parametrize(("key", "left"), [("y", False), ("", True)])
+def test_discard_asks_a_person_at_a_terminal(repo, key, left):
+    import pty
+
+    session, path = worker(repo)
+    (path / "new.txt").write_text("work\n")
+    person, terminal = pty.openpty()
+    started = subprocess.Popen(
+        [*CAO, "discard", session],
+        stdin=terminal, stdout=terminal, stderr=terminal, cwd=repo.work, env=repo.env,
+    )  # fmt: skip
+    seen = b""
+    while b"[y/N]" not in seen:
+        seen += os.read(person, 1000)
+    os.write(person, f"{key}\n".encode())
+    assert started.wait(20) == (1 if left else 0)
+    assert path.exists() is left
+    os.close(person)
+    os.close(terminal)
+
+
+def test_no_commit_yet_no_repository_and_no_worktree_are_said_in_clear_words(place):
+    plain = place.ok("assign", "demo", "hello").strip().partition(".")[0]
+    for verb in ("diff", "merge", "discard"):
+        refused(place, verb, plain, code=2, said="has no worktree", fix="--worktree")
+        refused(place, verb, "nobody-2222", code=3, said="no session", fix="cao ls")
+    new = ("handoff", "demo", "x", "--worktree")
+    refused(place, *new, code=2, said="not in a git repository", fix="git init")
+    git(place.work, "init", "-q")
+    refused(place, *new, code=2, said="has no commit yet", fix="commit something")
+    assert place.live() == [plain]
+
+
+def test_a_worktree_begins_where_a_detached_head_is_and_in_the_same_subdirectory(repo):
+    (repo.work / "sub").mkdir()
+    (repo.work / "sub" / "b.txt").write_text("b\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-q", "-m", "sub")
+    git(repo.work, "checkout", "-q", "--detach")
+    session, path = worker(repo, cwd=repo.work / "sub")
+    assert repo.store.load(session).cwd == str(path / "sub")
+    (path / "sub" / "b.txt").write_text("better\n")
+    git(repo.work, "switch", "-q", "main")
+    repo.ok("merge", session)
+    assert (repo.work / "sub" / "b.txt").read_text() == "better\n"
+
+
+def test_submodules_are_empty_in_a_worktree_the_worker_is_told_and_it_can_be_removed(repo):
+    other = repo.folder / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    (other / "s.txt").write_text("s\n")
+    git(other, "add", ".")
+    git(other, "commit", "-q", "-m", "s")
+    allow = ("-c", "protocol.file.allow=always")
+    git(repo.work, *allow, "submodule", "-q", "add", str(other), "lib")
+    git(repo.work, "commit", "-q", "-m", "lib")
+    session, path = worker(repo)
+    assert list((path / "lib").iterdir()) == []
+    system = (repo.home / "sessions" / session / "launch" / "system.md").read_text()
+    assert f"branch cao/{session}" in system
+    assert "git submodule update --init" in system
+    git(path, *allow, "submodule", "-q", "update", "--init")
+    (path / "a.txt").write_text("changed\n")
+    repo.ok("merge", session)
+    assert (repo.work / "lib" / "s.txt").read_text() == "s\n"
+    repo.ok("discard", session)
+    assert not path.exists()
+
+
+def test_git_hooks_that_call_cao_do_not_lead_it_astray(repo):
+    astray = {"GIT_DIR": "/nonexistent/.git", "GIT_INDEX_FILE": "/nonexistent/index"}
+    session, path = worker(repo, **astray)
+    (path / "new.txt").write_text("new\n")
+    repo.ok("merge", session, **astray)
+    assert (repo.work / "new.txt").exists()
+
+
+def test_a_worktree_that_cannot_be_read_is_said_and_ends_no_task(repo):
+    session, _ = worker(repo)
+    shutil.rmtree(repo.work / ".git")
+    (result,) = json.loads(repo.ok("handoff", session, "demo: say on", "--json"))["results"]
+    assert (result["answer"], result["worktree"]) == ("on", None)
+    assert "could not be read" in result["notes"][0]
+    refused(repo, "discard", session, code=2, said="cannot be read", fix="--yes")
+
+
+# ---- two at work in one directory ----
+
+
+WRITES = "---\nprovider: demo\npermissions: edits\n---\n"
+READS = "---\nprovider: demo\npermissions: edits\nallowedTools: [fs_read, execute_bash]\n---\n"
+ASKS = "---\nprovider: demo\n---\n"
+
+
+def notes_beside(place, text, *flags, cwd="") -> str:
+    """Return the notes of a short task, given beside a long one of a worker that writes."""
+    place.profile("writes", WRITES)
+    place.profile("other", text)
+    long = place.ok("assign", "writes", "demo: sleep 30").strip().partition(".")[0]
+    place.until_state(long, "working")
+    argv = ("handoff", "other", "demo: say short", "--json", *flags)
+    (result,) = json.loads(place.ok(*argv, cwd=place.work / cwd))["results"]
+    return " ".join(result["notes"]).replace(long, "LONG")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "cwd", "warned"),
+    [
+        (WRITES, (), "", True),
+        (WRITES, (), "sub", True),
+        (READS, (), "", False),
+        (ASKS, (), "", False),
+        (WRITES, ("--worktree",), "", False),
+        (WRITES, (), "../apart", False),
+    ],
+    ids=["same", "inside", "reads-only", "asks", "worktree", "elsewhere"],
+)
+def test_two_workers_that_write_in_one_directory_are_warned_of(repo, text, flags, cwd, warned):
+    (repo.work / "sub").mkdir()
+    (repo.folder / "apart").mkdir()
+    notes = notes_beside(repo, text, *flags, cwd=cwd)
+    assert ("side by side with LONG" in notes) is warned
+    assert warned or not notes
+
+
+@pytest.mark.parametrize(
+    ("beside", "flags", "cwd", "warned"),
+    [(WRITES, (), "", True), (READS, (), "", False), (WRITES, ("--worktree",), "..", False)],
+    ids=["writes", "reads-only", "in-a-worktree-inside"],
+)
+def test_who_is_beside_counts_only_if_it_writes_there(repo, beside, flags, cwd, warned):
+    repo.profile("beside", beside)
+    repo.profile("writes", WRITES)
+    long = repo.ok("assign", "beside", "demo: sleep 30", *flags).strip().partition(".")[0]
+    repo.until_state(long, "working")
+    argv = ("handoff", "writes", "demo: say short", "--json")
+    (result,) = json.loads(repo.ok(*argv, cwd=repo.work / cwd))["results"]
+    assert bool(result["notes"]) is warned
+
+
+def test_a_worker_and_its_own_worker_are_not_two_that_write_side_by_side(place):
+    place.profile("writes", WRITES)
+    inner = "handoff writes {demo: say deep}"
+    (result,) = json.loads(place.ok("handoff", "writes", f"demo: {inner}", "--json"))["results"]
+    assert result["answer"] == "deep"
+    notes = [place.result(t)["notes"] for n in place.live() for t in place.store.results(n)]
+    assert notes == [[], []]
+
+
+# ---- checks ----
+
+
+def test_a_profiles_check_counts_for_every_task_and_its_retries_are_the_profiles(place):
+    place.profile(
+        "checked", "---\nprovider: demo\ncheck: sh -c 'echo seen; exit 3'\ncheck_retries: 0\n---\n"
+    )
+    done = place.run("handoff", "checked", "demo: say ready", "--json")
+    (first,) = json.loads(done.stdout)["results"]
+    assert (first["outcome"], first["reason"], first["answer"]) == (
+        "failed", "check_failed", "ready",
+    )  # fmt: skip
+    assert first["check"] == {
+        "command": "sh -c 'echo seen; exit 3'", "exit_status": 3, "tail": "seen", "tries": 1,
+    }  # fmt: skip
+    again = place.run("handoff", first["session"], "demo: say more")
+    assert (again.returncode, "try 1.\nIts output ends with:\nseen" in again.stderr) == (1, True)
+    more = place.run("handoff", first["session"], "demo: say x", "--check-retries", "1", "--json")
+    assert json.loads(more.stdout)["results"][0]["check"]["tries"] == 2
+    other = place.ok("handoff", first["session"], "demo: say fine", "--check", "true")
+    assert other == "fine\n"
+
+
+def test_the_check_of_a_tool_call_has_its_retries_too(place, client):
+    target = {"target": "demo", "task": "demo: say ready"}
+    said = client.call("handoff", **target, check="false", check_retries=1)
+    (result,) = said["structuredContent"]["results"]
+    assert (result["reason"], result["check"]["tries"]) == ("check_failed", 2)
+    assert client.call("handoff", **target, check="false", check_retries=-1)["isError"]
+
+
+def test_a_check_that_is_no_command_is_refused_at_once(place):
+    done = place.run("handoff", "demo", "hello", "--check", "grep 'x")
+    assert (done.returncode, "is no command" in done.stderr, place.live()) == (2, True, [])
+
+
+@pytest.mark.parametrize("how", ["stop", "timeout", "a person's turn"])
+def test_a_check_that_runs_is_ended_with_its_task(place, how):
+    mark = place.work / "pid"
+    check = f"sh -c 'echo $$ >> {mark}; exec sleep 60'"
+    flags = ["--timeout", "2s"] if how == "timeout" else []
+    task = place.ok("assign", "demo", "demo: say ready", "--check", check, *flags).strip()
+    session = task.partition(".")[0]
+    until(lambda: mark.exists() and mark.read_text().endswith("\n"))
+    first = mark.read_text().split()[0]
+    if how == "stop":
+        threading.Thread(target=place.run, args=("stop", session)).start()
+    elif how == "a person's turn":
+        place.tmux("send-keys", "-t", f"={session}:", "demo: say more", "Enter")
+        until(lambda: mark.read_text().count("\n") == 2)
+    until(lambda: Path(f"/proc/{first}").exists(), False)
+    if how != "a person's turn":
+        outcome = {"stop": "stopped"}.get(how, how)
+        assert json.loads(place.run("wait", task, "--json").stdout)["results"][0]["outcome"] == (
+            outcome
+        )
+    else:
+        assert place.state(session)["task"] == task  # it goes on, with a check of its own
