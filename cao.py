@@ -26,7 +26,7 @@ Contents (a room uses only the rooms above it; rooms 1-5 are pure):
      2. Errors          7. Store           12. McpServer
      3. Records         8. Orchestrator    13. Views
      4. Text            9. Runner          14. CLI
-     5. Providers      (10: no room yet)
+     5. Providers      10. Schedule
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ ANSWER_CHARS_BY_CLIENT = {
     "codex-mcp-client": 10_000,  # 0.169.0 itself drops the middle of more than 12,000
 }
 PROGRESS_S = 5.0
+SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
+LATE_S = 300.0  # a due time so long past was missed; then the flow's `catch_up` decides
+KEEP_RUNS = 200  # of each flow
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
@@ -96,6 +99,7 @@ EXIT_TMUX, EXIT_TIMEOUT, EXIT_ASKING, EXIT_INTERRUPTED = 4, 5, 6, 130
 
 OUTCOMES = ("done", "failed", "interrupted", "stopped", "timeout", "lost")
 PERMISSIONS = ("ask", "edits", "auto", "all")
+OVERLAPS = ("skip", "queue", "parallel")
 # What an agent may use, in the reference program's words, and each as an agent is told it.
 TOOL_WORDS = {
     "execute_bash": "run commands but to read",
@@ -714,6 +718,92 @@ class _Yaml:
         if head[0] == ">":  # a newline is a blank, a blank line a newline
             text = re.sub(r"\n(\n*)", lambda m: m[1] or " ", text)
         return text if "-" in head or not text else text + "\n"
+
+
+# ---- cron: when, in five fields ----
+
+_NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+_CRON_FIELDS = (  # name, least, most, the words that may stand for its numbers
+    ("minute", 0, 59, ""),
+    ("hour", 0, 23, ""),
+    ("day of month", 1, 31, ""),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    ("day of week", 0, 7, "sun mon tue wed thu fri sat"),
+)
+
+
+class Cron(NamedTuple):
+    """What the five fields allow (POSIX crontab; names, steps, nicknames as Vixie's cron)."""
+
+    minutes: frozenset[int]
+    hours: frozenset[int]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]  # 0 is Sunday
+    either: bool  # both kinds of day are restricted: one that fits is enough
+
+
+def parse_cron(text: str) -> Cron:
+    """Return the schedule in text. Raises UsageError naming the part that is wrong."""
+    words = _NICKNAMES.get(text.strip().lower(), text).split()
+    if len(words) != 5:
+        raise UsageError(
+            f"the schedule {text!r} has {len(words)} fields, not 5",
+            "minute hour day month weekday: '0 9 * * 1-5'; or @hourly, @daily, @weekly …",
+        )
+    minutes, hours, days, months, weekdays = (
+        _cron_field(text, word, *row) for word, row in zip(words, _CRON_FIELDS)
+    )
+    either = words[2][0] != "*" and words[4][0] != "*"
+    if not either and min(days) > max(29 if m == 2 else 30 + (m in _LONG_MONTHS) for m in months):
+        raise UsageError(f"the schedule {text!r} is never due", "no such month has that day")
+    return Cron(minutes, hours, days, months, frozenset(d % 7 for d in weekdays), either)
+
+
+_LONG_MONTHS = (1, 3, 5, 7, 8, 10, 12)
+
+
+def _cron_field(
+    text: str, word: str, name: str, least: int, most: int, names: str
+) -> frozenset[int]:
+    numbers = {str(n): n for n in range(least, most + 1)}
+    numbers.update({w: n for n, w in enumerate(names.split(), least)})
+
+    def number(word: str) -> int:
+        return numbers.get(word.lstrip("0") or "0", -1)
+
+    whole = 6 if most == 7 else most  # 7 is Sunday, which is 0
+    found: set[int] = set()
+    for part in word.lower().split(","):
+        match = re.fullmatch(r"(?:\*|(\w+)(?:-(\w+))?)(?:/([0-9]+))?", part)
+        first, last, step = -1, -1, 1
+        if match:
+            step = int(match[3] or 1)
+            first = number(match[1]) if match[1] else least
+            last = first if match[1] and not match[3] else whole  # 5/15 is 5-59/15
+            last = number(match[2]) if match[2] else last
+            last = 7 if most == 7 and match[2] and last == 0 else last  # fri-sun
+        if not 0 <= first <= last or step < 1:
+            raise UsageError(
+                f"the schedule {text!r}: {part!r} is no {name}",
+                f"{least} to {most}, a range 1-5, a list 1,3 or a step */2",
+            )
+        found.update(range(first, last + 1, step))
+    return frozenset(found)
+
+
+def cron_day_matches(cron: Cron, month: int, day: int, weekday: int) -> bool:
+    """Tell whether a day (weekday: 0 is Sunday) is one of a schedule's."""
+    fits = (day in cron.days, weekday in cron.weekdays)
+    return month in cron.months and (any(fits) if cron.either else all(fits))
 
 
 # ==== 5. Providers ====================================================================
@@ -1462,11 +1552,13 @@ def run(
     cwd: str | None = None,
     env: dict[str, str] | None = None,
     started: Callable[[int], None] = lambda _: None,
+    errors: str = "replace",
 ) -> Ran:
     """Run a program to its end and return what it printed: the one door to subprocess.
 
     text is its standard input; started is told its process group. Raises CaoError when it
     cannot be started or takes longer; then its whole process group has been killed.
+    errors="surrogateescape": every byte is kept, in and out.
     """
     import subprocess
 
@@ -1484,12 +1576,28 @@ def run(
         raise CaoError(f"{argv[0]} could not be started: {error.strerror}") from error
     started(child.pid)
     try:
-        out, err = child.communicate(text.encode(), timeout_s)
+        out, err = child.communicate(text.encode(errors=errors), timeout_s)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s") from error
-    return Ran(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+        child.wait()
+        for pipe in filter(None, (child.stdin, child.stdout, child.stderr)):
+            pipe.close()  # not read to its end: who left the group may hold it for ever
+        printed = ((error.output or b"") + (error.stderr or b"")).decode(errors="replace").strip()
+        words = f", having printed: {tail_lines(printed, 5)}" if printed else ""
+        raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s{words}") from error
+    return Ran(child.returncode, out.decode(errors=errors), err.decode(errors=errors))
+
+
+def go_on_alone(log_path: str) -> bool:
+    """Fork: False in the caller; True in a child that has no terminal or pipe of the
+    caller's, and says its last words into log_path. Not for a process with threads."""
+    if os.fork():
+        return False
+    os.setsid()
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for fd, stream in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(fd, stream)
+    return True
 
 
 def find_program(name: str, path: str | None = None) -> str:
@@ -2312,6 +2420,8 @@ class TaskOptions(NamedTuple):
     request_id: str = ""
     permissions: str = ""
     check_retries: int | None = None
+    provider: str = ""  # instead of the profile's
+    named: Callable[[str], None] = lambda _: None  # hears the name first; not with request_id
 
 
 class Waited(NamedTuple):
@@ -3018,7 +3128,7 @@ class Orchestrator(Launcher):
         task = strip_controls(task)
         self._check_text(task)
         if not options.request_id:
-            return self._assign(target, task, options)
+            return self._assign(target, task, options, options.named)
         import hashlib
 
         request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
@@ -3078,6 +3188,8 @@ class Orchestrator(Launcher):
             )
         cwd = os.path.realpath(options.cwd or os.getcwd())
         profile = self.profile(target, cwd, options.permissions)
+        if options.provider:
+            profile = profile._replace(provider=options.provider)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -3448,6 +3560,12 @@ class Orchestrator(Launcher):
             return {"session": name, "state": state.get("state"), "did": did}
         self.end(name)
         return {"session": name, "state": "ended", "did": "ended"}
+
+
+def make_client(store: Store, name: str) -> None:
+    """Make a client's folder."""
+    os.makedirs(store.folder(name), 0o700, exist_ok=True)
+    store.create(Session(name, "client", cwd=os.getcwd(), launched_at=time.time()))
 
 
 def wake_safely(wake: Wake) -> Callable[[], None]:
@@ -4856,6 +4974,416 @@ def run_session(store: Store, name: str) -> int:
     return Runner(store, session).run()
 
 
+# ==== 10. Schedule ====================================================================
+#
+# An engine that is there already (cron, systemd, launchd) runs `cao schedule tick` every
+# minute. A due time is taken by writing its record under one lock, so a tick may come twice,
+# late, or beside another. Who carries a run out holds its lock: where a record has no outcome
+# and its lock is free, the one who did was killed, and the next tick takes it up.
+
+
+class Flow(NamedTuple):
+    """A flow file: a task for an agent, and when it is due."""
+
+    name: str
+    file: str
+    schedule: str
+    timezone: str = ""
+    agent_profile: str = ""
+    provider: str = ""
+    script: str = ""
+    timeout: str = "1h"
+    working_directory: str = ""
+    catch_up: bool = False  # run late, once, what was missed
+    overlap: str = "skip"  # when the run before it is still going
+    on_failure: tuple[str, ...] = ()  # a program that gets a failed run's record on stdin
+    prompt: str = ""
+    unknown: tuple[str, ...] = ()
+    fault: str = ""  # why the file cannot be read; then only name to timezone are known
+
+    def beside(self, path: str) -> str:
+        """Return a path of the file's, which may be relative to where the file is."""
+        return os.path.normpath(f"{os.path.dirname(self.file)}/{path}" if path[:1] != "/" else path)
+
+
+Begun = tuple[Flow, "dict[str, Any]", int]  # a run taken: flow, record, lock
+
+
+def find_zone(name: str) -> Any:
+    """Return a time zone, None for this machine's own."""
+    import zoneinfo
+
+    try:
+        return zoneinfo.ZoneInfo(name) if name else None
+    except (KeyError, ValueError, OSError):
+        what = f"the timezone {name!r} is not known on this machine"
+        raise CaoError(what, "write it like Europe/Berlin, and install tzdata") from None
+
+
+def due_times(cron: Cron, zone: Any, after: float) -> Iterator[float]:
+    """Yield the epoch seconds, rising, at which a schedule is due after a moment.
+
+    When clocks change: a schedule of all 24 hours goes by the minutes that really pass. Any
+    other is due once for each of its times on the wall: the first time, where the clock
+    shows it twice; at the end of the gap, where it is skipped.
+    """
+    from datetime import datetime, timedelta
+
+    def wall(at: float) -> datetime:
+        return datetime.fromtimestamp(at, zone).replace(tzinfo=None)
+
+    def moments(shown: datetime) -> tuple[float, ...]:
+        at = shown.replace(tzinfo=zone).timestamp()
+        if wall(at) == shown:
+            return (at, shown.replace(tzinfo=zone, fold=1).timestamp()) if hourly else (at,)
+        while not hourly and wall(at - 60) > shown:
+            at -= 60
+        return () if hourly else (at,)
+
+    hourly, last = len(cron.hours) == 24, after
+    day = datetime.combine(wall(after).date(), datetime.min.time()) - timedelta(days=1)
+    for _ in range(41 * 366):  # 29 February on a given weekday: up to 40 years
+        if cron_day_matches(cron, day.month, day.day, day.isoweekday() % 7):
+            shown = (day.replace(hour=h, minute=m) for h in cron.hours for m in cron.minutes)
+            for at in sorted(at for one in shown for at in moments(one)):
+                if at > last:
+                    yield at
+                    last = at
+        day += timedelta(days=1)
+
+
+def render_moment(at: float, zone: Any) -> str:
+    """Return a moment as a person of that time zone reads it: Mon 2026-11-23 09:00 CET."""
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(at, timezone.utc).astimezone(zone).strftime("%a %F %H:%M %Z")
+
+
+def parse_flow(text: str, file: str) -> Flow:
+    """Return the flow in a file's text; those of the reference program load unchanged."""
+    settings, prompt = parse_frontmatter(text, file)
+    known = dict(Flow._field_defaults, name=os.path.basename(file).partition(".")[0])
+    given = {**known, **{key: value for key, value in settings.items() if value is not None}}
+    given["provider"] = provider_name(str(given["provider"]))
+    for key, good, example in (
+        ("name", re.fullmatch(r"[\w-]{1,64}", str(given["name"]), re.A), "daily-report"),
+        ("schedule", "schedule" in given, "'0 9 * * 1-5'"),
+        ("agent_profile", given["agent_profile"], "developer"),
+        ("provider", given["provider"] in ("", *PROVIDERS), ", ".join(PROVIDERS)),
+        ("overlap", given["overlap"] in OVERLAPS, ", ".join(OVERLAPS)),
+        ("catch_up", isinstance(given["catch_up"], bool), "yes"),
+        ("on_failure", isinstance(given["on_failure"], (list, tuple)), "[program, argument]"),
+    ):
+        if not good:
+            seen = repr(given[key]) if given.get(key) else "left out"
+            raise CaoError(f"{file}: {key!r} cannot be {seen}", f"write it like  {key}: {example}")
+    fields: dict[str, Any] = {key: str(given.get(key, "")) for key in Flow._fields}
+    fields.update(file=file, prompt=prompt, fault="", catch_up=given["catch_up"])
+    fields["on_failure"] = tuple(map(str, given["on_failure"]))
+    flow = Flow(**{**fields, "unknown": tuple(sorted({*settings} - {*Flow._fields}))})
+    if not flow.script:
+        fill_variables(prompt, {}, file)
+    find_zone(flow.timezone)
+    parse_cron(flow.schedule)
+    parse_seconds(flow.timeout)
+    return flow
+
+
+def fill_variables(prompt: str, given: dict[str, Any], source: str) -> str:
+    """Return a prompt with its [[variables]] filled. Raises CaoError naming those not given."""
+    missing = sorted({name for name in re.findall(r"\[\[(\w+)\]\]", prompt) if name not in given})
+    if missing:
+        raise CaoError(
+            f"{source}: nothing gives a value to {', '.join(f'[[{name}]]' for name in missing)}",
+            'let the script print {"execute": true, "output": {"' + missing[0] + '": …}}',
+        )
+    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
+    return re.sub(r"\[\[(\w+)\]\]", lambda match: words[match[1]], prompt)
+
+
+def run_script(flow: Flow) -> dict[str, Any] | None:
+    """Run a flow's script and return the variables it gives, None where it says not to run."""
+    script = flow.beside(flow.script)
+    ran = run([script], SCRIPT_S, cwd=os.path.dirname(script))
+    try:
+        verdict = json.loads(ran.out) if ran.status == 0 else None
+    except ValueError:
+        verdict = None
+    verdict = verdict if isinstance(verdict, dict) else {}
+    execute, output = verdict.get("execute"), verdict.get("output", {})
+    if not isinstance(execute, bool) or not isinstance(output, dict):
+        printed = tail_lines(f"{ran.out.strip()}\n{ran.err.strip()}".strip(), 20) or "nothing"
+        raise CaoError(
+            f"the script {script} ended with exit status {ran.status} and printed: {printed}",
+            'it must exit 0 and print {"execute": true, "output": {…}}, or false',
+        )
+    return output if execute else None
+
+
+def see_through(
+    boss: Orchestrator,
+    task: str,
+    *,
+    patient: bool = False,
+    end_if: Callable[[bool], bool] = lambda _done: True,
+    on_found: Callable[[Waited], None] = lambda _: None,
+    on_look: Callable[[Waited], None] = lambda _: None,
+) -> Waited:
+    """Wait for a task's result, or, unless patient, for a question; then end its session,
+    if end_if (is it done) says so. on_found hears what comes on the way."""
+    told: set[str] = set()
+    found = Waited()
+    try:
+        while True:
+            found = boss.await_tasks([task], 1e8, told=told, on_look=on_look)
+            if found.results or (found.asking and not patient):
+                return found
+            on_found(found)
+    finally:
+        done = bool(found.results) and found.results[0].outcome == "done"
+        if end_if(done):
+            boss.end(boss.store.session_of(task))
+
+
+class Schedule:
+    """Owns flows/: which flows there are, what is due, and what came of each run.
+
+    A run's record, flows/<name>/runs/<id>.json, is a dict: flow, id, due_at, started_at,
+    missed, task, outcome (one of OUTCOMES, skipped or missed), reason, detail, answer,
+    seconds, notes.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.folder = store, f"{store.home}/flows"
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+
+    # ---- the flows ----
+
+    def names(self) -> list[str]:
+        """Return the names of the flows."""
+        found = _listdir(self.folder)
+        return [name for name in found if os.path.exists(f"{self.folder}/{name}/flow.json")]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Return what was noted of a flow: file, enabled, since, schedule, timezone."""
+        if name not in self.names():
+            raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
+        return self.store.read_json(f"{self.folder}/{name}/flow.json") or {}
+
+    def note(self, name: str, **changed: Any) -> None:
+        """Change what is noted of a flow."""
+        entry = {**self.entry(name), **changed}
+        self.store.write(f"{self.folder}/{name}/flow.json", dump(entry), durable=True)
+
+    def add(self, file: str) -> str:
+        """Enter a flow file and return its name; it takes the place of one of that name."""
+        flow = parse_flow(read_flow(file), os.path.abspath(file))
+        os.makedirs(f"{self.folder}/{flow.name}/runs", 0o700, exist_ok=True)
+        when = {"file": flow.file, "schedule": flow.schedule, "timezone": flow.timezone}
+        entry = dump({**when, "enabled": True, "since": time.time()})
+        self.store.write(f"{self.folder}/{flow.name}/flow.json", entry, durable=True)
+        return flow.name
+
+    def load(self, name: str) -> Flow:
+        """Return a flow as its file is now, or, with `fault`, as far as it is known."""
+        entry = self.entry(name)
+        try:
+            flow = parse_flow(read_flow(entry["file"]), entry["file"])._replace(name=name)
+        except CaoError as error:
+            when = (name, entry["file"], entry["schedule"], entry["timezone"])
+            return Flow(*when, fault=str(error))
+        if (flow.schedule, flow.timezone) != (entry["schedule"], entry["timezone"]):
+            self.note(name, schedule=flow.schedule, timezone=flow.timezone)
+        return flow
+
+    def remove(self, name: str) -> None:
+        """Forget a flow and its history. Raises CaoError while a run of it is under way."""
+        import shutil
+
+        self.entry(name)
+        if not all(record["outcome"] for record in self.runs(name)):
+            raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
+        shutil.rmtree(f"{self.folder}/{name}")
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Return what there is to say of a flow, as data."""
+        flow, last = self.load(name), self.runs(name)[-1:]
+        zone = find_zone(flow.timezone)
+        times = zip(range(5), due_times(parse_cron(flow.schedule), zone, time.time()))
+        state = "broken" if flow.fault else "on" if self.entry(name)["enabled"] else "off"
+        facts = {"state": state, "next": [render_moment(at, zone) for _, at in times]}
+        facts["last"] = f"{last[0]['outcome'] or 'under way'} {last[0]['id']}" if last else "-"
+        return {"name": name, **facts, **flow._asdict()}
+
+    # ---- the runs ----
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """Return the records of a flow's runs, the oldest first."""
+        folder = f"{self.folder}/{name}/runs"
+        entries = [e for e in _listdir(folder) if e.endswith(".json") and e[0] != "."]
+        found = (self.store.read_json(f"{folder}/{entry}") for entry in entries)
+        return [record for record in found if record]
+
+    def _path(self, record: dict[str, Any], ending: str) -> str:
+        return f"{self.folder}/{record['flow']}/runs/{record['id']}.{ending}"
+
+    def _save(self, record: dict[str, Any]) -> None:
+        self.store.write(self._path(record, "json"), dump(record), durable=True)
+
+    def take(
+        self, names: Sequence[str], now: float, tell: Callable[[str], None], due: bool = True
+    ) -> list[Begun]:
+        """Take the runs that are due, or now without due, and those whose process was killed;
+        the caller carries them out. One flow's fault is told, and keeps no other waiting."""
+        begun: list[Begun] = []
+        self.store.write(f"{self.folder}/ticked", "") if due else None
+        lock = self.store.lock(f"{self.folder}/lock", wait=True)
+        try:
+            for name in names:
+                try:
+                    begun += self._take(self.load(name), now, due)
+                except CaoError as error:
+                    tell(f"flow {name}: {error}")
+        finally:
+            os.close(lock) if lock is not None else None
+        return begun
+
+    def _take(self, flow: Flow, now: float, due: bool) -> list[Begun]:
+        entry, records = self.entry(flow.name), self.runs(flow.name)
+        going = [record for record in records if not record["outcome"]]
+        locks = [self.store.lock(self._path(record, "lock")) for record in going]
+        begun = [(flow, r, lock) for r, lock in zip(going, locks) if lock is not None]
+        for _, left, _ in begun:
+            if not left["task"]:
+                words = "what carried it out was killed before the task was given"
+                left.update(outcome="lost", reason="killed", detail=words)
+        past = [r["due_at"] for r in records if r["due_at"] <= now]  # the clock may be set back
+        # Not more than a year back: a clock that was wrong must not cost minutes.
+        zone, since = find_zone(flow.timezone), max([entry["since"], now - 366 * 86400, *past])
+        at, count = now, 1
+        if due:
+            count = 0
+            for one in due_times(parse_cron(flow.schedule), zone, since):
+                if one > now:
+                    break
+                at, count = one, count + 1
+        busy = bool(going) and flow.overlap != "parallel"
+        waits = not entry["enabled"] or (busy and flow.overlap == "queue")  # it stays due
+        if not count or (due and waits):
+            return begun
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
+        record: dict[str, Any] = {"flow": flow.name, "due_at": at if due else 0.0}
+        record.update(id=name if due else f"{name}-{random_letters()}", started_at=now)
+        record.update(missed=count - 1, task="", outcome="", reason="", detail="", answer="")
+        record.update(seconds=0.0, notes=[])
+        free_at = max((r["started_at"] + r["seconds"] for r in records), default=0.0)
+        if busy:
+            record.update(outcome="skipped", reason="overlap", detail="the last run still goes on")
+        elif now - max(at, free_at) > LATE_S and not flow.catch_up:
+            record.update(outcome="missed", detail=f"{render_seconds(now - at)} too late")
+        self._save(record)
+        lock = None if record["outcome"] else self.store.lock(self._path(record, "lock"))
+        return begun if lock is None else [*begun, (flow, record, lock)]
+
+    def carry_out(
+        self, begun: Begun, on_look: Callable[[str], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Carry a run out and return its record; on_look hears the session's name."""
+        flow, record, lock = begun
+        try:
+            if not record["outcome"]:
+                self._work(flow, record, on_look)
+        except CaoError as error:
+            record.update(outcome="failed", reason="error", detail=str(error).replace("\n", "; "))
+        except KeyboardInterrupt:
+            record.update(outcome="interrupted", reason="by_order")
+        record["seconds"] = round(time.time() - record["started_at"], 1)
+        if flow.on_failure and record["outcome"] not in ("done", "skipped"):
+            try:
+                where = flow.beside(flow.working_directory)
+                ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
+                words = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
+            except CaoError as error:
+                words = str(error)
+            record["notes"].append(f"on_failure: {words}")
+        try:
+            self._save(record)
+            for old in self.runs(flow.name)[:-KEEP_RUNS]:
+                _unlink(self._path(old, "json"))
+            _unlink(self._path(record, "lock"))
+        finally:
+            os.close(lock)
+        return record
+
+    def _work(self, flow: Flow, record: dict[str, Any], on_look: Callable[[str], None]) -> None:
+        """Run the script, give the task, wait for its end: all that has not been done yet."""
+        boss = Orchestrator(self.store, Caller("schedule", person=True))
+        if not self.store.load("schedule"):
+            make_client(self.store, "schedule")
+        if not record["task"]:
+            if flow.fault:
+                raise CaoError(flow.fault)
+            given = run_script(flow) if flow.script else {}
+            if given is None:
+                return record.update(outcome="skipped", reason="script")
+            where, timeout_s = flow.beside(flow.working_directory), parse_seconds(flow.timeout)
+
+            def named(task: str) -> None:
+                record["task"] = task
+                self._save(record)
+
+            options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
+            boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
+        session = self.store.session_of(record["task"])
+        found = see_through(boss, record["task"], on_look=lambda _: on_look(session))
+        for ask in found.asking:
+            words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
+            record.update(outcome="failed", reason="asking", detail=words)
+        for result in found.results:
+            keys = ("outcome", "reason", "detail", "answer")
+            record.update({key: getattr(result, key) for key in keys})
+        return None
+
+
+def read_flow(file: str) -> str:
+    """Return a file's text."""
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read()
+    except OSError as error:
+        raise CaoError(f"{file}: {error.strerror}") from None
+
+
+# ---- the crontab line ----
+
+
+def render_cron_line(argv: Sequence[str], mark: str) -> str:
+    """Return the line that ticks each minute, with the environment that cron lacks."""
+    names = ("PATH", "CAO_HOME", "CAO_PROVIDER", "XDG_STATE_HOME", "TMUX_TMPDIR")
+    pairs = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    command = quote_argv(["env", *pairs, *argv, "schedule", "tick"]).replace("%", "\\%")
+    return f"* * * * * {command} {mark}"
+
+
+def change_crontab(mark: str, line: str = "") -> None:
+    """Put our line, which ends with mark, into the user's crontab, or take it out.
+
+    All other lines stay as they are, byte for byte; without surety nothing is written.
+    """
+    crontab, exact = find_program("crontab"), "surrogateescape"
+    ran = run([crontab, "-l"], 20, errors=exact)
+    if ran.status and "no crontab for" not in ran.err:
+        raise CaoError(f"crontab -l: {ran.err.strip()}", "crontab -l must work")
+    old = "" if ran.status else ran.out
+    new = "\n".join(one for one in old.split("\n") if not one.endswith(f" {mark}"))
+    if line:
+        new += ("" if new[-1:] in ("", "\n") else "\n") + line + "\n"
+    if new != old:
+        ran = run([crontab, "-" if new else "-r"], 20, text=new, errors=exact)
+        if ran.status:
+            raise CaoError(f"crontab: {ran.err.strip()}", "it is as it was; is PATH very long?")
+
+
 # ==== 11. Tools =======================================================================
 #
 # One row per MCP tool. To add one: a verb in Orchestrator, a function and a row here, a
@@ -5916,12 +6444,6 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
 
 
-def make_client(store: Store, name: str) -> None:
-    """Make a client's folder."""
-    os.makedirs(store.folder(name), 0o700, exist_ok=True)
-    store.create(Session(name, "client", cwd=os.getcwd(), launched_at=time.time()))
-
-
 # ==== 13. Views =======================================================================
 
 
@@ -6655,8 +7177,6 @@ def _report(ask: Ask, found: Waited) -> int:
                 indent=1,
             )
         )
-    for message in () if ask.args.json else found.messages:
-        print(render_message(message, None), file=sys.stderr)
     for result in () if ask.args.json else found.results:
         if result.outcome == "done" and len(found.results) == 1:
             print(result.answer)
@@ -6664,8 +7184,8 @@ def _report(ask: Ask, found: Waited) -> int:
             print(
                 render_result(result), file=sys.stdout if result.outcome == "done" else sys.stderr
             )
-    for item in () if ask.args.json else found.asking:
-        print(render_asking(item), file=sys.stderr)
+    if not ask.args.json:
+        _say_found(found)
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
     if found.asking:
         return EXIT_ASKING
@@ -6677,6 +7197,13 @@ def _report(ask: Ask, found: Waited) -> int:
         )
         return EXIT_TIMEOUT
     return max(codes, default=EXIT_DONE)
+
+
+def _say_found(found: Waited) -> None:
+    for message in found.messages:
+        print(render_message(message, None), file=sys.stderr)
+    for item in found.asking:
+        print(render_asking(item), file=sys.stderr)
 
 
 def cmd_handoff(ask: Ask) -> int:
@@ -6691,6 +7218,67 @@ def cmd_handoff(ask: Ask) -> int:
             file=sys.stderr,
         )
         raise
+
+
+def _progress(ask: Ask) -> Callable[[str], None]:
+    """Return what prints a session's state on stderr, when it has changed."""
+    seen, started = [""], time.monotonic()
+
+    def tell(session: str) -> None:
+        words = ask.boss.render_progress(session)
+        if re.sub(r"[^\w ]", "", words) != seen[0]:  # a spinner is no news
+            seen[0] = re.sub(r"[^\w ]", "", words)
+            print(f"cao: {time.monotonic() - started:5.1f} s  {words}", file=sys.stderr)
+
+    return tell
+
+
+def _as_ctrl_c(_number: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def cmd_run(ask: Ask) -> int:
+    if ask.args.file:
+        if ask.args.task is not None:
+            raise UsageError("the task is given twice", "leave out --file, or the task")
+        ask.args.task = read_flow(ask.args.file).rstrip("\n")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # how CI cancels
+        signal.signal(number, _as_ctrl_c)
+    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    session, kept, tell = ask.store.session_of(task), ask.args.keep_on_failure, _progress(ask)
+    made = ask.args.target != session
+    print(f"cao: task {task}", file=sys.stderr)
+    try:
+        found = see_through(
+            ask.boss,
+            task,
+            patient=os.isatty(0) and os.isatty(2),
+            end_if=lambda done: made and (done or not kept),
+            on_found=_say_found,
+            on_look=lambda _: tell(session),
+        )
+    except KeyboardInterrupt:
+        if kept or not made:
+            ask.boss.stop_session(session, True)
+        _say_kept(ask, session)
+        raise
+    for one in found.asking:
+        words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
+        _say_error(CaoError(words, "--permissions edits, auto or all"))
+    code = EXIT_ASKING if found.asking and not ask.args.json else _report(ask, found)
+    if code or found.results[0].worktree:
+        _say_kept(ask, session)
+    return code
+
+
+def _say_kept(ask: Ask, session: str) -> None:
+    """Say on stderr what is left of a run."""
+    facts, folder = ask.store.load(session), ask.store.folder(session)
+    lives = ask.boss.state_of(session).get("state") != "ended"
+    kept = [f"session {session}: cao attach {session}, cao stop {session}" if lives else folder]
+    if facts and facts.worktree:
+        kept.append(f"branch {facts.worktree} in {ask.store.home}/worktrees/{session}")
+    print(f"cao: kept: {'; '.join(kept)}", file=sys.stderr)
 
 
 def cmd_assign(ask: Ask) -> int:
@@ -6910,6 +7498,129 @@ def cmd_demo(ask: Ask) -> int:
     return show_demo(ask.store, lambda text: print(text, flush=True))
 
 
+def cmd_schedule(ask: Ask) -> int:
+    plan, action, name = Schedule(ask.store), ask.args.action, ask.args.name
+    if not name and action in "add show run enable disable remove".split():
+        raise UsageError(f"cao schedule {action} of which flow?", "cao schedule list")
+    more: dict[str, Callable[[Ask, Schedule], int]] = {
+        "list": _schedule_list,
+        "log": _schedule_log,
+        "run": _schedule_run,
+        "tick": _schedule_tick,
+        "serve": _schedule_serve,
+        "install": _schedule_install,
+    }
+    if action in more:
+        return more[action](ask, plan)
+    if action == "remove":
+        plan.remove(name)
+        _print(ask, {"removed": name}, f"removed {name} and its history")
+        return EXIT_DONE
+    if action == "add":
+        name = plan.add(name)
+    elif action != "show":
+        plan.note(name, enabled=action == "enable", since=time.time())
+    facts = plan.view(name)
+    rows = [[key, str(value)] for key, value in facts.items() if value and key != "next"]
+    rows += [["due", at] for at in facts["next"]]
+    _print(ask, facts, render_table(rows))
+    return EXIT_DONE
+
+
+def _schedule_list(ask: Ask, plan: Schedule) -> int:
+    views = [plan.view(name) for name in plan.names()]
+    rows = [[v["name"], v["state"], v["next"][0], v["last"], v["schedule"]] for v in views]
+    _print(ask, views, render_table(rows) or "no flow yet: cao schedule add FILE")
+    if views and time.time() - written_at(f"{plan.folder}/ticked") > 150:
+        fix = "cao schedule install, or cao schedule serve"
+        _say_error(CaoError("nothing looks for what is due", fix))
+    return EXIT_DONE
+
+
+def _schedule_log(ask: Ask, plan: Schedule) -> int:
+    names = [ask.args.name] if ask.args.name else plan.names()
+    records = [record for name in names if plan.entry(name) for record in plan.runs(name)]
+    if ask.args.run:
+        records = [record for record in records if record["id"] == ask.args.run]
+        rows = [[key, str(value)] for record in records for key, value in record.items() if value]
+    else:
+        rows = [
+            [
+                *(r["flow"], r["id"], r["outcome"] or "under way", render_seconds(r["seconds"])),
+                shorten(r["answer"] or r["detail"] or r["reason"], 70),
+            ]
+            for r in sorted(records, key=lambda r: r["started_at"])
+        ]
+    _print(ask, records, render_table(rows) or "no run")
+    return EXIT_DONE if records or not ask.args.run else EXIT_NOT_FOUND
+
+
+def _schedule_run(ask: Ask, plan: Schedule) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _as_ctrl_c)
+    plan.entry(ask.args.name)
+    begun = plan.take([ask.args.name], time.time(), _say_fault, due=False)
+    record = plan.carry_out(begun[-1], _progress(ask)) if begun else plan.runs(ask.args.name)[-1]
+    if ask.args.json or record["outcome"] == "done":
+        _print(ask, record, record["answer"])
+    else:
+        _say_run(record)
+    if record["outcome"] == "skipped":
+        return EXIT_DONE
+    asks = record["reason"] == "asking"
+    return EXIT_ASKING if asks else _OUTCOME_EXIT.get(record["outcome"], EXIT_FAILED)
+
+
+def _say_fault(words: str) -> None:
+    _say_error(CaoError(words))
+
+
+def _say_run(record: dict[str, Any]) -> None:
+    words = f"{record['outcome']} {record['detail'] or record['reason']}".strip()
+    took = render_seconds(record["seconds"])
+    print(f"cao: flow {record['flow']}: {words} ({took}, run {record['id']})", file=sys.stderr)
+
+
+def _schedule_tick(ask: Ask, plan: Schedule) -> int:
+    """Carry out what is due, by default in a process of its own: an engine that waits for
+    its job's end would else be late for the next."""
+    begun = plan.take(plan.names(), time.time(), _say_fault)
+    if begun and (ask.args.wait or go_on_alone(f"{plan.folder}/tick.log")):
+        for thread in carry_all(plan, begun):
+            thread.join()
+    return EXIT_DONE
+
+
+def carry_all(plan: Schedule, begun: Sequence[Begun]) -> list[Any]:
+    """Carry runs out side by side, say how each ended; return their threads."""
+    import threading
+
+    def carry(one: Begun) -> None:
+        _say_run(plan.carry_out(one))
+
+    threads = [threading.Thread(target=carry, args=(one,), daemon=True) for one in begun]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _schedule_serve(_ask: Ask, plan: Schedule) -> int:
+    signal.signal(signal.SIGTERM, _as_ctrl_c)  # what is under way then, the next tick takes up
+    while True:
+        carry_all(plan, plan.take(plan.names(), time.time(), _say_fault))
+        time.sleep(60 - time.time() % 60)
+
+
+def _schedule_install(ask: Ask, _plan: Schedule) -> int:
+    mark = f"# {tmux_socket(ask.store.home)} schedule"
+    line = render_cron_line([sys.executable, os.path.abspath(__file__)], mark)
+    if not ask.args.show:
+        change_crontab(mark, "" if ask.args.remove else line)
+    did = "would be" if ask.args.show else "removed" if ask.args.remove else "in your crontab"
+    _print(ask, {"line": line, "did": did}, f"{did}:\n{line}")
+    return EXIT_DONE
+
+
 def cmd_doctor(ask: Ask) -> int:
     rows, good = doctor(ask.store)
     if ask.args.live is not None:
@@ -6948,6 +7659,7 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     for name, call, words in (
         ("handoff", cmd_handoff, "give a task to an agent, wait, print its answer"),
         ("assign", cmd_assign, "give a task to an agent and go on; prints the task's name"),
+        ("run", cmd_run, "one task for a script or CI: progress, answer, exit code, nothing left"),
     ):
         sub = add(name, call, words)
         sub.add_argument("target", help="profile, provider or session")
@@ -6957,8 +7669,15 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
         sub.add_argument("--check", metavar="COMMAND", help="must exit 0 before the task is done")
         sub.add_argument("--check-retries", type=int, metavar="N", help="default 2")
         sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
-        sub.add_argument("--keep", action="store_true", help="do not close it when idle")
-        sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
+        if name == "run":
+            sub.set_defaults(keep=None, request_id=None)
+            sub.add_argument("--file", metavar="FILE", help="the task is in this file")
+            sub.add_argument(
+                "--keep-on-failure", action="store_true", help="leave the session if not done"
+            )
+        else:
+            sub.add_argument("--keep", action="store_true", help="do not close it when idle")
+            sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
         sub.add_argument("--permissions", choices=PERMISSIONS, help="instead of the profile's")
     _other_commands(add)
     commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
@@ -7023,6 +7742,14 @@ def _explaining_commands(add: Callable[..., Any]) -> None:
     )
     sub = add("profiles", cmd_profiles, "list the profiles, or show what one comes to")
     sub.add_argument("profile", nargs="?")
+    sub = add("schedule", cmd_schedule, "run flows, tasks with a time, by cron or another engine")
+    actions = "add list show run enable disable remove log install tick serve".split()
+    sub.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
+    sub.add_argument("name", nargs="?", help="the flow; for add: its file")
+    sub.add_argument("run", nargs="?", help="for log: the run")
+    sub.add_argument("--show", action="store_true", help="install: only show the crontab line")
+    sub.add_argument("--remove", action="store_true", help="install: take the line out again")
+    sub.add_argument("--wait", action="store_true", help="tick: until what it began has ended")
     sub = add("clean", cmd_clean, "end what is dead, remove ended sessions that are old")
     sub.add_argument("--older", default="14d", help="than this; default 14d")
     add("demo", cmd_demo, "show in a minute what this is; needs no account", False)

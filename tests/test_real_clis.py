@@ -95,6 +95,15 @@ def handoff(place, target, task, *flags, code=0):
     return json.loads(done.stdout)
 
 
+def test_run_prints_the_answer_or_ends_at_a_question_and_leaves_no_session(place, cli):
+    done = place.run("run", f"real-{cli}", "MOCK:say hello", timeout_s=90)
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    asks = SHELL[cli].format(file="made")
+    done = place.run("run", f"real-{cli}", asks, timeout_s=90)
+    assert (done.returncode, "--permissions" in done.stderr) == (6, True), done.stderr
+    assert place.live() == []
+
+
 def test_handoff_second_turn_and_what_reached_the_cli(place, cli, mock_llm):
     first = handoff(place, f"real-{cli}", f"MOCK:echo\n{LAYOUT}")["results"][0]
     assert (first["outcome"], first["exact"]) == ("done", "exact")
