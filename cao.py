@@ -49,13 +49,26 @@ FORMAT = 1  # of the runtime directory; a session of another format is refused
 TMUX_MINIMUM = (3, 2)
 PANE_COLUMNS, PANE_LINES = 200, 50  # large: a small viewer must not reflow a worker
 TMUX_CONF = """\
-set -g update-environment ""
 set -g history-limit 50000
-set -g remain-on-exit off
 set -g default-terminal tmux-256color
 set -s escape-time 10
 set -g mouse on
-set -g status-right "cao"
+"""
+COUNTED = (("working", "working"), ("asking", "asking"), ("idle", "done"))  # state, its word
+# tmux counts: each runner keeps its session's state in the option @cao.
+TMUX_COUNTS = "  ".join(
+    f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {word}" for state, word in COUNTED
+)
+# After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
+# crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends.
+TMUX_GUARDS = f"""\
+set -g update-environment ""
+set -g remain-on-exit off
+set -g destroy-unattached off
+set -s exit-unattached off
+set -gu window-size
+bind C-z display-message "C-b d detaches"
+set -g status-right "{TMUX_COUNTS}"
 """
 
 MAX_SESSIONS = 16  # live ones; CAO_MAX_SESSIONS
@@ -90,6 +103,7 @@ PROGRESS_S = 5.0
 SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
 LATE_S = 300.0  # a due time so long past was missed; then the flow's `catch_up` decides
 KEEP_RUNS = 200  # of each flow
+NOTIFY_S = 30.0  # the user's notify command may take so long
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
@@ -525,6 +539,23 @@ def shorten(text: str, most: int) -> str:
     """Return text on one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def fit_columns(text: str, columns: int) -> str:
+    """Return text cut (with an …) or padded to so many columns of a terminal."""
+    from unicodedata import category, east_asian_width
+
+    kept, used = [], 0
+    for letter in strip_controls(text).expandtabs().replace("\n", " "):
+        bare = category(letter) in ("Mn", "Me", "Cf")
+        kept.append(
+            (letter, used := used + (0 if bare else 1 + (east_asian_width(letter) in "WF")))
+        )
+    if used > columns:
+        kept = [(letter, end) for letter, end in kept if end < columns]
+        used = kept[-1][1] if kept else 0
+        kept += [("…", used := used + 1)] if columns > 0 else []
+    return "".join(letter for letter, _ in kept) + " " * (columns - used)
 
 
 # ---- YAML: the subset that profiles and flows use ----
@@ -1553,39 +1584,42 @@ def run(
     env: dict[str, str] | None = None,
     started: Callable[[int], None] = lambda _: None,
     errors: str = "replace",
+    terminal: bool = False,
 ) -> Ran:
     """Run a program to its end and return what it printed: the one door to subprocess.
 
-    text is its standard input; started is told its process group. Raises CaoError when it
-    cannot be started or takes longer; then its whole process group has been killed.
-    errors="surrogateescape": every byte is kept, in and out.
+    text is its standard input (terminal: it has our terminal instead); started is told its
+    process group. Raises CaoError when it cannot be started or takes longer; then its whole
+    process group has been killed. errors="surrogateescape": every byte is kept, in and out.
     """
     import subprocess
 
+    pipe = None if terminal else subprocess.PIPE
     try:
         child = subprocess.Popen(
             argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
             cwd=cwd,
             env=env,
-            start_new_session=True,
+            start_new_session=not terminal,
         )
     except OSError as error:
         raise CaoError(f"{argv[0]} could not be started: {error.strerror}") from error
     started(child.pid)
     try:
-        out, err = child.communicate(text.encode(errors=errors), timeout_s)
+        data = None if terminal else text.encode(errors=errors)
+        out, err = child.communicate(data, timeout_s)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        for pipe in filter(None, (child.stdin, child.stdout, child.stderr)):
-            pipe.close()  # not read to its end: who left the group may hold it for ever
+        for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
+            stream.close()  # not read to its end: who left the group may hold it for ever
         printed = ((error.output or b"") + (error.stderr or b"")).decode(errors="replace").strip()
         words = f", having printed: {tail_lines(printed, 5)}" if printed else ""
         raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s{words}") from error
-    return Ran(child.returncode, out.decode(errors=errors), err.decode(errors=errors))
+    return Ran(child.returncode, *((b or b"").decode(errors=errors) for b in (out, err)))
 
 
 def go_on_alone(log_path: str) -> bool:
@@ -1768,8 +1802,10 @@ class Tmux:
         self.run("source-file", "-", text="\n".join(commands) + "\n")
 
     def keys(self, pane: str, *names: str) -> None:
-        """Send keys by their tmux names ("Enter", "C-u")."""
-        self.run("send-keys", "-t", pane, *names)
+        """Send keys by their tmux names ("Enter", "C-u"), also where a person has left the
+        pane scrolled back: there tmux would take them for itself."""
+        leave = ("#{pane_in_mode}", f"send-keys -t {pane} -X cancel", ";")
+        self.run("if-shell", "-F", "-t", pane, *leave, "send-keys", "-t", pane, *names)
 
     def person_active_s(self, name: str) -> float:
         """Return the seconds since an attached client last typed; a large number if none."""
@@ -1841,8 +1877,11 @@ class Wake:
         self.links: list[str] = []
 
     def listen(self, session: str) -> None:
-        """Be woken whenever something happens in a session's folder."""
-        link = f"{self.store.folder(session)}/wake/{os.path.basename(self.path)}"
+        """Be woken whenever something happens in a session's folder; "": whenever the
+        state of any session changes."""
+        folder = self.store.listeners(session)
+        os.makedirs(folder, 0o700, exist_ok=True)
+        link = f"{folder}/{os.path.basename(self.path)}"
         try:
             os.symlink(self.path, link)
         except FileExistsError:
@@ -2192,22 +2231,26 @@ class Store:
         os.close(fd)
         return False
 
+    def listeners(self, name: str) -> str:
+        """Return the folder of those who listen to a session; "": to all of them."""
+        return f"{self.home}/sessions/{name}/wake" if name else f"{self.home}/wake/all"
+
     def poke(self, name: str) -> None:
         """Wake all who listen to a session. A FIFO without a reader is a dead process's."""
-        folder = f"{self.home}/sessions/{name}/wake"
+        folder = self.listeners(name)
         for entry in _listdir(folder):
             if not nudge(f"{folder}/{entry}"):
                 _unlink(f"{self.home}/wake/{entry}")
                 _unlink(f"{folder}/{entry}")
 
     def poke_up(self, name: str) -> None:
-        """Wake all who listen to a session or to one above it."""
-        for _ in range(MAX_DEPTH + 2):
+        """Wake all who listen to a session, to one above it, or to all."""
+        for _ in range(MAX_DEPTH + 3):
             self.poke(name)
-            session = self.peek(name)
-            if not session or not session.supervisor:
+            if not name:
                 return
-            name = session.supervisor
+            session = self.peek(name)
+            name = session.supervisor if session else ""
 
     # ---- inbox ----
 
@@ -2568,9 +2611,15 @@ class Sessions:
     def tmux(self) -> Tmux:
         """Our tmux server; the socket is `cao` for the default runtime directory."""
         if self._tmux is None:
-            conf = f"{self.store.home}/tmux.conf"
-            if self.store.read_text(conf) != TMUX_CONF:
-                self.store.write(conf, TMUX_CONF)
+            conf, text = f"{self.store.home}/tmux.conf", TMUX_CONF
+            if own := os.path.expanduser(os.environ.get("CAO_TMUX_CONF") or ""):
+                if not os.path.isfile(own):
+                    raise UsageError(f"CAO_TMUX_CONF {own!r} is no file", "unset CAO_TMUX_CONF")
+                quoted = re.sub(r'([\\"$])', r"\\\1", os.path.abspath(own))
+                text += f'source-file "{quoted}"\n'
+            text += TMUX_GUARDS
+            if self.store.read_text(conf) != text:
+                self.store.write(conf, text)
             self._tmux = Tmux(tmux_socket(self.store.home), conf)
         return self._tmux
 
@@ -2640,8 +2689,8 @@ class Sessions:
             state["state"] = "connected" if self.store.is_locked(name) else "away"
         else:
             state = self.state_of(name)
-        keys = ("question", "task", "last_line", "conversation", "held_back", "why", "exit_status")
-        more = {key: state[key] for key in keys if state.get(key)}
+        keys = "question task task_line last_line conversation held_back why exit_status"
+        more = {key: state[key] for key in keys.split() if state.get(key)}
         return {
             "session": name,
             "kind": session.kind,
@@ -2748,12 +2797,50 @@ class Sessions:
                     seconds=time.time() - message.sent_at,
                     ended_at=time.time(),
                 )
-                self.store.save_result(
+                self.conclude(
                     result if started else result._replace(answer="", turns=()), message.sender
                 )
             elif message.kind == "message":
                 self.notify_undelivered(message, detail or reason)
             self.store.claim(name, message.id)
+
+    def conclude(self, result: Result, owner: str) -> None:
+        """Write a task's one result, tell its owner, and the person by `notify`."""
+        if self.store.save_result(result, owner).ended_at == result.ended_at:  # ours is the one
+            words = result.answer or f"{result.reason} {result.detail}"
+            self.notify(result.session, "ended", words, result.task, result.outcome)
+
+    def notify(self, name: str, event: str, words: str, task: str, outcome: str = "") -> None:
+        """Run the user's own command (CAO_NOTIFY, as it was when the session was launched)
+        beside us: the facts are in its environment, a sentence is its last argument."""
+        env = self.store.read_json(self.store.launch_file(name, "env.json")) or {}
+        command = env.pop("CAO_NOTIFY", "")
+        if not command:
+            return
+        import shlex
+        import threading
+
+        words = shorten(words, 300)
+        session = env.pop("CAO_SESSION", name)  # it is the person's, not the agent's
+        facts = {
+            "CAO_NOTIFY_EVENT": event,
+            "CAO_NOTIFY_SESSION": session,
+            "CAO_NOTIFY_TASK": task,
+            "CAO_NOTIFY_OUTCOME": outcome,
+            "CAO_NOTIFY_TEXT": words,
+        }
+        sentence = f"{name} {'asks' if event == 'asking' else outcome}: {words}"
+
+        def work() -> None:
+            try:
+                ran = run([*shlex.split(command), sentence], NOTIFY_S, env={**env, **facts})
+                failed = f"status {ran.status}: {shorten(ran.err, 200)}" if ran.status else ""
+            except (CaoError, ValueError) as error:
+                failed = str(error)
+            if failed:
+                self.store.log(name, "notify_failed", why=failed)
+
+        threading.Thread(target=work).start()
 
     def notify_undelivered(self, message: Message, why: str) -> None:
         """Tell the sender that its message was not delivered."""
@@ -2936,8 +3023,9 @@ class Launcher(Sessions):
             "CAO_SESSION": name,
             "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S),
         }
-        if os.environ.get("TMUX_TMPDIR"):
-            mcp_env["TMUX_TMPDIR"] = os.environ["TMUX_TMPDIR"]
+        for key in ("TMUX_TMPDIR", "CAO_NOTIFY", "CAO_TMUX_CONF"):
+            if os.environ.get(key):
+                mcp_env[key] = os.environ[key]
         launch = Launch(
             name,
             f"{folder}/launch",
@@ -3486,8 +3574,9 @@ class Orchestrator(Launcher):
             "results": self.store.results(name)[-20:],
         }
 
-    def answer(self, name: str, text: str) -> dict[str, Any]:
-        """Answer what a session asks, if it still asks the same."""
+    def answer(self, name: str, text: str, seen: str = "") -> dict[str, Any]:
+        """Answer what a session asks, if it still asks the same; seen: the id of the
+        question that the answer is for, where a person has read it some time ago."""
         view = self.view(name) if NAME.match(name) else None
         if not view:
             raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
@@ -3496,6 +3585,8 @@ class Orchestrator(Launcher):
             raise UsageError(
                 f"{name} asks nothing now (it is {view['state']})", "read_session shows it"
             )
+        if seen and seen != question["id"]:
+            raise UsageError(f"{name} asks something else by now", "read it, then answer")
         self._check_may_answer(view, question)
         options = [Option(*o) for o in question["options"]]
         if options and not choose_option(options, text):
@@ -3893,12 +3984,13 @@ class Conversation:
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
         self.printed_from = 0  # by_output: the line of the pane where the turn began
         self.ready_at = 0.0  # by_output: since when the screen says ready
-        self.held_back = self.why = ""
+        self.held_back = self.why = self.last_line = ""
         self.evidence: dict[str, Any] = {}
         self.reply: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
         self.look_at = 0.0
         self.signal = 0
+        self.counted = ""  # the state that tmux's status line counts
 
     # ---- what state.json says ----
 
@@ -3925,6 +4017,8 @@ class Conversation:
             "since": self.since,
             "task": self.task.task if self.task else "",
             "task_message": self.task.id if self.task else "",
+            "task_line": shorten(self.task.text, 120) if self.task else "",
+            "last_line": self.last_line,
             "turn_at": self.turn_at if self.phase == "working" else 0,
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
@@ -3969,16 +4063,6 @@ class Conversation:
         """Tell whether something was typed of which the CLI has not spoken yet."""
         return self.delivery is not None and self.delivery.step != "taken"
 
-    def _may_close(self) -> bool:
-        return (
-            self.phase == "idle"
-            and not self.session.keep
-            and not self.task
-            and not self.delivery_open()
-            and not self.store.tasks_out(self.name)
-            and not self.store.waiting(self.name)
-        )
-
     # ---- what the CLI says ----
 
     def _on_event(self, event: Event, at: float) -> None:
@@ -4006,6 +4090,8 @@ class Conversation:
         late = d and d.exact.startswith("unknown")  # its state file was quicker than its hook
         if d and (d.step != "taken" or late) and same_prompt(d.text, event.text):
             self._taken(first_difference(d.text, event.text))
+        else:
+            self.last_line = shorten(f"> {event.text}", 120)
         self._begin_turn()
 
     def _taken(self, exact: str) -> None:
@@ -4034,6 +4120,7 @@ class Conversation:
         self.question = question
         self.store.log(self.name, "asking", question=question.id, kind=kind)
         self._set_phase("asking", f"asks: {shorten(text, 80)}")
+        self.boss.notify(self.name, "asking", text, self.task.task if self.task else "")
 
     # ---- a turn's and a task's end ----
 
@@ -4045,6 +4132,7 @@ class Conversation:
         if self.delivery_open():
             self._taken("unknown: the CLI sent no prompt event")
         self.begun = True
+        self.last_line = shorten(tail_lines(event.text, 1) or f"({how})", 120)
         self._set_phase("idle", f"turn {how}")
         self.store.log(
             self.name,
@@ -4142,7 +4230,7 @@ class Conversation:
         )
         self.task = self.check = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
-        self.store.save_result(result, task.sender)
+        self.boss.conclude(result, task.sender)
         self.store.log(
             self.name,
             "result",
@@ -4302,14 +4390,14 @@ class Conversation:
         except CaoError:
             return ""
 
-    def _hook_missed(self, name: str) -> None:
-        """Say in the log that a hook did not come and the next source decided."""
-        self.store.log(self.name, "hook_missed", hook=name)
-
 
 class Watcher(Conversation):
     """Looks where no event exists, and for the second sign of what an event said: the
     state file, the transcript, the screen. Presses no key."""
+
+    def _hook_missed(self, name: str) -> None:
+        """Say in the log that a hook did not come and the next source decided."""
+        self.store.log(self.name, "hook_missed", hook=name)
 
     def _advance_ending(self, now: float) -> None:
         """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
@@ -4556,12 +4644,25 @@ class Runner(Watcher):
                 self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
             self._advance(time.time())
             self._save()
+            if self.saved["state"] not in (self.counted, "ended"):
+                self.counted = self.saved["state"]
+                self._tmux("set-option", "-t", self.pane, "@cao", self.counted)
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
             self.store.log(self.name, "tmux_failed", words=error.what)
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
         return self.phase != "ended"
+
+    def _may_close(self) -> bool:
+        return (
+            self.phase == "idle"
+            and not self.session.keep
+            and not self.task
+            and not self.delivery_open()
+            and not self.store.tasks_out(self.name)
+            and not self.store.waiting(self.name)
+        )
 
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
@@ -5528,12 +5629,17 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     return data
 
 
+def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
+    """Return what a session asks as text, with its options."""
+    way = f" (by way of {' > '.join(path)})" if len(path) > 1 else ""
+    lines = [f"{session}{way} asks ({question['kind']}): {question['text']}"]
+    return "\n".join([*lines, *(f"  {option[0]}. {option[1]}" for option in question["options"])])
+
+
 def render_asking(ask: dict[str, Any]) -> str:
-    """Return a question as text, with its options and who may answer it."""
+    """Return a question as text, and who may answer it how."""
     question = ask["question"]
-    way = f" (by way of {' > '.join(ask['path'])})" if len(ask["path"]) > 1 else ""
-    lines = [f"{ask['session']}{way} asks ({question['kind']}): {question['text']}"]
-    lines += [f"  {option[0]}. {option[1]}" for option in question["options"]]
+    lines = [render_question(ask["session"], question, ask["path"])]
     if question["kind"] == "question":
         lines.append(f'Answer with the tool answer (session "{ask["session"]}"), then call wait.')
     elif question["kind"] != "interrupted":
@@ -6803,6 +6909,451 @@ def _sweep_up(store: Store, older_s: float) -> None:
             _unlink(f"{store.home}/wake/{entry}")
 
 
+# A terminal's colour of each state: ANSI's number, which is curses' own.
+STATE_COLOURS = {"working": 4, "starting": 4, "asking": 3, "idle": 2, "unknown": 1}
+
+
+def session_rows(
+    views: Sequence[dict[str, Any]], columns: int, live: bool = False
+) -> list[tuple[str, str, str]]:
+    """Return each session as one line in three parts: its place in the tree, its state, and
+    the rest: age, task, and what it asks or said last. live: it stands for long on a screen,
+    and an age that does not grow there would be wrong."""
+    names = ["  " * v["depth"] + v["session"] for v in views]
+    wide = min(max(map(len, names), default=0), columns * 3 // 8)
+    rest = max(0, columns - wide - 2 - 9 - 2 - 12)
+    rows = []
+    for name, view in zip(names, views):
+        state, age = view["state"], render_seconds(view["for_s"])
+        if live and state not in ("working", "starting"):
+            form = "since %H:%M" if view["for_s"] < 20 * 3600 else "since %b %d"
+            age = time.strftime(form, time.localtime(time.time() - view["for_s"]))
+        task, said = view.get("task_line") or "", view.get("last_line") or ""
+        if view.get("question"):
+            options = " / ".join(option[1] for option in view["question"]["options"])
+            said = f"asks: {view['question']['text']}" + (f" ({options})" if options else "")
+        elif state == "unknown":
+            said = view.get("why") or ""
+        if rest < 70:
+            words = fit_columns(shorten(said if state == "asking" else task or said, rest), rest)
+        else:
+            words = fit_columns(shorten(task, 400), rest * 2 // 5) + "  "
+            words += fit_columns(shorten(said, 400), rest - rest * 2 // 5 - 2)
+        rows.append((fit_columns(name, wide) + "  ", f"{state:9}", f"{age:12}  {words}"))
+    return rows
+
+
+def attach_argv(boss: Orchestrator, name: str) -> list[str]:
+    """Return the tmux command that attaches a terminal to a session."""
+    if not NAME.match(name) or not boss.tmux.pane_of(name):
+        raise NotFoundError(f"session {name} is not running", "cao ls shows those that are")
+    return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
+
+
+# A key of `cao watch` -> what has to be typed for it ("": nothing), and what it does.
+WATCH_VERBS: dict[str, tuple[str, Callable[[Orchestrator, str, str, str], str]]] = {
+    "a": ("answer", lambda boss, name, text, seen: str(boss.answer(name, text, seen)["answered"])),
+    "s": ("message", lambda boss, name, text, _: str(boss.send_message(name, text)["step"])),
+    "i": ("", lambda boss, name, *_: str(boss.stop_session(name, True)["did"])),
+    "x": (
+        "end it and its workers: type yes",
+        lambda boss, name, text, _: (
+            str(boss.stop_session(name, False)["did"]) if text == "yes" else "not ended"
+        ),
+    ),
+}
+_AT_WORK = ("working", "asking")
+WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  tab next  q quit"
+
+
+class Watch:
+    """Owns the terminal during `cao watch`. It is drawn again when a session's state changes
+    (its runner pokes us), a key is pressed, the size changes; and once a second only while
+    something works. Otherwise it sleeps."""
+
+    def __init__(self, boss: Orchestrator) -> None:
+        self.boss, self.wake = boss, Wake(boss.store)
+        self.views: list[dict[str, Any]] = []
+        self.selected = self.said = self.verb = self.typed = ""
+        self.target = ("", "")  # the session, and its question, as they were when the verb began
+        self.reading, self.scroll = False, 0
+        self.before: dict[str, str] | None = None  # the states at the last look
+
+    def run(self, screen: Any) -> None:
+        """Show and obey until q is pressed."""
+        import curses
+
+        self.wake.listen("")
+        signal.signal(signal.SIGWINCH, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self.wake.fd, warn_on_full_buffer=False)
+        if curses.has_colors():
+            curses.use_default_colors()
+            for number in set(STATE_COLOURS.values()):
+                curses.init_pair(number, -1 if os.environ.get("NO_COLOR") else number, -1)
+        screen.nodelay(True)
+        while True:
+            size = os.get_terminal_size()
+            if (size.lines, size.columns) != screen.getmaxyx():
+                curses.resizeterm(size.lines, size.columns)
+            if self.look():
+                curses.beep()
+            self.draw(screen)
+            busy = any(v["state"] in ("working", "starting") for v in self.views)
+            ready = select.select([0, self.wake.fd], [], [], LOOK_S if busy else None)[0]
+            if ready == [self.wake.fd]:
+                select.select([0], [], [], 0.05)  # let pokes gather
+            self.wake.drain()
+            if not self.take_keys(screen) or not os.isatty(0):
+                return
+
+    def look(self) -> bool:
+        """Read the sessions; tell whether one has begun to ask, or ended its work."""
+        self.views = self.boss.list_sessions()
+        states = {v["session"]: v["state"] for v in self.views if v["kind"] == "agent"}
+        for name in states:
+            self.boss.watch(name, wake_safely(self.wake))  # a kill -9 pokes nobody
+        names = [v["session"] for v in self.views]
+        if self.selected not in names:
+            self.selected = next(iter(states), names[0] if names else "")
+        before = states if self.before is None else self.before
+        self.before = states
+        turns = [
+            (before.get(name, "starting"), states.get(name, "ended")) for name in {*states, *before}
+        ]
+        return any(
+            was != now and (now == "asking" or (now in ("idle", "ended") and was in _AT_WORK))
+            for was, now in turns
+        )
+
+    def draw(self, screen: Any) -> None:
+        """Draw all: the counts, the tree, the selected session, the keys."""
+        import curses
+
+        height, columns = screen.getmaxyx()
+        columns -= 1  # writing the last cell of the last line is an error to curses
+        screen.erase()
+
+        def put(y: int, x: int, text: str, look: int = 0) -> None:
+            if 0 <= y < height and x < columns:
+                screen.addstr(y, x, fit_columns(text, columns - x), look)
+
+        states = [v["state"] for v in self.views if v["kind"] == "agent"]
+        counts = (f"{states.count(s)} {word}" for s, word in COUNTED)
+        put(0, 0, "cao  " + "  ".join(counts), curses.A_BOLD)
+        at = next((n for n, v in enumerate(self.views) if v["session"] == self.selected), 0)
+        room = 1 if self.reading else max(3, (height - 3) // 2)
+        first = max(0, min(at - room // 2, len(self.views) - room)) if not self.reading else at
+        shown = session_rows(self.views, columns, True)[first : first + room]
+        for y, (name, state, rest) in enumerate(shown, 1):
+            mark = curses.A_REVERSE if y - 1 + first == at else 0
+            put(y, 0, name, mark)
+            put(y, len(name), state, mark | curses.color_pair(STATE_COLOURS.get(state.strip(), 0)))
+            put(y, len(name) + len(state), rest, mark)
+        for y, line in enumerate(self.details(height - len(shown) - 2), len(shown) + 1):
+            put(y, 0, line, curses.A_UNDERLINE if y == len(shown) + 1 else 0)
+        last = self.said or WATCH_KEYS
+        if self.verb:
+            label = f"{self.target[0]}: {WATCH_VERBS[self.verb][0]}: "
+            last = label + self.typed[-max(1, columns - len(label) - 1) :]
+        put(height - 1, 0, last, curses.A_BOLD if self.verb else 0)
+        screen.move(height - 1, max(0, min(len(last), columns - 1)))
+        screen.refresh()
+
+    def details(self, lines: int) -> list[str]:
+        """Return what there is to say of the selected session in so many lines: a title,
+        what it asks, its screen."""
+        if not self.selected or lines < 1:
+            return ["No session is running. Start one: cao launch, or cao handoff TARGET TASK"]
+        try:
+            view = self.boss.read_session(self.selected, max(0, lines + self.scroll))
+        except CaoError as error:
+            return [f"{self.selected}: {error.what}"]
+        title = "  ".join(str(view.get(k) or "") for k in ("session", "profile", "provider", "cwd"))
+        asked: list[str] = []
+        if view.get("question"):
+            asked = render_question(view["session"], view["question"]).splitlines()[: lines - 2]
+        room = max(0, lines - 1 - len(asked))
+        screen = view["screen"].split("\n")
+        self.scroll = max(0, min(self.scroll, len(screen) - room))
+        return [title, *asked, *screen[: len(screen) - self.scroll][-room:]][:lines]
+
+    def take_keys(self, screen: Any) -> bool:
+        """Do what the keys pressed since the last time say; False for q."""
+        import curses
+
+        while True:
+            try:
+                key = screen.get_wch()
+            except curses.error:
+                return True  # that was the last one
+            self.said = ""
+            if self.verb:
+                self.type_key(key)
+            elif key == "q":
+                return False
+            elif key in ("\n", "\r", curses.KEY_ENTER):
+                self.attach(screen)
+            elif key in WATCH_VERBS and self.selected:
+                self.verb, self.typed = str(key), ""
+                view = next(v for v in self.views if v["session"] == self.selected)
+                self.target = self.selected, (view.get("question") or {}).get("id", "")
+                if not WATCH_VERBS[self.verb][0]:
+                    self.obey()
+            else:
+                self.move(key)
+
+    def move(self, key: str | int) -> None:
+        """Select another session, or read more of its screen."""
+        import curses
+
+        names = [view["session"] for view in self.views]
+        step = (key in (curses.KEY_DOWN, "j")) - (key in (curses.KEY_UP, "k"))
+        page = (key == curses.KEY_PPAGE) - (key == curses.KEY_NPAGE)
+        if names and step:
+            at = names.index(self.selected) + step
+            self.selected, self.scroll = names[max(0, min(at, len(names) - 1))], 0
+        asking = [view["session"] for view in self.views if view["state"] == "asking"]
+        if key == "\t" and asking:
+            after = [name for name in asking if names.index(name) > names.index(self.selected)]
+            self.selected, self.scroll = (after or asking)[0], 0
+        self.scroll = max(0, self.scroll + page * PANE_LINES // 4)
+        self.reading ^= key == "r"
+
+    def type_key(self, key: str | int) -> None:
+        """Take a key for the line that is being typed; Enter does it, Esc leaves it."""
+        import curses
+
+        if key in ("\n", "\r", curses.KEY_ENTER):
+            self.obey()
+        elif key in (curses.KEY_BACKSPACE, "\x7f", "\b"):
+            self.typed = self.typed[:-1]
+        elif key == "\x1b":
+            self.verb = ""
+        elif isinstance(key, str) and key.isprintable():
+            self.typed += key
+
+    def obey(self) -> None:
+        """Do a verb with what was typed for it, and keep what came of it for the last line."""
+        label, call = WATCH_VERBS[self.verb]
+        name, question = self.target
+        try:
+            if self.typed or not label:
+                self.said = f"{name}: {call(self.boss, name, self.typed, question)}"
+        except CaoError as error:
+            self.said = str(error).replace("\n", "; ")
+        self.verb = ""
+
+    def attach(self, screen: Any) -> None:
+        """Give the terminal to the selected session until the person detaches."""
+        import curses
+
+        try:
+            argv = attach_argv(self.boss, self.selected)
+            curses.endwin()
+            env = {k: v for k, v in os.environ.items() if k != "TMUX"}
+            status = run(argv, 1e8, env=env, terminal=True).status
+            self.said = f"tmux ended with exit status {status}" if status else ""
+        except CaoError as error:
+            self.said = error.what
+        screen.clear()
+
+
+# ---- trace: the log is the model, the page a template ----
+
+_TRACE_PAGE = """\
+<!doctype html><html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title>
+<meta name="viewport" content="width=device-width"><style>
+:root{color-scheme:light dark;--bg:#fbfbfa;--fg:#23272e;--dim:#727a86;--line:#e4e5e8;
+ --working:#3f7fd6;--starting:#a9b4c2;--asking:#e39a1f;--idle:#cfd5dc;--task:#3f7fd6;
+ --message:#8a5fc7;--result:#2f9a6a;--bad:#d3423e}
+@media(prefers-color-scheme:dark){:root{--bg:#16181c;--fg:#dfe2e7;--dim:#8b93a0;--line:#2a2e35;
+ --working:#5c97e8;--starting:#5b6673;--asking:#f0b04a;--idle:#3b424c;--task:#7fb0f2;
+ --message:#b48cf0;--result:#52c08e;--bad:#f2716c}}
+body{margin:0;background:var(--bg);color:var(--fg);font:13px/1.5 system-ui,sans-serif}
+header{padding:16px 20px 10px}h1{font-size:17px;margin:0}p{margin:2px 0;color:var(--dim)}
+.key i{position:static;display:inline-block;width:18px;height:8px;margin:0 5px 0 14px}
+.key i:first-child{margin-left:0}input{vertical-align:middle;margin-left:14px}
+#frame{display:flex;overflow-x:auto;padding-bottom:12px}
+#names{position:sticky;left:0;z-index:3;flex:none;background:var(--bg);padding:24px 12px 0 20px;
+ border-right:1px solid var(--line);max-width:40vw;overflow:hidden}
+#names div{height:24px;line-height:24px;white-space:pre}#names span{color:var(--dim)}
+#time{position:relative;flex:1 0 auto;width:60%;margin:0 24px 0 8px;
+ height:calc(24px*@COUNT@ + 28px)}
+#time>*{position:absolute}hr{left:0;right:0;height:1px;margin:0;border:0;background:var(--line)}
+i{height:12px;border-radius:3px;min-width:2px}.idle{height:4px;margin-top:4px}
+.starting{background:var(--starting)}.working{background:var(--working)}
+.asking{background:var(--asking)}.idle{background:var(--idle)}
+s{width:9px;height:9px;border-radius:9px;margin:-1px 0 0 -4px;z-index:2;background:var(--bad);
+ box-shadow:0 0 0 2px var(--bg)}
+b{width:0;border-left:1.5px solid;z-index:1;opacity:.75}b:hover{opacity:1;border-left-width:4px}
+b:after{content:"";position:absolute;left:-5px;border:4px solid transparent}
+.down:after{bottom:-1px;border-top-color:currentColor;border-bottom:0}
+.up:after{top:-1px;border-bottom-color:currentColor;border-top:0}
+.task{color:var(--task)}.message{color:var(--message)}
+.result{color:var(--result);border-left-style:dashed}.bad{color:var(--bad)}
+u{top:0;bottom:0;border-left:1px solid var(--line);text-decoration:none;color:var(--dim);
+ font-size:11px;padding-left:4px;white-space:nowrap}
+u.gap{background:repeating-linear-gradient(135deg,var(--line) 0 2px,transparent 2px 7px);padding:0}
+.key .task,.key .message,.key .result{background:currentColor;height:2px;vertical-align:middle}
+</style></head><body><header><h1>@TITLE@</h1><p>@SUMMARY@</p><p class="key">
+<i class="starting"></i>starting<i class="working"></i>working<i class="asking"></i>asking
+<i class="idle"></i>idle<i class="task"></i>task given<i class="message"></i>message
+<i class="result"></i>result<label><input type="range" min="60" max="1500" value="60"
+oninput="document.getElementById('time').style.width=this.value+'%'"> zoom</label></p></header>
+<div id="frame"><div id="names">@NAMES@</div><div id="time">@TIME@</div></div></body></html>
+"""
+
+
+class Span(NamedTuple):
+    """A time a session was in one state."""
+
+    row: int
+    state: str
+    start: float
+    end: float
+    why: str
+
+
+def read_spans(row: int, log: Sequence[dict[str, Any]], now: float) -> list[Span]:
+    """Return a session's states by its log; the last one goes on until now."""
+    changes = [(e["at"], e["state"], str(e.get("why") or "")) for e in log if e["event"] == "state"]
+    changes += [(e["at"], "ended", "") for e in log if e["event"] == "lost"]
+    ends = [at for at, _, _ in changes[1:]] + [now]
+    return [
+        Span(row, state, at, max(at, end), why)
+        for (at, state, why), end in zip(changes, ends)
+        if state != "ended"
+    ]
+
+
+def time_axis(spans: Sequence[Span], times: Sequence[float]) -> list[tuple[float, float]]:
+    """Return (time, place) points, places 0 to 100: times at which nothing works are cut
+    short, so that a night between two hours of work leaves them readable."""
+    busy = sorted((s.start, s.end) for s in spans if s.state in ("starting", "working"))
+    blocks: list[list[float]] = [[min(times), min(times)]]
+    for start, end in (*busy, (max(times), max(times))):
+        if start > blocks[-1][1]:
+            blocks.append([start, end])
+        blocks[-1][1] = max(blocks[-1][1], end)
+    most = sum(end - start for start, end in blocks) / 20 or 1.0
+    points = [(blocks[0][0], 0.0)]
+    for (_, before), (start, end) in zip([[0.0, blocks[0][0]], *blocks], blocks):
+        points.append((start, points[-1][1] + min(start - before, most)))
+        points.append((end, points[-1][1] + end - start))
+    return [(moment, place * 100 / (points[-1][1] or 1.0)) for moment, place in points]
+
+
+def interpolate(points: Sequence[tuple[float, float]], value: float) -> float:
+    """Return y for an x on a line through points that rise."""
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if value <= x1:
+            return y0 + (y1 - y0) * (value - x0) / ((x1 - x0) or 1.0)
+    return points[-1][1]
+
+
+class Trace:
+    """Draws what a tree of sessions did, by their logs, as one HTML page without script
+    libraries or network. Reads; changes nothing."""
+
+    def __init__(self, boss: Orchestrator, root: str) -> None:
+        self.store, self.title = boss.store, f"cao trace {root}".strip()
+        views = boss.list_sessions(True)
+        if root:
+            at = next((n for n, v in enumerate(views) if v["session"] == root), None)
+            if at is None:
+                raise NotFoundError(f"there is no session {root!r}", "cao ls --all shows them")
+            below = (n for n, v in enumerate(views) if n > at and v["depth"] <= views[at]["depth"])
+            views = views[at : next(below, len(views))]
+        paths = (f"{boss.store.home}/sessions/{v['session']}/log.jsonl" for v in views)
+        logs = [list(_jsonl(self.store.read_text(path).split("\n"))) for path in paths]
+        # A client that never gave work has nothing to show.
+        kept = [(v, log) for v, log in zip(views, logs) if log]
+        if not kept:
+            raise NotFoundError("no session has left a log", "cao handoff demo 'demo: say hello'")
+        self.views, self.logs = [v for v, _ in kept], [log for _, log in kept]
+        self.row = {view["session"]: n for n, view in enumerate(self.views)}
+        self.spans: list[Span] = []
+        for n, (view, log) in enumerate(kept):
+            now = time.time() if view["state"] != "ended" else log[-1]["at"]
+            self.spans += read_spans(n, log, now)
+        times = [e["at"] for log in self.logs for e in log] + [s.end for s in self.spans]
+        self.axis = time_axis(self.spans, times)
+
+    def render(self) -> str:
+        """Return the page."""
+        first, last = self.axis[0][0], self.axis[-1][0]
+        results = [e for log in self.logs for e in log if e["event"] == "result"]
+        done = sum(e["outcome"] == "done" for e in results)
+        agents = sum(v["kind"] == "agent" for v in self.views)
+        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first))
+        summary = f"{agents} sessions, {len(results)} tasks ended, {done} of them done; from {day}"
+        summary += f", {render_seconds(last - first)}"
+        shown = ((v["depth"], v["session"], v["provider"] or v["kind"]) for v in self.views)
+        names = "".join(
+            f"<div>{'  ' * d}{name} <span>{kind}</span></div>" for d, name, kind in shown
+        )
+        parts = [*self._ruler(), *map(self._span, self.spans)]
+        for n, log in enumerate(self.logs):
+            parts += filter(None, (self._mark(n, entry) for entry in log))
+        page = _TRACE_PAGE.replace("@COUNT@", str(len(self.views))).replace("@TITLE@", self.title)
+        page = page.replace("@SUMMARY@", summary).replace("@NAMES@", names)
+        return page.replace("@TIME@", "\n".join(parts))
+
+    def _at(self, moment: float) -> str:
+        return f"{interpolate(self.axis, moment):.3f}%"
+
+    @staticmethod
+    def _title(*parts: str) -> str:
+        import html
+
+        return f'title="{html.escape(" · ".join(filter(None, parts)))}"'
+
+    def _ruler(self) -> Iterator[str]:
+        """Yield a line for each row, times along the top, and what was cut short."""
+        yield from (f'<hr style="top:{24 * (n + 1) + 23}px">' for n in range(len(self.views)))
+        places = [(y, x) for x, y in self.axis]
+        for place in range(0, 90, 12):
+            moment = time.localtime(interpolate(places, place))
+            yield f'<u style="left:{place}%">{time.strftime("%H:%M:%S", moment)}</u>'
+        busy = [(s.start, s.end) for s in self.spans if s.state in ("starting", "working")]
+        for (t0, x0), (t1, x1) in zip(self.axis, self.axis[1:]):
+            if (t1 - t0) > 60 and not any(a < t1 and b > t0 for a, b in busy):
+                words = self._title(f"{render_seconds(t1 - t0)} in which nothing worked")
+                yield f'<u class="gap" style="left:{x0:.3f}%;width:{x1 - x0:.3f}%" {words}></u>'
+
+    def _span(self, s: Span) -> str:
+        start, end = interpolate(self.axis, s.start), interpolate(self.axis, s.end)
+        words = f"{s.state} {render_seconds(s.end - s.start)}"
+        title = self._title(self.views[s.row]["session"], words, s.why)
+        style = f"left:{start:.3f}%;width:{end - start:.3f}%;top:{24 * (s.row + 1) + 6}px"
+        return f'<i class="{s.state}" style="{style}" {title}></i>'
+
+    def _mark(self, row: int, entry: dict[str, Any]) -> str:
+        """Return an arrow for what came into an inbox, a dot for a task that was not done."""
+        top = 24 * (row + 1) + 12
+        if entry["event"] == "result" and entry["outcome"] != "done":
+            title = self._title(str(entry["task"]), entry["outcome"], str(entry["reason"]))
+            return f'<s style="left:{self._at(entry["at"])};top:{top - 4}px" {title}></s>'
+        if entry["event"] != "queued" or entry["sender"] not in self.row:
+            return ""
+        sender, kind = entry["sender"], entry["kind"]
+        start = 24 * (self.row[sender] + 1) + 12
+        title = self._title(f"{kind} from {sender}", self._words(row, entry))
+        style = f"left:{self._at(entry['at'])};top:{min(start, top)}px;height:{abs(top - start)}px"
+        way = "down" if top > start else "up"
+        return f'<b class="{kind} {way}" style="{style}" {title}></b>'
+
+    def _words(self, row: int, entry: dict[str, Any]) -> str:
+        """Return how a message begins, or how the task of a result ended."""
+        folder = self.store.folder(self.views[row]["session"])
+        parts = (f"{folder}/inbox/{part}/{entry['message']}" for part in ("cur", "new"))
+        message = next(filter(None, (self.store.read_record(p, Message) for p in parts)), None)
+        if not message or message.kind != "result":
+            return shorten(message.text, 300) if message else ""
+        result = self.store.load_result(message.task)
+        return f"{result.outcome}: {shorten(result.answer, 300)}" if result else ""
+
+
 class Client(NamedTuple):
     """Where one MCP client keeps its servers, and what our entry has beside the command."""
 
@@ -6900,13 +7451,23 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
         "approve": profile.approve,
         "keep": "never closes by itself" if profile.keep else "",
+        "mcp servers": " ".join(map(str, profile.settings.get("mcpServers") or {})),
         "environment": " ".join(sorted(worker_environment(row, profile.settings))),
         "unknown keys": " ".join(profile.unknown),
-        "read, not used": " ".join(key for key in profile.settings if key in _UNUSED_KEYS),
+        "read, not used": " ".join(
+            key
+            for key in profile.settings
+            if key in _UNUSED_KEYS or _KEYS_OF.get(key, row.name) != row.name
+        ),
     }
     return {key: value for key, value in facts.items() if value}
 
 
+_KEYS_OF = {  # keys that mean something to one provider only
+    "claudeConfig": "claude",
+    **dict.fromkeys(("codexConfig", "codexProfile"), "codex"),
+    **dict.fromkeys(("command", "ready", "busy", "asking", "answer", "exit"), "command"),
+}
 _UNUSED_KEYS = (
     "tags",
     "capabilities",
@@ -7308,7 +7869,13 @@ def cmd_ls(ask: Ask) -> int:
     views = ask.boss.list_sessions(ask.args.all)
     if ask.args.asking:
         views = [v for v in views if v["state"] == "asking"]
-    _print(ask, views, "\n".join(map(render_session, views)) or "no session is running")
+    terminal = sys.stdout.isatty()
+    rows = session_rows(views, os.get_terminal_size(1).columns if terminal else 200)
+    if terminal and not os.environ.get("NO_COLOR"):
+        numbers = (30 + STATE_COLOURS.get(state.strip(), 9) for _, state, _ in rows)
+        rows = [(n, f"\x1b[{c}m{s}\x1b[m", r) for c, (n, s, r) in zip(numbers, rows)]
+    lines = [(name + state + rest).rstrip() for name, state, rest in rows]
+    _print(ask, views, "\n".join(lines) or "no session is running")
     return EXIT_DONE
 
 
@@ -7368,9 +7935,33 @@ def cmd_discard(ask: Ask) -> int:
 
 
 def cmd_answer(ask: Ask) -> int:
-    done = ask.boss.answer(ask.args.session, ask.args.answer)
-    _print(ask, done, f"{done['session']}: {done['answered']}")
+    if ask.args.answer is not None:
+        done = ask.boss.answer(ask.args.session, ask.args.answer)
+        _print(ask, done, f"{done['session']}: {done['answered']}")
+        return EXIT_DONE
+    asking = [v for v in ask.boss.list_sessions() if v["state"] == "asking"]
+    asking = [v for v in asking if ask.args.session in (None, v["session"])]
+    if not asking:
+        print("nobody asks anything", file=sys.stderr)
+    for view in asking:
+        path = [*reversed(ask.boss.ancestors(view["session"])), view["session"]]
+        print(render_question(view["session"], view["question"], path), file=sys.stderr)
+        if view["question"]["kind"] == "interrupted":
+            continue  # a person, or a message, goes on with it
+        while text := _typed_line("answer (nothing: skip it): "):
+            try:
+                done = ask.boss.answer(view["session"], text, view["question"]["id"])
+            except CaoError as error:
+                _say_error(error)
+                continue
+            _print(ask, done, f"{done['session']}: {done['answered']}")
+            break
     return EXIT_DONE
+
+
+def _typed_line(label: str) -> str:
+    print(label, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
 
 
 def cmd_stop(ask: Ask) -> int:
@@ -7381,17 +7972,25 @@ def cmd_stop(ask: Ask) -> int:
 
 
 def cmd_attach(ask: Ask) -> int:
-    if not ask.boss.tmux.pane_of(ask.args.session):
-        raise NotFoundError(
-            f"session {ask.args.session} is not running", "cao ls shows those that are"
-        )
-    tmux = ask.boss.tmux
-    env = {k: v for k, v in os.environ.items() if k != "TMUX"}
-    os.execve(
-        tmux.program,
-        [tmux.program, "-u", "-L", tmux.socket, "attach", "-t", f"={ask.args.session}"],
-        env,
-    )
+    argv = attach_argv(ask.boss, ask.args.session)
+    os.execve(argv[0], argv, {k: v for k, v in os.environ.items() if k != "TMUX"})
+
+
+def cmd_watch(ask: Ask) -> int:
+    import curses
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("cao watch needs a terminal", "cao ls, or cao ls --json")
+    watch = Watch(ask.boss)
+    os.environ.setdefault("ESCDELAY", "25")
+    try:
+        curses.wrapper(watch.run)
+    except curses.error as error:
+        raise CaoError(f"this terminal ({os.environ.get('TERM')}): {error}", "set TERM") from error
+    finally:
+        signal.set_wakeup_fd(-1)
+        watch.wake.close()
+    return EXIT_DONE
 
 
 def cmd_launch(ask: Ask) -> int:
@@ -7408,6 +8007,16 @@ def cmd_launch(ask: Ask) -> int:
         return EXIT_DONE
     ask.args.session = name
     return cmd_attach(ask)
+
+
+def cmd_trace(ask: Ask) -> int:
+    page = Trace(ask.boss, ask.args.root or "").render()
+    if ask.args.output == "-":
+        print(page, end="")
+    else:
+        ask.store.write(os.path.abspath(ask.args.output), page)
+        print(os.path.abspath(ask.args.output))
+    return EXIT_DONE
 
 
 def cmd_why(ask: Ask) -> int:
@@ -7637,6 +8246,55 @@ def cmd_doctor(ask: Ask) -> int:
     return EXIT_DONE if good else EXIT_TMUX
 
 
+_FIRST_STEPS = """\
+first steps:
+  cao demo                                see it work, without an account
+  cao handoff claude 'Which tests fail?'  one task and its answer; a profile will do too
+  cao launch                              a supervisor of your own, who hands work out
+  cao watch                               all at work; answer, attach, stop by a key
+  cao config CLIENT                       the entry for an MCP client (it runs: cao mcp)
+
+cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
+4 tmux, 5 timed out, 6 asking, 130 interrupted."""
+
+_EXAMPLES = {
+    "handoff": "cao handoff developer 'mend the failing test' --check 'pytest -q'",
+    "run": "cao run developer --file task.md --permissions edits --check 'pytest -q'",
+    "assign": "one=$(cao assign developer 'part one'); cao wait \"$one\"",
+    "send": "cao send developer-7k2m 'the tests are in tests/unit'",
+    "wait": "cao wait --timeout 10m  # all that was given out from this directory",
+    "ls": "cao ls --asking  # who needs you",
+    "show": "cao show developer-7k2m --lines 20",
+    "diff": "cao diff developer-7k2m --stat",
+    "merge": "cao merge developer-7k2m  # into the branch that is checked out here",
+    "discard": "cao discard developer-7k2m",
+    "answer": "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
+    "stop": "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
+    "attach": "cao attach developer-7k2m  # C-b d leaves it as it is",
+    "watch": "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
+    + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""),
+    "launch": "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
+    "why": "cao why developer-7k2m",
+    "logs": "cao logs -f developer-7k2m",
+    "trace": "cao trace supervisor-7k2m && xdg-open cao-trace.html",
+    "config": "cao config cursor",
+    "profiles": "cao profiles developer  # what is effective in it, what is ignored",
+    "schedule": "cao schedule add nightly.md && cao schedule install",
+    "clean": "cao clean --older 2d",
+    "demo": "cao demo",
+    "doctor": "cao doctor",
+    "mcp": "claude mcp add cao -- cao mcp",
+}
+
+
+def _example(name: str) -> dict[str, Any]:
+    """Return what teaches a command, for argparse."""
+    import argparse
+
+    form = argparse.RawDescriptionHelpFormatter
+    return {"formatter_class": form, "epilog": f"example: {_EXAMPLES[name]}"}
+
+
 def _command_line() -> tuple[Any, dict[str, Any]]:
     """Return the argument parser and those of its commands."""
     import argparse
@@ -7644,13 +8302,14 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     top = argparse.ArgumentParser(
         prog="cao",
         description="Hand work from one AI coding agent to others, each in tmux.",
-        epilog="Start with: cao demo, then cao handoff claude 'a task'. As an MCP server: cao mcp.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_FIRST_STEPS,
     )
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, call: Callable[[Ask], int], words: str, json_too: bool = True) -> Any:
-        parser = commands.add_parser(name, help=words, description=words)
+        parser = commands.add_parser(name, help=words, description=words, **_example(name))
         parser.set_defaults(call=call, json=False)
         if json_too:
             parser.add_argument("--json", action="store_true", help="print JSON for a program")
@@ -7680,7 +8339,8 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
             sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
         sub.add_argument("--permissions", choices=PERMISSIONS, help="instead of the profile's")
     _other_commands(add)
-    commands.add_parser("mcp", help="serve MCP on stdio, for any MCP client")
+    words = "serve MCP on stdio, for any MCP client"
+    commands.add_parser("mcp", help=words, description=words, **_example("mcp"))
     return top, commands.choices
 
 
@@ -7710,13 +8370,14 @@ def _other_commands(add: Callable[..., Any]) -> None:
     sub.add_argument("session")
     sub.add_argument("--yes", action="store_true", help="do not ask, even where it holds work")
     sub = add("answer", cmd_answer, "answer what a session asks")
-    sub.add_argument("session")
-    sub.add_argument("answer", help="an option's number or text")
+    sub.add_argument("session", nargs="?", help="none: go through all open questions")
+    sub.add_argument("answer", nargs="?", help="an option's number or text; none: be asked")
     sub = add("stop", cmd_stop, "end sessions with their workers")
     sub.add_argument("sessions", nargs="+", metavar="session")
     sub.add_argument("--interrupt", action="store_true", help="only interrupt the turn")
     sub = add("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)", False)
     sub.add_argument("session")
+    add("watch", cmd_watch, "show all sessions as they change; answer, attach, stop", False)
     sub = add("launch", cmd_launch, "start a supervisor in tmux and attach to it")
     sub.add_argument("profile", nargs="?", default="supervisor")
     sub.add_argument("--cwd", metavar="DIR")
@@ -7732,6 +8393,9 @@ def _explaining_commands(add: Callable[..., Any]) -> None:
     sub = add("logs", cmd_logs, "print what happened, of one session or of all")
     sub.add_argument("session", nargs="?")
     sub.add_argument("-f", "--follow", action="store_true", help="go on as it happens")
+    sub = add("trace", cmd_trace, "draw what sessions did as one HTML page", False)
+    sub.add_argument("root", nargs="?", help="a session and all below it; none: all there are")
+    sub.add_argument("--output", default="cao-trace.html", metavar="FILE", help="- for stdout")
     sub = add("config", cmd_config, "print the MCP entry for a client", False)
     sub.add_argument("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS))
     sub.add_argument(

@@ -51,7 +51,7 @@ STDLIB = getattr(sys, "stdlib_module_names", None) or TOP_IMPORTS | frozenset(
         " hashlib heapq hmac html http inspect io itertools locale logging math mmap operator"
         " pathlib platform plistlib pwd queue random resource sched secrets shlex shutil socket"
         " sqlite3 stat string struct subprocess tempfile termios textwrap threading traceback"
-        " tty types unicodedata urllib uuid warnings weakref xml zlib zoneinfo"
+        " curses tty types unicodedata urllib uuid warnings weakref xml zlib zoneinfo"
     )
 )
 

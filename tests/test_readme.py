@@ -149,7 +149,8 @@ def test_the_exit_codes_are_the_programs():
 
 def test_the_environment_variables_are_those_that_are_read():
     read = {name for name in re.findall(r"CAO_[A-Z_]+", SOURCE) if not name.startswith("CAO_TEST_")}
-    assert {coded(row[0])[0] for row in table("Environment")} == read
+    documented = [*table("Environment"), *table("Environment", 1)]
+    assert {coded(row[0])[0] for row in documented} == read
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,645 @@
+"""What people look at: `cao watch` in a real tmux, questions, notify, and the trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import cao
+from conftest import CAO, until
+
+START = 1_790_000_000.0
+SIZES = [(80, 24), (200, 50)]
+
+
+class Terminal:
+    """A person's terminal of some size with a cao command in it: a pane of a tmux server
+    that has nothing to do with cao's."""
+
+    def __init__(self, place, columns, lines, *command, **env) -> None:
+        self.env = {**place.env, "SHELL": "/bin/sh", **env}
+        self.name = f"p{len(place.started)}-{random.randrange(10**6)}"
+        self.socket = f"person-{self.name}"
+        config = place.folder / "person.conf"
+        config.write_text("set -g remain-on-exit on\nset -g bell-action any\n"
+                          "set-hook -g alert-bell 'set -g @rang yes'\n")  # fmt: skip
+        size = ("-x", str(columns), "-y", str(lines))
+        self.tmux("-f", str(config), "new-session", "-d", "-s", "w", *size, "-c", str(place.work),
+                  "--", *CAO, *command)  # fmt: skip
+
+    def tmux(self, *args) -> str:
+        argv = ["tmux", "-u", "-L", self.socket, *args]
+        return subprocess.run(
+            argv, check=False, capture_output=True, text=True, env=self.env
+        ).stdout
+
+    def screen(self, *flags) -> str:
+        return self.tmux("capture-pane", "-p", *flags, "-t", "w")
+
+    def press(self, *keys) -> None:
+        self.tmux("send-keys", "-t", "w", *keys)
+
+    def sees(self, pattern, timeout_s=15.0) -> str:
+        """Wait until a regex is on the screen, and return the screen."""
+        return until(self.screen, lambda s: bool(re.search(pattern, s, re.M)), timeout_s)
+
+    def ask(self, form) -> str:
+        return self.tmux("display-message", "-p", "-t", "w", form).strip()
+
+    def close(self) -> None:
+        self.tmux("kill-server")
+
+
+@pytest.fixture
+def terminal(place):
+    """Start a command in a terminal of a size; all are closed afterwards."""
+    opened = []
+
+    def open_terminal(columns, lines, *command, **env):
+        opened.append(Terminal(place, columns, lines, *command, **env))
+        return opened[-1]
+
+    yield open_terminal
+    for one in opened:
+        one.close()
+
+
+def begin(place, script) -> str:
+    """Give the demo agent a task and return the session's name."""
+    return place.ok("assign", "demo", f"demo: {script}").strip().partition(".")[0]
+
+
+# ---- watch ----
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize(("columns", "lines"), SIZES)
+def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, columns, lines):
+    boss = begin(place, "assign demo {demo: permit rm build|Yes|No}; gather")
+    idle = begin(place, "say the tests pass")
+    place.until_state(idle, "idle")
+    shown = terminal(columns, lines, "watch")
+    screen = shown.sees(r"asks: Bash: rm build \(Yes / No\)")
+    worker = next(name for name in place.live() if name not in (boss, idle))
+    assert re.search(r"^cao  1 working  1 asking  1 done$", screen, re.M)
+    assert re.search(rf"^  {boss}    working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
+    assert re.search(rf"^    {worker}  asking   since \d\d:\d\d  ", screen, re.M)
+    assert re.search(rf"^  {idle}    idle     since \d\d:\d\d .*the tests pass$", screen, re.M)
+    assert screen.splitlines()[-1].startswith("enter attach  r read  a answer")
+    assert len(screen.splitlines()) == lines
+    shown.press("Tab")
+    shown.sees(rf"^{worker} asks \(permission\): Bash: rm build\n  1. Yes\n  2. No$")
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize(("columns", "lines"), SIZES)
+def test_watch_obeys_its_keys(place, terminal, columns, lines):
+    session = begin(place, "ask Which?|red|blue; say chosen; sleep 60")
+    place.until_state(session, "asking")
+    shown = terminal(columns, lines, "watch")
+    shown.sees("asks: Which")
+    shown.press("a", "9", "Enter")
+    shown.sees("'9' is not one of the options")
+    shown.press("a", "7", "BSpace", "b", "l", "u", "Enter")
+    shown.sees(rf"^{session}: blue$")
+    shown.sees("working 60 s")  # its screen
+    shown.press("r")
+    shown.sees(r"^demo agent: it needs no account")
+    shown.press("r", "s")
+    shown.press("-l", "and you?")
+    shown.sees(rf"^{session}: message: and you")
+    shown.press("Escape")
+    until(shown.screen, lambda s: "message:" not in s)
+    shown.press("i")
+    shown.sees(rf"^{session}: interrupted$")
+    shown.press("s")
+    shown.press("-l", "and you?")
+    shown.press("Enter")
+    shown.sees(rf"^{session}: (queued|typed|submitted|taken)$")  # how far it came in 3 s
+    until(lambda: "Message from" in place.state(session).get("last_line", ""))
+    shown.press("x", "n", "o", "Enter")
+    shown.sees("not ended")
+    shown.press("x", "y", "e", "s", "Enter")
+    shown.sees(rf"^{session}: ended$")
+    until(place.live, [])
+    shown.press("q")
+    # Under load tmux 3.3a itself may forget to reap: then it knows no status.
+    until(lambda: shown.ask("#{pane_dead}#{pane_dead_status}"), lambda seen: seen in ("1", "10"))
+
+
+@pytest.mark.tmux
+def test_what_is_typed_in_watch_is_for_the_session_and_question_it_was_begun_for(place, terminal):
+    session = begin(place, "ask Which?|red|blue; sleep 1; ask And then?|red|white; say chosen")
+    other = begin(place, "say hello")
+    place.until_state(session, "asking")
+    place.until_state(other, "idle")
+    shown = terminal(80, 24, "watch")
+    shown.sees("asks: Which")
+    shown.press("Tab", "a", "r")
+    shown.sees(rf"^{session}: answer: r$")
+    place.ok("answer", session, "red")
+    shown.sees("asks: And then")
+    shown.press("e", "d", "Enter")
+    shown.sees("asks something else by now")
+    shown.press("x", "y", "e")
+    shown.sees("type yes: ye$")
+    place.ok("stop", session)
+    until(shown.screen, lambda s: f"  {session}  " not in s)
+    shown.press("s", "Enter")
+    shown.sees("nothing: it had ended")
+    assert place.live() == [other]
+
+
+@pytest.mark.tmux
+def test_watch_attaches_and_comes_back(place, terminal):
+    session = begin(place, "say seen")
+    place.until_state(session, "idle")
+    shown = terminal(80, 24, "watch")
+    shown.sees("seen")
+    shown.press("Enter")
+    shown.sees(rf"^\[{session}")  # tmux's status line
+    shown.press("C-b", "d")
+    shown.sees("^cao  0 working")
+
+
+def switches(pid: int) -> int:
+    """Return how often the threads of a process have run."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(n) for text in texts for n in re.findall(r"ctxt_switches:\s*(\d+)", text))
+
+
+@pytest.mark.tmux
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads /proc")
+def test_watch_sleeps_when_nothing_works_and_counts_seconds_when_something_does(place, terminal):
+    place.until_state(begin(place, "permit rm|Yes|No"), "asking")
+    shown = terminal(80, 24, "watch")
+    shown.sees("1 asking")
+    pid = int(shown.ask("#{pane_pid}"))
+    until(lambda: (switches(pid), settle(1.0), switches(pid)), lambda seen: seen[0] == seen[2])
+    before = switches(pid)
+    settle(2.5)
+    assert switches(pid) == before
+    begin(place, "sleep 30")  # no key is pressed: its runner wakes us
+    shown.sees(r"working  2\.\d s")
+    shown.sees(r"working  4\.\d s")
+
+
+def settle(seconds: float) -> None:
+    """Let time pass in which nothing must happen."""
+    with pytest.raises(AssertionError):
+        until(lambda: False, timeout_s=seconds)
+
+
+@pytest.mark.tmux
+def test_watch_sees_the_death_of_an_idle_runner(place, terminal):
+    session = begin(place, "say hello")
+    place.until_state(session, "idle")
+    shown = terminal(80, 24, "watch")
+    shown.sees(session)
+    os.kill(int(place.tmux("list-panes", "-a", "-F", "#{pane_pid}")), signal.SIGKILL)
+    until(shown.screen, lambda s: session not in s)
+
+
+@pytest.mark.tmux
+def test_watch_rings_the_bell_when_one_asks_or_ends_and_not_before(place, terminal):
+    session = begin(place, "sleep 1; ask Which?|red|blue; sleep 1; say chosen")
+    shown = terminal(80, 24, "watch")
+    for state in ("asking", "idle"):
+        shown.sees("working")
+        assert shown.tmux("show-option", "-gqv", "@rang") == ""
+        place.until_state(session, state)
+        until(lambda: shown.tmux("show-option", "-gqv", "@rang"), "yes\n")
+        shown.tmux("set-option", "-gu", "@rang")
+        if state == "asking":
+            place.ok("answer", session, "red")
+
+
+@pytest.mark.tmux
+def test_watch_follows_the_size_of_its_terminal(place, terminal):
+    names = [begin(place, "say hello") for _ in range(3)]
+    shown = terminal(80, 24, "watch")
+    shown.sees(names[0])
+    for columns, lines in ((100, 40), (80, 24), (30, 6), (10, 2), (120, 30)):
+        shown.tmux("resize-window", "-t", "w", "-x", str(columns), "-y", str(lines))
+        until(
+            lambda: shown.screen().splitlines()[-1:],
+            lambda last, width=columns: (last or [""])[0][:5] == "enter"[:width],
+        )
+        assert shown.ask("#{pane_dead}") == "0"
+    shown.sees("q quit")
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("command", ["watch", "ls"])
+def test_colours_are_for_terminals_and_no_color_is_respected(place, terminal, command):
+    place.until_state(begin(place, "ask Which?|red|blue"), "asking")
+    colour = re.compile(r"\x1b\[[0-9;]*[34][0-7]m")
+    for env, wanted in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = terminal(80, 24, command, **env)
+        shown.sees("asking")
+        assert bool(colour.search(shown.screen("-e"))) == wanted
+    assert "\x1b" not in place.ok("ls")
+
+
+def test_watch_without_a_terminal_says_what_to_do_instead(place):
+    done = place.run("watch")
+    assert (done.returncode, "cao ls" in done.stderr) == (2, True)
+
+
+# ---- questions in one place ----
+
+
+@pytest.mark.tmux
+def test_answer_alone_goes_through_all_questions(place):
+    first, second, third = (begin(place, f"ask Which {n}?|red|blue") for n in "abc")
+    for session in (first, second, third):
+        place.until_state(session, "asking")
+    begin(place, "say not me")
+    assert place.ok("ls", "--asking").count("asks: Which") == 3
+    order = sorted((first, second, third))
+    done = place.run("answer", stdin="7\nblue\n\n1\n")  # a wrong one is asked again
+    assert done.returncode == 0
+    assert done.stdout == f"{order[0]}: blue\n{order[2]}: red\n"
+    assert done.stderr.count("answer (nothing: skip it)") == 4
+    assert "  1. red\n  2. blue\n" in done.stderr
+    assert order[1] in place.ok("ls", "--asking")
+    assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: blue\n"
+    assert "nobody asks" in place.run("answer").stderr
+
+
+@pytest.mark.tmux
+def test_the_notify_command_gets_the_facts_when_one_asks_or_ends(place):
+    script = place.folder / "bin" / "tell me"
+    told = place.folder / "told"
+    facts = "env | grep ^CAO_NOTIFY_ | sort"
+    script.write_text(f'#!/bin/sh\n{{ {facts}; echo "$#|$1|$2|$CAO_SESSION"; }} >>{told}\n')
+    script.chmod(0o755)
+    command = f"'{script}' '$HOME; `id`'"
+    task = place.ok(
+        "assign", "demo", "demo: ask Which name?|red|blue; say a; say b", CAO_NOTIFY=command
+    )
+    session, task = task.partition(".")[0], task.strip()
+    until(lambda: told.exists() and told.read_text(), lambda text: text and "|" in text)
+    assert told.read_text().splitlines() == [
+        "CAO_NOTIFY_EVENT=asking",
+        "CAO_NOTIFY_OUTCOME=",
+        f"CAO_NOTIFY_SESSION={session}",
+        f"CAO_NOTIFY_TASK={task}",
+        "CAO_NOTIFY_TEXT=Which name?",
+        f"2|$HOME; `id`|{session} asks: Which name?|",
+    ]
+    told.unlink()
+    place.ok("answer", session, "red")
+    until(lambda: told.exists() and told.read_text(), lambda text: text and "|" in text)
+    assert "CAO_NOTIFY_OUTCOME=done\n" in told.read_text()
+    assert f"|{session} done: red a b|\n" in told.read_text()
+
+
+@pytest.mark.tmux
+def test_notify_tells_once_of_a_crash_and_a_bad_command_harms_nothing(place):
+    told = place.folder / "told"
+    script = place.folder / "bin" / "tell"
+    script.write_text(f'#!/bin/sh\necho "$1" >>{told}\n')
+    script.chmod(0o755)
+    place.run("handoff", "demo", "demo: exit 3", CAO_NOTIFY=str(script))
+    until(
+        lambda: told.exists() and told.read_text(), lambda text: text and "failed: exited" in text
+    )
+    task = place.ok("assign", "demo", "demo: say fine", CAO_NOTIFY="/nonexistent").strip()
+    assert place.ok("wait", task) == "fine\n"
+    until(lambda: [e for e in place.log(task.partition(".")[0]) if e["event"] == "notify_failed"])
+    assert told.read_text().count("\n") == 1
+
+
+# ---- tmux: the status line, the user's conf, viewers ----
+
+
+@pytest.mark.tmux
+def test_the_status_line_counts_working_asking_and_done(place, terminal):
+    begin(place, "sleep 60")
+    asking, idle = begin(place, "ask Which?|red|blue"), begin(place, "say hello")
+    place.until_state(asking, "asking")
+    place.until_state(idle, "idle")
+    shown = terminal(100, 30, "attach", idle)
+    shown.sees("1 working  1 asking  1 done *$")
+    place.ok("answer", asking, "1")
+    shown.sees("1 working  0 asking  2 done *$")
+    place.ok("stop", asking)
+    shown.sees("1 working  0 asking  1 done *$", 20)  # tmux's own status-interval is 15 s
+
+
+@pytest.mark.tmux
+def test_the_users_tmux_conf_is_read_only_if_told_and_cannot_end_or_reflow_a_worker(place):
+    (place.user / ".tmux.conf").write_text("set -g prefix C-x\n")
+    begin(place, "say hello")
+    assert place.tmux("show-options", "-gv", "prefix") == "C-b\n"
+    place.tmux("kill-server")
+    conf = place.folder / 'my "own" $conf.tmux'
+    conf.write_text(
+        "set -g prefix C-a\nset -g window-size smallest\nset -g destroy-unattached on\n"
+        "set -g remain-on-exit on\nset -g update-environment SECRET\nset -s exit-unattached on\n"
+    )
+    done = place.run("handoff", "demo", "demo: say hello", CAO_TMUX_CONF=str(conf), SECRET="x")
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+    assert place.tmux("show-options", "-gv", "prefix") == "C-a\n"
+    assert place.tmux("show-options", "-gqv", "update-environment").strip() == ""
+    assert place.tmux("list-windows", "-a", "-F", "#{window_width}x#{window_height}") == "200x50\n"
+    wrong = place.run("handoff", "demo", "hello", CAO_TMUX_CONF="/nonexistent/conf")
+    assert (wrong.returncode, "/nonexistent/conf" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.tmux
+def test_several_viewers_of_any_size_do_not_reflow_a_worker(place, terminal):
+    session = begin(place, "say " + "x" * 150)
+    place.until_state(session, "idle")
+
+    def size() -> str:
+        form = "#{pane_width}x#{pane_height} #{session_attached}"
+        return place.tmux("display-message", "-p", "-t", f"={session}:", form).strip()
+
+    screen = place.screen(session)
+    small, large = terminal(80, 24, "attach", session), terminal(230, 60, "attach", session)
+    until(size, "200x50 2")
+    small.tmux("resize-window", "-t", "w", "-x", "60", "-y", "15")
+    large.tmux("resize-window", "-t", "w", "-x", "90", "-y", "20")
+    until(lambda: small.ask("#{pane_width}"), "60")
+    assert size() == "200x50 2"
+    small.press("C-b", "d")
+    until(size, "200x50 1")
+    large.close()
+    until(size, "200x50 0")
+    assert place.screen(session) == screen
+
+
+@pytest.mark.tmux
+def test_a_pane_left_scrolled_back_by_a_viewer_still_gets_its_keys(place):
+    session = begin(place, "say hello")
+    place.until_state(session, "idle")
+    place.tmux("copy-mode", "-t", f"={session}:")
+    assert place.ok("handoff", session, "demo: say still here", timeout_s=30) == "still here\n"
+    task = place.ok("assign", session, "demo: ask Which?|red|blue").strip()
+    place.until_state(session, "asking")
+    place.tmux("copy-mode", "-t", f"={session}:")
+    place.ok("answer", session, "blue")
+    assert place.ok("wait", task) == "blue\n"
+
+
+# ---- what teaches ----
+
+
+def test_every_example_is_of_a_command_with_the_options_it_has():
+    _, parsers = cao._command_line()
+    assert set(cao._EXAMPLES) == set(parsers)
+    for text in (cao._FIRST_STEPS, *cao._EXAMPLES.values()):
+        for name, rest in re.findall(r"\bcao ([a-z]+)\b(.*)", text):
+            assert name in parsers
+            flags = re.findall(r"(?<!\S)(-{1,2}[a-z-]+)", re.sub("'.*?'", "", rest))
+            assert set(flags) <= set(parsers[name]._option_string_actions)
+    for name, parser in parsers.items():
+        assert f"cao {name}" in parser.format_help().partition("example")[2]
+
+
+ALL_KEYS = """\
+---
+name: code_writer
+description: Writes code
+provider: claude_code
+role: developer
+allowedTools: ["@builtin", "fs_*", "@cao-mcp-server"]
+tools: ["*"]
+toolAliases: {}
+toolsSettings: {execute_bash: {allowedCommands: ["ls.*"]}}
+model: sonnet
+permissionMode: acceptEdits
+mcpServers:
+  cao-mcp-server:
+    type: stdio
+    command: uvx
+    args:
+      - "--from"
+      - "git+https://github.com/awslabs/cli-agent-orchestrator.git@main"
+      - "cao-mcp-server"
+  tickets: {command: tickets-mcp}
+claudeConfig: {model: opus}
+codexConfig: {model_reasoning_effort: high}
+codexProfile: fast
+tags: [a, b]
+capabilities: [write]
+skills: [docs]
+resources: ["file://README.md"]
+hooks: {agentSpawn: [{command: "git status"}]}
+useLegacyMcpJson: false
+prompt: not used where there is a body
+---
+# CODE WRITER
+
+You write code.
+"""
+
+
+def test_a_profile_of_the_reference_program_loads_unchanged_and_is_explained(place):
+    place.profile("code_writer", ALL_KEYS)
+    facts = json.loads(place.ok("profiles", "code_writer", "--json"))
+    assert facts["from"] == f"{place.home}/profiles/code_writer.md"
+    assert (facts["provider"], facts["permissions"].split()[0]) == ("claude", "edits")
+    assert "unknown keys" not in facts
+    ignored = facts["read, not used"].split()
+    assert {"codexConfig", "codexProfile", "tags", "hooks"} <= set(ignored)
+    assert "claudeConfig" not in ignored
+    listed = json.loads(place.ok("profiles", "--json"))
+    found = next(row for row in listed if row["name"] == "code_writer")
+    assert found["source"] == f"{place.home}/profiles/code_writer.md"
+
+
+# ---- trace ----
+
+
+def invent_sessions(store: cao.Store, count: int) -> None:
+    """Write sessions with the logs that work would have left: a supervisor, workers, and
+    workers of every fifth of them."""
+    dice, above = random.Random(count), ["lead-2222"]
+    store_one(store, "lead-2222", "", 0, [(0, "working"), (600, "idle")])
+    for n in range(1, count):
+        name, at = f"worker-{n:04}", n * 400 / count
+        boss = above[n % len(above)]
+        depth = 1 if boss == "lead-2222" else 2
+        length = dice.uniform(5, 120)
+        states = [(at, "starting"), (at + 1, "working"), (at + length, "idle")]
+        if n % 4 == 0:
+            states[2:2] = [(at + length / 3, "asking"), (at + length / 2, "working")]
+        store_one(store, name, boss, depth, states)
+        if n % 5 == 1 and depth == 1:
+            above.append(name)
+        give(store, name, boss, "task", at, f"task {n} <b>&amp;</b>")
+        if n % 6 == 0:
+            give(store, boss, name, "message", at + length / 2, "half way")
+        outcome = "failed" if n % 7 == 0 else "done"
+        add_log(store, name, at + length, "result", task=f"{name}.t222", outcome=outcome, reason="")
+        give(store, boss, name, "result", at + length, "", f"{name}.t222")
+
+
+def add_log(store: cao.Store, name: str, at: float, event: str, **fields) -> None:
+    with open(f"{store.folder(name)}/log.jsonl", "a") as file:
+        file.write(json.dumps({"at": START + at, "event": event, **fields}) + "\n")
+
+
+def store_one(store: cao.Store, name: str, boss: str, depth: int, states) -> None:
+    os.makedirs(store.folder(name), exist_ok=True)
+    session = cao.Session(name, "agent", "developer", "demo", "/", boss, depth, START)
+    store.create(session)
+    for at, state in [*states, (700, "ended")]:
+        add_log(store, name, at, "state", state=state, why="")
+    store.save_state(name, {"state": "ended", "since": START + 700})
+
+
+def give(store, to: str, sender: str, kind: str, at: float, text: str, task: str = "") -> None:
+    message = cao.Message(
+        f"{int((START + at) * 1e9):020d}-{sender}", kind, sender, to, text, 0.0, task
+    )
+    store.write(f"{store.folder(to)}/inbox/cur/{message.id}", cao.dump(message))
+    add_log(store, to, at, "queued", message=message.id, kind=kind, sender=sender)
+
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+MEASURE = """<script>
+const box = e => e.getBoundingClientRect(), all = s => [...document.querySelectorAll(s)];
+const time = box(document.getElementById('time'));
+document.body.innerHTML = '<pre id=out>' + JSON.stringify({
+  background: getComputedStyle(document.body).backgroundColor,
+  bar: getComputedStyle(all('#time i.working')[0]).backgroundColor,
+  wide: document.documentElement.scrollWidth - innerWidth,
+  names: all('#names div').map(e => [box(e).top, box(e).bottom, e.textContent]),
+  cut: all('#names div').filter(e => e.scrollWidth > e.clientWidth).length,
+  bars: all('#time i').map(e => [box(e).left - time.left, time.right - box(e).right,
+                                 box(e).top, box(e).bottom, e.title]),
+  arrows: all('#time b').map(e => [box(e).top, box(e).bottom, e.title]),
+}).replace(/</g, '&lt;') + '</pre>';
+</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: the page is only parsed")
+@pytest.mark.parametrize("count", [3, 60])
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_trace_looks_right_in_a_browser(place, count, scheme):
+    invent_sessions(place.store, count)
+    page = place.ok("trace", "--output", "-")
+    path = place.folder / "page.html"
+    path.write_text(page.replace("</body>", MEASURE + "</body>"))
+    done = subprocess.run(
+        [BROWSER, "--no-sandbox", "--headless", "--disable-gpu", "--window-size=1200,800",
+         f"--user-data-dir={place.folder}/browser", f"--blink-settings=preferredColorScheme="
+         f"{int(scheme == 'light')}", "--dump-dom", path.as_uri()],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    seen = json.loads(
+        re.search(r"<pre id=.out.>(.*)</pre>", done.stdout, re.S)[1]
+        .replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    )  # fmt: skip
+    channels = [int(n) for n in re.findall(r"\d+", seen["background"])[:3]]
+    assert all(n > 200 for n in channels) if scheme == "light" else all(n < 60 for n in channels)
+    assert seen["bar"] not in ("rgba(0, 0, 0, 0)", seen["background"])
+    assert seen["wide"] <= 0
+    assert len(seen["names"]) == count
+    assert seen["cut"] == 0
+    rows = {text.split()[0]: (top, bottom) for top, bottom, text in seen["names"]}
+    for left, right, top, bottom, title in seen["bars"]:
+        row = rows[title.split(" · ")[0]]
+        assert left >= -0.5
+        assert right >= -2.5  # the shortest bar is 2 px wide
+        assert row[0] < top < bottom < row[1]
+    assert len(seen["arrows"]) >= 2 * (count - 1)
+    assert all(bottom - top >= 12 for top, bottom, _ in seen["arrows"])
+
+
+class Page(HTMLParser):
+    """Reads a page: what is open at its end, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack, self.loads, self.titles = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.loads += [v for k, v in attrs if k in ("src", "href")]
+        self.titles += [found["title"]] if "title" in found else []
+        if tag not in ("meta", "hr", "input"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.stack and self.stack.pop() != tag:
+            assert tag in ("html", "body"), tag
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_the_trace_is_one_page_that_loads_nothing(place, count):
+    invent_sessions(place.store, count)
+    assert place.ok("trace").strip() == str(place.work / "cao-trace.html")
+    text = (place.work / "cao-trace.html").read_text()
+    page = Page(text)
+    assert (page.stack, page.loads) == ([], [])
+    assert not re.search(r"https?:|@import|url\(|<script|@[A-Z]+@", text)
+    assert f"{count} sessions, {count - 1} tasks ended" in text
+    assert "task from lead-2222 · task 1 <b>&amp;</b>" in page.titles
+    assert text.count('<b class="task down"') == count - 1
+    assert text.count('<b class="result up"') == count - 1
+    assert text.count("<s ") == (count - 1) // 7
+
+
+@pytest.mark.tmux
+def test_the_trace_of_a_root_shows_it_and_what_is_below(place):
+    place.ok("handoff", "demo", "demo: handoff demo {demo: say deep}")
+    lone = begin(place, "say alone")
+    place.until_state(lone, "idle")
+    (root,) = [
+        name
+        for name in place.live()
+        if name != lone
+        and "working" in str(place.log(name))
+        and any(e["event"] == "queued" and e["kind"] == "result" for e in place.log(name))
+    ]
+    text = place.ok("trace", root, "--output", "-")
+    (worker,) = set(place.live()) - {root, lone}
+    assert f"  {worker} " in text
+    assert lone not in text
+    assert root not in place.ok("trace", lone, "--output", "-")
+    assert "2 sessions, 2 tasks ended, 2 of them done" in text
+    missing = place.run("trace", "nobody-2222")
+    assert (missing.returncode, "nobody-2222" in missing.stderr) == (3, True)
+
+
+def test_a_night_between_two_hours_of_work_is_cut_short():
+    times = [(0, 3600, "working"), (3600, 4e4, "idle"), (4e4, 43600, "working"), (9, 99, "working")]
+    spans = [cao.Span(0, state, start, end, "") for start, end, state in times]
+    axis = cao.time_axis(spans, [0, 43600])
+    assert axis[0] == (0, 0)
+    assert axis[-1] == (43600, 100)
+    assert 45 < cao.interpolate(axis, 3600) < 49
+    assert 51 < cao.interpolate(axis, 40000) < 55
+    assert cao.interpolate(axis, 1800) == pytest.approx(cao.interpolate(axis, 3600) / 2)
+    assert cao.interpolate(cao.time_axis([], [5.0]), 5.0) == 0
+
+
+@pytest.mark.parametrize(("text", "columns", "wanted"), [
+    ("hello", 8, "hello   "),
+    ("hello", 5, "hello"),
+    ("hello", 4, "hel…"),
+    ("日本語", 6, "日本語"),
+    ("日本語", 5, "日本…"),
+    ("日本語", 4, "日… "),
+    ("e\u0301te", 3, "e\u0301te"),
+    ("a\tb\x1b[1m", 12, "a       b[1m"),
+    ("x", 0, ""),
+])  # fmt: skip
+def test_text_is_fitted_into_columns_of_a_terminal(text, columns, wanted):
+    assert cao.fit_columns(text, columns) == wanted
