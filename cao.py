@@ -291,7 +291,7 @@ class Result(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a CLI said, in our words: started, submitted, ended, failed, interrupted,
+    """What a CLI said, in our words: started, submitted, said, ended, failed, interrupted,
     asked, resolved, background."""
 
     kind: str
@@ -319,6 +319,7 @@ class Launch(NamedTuple):
     conversation: str  # a fresh UUID
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
+    own: dict[str, str] = {}  # noqa: RUF012 - the user's files of Provider.own_files, as text
 
 
 class Look(NamedTuple):
@@ -416,11 +417,12 @@ class Menu(NamedTuple):
     cursor: int  # the index of the option under it
 
 
-_CURSOR = re.compile(r"^([\s│|]*[❯›>]\s+)\S")
-_NUMBERED = re.compile(r"^[\s│|]*[❯›>]?\s*(\d+)[.)]\s+(\S.*?)[\s│|]*$")
+_CURSOR = re.compile(r"^([\s│|]*[❯›>▶→]\s+)\S")
+_NUMBERED = re.compile(r"^[\s│|]*[❯›>▶→]?\s*\[?(\d+)[.)\]]\s+(\S.*?)[\s│|]*$")
 _CONFIRM = re.compile(
-    r"\b(enter|esc)\b.*\b(confirm|cancel|continue|select|skip|back|amend)\b", re.I
+    r"(\b(enter|esc)\b|↵).*\b(confirm|cancel|continue|select|skip|back|amend)\b", re.I
 )
+_CONFIRM_ABOVE = re.compile(r"^↑↓.* enter select\b", re.I | re.M)  # Kimi Code 2.1.0
 
 
 def parse_menu(screen: str) -> Menu | None:
@@ -441,9 +443,9 @@ def parse_menu(screen: str) -> Menu | None:
             rows = _plain_rows(lines, at, len(match[1]))
         run = sorted(rows)
         below = [line for line in lines[run[-1] + 1 :] if line.strip()][:4]
-        if len(run) > 1 and any(map(_CONFIRM.search, below)):
-            options = tuple(Option(*rows[n]) for n in run)
-            return Menu(_menu_question(lines, run[0]), options, run.index(at))
+        question = _menu_question(lines, run[0])
+        if len(run) > 1 and (any(map(_CONFIRM.search, below)) or _CONFIRM_ABOVE.search(question)):
+            return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
     return None
 
 
@@ -477,13 +479,22 @@ def _numbered_rows(lines: Sequence[str], at: int) -> dict[int, tuple[str, str]]:
 
 
 def _plain_rows(lines: Sequence[str], at: int, column: int) -> dict[int, tuple[str, str]]:
-    """Return line -> (number, text) of the lines around one that begin in its column."""
-    run = [at]
+    """Return line -> (number, text) of the lines around one that begin in its column; where
+    blank lines part them into blocks, each block's first line is an option."""
+    begins = re.compile(rf"^[\s│|]{{{column}}}\S")
+    run, parted = [at], False
     for step in (-1, 1):
         n = at + step
-        while 0 <= n < len(lines) and re.match(rf"^[\s│|]{{{column}}}\S", lines[n]):
+        while 0 <= n < len(lines):
+            far = n + step
+            if not begins.match(lines[n]):
+                if lines[n].strip() or not 0 <= far < len(lines) or not begins.match(lines[far]):
+                    break
+                parted, n = True, far
             run.append(n)
             n += step
+    if parted:
+        run = [n for n in run if n == at or not lines[n - 1].strip()]
     texts = ((n, lines[n][column:].strip(" │|")) for n in sorted(run))
     return {n: (str(count), text) for count, (n, text) in enumerate(texts, 1)}
 
@@ -492,14 +503,16 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
     """Return what stands in a CLI's input line, or None where there is no such line.
 
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
-    on the line without colours, its group the text.
+    on the line without colours and the one below it, its group the text.
     """
     if parse_menu(strip_ansi(ansi_screen)):
         return None
+    below = ""
     for line in reversed(ansi_screen.split("\n")):
-        if re.match(composer, strip_ansi(line)):
-            match = re.match(composer, _bright(line))
+        if re.match(composer, f"{strip_ansi(line)}\n{below}"):
+            match = re.match(composer, f"{_bright(line)}\n{below}")
             return match[1].strip() if match else ""
+        below = strip_ansi(line)
     return None
 
 
@@ -855,6 +868,9 @@ class Provider(NamedTuple):
     # path in launch/ -> the user's file or folder it is a link to, where there is one: the
     # login, for a CLI that can only be told things by a home of its own
     links: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
+    # name -> the user's file whose text `files` needs, as launch.own: settings that a home of
+    # its own would else leave out
+    own_files: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
     env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
     # a word of TOOL_WORDS -> what holds an agent to it, in this CLI's own words (its tools, or
     # flags that take them away: the row's argv or files use it); a word not here is only told
@@ -866,7 +882,10 @@ class Provider(NamedTuple):
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
     transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
-    composer: str = ""  # regex on the input line, its group the draft
+    composer: str = ""  # regex on the input line and the next, its group the draft
+    mcp: bool = True  # it takes MCP servers
+    own_tools: str = ""  # the answer where it asks about a tool of cao's, and no setting may
+    logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
     failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
@@ -1022,15 +1041,25 @@ def read_status_json(text: str) -> Look:
 def read_hook(payload: dict[str, Any]) -> Event | None:
     """Return what a Claude-shaped hook payload says, or None where it says nothing to us.
 
-    Claude Code 2.1.330 and Codex 0.169.0 send these names and fields; so does the demo.
+    Claude Code 2.1.330 and Codex 0.169.0 send these names and fields; so do Kimi Code 2.1.0
+    (its prompt in blocks; no answer), our extension for pi, and the demo. Kiro CLI 2 and Cursor,
+    by their documents, begin the names small; Cursor says how a turn stopped, and names its
+    conversation, in fields of its own.
     """
     name = str(payload.get("hook_event_name") or "")
     kind = _HOOK_KINDS.get(name, "")
+    if name == "PreToolUse" and payload.get("tool_name") == "AskUserQuestion":
+        kind = "asked"  # Kimi Code asks with no other event
+    kind = {"aborted": "interrupted", "error": "failed"}.get(str(payload.get("status")), kind)
     if not kind:
         return None
-    text = payload.get("prompt") if kind == "submitted" else payload.get("last_assistant_message")
+    said = ("last_assistant_message", "assistant_response", "text")
+    text = next((payload[key] for key in said if payload.get(key)), "")
     reason = ""
+    if kind == "submitted":
+        text = block_text(payload.get("prompt"))
     if kind == "failed":
+        text = text or payload.get("error_message")
         reason = classify_failure(f"{payload.get('error') or ''} {text or ''}")
     if kind == "asked":
         reason = str(payload.get("tool_name") or "")
@@ -1045,7 +1074,7 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
         reason=reason,
         retry_at=retry_time(str(text or "")) if reason == "rate_limit" else "",
         source=f"hook:{name}",
-        conversation=str(payload.get("session_id") or ""),
+        conversation=str(payload.get("session_id") or payload.get("conversation_id") or ""),
         transcript=str(payload.get("transcript_path") or ""),
         background=tuple(
             f"{kind} {task.get('description') or task.get('id') or ''}".strip()
@@ -1056,6 +1085,13 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     )
 
 
+def block_text(content: Any) -> str:
+    """Return the text of a message's content, which is text or a list of blocks."""
+    blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    blocks = [b if isinstance(b, dict) else {"type": "text", "text": b} for b in blocks]
+    return "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
+
+
 _HOOK_KINDS = {
     "SessionStart": "started",
     "UserPromptSubmit": "submitted",
@@ -1064,6 +1100,12 @@ _HOOK_KINDS = {
     "StopFailure": "failed",
     "Interrupt": "interrupted",
     "SessionEnd": "leaving",
+    "agentSpawn": "started",
+    "userPromptSubmit": "submitted",
+    "beforeSubmitPrompt": "submitted",
+    "afterAgentResponse": "said",
+    "stop": "ended",
+    "sessionEnd": "leaving",
 }
 
 
@@ -1119,10 +1161,7 @@ def read_claude_transcript(lines: Sequence[str]) -> Event | None:
         message = entry.get("message")
         if entry.get("isSidechain") or not isinstance(message, dict):
             continue
-        content = message.get("content")
-        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        blocks = [b if isinstance(b, dict) else {"type": "text", "text": b} for b in blocks]
-        text = "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
+        text = block_text(message.get("content"))
         if entry.get("type") == "user":
             stopped = text.startswith("[Request interrupted by user")
             last = Event("interrupted", source="transcript") if stopped else None
@@ -1237,6 +1276,272 @@ def read_codex_rollout(lines: Sequence[str]) -> Event | None:
     return last
 
 
+_KIMI_HOOKS = (
+    "SessionStart",
+    "UserPromptSubmit",
+    "PreToolUse",
+    "PermissionRequest",
+    "Stop",
+    "StopFailure",
+    "Interrupt",
+    "SessionEnd",
+)
+# Asked or not, it writes unasked in a folder that git knows, and asks for cao's own tools: the
+# [[permission.rules]] of 2.1.0 are read, but nothing comes of them.
+_KIMI_FLAGS = {"ask": (), "edits": (), "auto": ("--yolo",), "all": ("--auto",)}
+_OURS = "# What follows is cao's, for this session alone."
+
+
+def _kimi_argv(launch: Launch) -> list[str]:
+    argv = ["--session", launch.resume] if launch.resume else []
+    argv += ["--model", launch.profile.model] if launch.profile.model else []
+    return [*argv, *_KIMI_FLAGS[launch.profile.permissions]]
+
+
+def _kimi_files(launch: Launch) -> dict[str, str]:
+    """A home of its own, with the user's settings and ours behind them: Kimi Code 2.1.0 takes
+    hooks, servers and rules from there alone. In its system prompt is that home's AGENTS.md."""
+    own = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
+    # A session that is to ask must not begin in a mode that the user chose for another.
+    modes = r"(?m)^\s*(default_permission_mode|default_plan_mode|yolo)\s*=.*\n?"
+    config = [
+        'default_permission_mode = "manual"',
+        re.sub(modes, "", own.get("config.toml", "")),
+        _OURS,
+    ]
+    for event in _KIMI_HOOKS:
+        only = 'matcher = "AskUserQuestion"' if event == "PreToolUse" else ""
+        hook = f"event = {_toml(event)}\ncommand = {_toml(quote_argv(launch.hook))}\ntimeout = 30"
+        config += ["[[hooks]]", hook, only]
+    files = {
+        "kimi/config.toml": "\n".join(config) + "\n",
+        "kimi/AGENTS.md": f"{own.get('AGENTS.md', '')}\n{_OURS}\n\n{launch.system}\n",
+        "kimi/mcp.json": json.dumps({"mcpServers": _plain_mcp_servers(launch)}, indent=1),
+        # No dialog may come between a prompt and its Enter.
+        "kimi/tui.toml": "disable_feedback_survey = true\ncache_expiry_hint = false\n",
+    }
+    if launch.profile.trust:
+        files[f"kimi/workspace-trust/{_kimi_folder_key(launch.cwd)}"] = json.dumps(
+            {"root": launch.cwd, "trustedAt": 0}
+        )
+    return files
+
+
+def _plain_mcp_servers(launch: Launch) -> dict[str, Any]:
+    """Return the MCP servers without Claude's own keys, their timeout as Kimi Code has it."""
+    servers = _worker_mcp_servers(launch)
+    known = ("command", "args", "env", "url", "headers", "cwd")
+    return {
+        name: {**{k: v for k, v in server.items() if k in known}, "toolTimeoutMs": 86_400_000}
+        for name, server in servers.items()
+    }
+
+
+def _kimi_folder_key(folder: str) -> str:
+    """Return the file name under which Kimi Code 2.1.0 remembers that a folder is trusted."""
+    import hashlib
+
+    folder = folder.rstrip("/")
+    slug = re.sub(r"[^a-z0-9._-]+", "-", folder.rpartition("/")[2].lower()).strip("-")
+    slug = slug[:40].strip("-")
+    slug = "workspace" if slug in ("", ".", "..") else slug
+    return f"wd_{slug}_{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+
+
+def _kimi_env(launch: Launch) -> dict[str, str]:
+    env = {"KIMI_CODE_HOME": f"{launch.folder}/kimi", "KIMI_CODE_NO_AUTO_UPDATE": "1"}
+    if launch.profile.effort:
+        env["KIMI_MODEL_THINKING_EFFORT"] = launch.profile.effort
+    return env
+
+
+def _kimi_own(env: dict[str, str], *names: str) -> dict[str, str]:
+    home = env.get("KIMI_CODE_HOME") or env.get("HOME", "") + "/.kimi-code"
+    return {name: f"{home}/{name}" for name in names}
+
+
+def _kimi_links(env: dict[str, str]) -> dict[str, str]:
+    found = _kimi_own(env, "credentials", "device_id", "skills")
+    return {f"kimi/{name}": path for name, path in found.items()}
+
+
+def read_kimi_wire(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Kimi Code wire.jsonl ended, or None."""
+    last, text = None, ""
+    for entry in _jsonl(lines):
+        kind, error = entry.get("type"), entry.get("error")
+        message = entry.get("message")
+        if kind == "turn.prompt":
+            last, text = None, ""
+        elif kind == "agent.message.appended" and isinstance(message, dict):
+            said = message.get("message") or {}
+            text = block_text(said.get("content")) if said.get("role") == "assistant" else text
+        elif kind == "turn.ended" and entry.get("reason") == "failed":
+            words = str(error.get("message") if isinstance(error, dict) else error or "")
+            last = Event("failed", words, classify_failure(words), "transcript")
+            last = last._replace(retry_at=retry_time(words)) if words else last
+        elif kind == "turn.ended":
+            ended = entry.get("reason") == "completed"
+            last = Event("ended" if ended else "interrupted", text if ended else "")
+            last = last._replace(source="transcript")
+    return last
+
+
+# pi 0.73.1 asks for no permission, so its extension does; and an error of a kind that passes
+# is followed by a next try of pi's own, 2, 4 and 8 s later: that is not the end of the turn.
+_PI_EXTENSION = """\
+const { spawnSync } = require("node:child_process");
+const { relative, resolve } = require("node:path");
+const { hook, mode, cwd, free } = JSON.parse(%s);
+const passing = /overload|rate.?limit|too many|429|50[0-4]|server|network|connection|time|fetch/i;
+module.exports = (pi) => {
+  const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
+    hook_event_name: name, session_id: ctx.sessionManager.getSessionId(),
+    transcript_path: ctx.sessionManager.getSessionFile(), ...more }) });
+  let tries = 0, failed;
+  pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
+  pi.on("session_shutdown", (_, ctx) => { say("SessionEnd", ctx); });
+  pi.on("before_agent_start", (e, ctx) => { say("UserPromptSubmit", ctx, { prompt: e.prompt }); });
+  pi.on("agent_start", () => clearTimeout(failed));
+  pi.on("agent_end", (e, ctx) => {
+    const last = e.messages.filter((m) => m.role === "assistant").pop() || {};
+    const error_message = last.errorMessage || "";
+    const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
+    const fail = () => { tries = 0; say("StopFailure", ctx, { error_message }); };
+    if (last.stopReason === "error") {
+      failed = setTimeout(fail, again ? 2 ** ++tries * 1000 + 3000 : 0);
+      return;
+    }
+    tries = 0;
+    const said = (last.content || []).filter((c) => c.type === "text").map((c) => c.text);
+    const name = last.stopReason === "aborted" ? "Interrupt" : "Stop";
+    say(name, ctx, { last_assistant_message: said.join("\\n") });
+  });
+  pi.on("tool_call", async (e, ctx) => {
+    const { toolName: tool, input } = e;
+    const inside = input.path && !relative(cwd, resolve(cwd, input.path)).startsWith("..");
+    if (mode === "all" || ["read", "grep", "find", "ls"].includes(tool)) return;
+    if (mode !== "ask" && ["edit", "write"].includes(tool) && inside) return;
+    if (tool === "bash" && new RegExp(free).test(input.command)) return;
+    say("PermissionRequest", ctx, { tool_name: tool, tool_input: input });
+    const what = input.command || input.path || JSON.stringify(input);
+    const said = await ctx.ui.select(`May ${tool} do this?\\n${what}`, ["Yes, once", "No"]);
+    if (said !== "Yes, once") return { block: true, reason: "The user refused this call." };
+  });
+};
+"""
+
+
+def _pi_files(launch: Launch) -> dict[str, str]:
+    script = f"{launch.folder}/cao.sh"
+    free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
+    facts = {"mode": launch.profile.permissions, "cwd": launch.cwd, "free": free}
+    text = json.dumps({"hook": launch.hook, **facts})
+    # No MCP in pi: the same verbs by its shell.
+    words = (
+        "You have no MCP tools. In their place is a shell command:\n"
+        f"    sh {script} handoff TARGET 'TASK'\n"
+        "and so assign, send, wait, ls, answer, stop; --help says more. Quote with ' only."
+    )
+    return {
+        "extension.js": _PI_EXTENSION % json.dumps(text),
+        "cao.sh": f'exec {quote_argv(launch.mcp[:-1])} "$@"\n',
+        "system.md": f"{launch.system}\n\n{words}\n",
+    }
+
+
+_PI_TOOLS = {
+    "execute_bash": ("bash",),
+    "fs_read": ("read",),
+    "fs_list": ("grep", "find", "ls"),
+    "fs_write": ("edit", "write"),
+}
+
+
+def _pi_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["--session", launch.resume] if launch.resume else []
+    argv += ["--model", profile.model] if profile.model else []
+    argv += ["--thinking", profile.effort] if profile.effort else []
+    if lacking(profile):
+        own = [name for word in profile.tools for name in _PI_TOOLS.get(word, ())]
+        argv += ["--tools", ",".join(own)] if own else ["--no-tools"]
+    argv += ["--extension", f"{launch.folder}/extension.js"]
+    argv += ["--append-system-prompt", f"{launch.folder}/system.md"]
+    return argv + ([launch.prompt] if launch.prompt else [])
+
+
+def read_pi_session(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a pi session file ended, or None. After an error pi may
+    try again, so that one is told by its event alone."""
+    last: Event | None = None
+    for entry in _jsonl(lines):
+        message = entry.get("message")
+        if not isinstance(message, dict):
+            continue
+        kind = {"stop": "ended", "aborted": "interrupted"}.get(str(message.get("stopReason")))
+        text = block_text(message.get("content")) if kind == "ended" else ""
+        last = Event(kind, text, source="transcript") if kind else None
+    return last
+
+
+# Kiro CLI and Cursor take hooks from the user's home or the project alone, and cao writes to
+# neither: their HOME is a folder of ours, with links to what else they and git look for there.
+_HOME = (".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library")
+
+
+def _home_links(env: dict[str, str], *names: str) -> dict[str, str]:
+    return {f"home/{name}": f"{env.get('HOME', '')}/{name}" for name in (*_HOME, *names)}
+
+
+def _kiro_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["chat", "--agent", "cao", *_KIRO_MODES[profile.permissions]]
+    argv += ["--model", profile.model] if profile.model else []
+    argv += ["--effort", profile.effort] if profile.effort else []
+    return argv + (["--", launch.prompt] if launch.prompt else [])
+
+
+_KIRO_MODES = {
+    "ask": (),
+    "edits": ("--trust-tools=fs_read,fs_write",),
+    "auto": ("--trust-tools=fs_read,fs_write",),  # it has nothing between this and all
+    "all": ("--trust-all-tools",),
+}
+
+
+def _kiro_files(launch: Launch) -> dict[str, str]:
+    command = [{"command": quote_argv(launch.hook)}]
+    agent = {
+        "name": "cao",
+        "prompt": launch.system,
+        "mcpServers": _worker_mcp_servers(launch),
+        "tools": [*launch.profile.tools, "@cao"] if lacking(launch.profile) else ["*"],
+        "allowedTools": ["@cao"],
+        "hooks": dict.fromkeys(("agentSpawn", "userPromptSubmit", "stop"), command),
+    }
+    return {"home/.kiro/agents/cao.json": json.dumps(agent, indent=1)}
+
+
+def _cursor_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["--model", profile.model] if profile.model else []
+    argv += ["--force"] if profile.permissions == "all" else []
+    # Without it the tools of cao wait for a person: it approves a project's servers as well.
+    argv += ["--trust", "--approve-mcps"] if profile.trust else []
+    return argv + ([launch.prompt] if launch.prompt else [])
+
+
+def _cursor_files(launch: Launch) -> dict[str, str]:
+    command = [{"command": quote_argv(launch.hook)}]
+    events = ("beforeSubmitPrompt", "afterAgentResponse", "stop")  # an unknown name voids all
+    hooks = {"version": 1, "hooks": dict.fromkeys(events, command)}
+    return {
+        "home/.cursor/hooks.json": json.dumps(hooks, indent=1),
+        "home/.cursor/mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
+    }
+
+
 PROVIDERS: dict[str, Provider] = {
     "claude": Provider(
         "claude",
@@ -1283,6 +1588,88 @@ PROVIDERS: dict[str, Provider] = {
         resumes=True,
         proven="0.169.0",
     ),
+    "kimi": Provider(
+        "kimi",
+        "kimi",
+        _kimi_argv,
+        _kimi_files,
+        _kimi_env,
+        links=_kimi_links,
+        own_files=lambda env: _kimi_own(env, "config.toml", "AGENTS.md"),
+        permission_words={
+            k: " ".join(v) or "default_permission_mode manual" for k, v in _KIMI_FLAGS.items()
+        },
+        env_pass=("KIMI_*", "MOONSHOT_*"),
+        read_transcript=read_kimi_wire,
+        transcript_glob=lambda env, known: (
+            f"{env['KIMI_CODE_HOME']}/sessions/*/{known}/agents/main/wire.jsonl"
+        ),
+        composer=r"(?m)\s*│ >(.*?)│?$",
+        logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
+        busy=r"(?m)^ *[🌑-🌘⠁-⣿] ",
+        own_tools="Approve once",
+        argv_bytes=0,  # it takes no first prompt and stays
+        untypable=r"\A\s|\A[!/]|\s\Z|\t",  # a tab becomes four blanks
+        settle_s=0.2,
+        login="kimi login",
+        login_signs=("KIMI_MODEL_API_KEY",),
+        resumes=True,
+        proven="2.1.0",
+    ),
+    "pi": Provider(
+        "pi",
+        "pi",
+        _pi_argv,
+        _pi_files,
+        mcp=False,
+        tools=_PI_TOOLS,
+        permission_words={
+            "ask": "all but reading is asked",
+            "edits": "all but reading, and changes below its directory",
+            "auto": "all but reading, and changes below its directory",
+            "all": "nothing is asked",
+        },
+        env=lambda _: {"PI_SKIP_VERSION_CHECK": "1"},
+        env_pass=(
+            *("PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY"),
+            *("OPENROUTER_API_KEY", "GROQ_API_KEY", "XAI_API_KEY", "MISTRAL_API_KEY"),
+            *("DEEPSEEK_API_KEY", "MOONSHOT_API_KEY", "KIMI_API_KEY", "AWS_REGION", "AWS_PROFILE"),
+        ),
+        read_transcript=read_pi_session,
+        composer=r"(.*)\n─{20,}",
+        logged_out=r"No models available|No API key found",
+        busy=r"(?m)^ *[⠁-⣿] ",
+        untypable=r"\A\s|\A[!/]|\s\Z|\t",
+        settle_s=0.1,
+        login="pi, then /login",
+        resumes=True,
+        proven="0.73.1",
+    ),
+    "kiro": Provider(
+        "kiro",
+        "kiro-cli",
+        _kiro_argv,
+        _kiro_files,
+        lambda launch: {"HOME": f"{launch.folder}/home"},
+        links=lambda env: _home_links(
+            env, *(f".kiro/{name}" for name in ("settings", "steering", "prompts", "sessions"))
+        ),
+        env_pass=("KIRO_*", "AWS_*"),
+        permission_words={k: "".join(v) or "no tool is trusted" for k, v in _KIRO_MODES.items()},
+        interrupt=("C-c",),
+        login="kiro-cli login",
+    ),
+    "cursor": Provider(
+        "cursor",
+        "cursor-agent",
+        _cursor_argv,
+        _cursor_files,
+        lambda launch: {"HOME": f"{launch.folder}/home"},
+        links=lambda env: _home_links(env, ".cursor/cli-config.json", ".cursor/chats"),
+        env_pass=("CURSOR_*",),
+        permission_words={**dict.fromkeys(PERMISSIONS, "no flag"), "all": "--force"},
+        login="cursor-agent login",
+    ),
     "demo": Provider(
         "demo",
         "",  # cao.py itself
@@ -1303,7 +1690,20 @@ PROVIDERS: dict[str, Provider] = {
         by_output=True,
     ),
 }
-ALIASES = {"claude_code": "claude", "codex_cli": "codex"}
+ALIASES = {
+    "claude_code": "claude",
+    "codex_cli": "codex",
+    "kimi_cli": "kimi",
+    "kiro_cli": "kiro",
+    "q_cli": "kiro",
+    "cursor_cli": "cursor",
+}
+
+
+def unproven(name: str) -> str:
+    """Return the words to set behind a provider that was never run by us, else ""."""
+    row = PROVIDERS[name]
+    return " (unproven: written from its documents)" if row.program and not row.proven else ""
 
 
 def provider_name(name: str) -> str:
@@ -2527,8 +2927,10 @@ def default_provider() -> str:
     return "claude"
 
 
-def worker_environment(provider: Provider, settings: dict[str, Any]) -> dict[str, str]:
-    """Return what a worker gets of this process's environment.
+def worker_environment(
+    provider: Provider, settings: dict[str, Any], given: dict[str, str] | None = None
+) -> dict[str, str]:
+    """Return what a worker gets of an environment: this process's, if none is given.
 
     A safe default list, what its CLI needs for its own settings and login, and what the
     profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
@@ -2536,7 +2938,8 @@ def worker_environment(provider: Provider, settings: dict[str, Any]) -> dict[str
     rules = settings.get("env") or {}
     wanted = [*ENV_DEFAULT, *provider.env_pass, *(rules.get("pass") or ())]
     denied = rules.get("deny") or ()
-    env = {k: v for k, v in os.environ.items() if is_listed(k, wanted) and not is_listed(k, denied)}
+    given = dict(os.environ) if given is None else given
+    env = {k: v for k, v in given.items() if is_listed(k, wanted) and not is_listed(k, denied)}
     env.update({str(k): str(v) for k, v in (rules.get("set") or {}).items()})
     return env
 
@@ -3038,9 +3441,12 @@ class Launcher(Sessions):
             session.conversation,
             resume,
         )
-        files = {"system.md": system, **provider.files(launch)}
-        env = {**worker_environment(provider, profile.settings), **mcp_env}
+        # A worker's own environment has the home of its own of its CLI in it: not the user's.
+        above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
+        env = {**worker_environment(provider, profile.settings, above), **mcp_env}
         del env["CAO_CALL_CEILING_S"]
+        own = {k: self.store.read_text(path) for k, path in provider.own_files(env).items()}
+        files = {"system.md": system, **provider.files(launch._replace(own=own))}
         files["env.json"] = dump(env)
         files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
         for file, text in files.items():
@@ -3973,13 +4379,14 @@ class Conversation:
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
         self.last_sent = ""
+        self.said = ""  # the turn's last words, from a CLI whose end event has none
         self.ending: Event | None = None
         self.ending_at = 0.0
         self.asked: Event | None = None
         self.asked_at = 0.0
         self.question: Question | None = None
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
-        self.ordered = ""  # we interrupt: "interrupted" or "timeout"
+        self.ordered, self.pressed_at = "", 0.0  # we interrupt: "interrupted" or "timeout"
         self.idle_looks = 0
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
         self.printed_from = 0  # by_output: the line of the pane where the turn began
@@ -4075,8 +4482,10 @@ class Conversation:
             self.transcript, self.offset = event.transcript, 0
         if event.kind == "submitted":
             self._on_submitted(event)
+        elif event.kind == "said":
+            self.said = event.text
         elif event.kind == "ended" and self.phase != "idle":
-            self.ending, self.ending_at = event, time.time()
+            self.ending, self.ending_at = event._replace(text=event.text or self.said), time.time()
         elif event.kind == "failed":
             self._end_turn("failed", event)
         elif event.kind == "interrupted":
@@ -4108,6 +4517,7 @@ class Conversation:
             self.offset = file_size(self.transcript)
         self.begun, self.stuck = True, False
         self.ending = self.asked = None
+        self.said = ""
         self.interrupted_at = 0.0
         self.question = None
         self.turn_at = time.time()
@@ -4173,11 +4583,14 @@ class Conversation:
 
     def _whole_answer(self, event: Event) -> Event:
         """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
-        the answer in its hook."""
+        the answer in its hook, Kimi Code 2.1.0 gives none."""
         whole = self._transcript_event()
-        if whole and whole.kind == "ended" and whole.text.strip() == event.text.strip():
-            return event._replace(text=whole.text)
-        return event
+        if not whole or whole.kind != "ended":
+            return event
+        if not event.text:
+            return event._replace(text=whole.text, source=f"{event.source}+transcript")
+        same = whole.text.strip() == event.text.strip()
+        return event._replace(text=whole.text) if same else event
 
     def _supervisor_wrote(self) -> bool:
         return any(
@@ -4351,25 +4764,13 @@ class Conversation:
 
     # ---- looking ----
 
-    def _status(self) -> Look:
-        """Read the CLI's own state file, or its pane's title, where it has one."""
-        if self.row.status_path:
-            env = {**self.env, **self.row.env(self.launch)}
-            path = self.row.status_path(env, self.launch.folder, self.child)
-            look = self.row.read_status(self.store.read_text(path))
-        elif self.row.read_title:
-            look = self.row.read_title(self.boss.tmux.ask(self.pane, "#{pane_title}"))
-        else:
-            return Look("unknown", "none", "this CLI keeps no state file")
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        return look
-
     def _transcript_event(self) -> Event | None:
         """Return how the turn ended by the CLI's transcript, if it says so."""
         if not self.transcript and self.row.transcript_glob:
             import glob
 
-            found = glob.glob(self.row.transcript_glob(self.env, self.conversation))
+            env = {**self.env, **self.row.env(self.launch)}
+            found = glob.glob(self.row.transcript_glob(env, self.conversation))
             self.transcript = found[0] if found else ""
         if not self.transcript:
             return None
@@ -4395,6 +4796,19 @@ class Watcher(Conversation):
     """Looks where no event exists, and for the second sign of what an event said: the
     state file, the transcript, the screen. Presses no key."""
 
+    def _status(self) -> Look:
+        """Read the CLI's own state file, or its pane's title, where it has one."""
+        if self.row.status_path:
+            env = {**self.env, **self.row.env(self.launch)}
+            path = self.row.status_path(env, self.launch.folder, self.child)
+            look = self.row.read_status(self.store.read_text(path))
+        elif self.row.read_title:
+            look = self.row.read_title(self.boss.tmux.ask(self.pane, "#{pane_title}"))
+        else:
+            return Look("unknown", "none", "this CLI keeps no state file")
+        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        return look
+
     def _hook_missed(self, name: str) -> None:
         """Say in the log that a hook did not come and the next source decided."""
         self.store.log(self.name, "hook_missed", hook=name)
@@ -4412,7 +4826,7 @@ class Watcher(Conversation):
         if (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
-            or now - self.ending_at >= SETTLE_S
+            or now - self.ending_at >= (SETTLE_S if event.text else DIALOG_S)
         ):
             self._end_turn("done", event)
 
@@ -4425,6 +4839,7 @@ class Watcher(Conversation):
         if menu:
             self.asked = None
             kind = "question" if event.reason == "AskUserQuestion" else "permission"
+            kind = "cao" if self.row.own_tools and event.reason.startswith("mcp__cao__") else kind
             self._ask(kind, event.text or menu[0], menu[1])
         elif now - self.asked_at > DIALOG_S:
             if self._status().state == "asking":
@@ -4464,6 +4879,9 @@ class Watcher(Conversation):
             return  # the screen at four looks a second
         screen = self._screen(ansi=True)
         menu = parse_menu(strip_ansi(screen))
+        if self.row.logged_out and re.search(self.row.logged_out, strip_ansi(screen)):
+            self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+            return
         if menu:
             low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
             login = re.search("sign in|log ?in", low)
@@ -4480,8 +4898,10 @@ class Watcher(Conversation):
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
         look = self._status()
-        if look.state == "asking" and not self.asked:
-            self.asked, self.asked_at = Event("asked", source="status_file"), now
+        drawn = not self.row.tells_state() and parse_menu(self._screen())
+        if (look.state == "asking" or drawn) and not self.asked:
+            source = "screen" if drawn else "status_file"
+            self.asked, self.asked_at = Event("asked", source=source), now
         elif look.state == "busy":
             self.idle_looks = 0
         elif look.state == "idle" or not self.row.tells_state():
@@ -4522,6 +4942,29 @@ class Watcher(Conversation):
         self.store.log(self.name, "answered", state=look.state)
         self._set_phase("working" if self.begun else "starting", "the dialog closed")
         self.since = time.time()
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing can be due."""
+        now = time.time()
+        if self.ending and now - self.ending_at < SETTLE_S * 2:
+            return 0.02
+        if (
+            self.asked
+            or self.ready_at
+            or (self.phase == "starting" and now - self.since < STARTING_S)
+        ):
+            return 0.05
+        if (
+            self.phase in ("starting", "working", "asking")
+            or self.held_back
+            or self.check
+            or self.delivery_open()
+        ):
+            return LOOK_S
+        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
+        if self.interrupted_at:
+            dues.append(self.interrupted_at + self.session.interrupted_s)
+        return max(0.01, min(dues) - now) if dues else 86400.0
 
     def _look_at_output(self, now: float) -> None:
         """Read the screen of a program that gives no events (provider: command)."""
@@ -4664,29 +5107,6 @@ class Runner(Watcher):
             and not self.store.waiting(self.name)
         )
 
-    def _patience(self) -> float:
-        """Return for how many seconds nothing can be due."""
-        now = time.time()
-        if self.ending and now - self.ending_at < SETTLE_S * 2:
-            return 0.02
-        if (
-            self.asked
-            or self.ready_at
-            or (self.phase == "starting" and now - self.since < STARTING_S)
-        ):
-            return 0.05
-        if (
-            self.phase in ("starting", "working", "asking")
-            or self.held_back
-            or self.check
-            or self.delivery_open()
-        ):
-            return LOOK_S
-        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
-        if self.interrupted_at:
-            dues.append(self.interrupted_at + self.session.interrupted_s)
-        return max(0.01, min(dues) - now) if dues else 86400.0
-
     def _reap(self) -> None:
         """See whether the CLI ended; continue it at once if it was stopped (no shell is
         there to bring it back from Ctrl-Z)."""
@@ -4743,6 +5163,8 @@ class Runner(Watcher):
             self._advance_ending(now)
         if self.asked:
             self._advance_asked(now)
+        if self.question and self.question.kind == "cao" and self.phase == "asking":
+            self._answer({"question": self.question.id, "answer": self.row.own_tools})
         if now >= self.look_at or self.row.by_output or self.phase == "starting":
             self._look(now)
         if self.delivery_open():
@@ -4783,6 +5205,10 @@ class Runner(Watcher):
         elif self.task and self.check and working > self.task.timeout_s:
             words = f"its check still ran after {render_seconds(self.task.timeout_s)}"
             self._end_task("timeout", reason="timeout", detail=words)
+        # Kimi Code 2.1.0 does not hear Esc between its prompt event and its first request.
+        deaf = self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S
+        if deaf and self.row.busy and re.search(self.row.busy, self._screen()):
+            self._press_interrupt()
         starting = not self.begun and self.phase == "starting"
         if self.task and starting and now - self.since > NEVER_STARTED_S:
             words = f"no turn began in {NEVER_STARTED_S:.0f} s"
@@ -4944,9 +5370,13 @@ class Runner(Watcher):
             self.boss.tmux.keys(self.pane, "C-c")
             self._end_turn("interrupted", Event("interrupted", source="keys"))
             return
+        self._press_interrupt()
+
+    def _press_interrupt(self) -> None:
         for key in self.row.interrupt:
             self.boss.tmux.keys(self.pane, key)
-        self.look_at = time.time() + 0.3
+        self.pressed_at = time.time()
+        self.look_at = self.pressed_at + 0.3
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Answer the open question by its own menu; verify that it is still the same
@@ -7444,7 +7874,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "name": profile.name,
         "from": profile.source,
         "about": profile.description,
-        "provider": profile.provider,
+        "provider": profile.provider + unproven(profile.provider),
         "model": profile.model,
         "effort": profile.effort,
         **explain_scope(profile),
@@ -7498,7 +7928,8 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
 def _doctor_cli(row: Provider) -> list[str]:
     try:
         program = find_program(row.program)
-        words = run([program, "--version"], 20).out.strip().split("\n")[0]
+        ran = run([program, "--version"], 20)
+        words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
         login = _login_state(row, program)
     except CaoError as error:
         return [row.name, "missing", shorten(error.what, 70)]
@@ -7540,7 +7971,7 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
         "prompt": bool(result.exact) and not result.exact.startswith("unknown"),
         "end": result.source.startswith("hook"),
         "state": look.get("state", "unknown") != "unknown" or not row.tells_state(),
-        "tools": os.path.exists(boss.store.launch_file(name, "tools-listed")),
+        "tools": os.path.exists(boss.store.launch_file(name, "tools-listed")) or not row.mcp,
     }
     parts = [f"asks: {ask['question']['text']}" for ask in found.asking]
     parts += [f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}"]
@@ -8083,9 +8514,10 @@ def cmd_profiles(ask: Ask) -> int:
             rows.append([name, "broken", error.what, path])
             continue
         if profile:
-            rows.append([name, profile.provider, shorten(profile.description, 60), path])
+            words = shorten(profile.description, 60) + unproven(profile.provider)
+            rows.append([name, profile.provider, words, path])
     rows += [
-        [name, name, "that CLI with a neutral profile", "built in"]
+        [name, name, "that CLI with a neutral profile" + unproven(name), "built in"]
         for name in PROVIDERS
         if name != "command"
     ]

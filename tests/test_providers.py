@@ -2,8 +2,9 @@
 
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
 and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
-are from Claude Code 2.1.330 and Codex 0.169.0, but for *-numbered-* and asking-question, which
-are put together from them. A new bug of a provider starts as a new file.
+are from Claude Code 2.1.330, Codex 0.169.0, Kimi Code 2.1.0 and pi 0.73.1, but for *-numbered-*
+and claude/asking-question, which are put together from them, and the hooks of Kiro and Cursor,
+written from their documents. A new bug of a provider starts as a new file.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ MENUS = {  # words of the question, the options' beginnings, the index under the
         ["Trust and continue", "Back to Agent Command Center"],
         0,
     ),
+    "kimi/asking-permission": (
+        "Run this command?",
+        ["Approve once", "Approve for this session", "Reject", "Reject with feedback"],
+        0,
+    ),
+    "kimi/asking-question": ("Which colour?", ["Red", "Blue", "Other"], 0),
+    "kimi/asking-trust": ("Trust this folder?", ["Trust this folder", "Don't trust"], 0),
+    "pi/asking-permission": ("touch /home/dev/run/x", ["Yes, once", "No"], 0),
 }
 NUMBERED = "cao.py parse_menu: a numbered prompt of ours, typed or echoed, is taken for a dialog"
 
@@ -173,6 +182,8 @@ DRAFTS = {
     "claude/draft-put-back-by-esc": "MOCK:sleep 20;say never",
     "codex/draft-numbered-list": "1. Read the file",
     "codex/draft-pasted": "[Pasted Content 3419 chars]",
+    "kimi/draft-line": "half a line",
+    "pi/draft-line": "half a line",
 }
 CODEX_MENU = "cao.py PROVIDERS['codex'].composer: a dialog's option is taken for a draft"
 CURSOR = "cao.py parse_draft: the first letter of a placeholder, under the cursor, is a draft"
@@ -205,7 +216,8 @@ def test_the_input_line_is_read_as_empty_as_a_draft_or_as_not_there(path):
 @pytest.mark.parametrize("path", params("screens", ".txt"))
 def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
     busy = re.search(row_of(path).busy, path.read_text())
-    assert bool(busy) is (state_of(path) == "working")
+    turns = ("working", "asking") if path.parent.name == "pi" else ("working",)
+    assert bool(busy) is (state_of(path) in turns)  # pi's spinner turns above its dialog
 
 
 @pytest.mark.parametrize("path", params("screens", ".ansi"))
@@ -269,6 +281,27 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
     "codex/SessionEnd.other": ("leaving", "", ""),
     "codex/SessionStart.resume": ("started", "", ""),
     "codex/SessionStart.startup": ("started", "", ""),
+    "cursor/afterAgentResponse": ("said", "hello", ""),
+    "cursor/beforeSubmitPrompt": ("submitted", "say hello", ""),
+    "cursor/stop.aborted": ("interrupted", "", ""),
+    "cursor/stop.completed": ("ended", "", ""),
+    "cursor/stop.error": ("failed", "", "api_error"),
+    "kimi/Interrupt": ("interrupted", "", ""),
+    "kimi/PermissionRequest": ("asked", "Bash: echo permtest > x.txt", "Bash"),
+    "kimi/SessionEnd": ("leaving", "", ""),
+    "kimi/SessionStart": ("started", "", ""),
+    "kimi/Stop": ("ended", "", ""),
+    "kimi/StopFailure": ("failed", "400 mock error 400", "api_error"),
+    "kimi/UserPromptSubmit": ("submitted", "MOCK:say hello from kimi", ""),
+    "kiro/agentSpawn": ("started", "", ""),
+    "kiro/stop": ("ended", "hello\nthere", ""),
+    "kiro/userPromptSubmit": ("submitted", "say hello\nin two lines", ""),
+    "pi/Interrupt": ("interrupted", "", ""),
+    "pi/PermissionRequest": ("asked", "bash: touch x", "bash"),
+    "pi/SessionEnd": ("leaving", "", ""),
+    "pi/SessionStart": ("started", "", ""),
+    "pi/Stop": ("ended", "went on", ""),
+    "pi/UserPromptSubmit": ("submitted", 'MOCK:tool bash {"command":"touch x"};say went on', ""),
     "codex/Stop": ("ended", "longline\n" * 80, ""),
     "codex/UserPromptSubmit": ("submitted", "MOCK:repeat 80 longline", ""),
 }
@@ -288,8 +321,8 @@ def test_a_recorded_hook_payload_says_what_happened(path):
         text,
         reason,
         source=f"hook:{payload['hook_event_name']}",
-        conversation=payload["session_id"],
-        transcript=payload["transcript_path"],
+        conversation=payload.get("session_id") or payload["conversation_id"],
+        transcript=payload.get("transcript_path", ""),
     )
 
 
@@ -461,7 +494,7 @@ def test_the_time_to_try_again_is_read_from_the_clis_own_words(words, when):
 
 # ---- transcripts ----
 
-READERS = {"claude": cao.read_claude_transcript, "codex": cao.read_codex_rollout}
+READERS = {name: cao.PROVIDERS[name].read_transcript for name in ("claude", "codex", "kimi", "pi")}
 TURNS = {  # file -> text, reason, retry_at
     "claude/ended-after-a-tool": ("two files", "", ""),
     "claude/ended-one-turn": ("hello “there”\nsecond line", "", ""),
@@ -478,6 +511,10 @@ TURNS = {  # file -> text, reason, retry_at
         "rate_limit",
         "3pm (Europe/Berlin)",
     ),
+    "kimi/ended-after-a-tool": ("done", "", ""),
+    "kimi/ended-one-turn": ("ready", "", ""),
+    "kimi/failed-400": ("400 mock error 400", "api_error", ""),
+    "pi/ended-after-a-tool": ("done", "", ""),
     "codex/ended-one-turn": ("hello “there”\nsecond line", "", ""),
     "codex/ended-two-turns": ("second", "", ""),
     "codex/ended-with-no-words": ("", "", ""),
@@ -1005,3 +1042,86 @@ def test_a_resumed_conversation_is_named_to_the_cli():
     assert "--session-id" not in argv
     argv = cao._codex_argv(launch(resume="ID", prompt="go"))
     assert (argv[0], argv[-3:]) == ("resume", ["ID", "--", "go"])
+
+
+# ---- the rows that write a home or an extension ----
+
+
+def launch_of(provider, cwd="/home/dev/My Proj.", **fields):
+    profile = cao.Profile("w", "test", provider, "", **fields)
+    return cao.Launch(
+        "w-1", "/h/launch", cwd, profile, "BE BRIEF", ("py", "hook"), ("py", "mcp"), {}, "id"
+    )
+
+
+def test_kimi_has_the_users_settings_but_not_the_users_mode_and_not_another_sessions_hooks():
+    row = cao.PROVIDERS["kimi"]
+    user = 'default_permission_mode = "auto"\ndefault_model = "k2"\n[[hooks]]\nevent = "Stop"\n'
+    first = row.files(launch_of("kimi")._replace(own={"config.toml": user}))["kimi/config.toml"]
+    assert first.startswith('default_permission_mode = "manual"\n')
+    assert 'default_model = "k2"\n[[hooks]]\nevent = "Stop"\n' in first
+    assert '"auto"' not in first
+    below = launch_of("kimi")._replace(own={"config.toml": first}, hook=("py", "other"))
+    second = row.files(below)["kimi/config.toml"]
+    assert "'hook'" in first
+    assert "'hook'" not in second
+    assert second.count("default_permission_mode") == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"),
+    [
+        ("/home/dev/run", "wd_run_ccaa1c0847b3"),  # as 2.1.0 itself wrote it
+        ("/home/dev/My Proj.", "wd_my-proj._"),
+        ("/", "wd_workspace_"),
+    ],
+)
+def test_kimi_is_told_that_a_folder_is_trusted_only_under_trust_yes(folder, key):
+    row = cao.PROVIDERS["kimi"]
+    assert not [f for f in row.files(launch_of("kimi", folder)) if "trust" in f]
+    (file,) = [f for f in row.files(launch_of("kimi", folder, trust=True)) if "trust" in f]
+    assert file.startswith(f"kimi/workspace-trust/{key}")
+
+
+def test_what_pi_may_run_unasked_is_caos_command_and_nothing_behind_it():
+    text = cao.PROVIDERS["pi"].files(launch_of("pi"))["extension.js"]
+    facts = json.loads(json.loads(re.search(r"JSON.parse\((.*)\)", text)[1]))
+    free = re.compile(facts["free"])
+    assert facts["mode"] == "ask"
+    assert free.search("sh /h/launch/cao.sh handoff codex 'two\nlines; $x'")
+    for command in (
+        "sh /h/launch/cao.sh ls; rm -rf x",
+        "sh /h/launch/cao.sh ls\nrm -rf x",
+        'sh /h/launch/cao.sh handoff codex "$(rm x)"',
+        "sh /h/launch/cao.shx ls",
+        "sh /h/launch/cao.sh ls > file",
+        "x=1 sh /h/launch/cao.sh ls",
+    ):
+        assert not free.search(command), command
+
+
+@pytest.mark.parametrize("name", ["kiro", "cursor"])
+def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_alone(name):
+    row = cao.PROVIDERS[name]
+    assert row.proven == ""
+    assert "unproven" in cao.unproven(name)
+    assert all(file.startswith("home/") for file in row.files(launch_of(name)))
+    links = row.links({"HOME": "/home/dev"})
+    assert all(target == f"/home/dev/{link[5:]}" for link, target in links.items())
+    assert not set(links) & set(row.files(launch_of(name)))
+    assert row.env(launch_of(name)) == {"HOME": "/h/launch/home"}
+    for mode in cao.PERMISSIONS:
+        skips = {"--trust-all-tools", "--force"} & set(row.argv(launch_of(name, permissions=mode)))
+        assert bool(skips) == (mode == "all")
+
+
+def test_the_shipped_profile_for_aider_reads_its_recorded_screens():
+    text = (HERE.parent / "profiles/aider.md").read_text()
+    profile = cao.parse_profile(text, "aider", "aider.md")
+    finished = (HERE / "screens/aider-finished.txt").read_text()
+    assert cao.screen_look(profile, finished).state == "idle"
+    assert cao.screen_look(profile, finished.partition("hello from aider\n")[0]).state == "unknown"
+    ask = finished + "Add file to the chat? (Y)es/(N)o [Yes]: "
+    assert cao.screen_look(profile, ask).state == "asking"
+    printed = finished[finished.index("> MOCK") :]
+    assert cao.parse_printed(profile, printed) == "hello from aider"
