@@ -4943,6 +4943,16 @@ class Watcher(Conversation):
         self._set_phase("working" if self.begun else "starting", "the dialog closed")
         self.since = time.time()
 
+    def _may_close(self) -> bool:
+        return (
+            self.phase == "idle"
+            and not self.session.keep
+            and not self.task
+            and not self.delivery_open()
+            and not self.store.tasks_out(self.name)
+            and not self.store.waiting(self.name)
+        )
+
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
         now = time.time()
@@ -5096,16 +5106,6 @@ class Runner(Watcher):
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
         return self.phase != "ended"
-
-    def _may_close(self) -> bool:
-        return (
-            self.phase == "idle"
-            and not self.session.keep
-            and not self.task
-            and not self.delivery_open()
-            and not self.store.tasks_out(self.name)
-            and not self.store.waiting(self.name)
-        )
 
     def _reap(self) -> None:
         """See whether the CLI ended; continue it at once if it was stopped (no shell is
