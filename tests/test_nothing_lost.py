@@ -332,8 +332,8 @@ def test_a_prompt_event_that_is_late_still_says_what_reached_the_cli(place):
 
 
 def test_a_full_inbox_refuses_with_a_clear_error_and_loses_nothing(place):
-    session, task = assign(place, "demo: sleep 1.5; say read")
-    place.until_state(session, "working")
+    session, task = assign(place, "demo: ask Go on?|yes|no; say read")
+    place.until_state(session, "asking")
     for number in range(2):
         place.ok("send", session, f"m{number}", CAO_MAX_WAITING="2")
     full = place.run("send", session, "m2", CAO_MAX_WAITING="2")
@@ -341,6 +341,7 @@ def test_a_full_inbox_refuses_with_a_clear_error_and_loses_nothing(place):
     refused = place.run("assign", session, "demo: say no", CAO_MAX_WAITING="2")
     assert refused.returncode == 1
     assert place.store.tasks_out(me(place)) == [task]
+    place.ok("answer", session, "yes")
     place.ok("wait", task)
     assert re.findall("m[0-9]", "".join(conversation(place, session))) == ["m0", "m1"]
 
