@@ -273,7 +273,7 @@ def test_what_is_due_runs_once_and_its_history_is_kept(plan):
     (record,) = tick(plan)
     assert (record["outcome"], record["answer"]) == ("done", "done")
     assert record["due_at"] % 60 == 0
-    assert plan.place.live() == []  # its session has ended
+    until(plan.place.live, [])  # its session has ended
     assert tick(plan, record["due_at"] + 30) == [record]
     assert plan.view(name)["last"] == f"done {record['id']}"
     assert "done" in plan.place.ok("schedule", "log", name)
@@ -418,7 +418,7 @@ def test_a_question_fails_the_run_at_once_for_nobody_is_there(plan):
     (record,) = tick(plan)
     assert (record["outcome"], record["reason"]) == ("failed", "asking")
     assert "rm -rf build" in record["detail"]
-    assert plan.place.live() == []
+    until(plan.place.live, [])
 
 
 @pytest.mark.tmux
@@ -637,7 +637,7 @@ def test_run_prints_the_answer_alone_and_leaves_no_session(place):
     done = place.run("run", "demo", "demo: sleep 0.5; say the answer")
     assert (done.returncode, done.stdout) == (0, "the answer\n")
     assert "working" in done.stderr
-    assert place.live() == []
+    until(place.live, [])
 
 
 @pytest_tmux
@@ -660,7 +660,7 @@ def test_run_takes_its_task_from_a_file_or_from_stdin(place):
 def test_the_exit_code_of_run_is_the_outcomes(place, args, code):
     done = place.run("run", "demo", *args)
     assert done.returncode == code, (done.stdout, done.stderr)
-    assert place.live() == []
+    until(place.live, [])
     assert done.stdout == ("x\n" if code == 0 else "")
 
 
@@ -700,7 +700,7 @@ def test_run_is_stopped_cleanly_and_says_what_is_kept(place, number, keep):
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert b"kept: " in err
-    assert place.live() == ([session] if keep else [])
+    until(place.live, [session] if keep else [])
     (task,) = place.store.results(session)
     assert place.result(task)["outcome"] == ("interrupted" if keep else "stopped")
 
