@@ -5387,7 +5387,7 @@ class Runner(Watcher):
         if not question.options:
             self.boss.tmux.paste(self.pane, [strip_controls(str(order["answer"]))])
             self.boss.tmux.keys(self.pane, "Enter")
-            return self._closed(question, "typed")
+            return self._closed(question, "typed", None)
         # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
         select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
         option = choose_option(question.options, str(order["answer"]))
@@ -5403,7 +5403,7 @@ class Runner(Watcher):
             if not menu or menu[1] != question.options:
                 return {"ok": False, "text": "the dialog changed while it was answered"}
         self.boss.tmux.keys(self.pane, "Enter")
-        return self._closed(question, option.text)
+        return self._closed(question, option.text, menu)
 
     def _menu_when(self, moved_from: int) -> Menu | None:
         """Return the menu once its cursor has left a line, or as it is after a second."""
@@ -5414,12 +5414,12 @@ class Runner(Watcher):
                 return menu
             select.select([], [], [], 0.02)
 
-    def _closed(self, question: Question, text: str) -> dict[str, Any]:
-        """Wait until the dialog is gone, and say what was answered."""
+    def _closed(self, question: Question, text: str, shown: Menu | None) -> dict[str, Any]:
+        """Wait until the dialog that was shown is gone, and say what was answered."""
         until = time.monotonic() + 3
         while time.monotonic() < until:
             menu = parse_menu(self._screen())
-            if not menu or menu[1] != question.options:
+            if not menu or not shown or _words(menu) != _words(shown):
                 self.question = None
                 self.store.log(self.name, "answered", question=question.id)
                 self._set_phase(
@@ -5433,6 +5433,11 @@ class Runner(Watcher):
 
     def _tmux(self, *args: str) -> str:
         return self.boss.tmux.run(*args)
+
+
+def _words(menu: Menu) -> list[str]:
+    """Return what tells one dialog from the next: not its cursor, a clock or a spinner."""
+    return re.findall(r"[^\W\d]+", " ".join([menu.question, *(o.text for o in menu.options)]))
 
 
 def run_check(

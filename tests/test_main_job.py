@@ -105,6 +105,19 @@ def test_a_wrong_or_late_answer_is_refused_and_presses_no_key(place):
     assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
 
 
+def test_two_dialogs_with_the_same_options_are_answered_one_by_one(place):
+    task = place.ok("assign", "demo", "demo: permit rm a|Yes|No; permit rm b|Yes|No").strip()
+    session = task.partition(".")[0]
+    for asked, answer in (("rm a", "Yes"), ("rm b", "No")):
+        until(
+            lambda asked=asked: (
+                asked in (place.state(session).get("question") or {"text": ""})["text"]
+            )
+        )
+        place.ok("answer", session, answer)
+    assert place.ok("wait", task) == "Yes\nNo\n"
+
+
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
     task = place.ok("assign", "demo", "demo: sleep 0.6; say first").strip()
     session = task.partition(".")[0]
