@@ -303,6 +303,7 @@ class Event(NamedTuple):
     retry_at: str = ""
     background: tuple[str, ...] = ()  # still running when the turn ended
     blocking: bool = False  # something runs that will start another turn by itself
+    rough: bool = False  # the text is not the last answer as it is: the transcript has that
 
 
 class Launch(NamedTuple):
@@ -320,6 +321,7 @@ class Launch(NamedTuple):
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
     own: dict[str, str] = {}  # noqa: RUF012 - the user's files of Provider.own_files, as text
+    env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of ours
 
 
 class Look(NamedTuple):
@@ -417,10 +419,15 @@ class Menu(NamedTuple):
     cursor: int  # the index of the option under it
 
 
-_CURSOR = re.compile(r"^([\s│|]*[❯›>▶→]\s+)\S")
-_NUMBERED = re.compile(r"^[\s│|]*[❯›>▶→]?\s*\[?(\d+)[.)\]]\s+(\S.*?)[\s│|]*$")
+_CURSOR = re.compile(  # ● elsewhere is an answer's bullet
+    r"^([\s│|]*[❯›>▶→]\s+|\s*│\s*●\s+)\S"
+)
+_NUMBERED = re.compile(r"^[\s│|]*[❯›>●▶→]?\s*\[?(\d+)[.)\]]\s+(\S.*?)[\s│|]*$")
 _CONFIRM = re.compile(
-    r"(\b(enter|esc)\b|↵).*\b(confirm|cancel|continue|select|skip|back|amend)\b", re.I
+    # ... but not (esc to cancel, 3s): a turn runs
+    r"(\b(enter|esc)\b(?! to cancel[^()]*\))|↵)"
+    r".*\b(confirm|cancel|continue|select|skip|back|amend)\b|Waiting for user confirmation",
+    re.I,
 )
 _CONFIRM_ABOVE = re.compile(r"^↑↓.* enter select\b", re.I | re.M)  # Kimi Code 2.1.0
 
@@ -428,9 +435,9 @@ _CONFIRM_ABOVE = re.compile(r"^↑↓.* enter select\b", re.I | re.M)  # Kimi Co
 def parse_menu(screen: str) -> Menu | None:
     """Return the last menu on a screen, or None.
 
-    A menu is a run of lines of which one has the cursor (❯, › or >), numbered or of one
-    indentation, and below it a line that says how it is confirmed: a list in a prompt or
-    in an answer has no such line.
+    A menu is a run of lines of which one has the cursor (❯, › or >; ● in a box), numbered
+    or of one indentation, and below it a line that says how it is confirmed, or the end of
+    the box and of the screen: a list in a prompt or in an answer has no such line.
     """
     lines = screen.rstrip().split("\n")
     for at in range(len(lines) - 1, -1, -1):
@@ -442,9 +449,11 @@ def parse_menu(screen: str) -> Menu | None:
         else:
             rows = _plain_rows(lines, at, len(match[1]))
         run = sorted(rows)
-        below = [line for line in lines[run[-1] + 1 :] if line.strip()][:4]
+        below = [line for line in lines[run[-1] + 1 :] if line.strip(" │|")]
         question = _menu_question(lines, run[0])
-        if len(run) > 1 and (any(map(_CONFIRM.search, below)) or _CONFIRM_ABOVE.search(question)):
+        boxed = re.fullmatch(r"\s*╰─+╯\s*", "".join(below))
+        told = boxed or any(map(_CONFIRM.search, below[:4])) or _CONFIRM_ABOVE.search(question)
+        if len(run) > 1 and told:
             return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
     return None
 
@@ -454,10 +463,14 @@ def _menu_question(lines: Sequence[str], first: int) -> str:
     kept: list[str] = []
     for line in reversed(lines[max(0, first - 25) : first]):
         bare = line.strip(" │|")
-        if re.fullmatch(r"[─━═-]{10,}", bare) or (kept and not bare and not kept[-1]):
+        if re.fullmatch(r"[─━═-]{10,}|╭─+╮", bare if bare[:1] != "╭" else line.strip()) or (
+            kept and not bare and not kept[-1]
+        ):
             break
-        if (bare or kept) and not re.fullmatch(r"╌{10,}", bare):
+        if (bare or kept) and not re.fullmatch(r"╌{10,}|[╭╰]─+[╮╯]", bare):
             kept.append(bare)
+        if re.match(r"\? \S", bare):  # where Gemini CLI's and Qwen Code's begin
+            break
     return re.sub(r"\n{2,}", "\n", "\n".join(reversed(kept))).strip()
 
 
@@ -891,6 +904,7 @@ class Provider(NamedTuple):
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
+    letters: str = ""  # ... in this folder in launch/, where it reads none but its own
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
     untypable: str = r"\A\s*[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
@@ -1095,6 +1109,8 @@ def block_text(content: Any) -> str:
 _HOOK_KINDS = {
     "SessionStart": "started",
     "UserPromptSubmit": "submitted",
+    "BeforeAgent": "submitted",  # Gemini's names
+    "AfterAgent": "ended",
     "PermissionRequest": "asked",
     "Stop": "ended",
     "StopFailure": "failed",
@@ -1127,7 +1143,9 @@ def classify_failure(text: str) -> str:
     low = text.lower()
     if re.search(r"\b429\b|rate.?limit|usage.?limit|quota|hit your limit|billing", low):
         return "rate_limit"
-    if re.search(r"\b40[13]\b|authenticat|unauthorized|invalid api key|/login|not logged", low):
+    if re.search(
+        r"\b40[13]\b|authenticat|authoriz|connect a provider|invalid api key|/login|not logged", low
+    ):
         return "auth"
     return "api_error"
 
@@ -1274,6 +1292,158 @@ def read_codex_rollout(lines: Sequence[str]) -> Event | None:
         elif kind == "turn_aborted":
             last = Event("interrupted", source="transcript")
     return last
+
+
+def _gemini_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["--resume", launch.resume] if launch.resume else []
+    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv += ["--approval-mode", _GEMINI_MODES[profile.permissions]]
+    return argv + (["-m", profile.model] if profile.model else [])
+
+
+# It has no mode that decides by itself: `auto` asks for commands, as `edits` does.
+_GEMINI_MODES = {"ask": "default", "edits": "auto_edit", "auto": "auto_edit", "all": "yolo"}
+
+
+def _gemini_files(launch: Launch) -> dict[str, str]:
+    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30_000}
+    servers = _worker_mcp_servers(launch)
+    del servers["cao"]["alwaysLoad"]
+    servers["cao"]["trust"] = True  # its tools run without a question
+    settings = {
+        "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
+        # At "low", the default, it tries again without end after a 500, and says nothing.
+        "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
+        "hooksConfig": {"enabled": True, "notifications": False},
+        "hooks": {event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
+        "mcpServers": servers,
+        "security": {"auth": {"selectedType": _gemini_login(launch.env)}},
+    }
+    extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
+    return {
+        "home/.gemini/settings.json": json.dumps(settings, indent=1),
+        "home/.gemini/extensions/cao/gemini-extension.json": json.dumps(extension),
+        "home/.gemini/extensions/cao/system.md": launch.system,
+        # Names the folder of the project's temporary files: one of those it may read.
+        "home/.gemini/projects.json": json.dumps({"projects": {launch.cwd: "cao"}}),
+    }
+
+
+_GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
+
+
+def _gemini_env(launch: Launch) -> dict[str, str]:
+    env = {"GEMINI_CLI_HOME": f"{launch.folder}/home"}
+    env["NO_BROWSER"] = "true"  # a login is asked for in the terminal, where we see it
+    if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
+        env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
+    return env
+
+
+def _gemini_login(env: dict[str, str]) -> str:
+    """Return how Gemini CLI logs in, by what it looks at itself when it is not interactive."""
+    if env.get("GOOGLE_GENAI_USE_VERTEXAI") == "true":
+        return "vertex-ai"
+    return "gemini-api-key" if env.get("GEMINI_API_KEY") else "oauth-personal"
+
+
+def _gemini_links(env: dict[str, str]) -> dict[str, str]:
+    home = f"{env.get('GEMINI_CLI_HOME') or env.get('HOME', '')}/.gemini"
+    names = ["oauth_creds.json", "google_accounts.json", "gemini-credentials.json", "GEMINI.md"]
+    names += ["trustedFolders.json", "commands", "skills", "agents", "policies"]
+    return {f"home/.gemini/{name}": f"{home}/{name}" for name in names}
+
+
+def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a hook of Gemini CLI says (0.61.0): Claude-shaped, with names of its own."""
+    details = payload.get("details")
+    if payload.get("notification_type") == "ToolPermission" and isinstance(details, dict):
+        named = map(details.get, ("command", "filePath", "toolDisplayName", "prompt"))
+        given = {"command": next(filter(None, named), payload.get("message"))}
+        asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
+        event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
+        return event and event._replace(source="hook:Notification")
+    # It joins the texts of a turn, with spaces added, and says nothing of a failure.
+    event = read_hook({**payload, "last_assistant_message": payload.get("prompt_response")})
+    return event and event._replace(rough=event.kind == "ended")
+
+
+def read_gemini_chat(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Gemini CLI chat file ended, or None."""
+    last: Event | None = None
+    for entry in _jsonl(lines):
+        kind, text = entry.get("type"), entry.get("content")
+        if kind == "user":
+            last = None
+        elif kind == "gemini":
+            ended = text and not entry.get("toolCalls")
+            last = Event("ended", str(text), source="transcript") if ended else None
+        elif kind == "error":
+            last = Event("failed", str(text), classify_failure(str(text)), "transcript")
+        elif kind == "info" and text == "Request cancelled.":
+            return Event("interrupted", source="transcript")  # it writes all it knows anew
+    return last
+
+
+def read_gemini_title(title: str) -> Look:
+    """Read the title of Gemini CLI's pane (0.61.0)."""
+    words = {"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"}
+    return Look(words.get(title[:1], "unknown"), "title", title.strip())
+
+
+def _qwen_argv(launch: Launch) -> list[str]:
+    profile = launch.profile
+    argv = ["--resume", launch.resume] if launch.resume else []
+    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv += ["--approval-mode", _QWEN_MODES[profile.permissions]]
+    argv += ["-m", profile.model] if profile.model else []
+    argv += ["--mcp-config", f"{launch.folder}/mcp.json", "--add-dir", launch.folder]
+    return [*argv, "--append-system-prompt", launch.system]
+
+
+_QWEN_MODES = {"ask": "default", "edits": "auto-edit", "auto": "auto", "all": "yolo"}
+
+
+def _qwen_files(launch: Launch) -> dict[str, str]:
+    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30_000}
+    servers = _worker_mcp_servers(launch)
+    servers["cao"]["trust"] = True  # its tools run without a question
+    settings: dict[str, Any] = {
+        "general": {"enableAutoUpdate": False},
+        "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
+        "disableAllHooks": False,
+        "hooks": {event: [{"hooks": [hook]}] for event in _CLAUDE_HOOKS},
+    }
+    if launch.profile.trust:
+        settings["security"] = {"folderTrust": {"enabled": False}}
+    return {
+        "settings.json": json.dumps(settings, indent=1),
+        "mcp.json": json.dumps({"mcpServers": servers}, indent=1),
+    }
+
+
+def read_qwen_chat(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Qwen Code chat file ended, or None.
+
+    0.24.4 writes neither the API's errors there, as a turn's end, nor interruptions.
+    """
+    last: Event | None = None
+    for entry in _jsonl(lines):
+        message = entry.get("message")
+        if isinstance(message, dict):
+            parts = [p for p in message.get("parts") or () if isinstance(p, dict)]
+            text = "".join(str(p.get("text") or "") for p in parts if not p.get("thought"))
+            ended = text and message.get("role") == "model"
+            calls = any("functionCall" in p for p in parts)
+            last = Event("ended", text, source="transcript") if ended and not calls else None
+    return last
+
+
+def read_qwen_title(title: str) -> Look:
+    """Read the title of Qwen Code's pane (0.24.4)."""
+    words = {"Q": "idle", "◐": "busy", "✳": "asking"}
+    return Look(words.get(title[:1], "unknown"), "title", title.strip())
 
 
 _KIMI_HOOKS = (
@@ -1588,6 +1758,49 @@ PROVIDERS: dict[str, Provider] = {
         resumes=True,
         proven="0.169.0",
     ),
+    "gemini": Provider(
+        "gemini",
+        "gemini",
+        _gemini_argv,
+        _gemini_files,
+        _gemini_env,
+        _gemini_links,
+        env_pass=("GEMINI_*", "GOOGLE_*"),
+        read_title=read_gemini_title,
+        read_event=read_gemini_hook,
+        read_transcript=read_gemini_chat,
+        composer=r"^ [>*!] (.*?)(?:  Type your message or @path/to/file.*)?$",
+        busy=r"esc to cancel",
+        failure=r"^(Enter the authorization code)",
+        settle_s=0.3,
+        argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S",
+        letters="home/.gemini/tmp/cao/",
+        login="gemini",
+        resumes=True,
+        proven="0.61.0",
+    ),
+    "qwen": Provider(
+        "qwen",
+        "qwen",
+        _qwen_argv,
+        _qwen_files,
+        # Laid over the user's settings, which stay as they are.
+        lambda launch: {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{launch.folder}/settings.json"},
+        env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
+        read_title=read_qwen_title,
+        read_transcript=read_qwen_chat,
+        # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
+        composer=r"^> (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
+        busy=r"esc to cancel",
+        argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@",
+        failure=r"^ *│ (Connect a Provider) ",
+        settle_s=0.3,
+        login="qwen",
+        resumes=True,
+        proven="0.24.4",
+    ),
     "kimi": Provider(
         "kimi",
         "kimi",
@@ -1693,6 +1906,9 @@ PROVIDERS: dict[str, Provider] = {
 ALIASES = {
     "claude_code": "claude",
     "codex_cli": "codex",
+    "gemini_cli": "gemini",
+    "qwen_cli": "qwen",
+    "qwen_code": "qwen",
     "kimi_cli": "kimi",
     "kiro_cli": "kiro",
     "q_cli": "kiro",
@@ -3429,6 +3645,10 @@ class Launcher(Sessions):
         for key in ("TMUX_TMPDIR", "CAO_NOTIFY", "CAO_TMUX_CONF"):
             if os.environ.get(key):
                 mcp_env[key] = os.environ[key]
+        # A worker's own environment has the home of its own of its CLI in it: not the user's.
+        above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
+        env = {**worker_environment(provider, profile.settings, above), **mcp_env}
+        del env["CAO_CALL_CEILING_S"]
         launch = Launch(
             name,
             f"{folder}/launch",
@@ -3440,11 +3660,8 @@ class Launcher(Sessions):
             mcp_env,
             session.conversation,
             resume,
+            env=env,
         )
-        # A worker's own environment has the home of its own of its CLI in it: not the user's.
-        above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
-        env = {**worker_environment(provider, profile.settings, above), **mcp_env}
-        del env["CAO_CALL_CEILING_S"]
         own = {k: self.store.read_text(path) for k, path in provider.own_files(env).items()}
         files = {"system.md": system, **provider.files(launch._replace(own=own))}
         files["env.json"] = dump(env)
@@ -4583,13 +4800,14 @@ class Conversation:
 
     def _whole_answer(self, event: Event) -> Event:
         """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
-        the answer in its hook, Kimi Code 2.1.0 gives none."""
+        the answer in its hook, Gemini CLI 0.61.0 joins those of a turn, Kimi Code 2.1.0
+        gives none."""
         whole = self._transcript_event()
         if not whole or whole.kind != "ended":
             return event
         if not event.text:
             return event._replace(text=whole.text, source=f"{event.source}+transcript")
-        same = whole.text.strip() == event.text.strip()
+        same = event.rough or whole.text.strip() == event.text.strip()
         return event._replace(text=whole.text) if same else event
 
     def _supervisor_wrote(self) -> bool:
@@ -4823,7 +5041,9 @@ class Watcher(Conversation):
         if look.state in ("busy", "asking"):
             return
         written = self._transcript_event()
-        if (
+        if event.rough and written and written.kind != "ended":
+            self._end_turn(written.kind, written)
+        elif (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
             or now - self.ending_at >= (SETTLE_S if event.text else DIALOG_S)
@@ -4864,7 +5084,7 @@ class Watcher(Conversation):
         """Find the composer, or a dialog of the first run."""
         look = self._status()
         slow = self.delivery_open() or not self.row.tells_state()
-        if look.state == "idle" and not self.delivery_open():
+        if look.state == "idle" and not self.row.read_title and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
         late = self.delivery_open() and now - self.since > SUBMIT_S
@@ -4875,7 +5095,8 @@ class Watcher(Conversation):
             return
         if slow and now - self.since < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
-        if int(now * 20) % 5 and look.state != "asking":
+        often = look.state != "asking" and now - self.since < STARTING_S
+        if often and int(now * 20) % 5:
             return  # the screen at four looks a second
         screen = self._screen(ansi=True)
         menu = parse_menu(strip_ansi(screen))
@@ -4891,16 +5112,24 @@ class Watcher(Conversation):
             else:
                 self._ask(kind, *menu[:2])
             return
-        watch = look.state == "unknown" and not self.delivery_open() and self.row.composer
+        failed = self.row.failure and re.search(self.row.failure, strip_ansi(screen), re.M)
+        if failed and classify_failure(failed[1]) == "auth":
+            self._finish("failed", "auth", f"{failed[1]}; try: {self.row.login}")
+            return
+        # A title says idle over a dialog too, and a second before the CLI takes a paste.
+        heard = self.heard or now - self.since > 3 * STARTING_S
+        calm = look.state == "unknown" or (look.state == "idle" and heard)
+        watch = calm and not self.delivery_open() and self.row.composer
         if watch and parse_draft(screen, self.row.composer) is not None:
             self._set_phase("idle", "its input line is drawn")
 
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
         look = self._status()
-        drawn = not self.row.tells_state() and parse_menu(self._screen())
+        # A title says nothing of some dialogs: Gemini CLI's, whether to go on after a 500.
+        drawn = not self.row.status_path and parse_menu(self._screen())
         if (look.state == "asking" or drawn) and not self.asked:
-            source = "screen" if drawn else "status_file"
+            source = look.source if look.state == "asking" else "screen"
             self.asked, self.asked_at = Event("asked", source=source), now
         elif look.state == "busy":
             self.idle_looks = 0
@@ -4914,10 +5143,10 @@ class Watcher(Conversation):
                     self._hook_missed("Stop")
                 self._on_event(event, now)
             elif self.idle_looks >= 2 and self.heard:
-                self._on_event(Event("interrupted", source="status_file"), now)
+                self._on_event(Event("interrupted", source=look.source), now)
             elif self.idle_looks >= 2:
                 words = "it is idle, and nothing says how the turn ended"
-                self._on_event(Event("failed", words, "unknown_end", "status_file"), now)
+                self._on_event(Event("failed", words, "unknown_end", look.source), now)
             elif not self.transcript and self.row.failure:
                 self._look_for_failure(now)
 
@@ -4931,7 +5160,8 @@ class Watcher(Conversation):
     def _look_at_dialog(self) -> None:
         """See whether a person answered, or the dialog changed."""
         look = self._status()
-        menu = parse_menu(self._screen()) if look.state in ("asking", "unknown") else None
+        sure = self.row.status_path and look.state in ("idle", "busy")  # a title may lie
+        menu = None if sure else parse_menu(self._screen())
         if menu and self.question:
             if menu[1] != self.question.options:
                 self._ask(self.question.kind, *menu[:2])
@@ -5233,7 +5463,8 @@ class Runner(Watcher):
             fault = bool(typing_fault(self.row, text))
         if not fault:
             return text
-        path = self.store.launch_file(self.name, f"{messages[0].id}.md")
+        path = self.store.launch_file(self.name, f"{self.row.letters}{messages[0].id}.md")
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         self.store.write(path, text)
         what = "Your task" if messages[0].kind == "task" else f"A message from {messages[0].sender}"
         return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."

@@ -19,7 +19,14 @@ from mock_llm import MockServer
 
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, str(ROOT / "cao.py")]
-PINNED = {"claude": "2.1.330", "codex": "0.169.0", "kimi": "2.1.0", "pi": "0.73.1"}
+PINNED = {
+    "claude": "2.1.330",
+    "codex": "0.169.0",
+    "gemini": "0.61.0",
+    "qwen": "0.24.4",
+    "kimi": "2.1.0",
+    "pi": "0.73.1",
+}
 
 
 def pytest_report_header() -> list[str]:
@@ -55,7 +62,7 @@ class Place:
             part.mkdir()
         (self.home / "profiles").mkdir(parents=True, mode=0o700)
         self.home.chmod(0o700)
-        for name in (*PINNED, "gemini"):  # no real agent by accident
+        for name in PINNED:  # no real agent by accident
             stub = folder / "bin" / name
             stub.write_text("#!/bin/sh\nexit 97\n")
             stub.chmod(0o755)

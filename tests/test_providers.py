@@ -2,9 +2,10 @@
 
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
 and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
-are from Claude Code 2.1.330, Codex 0.169.0, Kimi Code 2.1.0 and pi 0.73.1, but for *-numbered-*
-and claude/asking-question, which are put together from them, and the hooks of Kiro and Cursor,
-written from their documents. A new bug of a provider starts as a new file.
+are from Claude Code 2.1.330, Codex 0.169.0, Gemini CLI 0.61.0, Qwen Code 0.24.4, Kimi Code 2.1.0
+and pi 0.73.1, but for *-numbered-*, *-quoted-* and asking-question, which are put together from
+them, and the hooks of Kiro and Cursor, written from their documents. A new bug of a provider
+starts as a new file.
 """
 
 from __future__ import annotations
@@ -124,6 +125,35 @@ MENUS = {  # words of the question, the options' beginnings, the index under the
     "kimi/asking-trust": ("Trust this folder?", ["Trust this folder", "Don't trust"], 0),
     "pi/asking-permission": ("touch /home/dev/run/x", ["Yes, once", "No"], 0),
 }
+MENUS.update(
+    {
+        "gemini/asking-login": (
+            "How would you like to authenticate for this project?",
+            ["Sign in with Google", "Use Gemini API Key", "Vertex AI"],
+            1,
+        ),
+        "gemini/asking-permission": (
+            "touch y1\nAllow execution of [Shell]?",
+            ["Allow once", "Allow for this session", "No, suggest changes (esc)"],
+            0,
+        ),
+        "gemini/asking-trust": (
+            "Do you trust the files in this folder?",
+            ["Trust folder (gem)", "Trust parent folder (work)", "Don't trust"],
+            0,
+        ),
+        "qwen/asking-permission": (
+            "echo permtest > x.txt\nAllow execution of: 'echo'?",
+            [
+                "Yes, allow once",
+                "Always allow run 'echo *' commands in this project",
+                "Always allow run 'echo *' commands for this user",
+                "No, suggest changes (esc)",
+            ],
+            0,
+        ),
+    }
+)
 NUMBERED = "cao.py parse_menu: a numbered prompt of ours, typed or echoed, is taken for a dialog"
 
 
@@ -184,6 +214,7 @@ DRAFTS = {
     "codex/draft-pasted": "[Pasted Content 3419 chars]",
     "kimi/draft-line": "half a line",
     "pi/draft-line": "half a line",
+    "qwen/draft-put-back-by-esc": "MOCK:say long;sleep 20;say never",
 }
 CODEX_MENU = "cao.py PROVIDERS['codex'].composer: a dialog's option is taken for a draft"
 CURSOR = "cao.py parse_draft: the first letter of a placeholder, under the cursor, is a draft"
@@ -307,10 +338,36 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
 }
 
 
+HOOKS.update(
+    {
+        "gemini/AfterAgent": ("ended", "hello from gemini from  gemini ", ""),
+        "gemini/AfterAgent.error": ("ended", "[no response text]", ""),
+        "gemini/BeforeAgent": ("submitted", "MOCK:say hello from gemini", ""),
+        "gemini/Notification": (
+            "asked",
+            "Confirm MCP Tool Execution: echo (lab MCP Server)",
+            "Confirm MCP Tool Execution",
+        ),
+        "gemini/SessionEnd": ("leaving", "", ""),
+        "gemini/SessionStart": ("started", "", ""),
+        "qwen/PermissionRequest": (
+            "asked",
+            "run_shell_command: echo permtest > x.txt (x)",
+            "run_shell_command",
+        ),
+        "qwen/SessionEnd": ("leaving", "", ""),
+        "qwen/SessionStart": ("started", "", ""),
+        "qwen/Stop": ("ended", "hello from qwen", ""),
+        "qwen/StopFailure": ("failed", "[API Error: 400 mock error 400]", "api_error"),
+        "qwen/UserPromptSubmit": ("submitted", "MOCK:say hello from qwen", ""),
+    }
+)
+
+
 @pytest.mark.parametrize("path", params("hooks", ".json"))
 def test_a_recorded_hook_payload_says_what_happened(path):
     payload = json.loads(path.read_text())
-    event = cao.read_hook(payload)
+    event = (row_of(path).read_event or cao.read_hook)(payload)
     expected = HOOKS.get(f"{path.parent.name}/{path.name[: -len('.json')]}")
     if not expected:
         assert event is None
@@ -323,6 +380,7 @@ def test_a_recorded_hook_payload_says_what_happened(path):
         source=f"hook:{payload['hook_event_name']}",
         conversation=payload.get("session_id") or payload["conversation_id"],
         transcript=payload.get("transcript_path", ""),
+        rough=payload["hook_event_name"] == "AfterAgent",
     )
 
 
@@ -494,7 +552,6 @@ def test_the_time_to_try_again_is_read_from_the_clis_own_words(words, when):
 
 # ---- transcripts ----
 
-READERS = {name: cao.PROVIDERS[name].read_transcript for name in ("claude", "codex", "kimi", "pi")}
 TURNS = {  # file -> text, reason, retry_at
     "claude/ended-after-a-tool": ("two files", "", ""),
     "claude/ended-one-turn": ("hello “there”\nsecond line", "", ""),
@@ -545,11 +602,33 @@ TURNS = {  # file -> text, reason, retry_at
         "at 9:10 PM",
     ),
 }
+TURNS.update(
+    {
+        "gemini/ended-after-a-tool": ("after", "", ""),
+        "gemini/ended-one-turn": (
+            "use \\@pytest.fixture and \\@exists.txt me\\@example.com",
+            "",
+            "",
+        ),
+        "gemini/failed-400": (
+            '[API Error: {"type":"error","error":{"type":"invalid_request_error",'
+            '"message":"mock error 400","code":400,"status":"invalid_request_error"}}]',
+            "api_error",
+            "",
+        ),
+        "qwen/ended-after-a-tool": ("after", "", ""),
+        "qwen/ended-one-turn": (
+            "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last",
+            "",
+            "",
+        ),
+    }
+)
 RETRY = "cao.py read_claude_transcript: retry_at is not set, as read_hook sets it"
 
 
 def read(path, text):
-    return READERS[path.parent.name](text.split("\n"))
+    return row_of(path).read_transcript(text.split("\n"))
 
 
 @pytest.mark.parametrize(
@@ -580,12 +659,12 @@ def test_a_half_written_last_line_counts_for_nothing(path):
     assert read(path, whole[:-1]) == read(path, whole)  # the newline alone may be missing
 
 
-@pytest.mark.parametrize("provider", READERS)
+@pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "qwen"])
 def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
     lines = ["", "null", "5", "[]", '"x"', "{}", "{", '{"type":"user"}', '{"type":"event_msg"}',
              '{"type":"assistant","message":null}', '{"type":"event_msg","payload":5}']  # fmt: skip
-    assert READERS[provider]([]) is None
-    assert READERS[provider](lines) is None
+    assert cao.PROVIDERS[provider].read_transcript([]) is None
+    assert cao.PROVIDERS[provider].read_transcript(lines) is None
 
 
 def test_a_claude_transcript_with_words_for_blocks_is_read():
