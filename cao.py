@@ -522,8 +522,8 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
         return None
     below = ""
     for line in reversed(ansi_screen.split("\n")):
-        if re.match(composer, f"{strip_ansi(line)}\n{below}"):
-            match = re.match(composer, f"{_bright(line)}\n{below}")
+        if re.match(composer, f"{strip_ansi(line)}\n{below}", re.M):
+            match = re.match(composer, f"{_bright(line)}\n{below}", re.M)
             return match[1].strip() if match else ""
         below = strip_ansi(line)
     return None
@@ -1319,6 +1319,7 @@ def _gemini_files(launch: Launch) -> dict[str, str]:
         "hooks": {event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch.env)}},
+        "tools": {"exclude": _taken(launch.profile, _GEMINI_TOOLS)},
     }
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
     return {
@@ -1330,6 +1331,19 @@ def _gemini_files(launch: Launch) -> dict[str, str]:
     }
 
 
+def _taken(profile: Profile, tools: dict[str, tuple[str, ...]]) -> list[str]:
+    """Return a CLI's own names of the tools that an agent may not use."""
+    return [name for word in lacking(profile) for name in tools.get(word, ())]
+
+
+# 0.61.0, of the mock's requests; what starts agents goes with the shell.
+_GEMINI_TOOLS = {
+    "execute_bash": ("run_shell_command", "invoke_agent"),
+    "fs_read": ("read_file",),
+    "fs_list": ("list_directory", "glob", "grep_search"),
+    "fs_write": ("write_file", "replace"),
+    "web_fetch": ("web_fetch", "google_web_search"),
+}
 _GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
 
 
@@ -1414,6 +1428,7 @@ def _qwen_files(launch: Launch) -> dict[str, str]:
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "hooks": {event: [{"hooks": [hook]}] for event in _CLAUDE_HOOKS},
+        "permissions": {"deny": _taken(launch.profile, _QWEN_TOOLS)},
     }
     if launch.profile.trust:
         settings["security"] = {"folderTrust": {"enabled": False}}
@@ -1421,6 +1436,16 @@ def _qwen_files(launch: Launch) -> dict[str, str]:
         "settings.json": json.dumps(settings, indent=1),
         "mcp.json": json.dumps({"mcpServers": servers}, indent=1),
     }
+
+
+# 0.24.4, of the mock's requests; what starts agents goes with the shell.
+_QWEN_TOOLS = {
+    "execute_bash": ("run_shell_command", "agent"),
+    "fs_read": ("read_file",),
+    "fs_list": ("list_directory", "glob", "grep_search"),
+    "fs_write": ("write_file", "edit"),
+    "web_fetch": ("web_fetch",),
+}
 
 
 def read_qwen_chat(lines: Sequence[str]) -> Event | None:
@@ -1766,6 +1791,8 @@ PROVIDERS: dict[str, Provider] = {
         _gemini_env,
         _gemini_links,
         env_pass=("GEMINI_*", "GOOGLE_*"),
+        tools=_GEMINI_TOOLS,
+        permission_words={k: f"--approval-mode {v}" for k, v in _GEMINI_MODES.items()},
         read_title=read_gemini_title,
         read_event=read_gemini_hook,
         read_transcript=read_gemini_chat,
@@ -1788,10 +1815,12 @@ PROVIDERS: dict[str, Provider] = {
         # Laid over the user's settings, which stay as they are.
         lambda launch: {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{launch.folder}/settings.json"},
         env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
+        tools=_QWEN_TOOLS,
+        permission_words={k: f"--approval-mode {v}" for k, v in _QWEN_MODES.items()},
         read_title=read_qwen_title,
         read_transcript=read_qwen_chat,
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
-        composer=r"^> (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
+        composer=r"^[>*!] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@",
@@ -1817,7 +1846,7 @@ PROVIDERS: dict[str, Provider] = {
         transcript_glob=lambda env, known: (
             f"{env['KIMI_CODE_HOME']}/sessions/*/{known}/agents/main/wire.jsonl"
         ),
-        composer=r"(?m)\s*│ >(.*?)│?$",
+        composer=r"\s*│ >(.*?)│?$",
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         busy=r"(?m)^ *[🌑-🌘⠁-⣿] ",
         own_tools="Approve once",

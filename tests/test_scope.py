@@ -222,7 +222,11 @@ def test_codex_is_held_by_its_sandbox(settings, flags):
 def tools_of(request) -> set[str]:
     """Return the names of the tools that a CLI offered to the model."""
     body = request.get("body", request)
-    found = [leaf for tool in body.get("tools") or [] for leaf in tool.get("tools") or [tool]]
+    found = [
+        leaf.get("function") or leaf
+        for tool in body.get("tools") or []
+        for leaf in tool.get("tools") or tool.get("functionDeclarations") or [tool]
+    ]
     return {str(leaf.get("name") or leaf.get("type")) for leaf in found}
 
 
@@ -259,6 +263,22 @@ def test_claude_code_with_a_shell_and_without_writing_says_the_shell_is_only_tol
     assert "Bash" in offered
     assert not offered & {"Edit", "Write", "WebFetch"}
     assert "its shell: not to change files or use the web" in place.ok("show", result["session"])
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+@pytest.mark.parametrize("cli", ["gemini", "qwen"])
+def test_a_cli_offers_no_tool_that_the_scope_takes_away(place, mock_llm, cli):
+    scoped(place, cli, mock_llm, "permissions: all", "role: reviewer")
+    before, made = len(mock_llm.requests), place.work / "made"
+    step = json.dumps({"command": f"touch {made}", "description": "make it"})
+    handoff(place, f"real-{cli}", f"MOCK:tool run_shell_command {step};say went on")
+    assert not made.exists()
+    offered = set().union(*map(tools_of, mock_llm.requests[before:]))
+    tools = cao.PROVIDERS[cli].tools
+    taken = {name for word in ("execute_bash", "fs_write", "web_fetch") for name in tools[word]}
+    assert "read_file" in offered
+    assert not offered & taken
 
 
 @pytest.mark.tmux
