@@ -417,6 +417,7 @@ class Menu(NamedTuple):
     question: str
     options: tuple[Option, ...]
     cursor: int  # the index of the option under it
+    keys: tuple[str, str] = ("Up", "Down")  # that move it
 
 
 _CURSOR = re.compile(  # ● elsewhere is an answer's bullet
@@ -432,14 +433,16 @@ _CONFIRM = re.compile(
 _CONFIRM_ABOVE = re.compile(r"^↑↓.* enter select\b", re.I | re.M)  # Kimi Code 2.1.0
 
 
-def parse_menu(screen: str) -> Menu | None:
+def parse_menu(ansi_screen: str) -> Menu | None:
     """Return the last menu on a screen, or None.
 
     A menu is a run of lines of which one has the cursor (❯, › or >; ● in a box), numbered
     or of one indentation, and below it a line that says how it is confirmed, or the end of
     the box and of the screen: a list in a prompt or in an answer has no such line.
     """
-    lines = screen.rstrip().split("\n")
+    if found := _row_menu(ansi_screen):
+        return found
+    lines = strip_ansi(ansi_screen).rstrip().split("\n")
     for at in range(len(lines) - 1, -1, -1):
         match = _CURSOR.match(lines[at])
         if not match:
@@ -455,6 +458,25 @@ def parse_menu(screen: str) -> Menu | None:
         told = boxed or any(map(_CONFIRM.search, below[:4])) or _CONFIRM_ABOVE.search(question)
         if len(run) > 1 and told:
             return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
+    return None
+
+
+def _row_menu(ansi_screen: str) -> Menu | None:
+    """Return a menu whose options stand in one row: the background tells the chosen one
+    (OpenCode 1.18.33)."""
+    raw = ansi_screen.split("\n")
+    lines = [strip_ansi(line) for line in raw]
+    for at in range(len(raw) - 1, max(-1, len(raw) - 12), -1):
+        match = re.match(r"\s*┃\s+(\S.*?) {3,}(?:ctrl\+f .*)?⇆ select  enter confirm", lines[at])
+        if not match:
+            continue
+        texts = re.split(r" {2,}", match[1])
+        fills = [re.findall(r"\x1b\[48;[\d;]*m", raw[at].partition(text)[0])[-1:] for text in texts]
+        odd = [n for n, fill in enumerate(fills) if fills.count(fill) == 1]
+        box = "\n".join(lines[:at]).rpartition("△ ")[2].split("\n")
+        asked = "\n".join(line.strip(" ┃") for line in box if line.strip(" ┃"))
+        options = tuple(Option(str(n), text) for n, text in enumerate(texts, 1))
+        return Menu(asked, options, odd[0] if len(odd) == 1 else 0, ("Left", "Right"))
     return None
 
 
@@ -516,16 +538,16 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
     """Return what stands in a CLI's input line, or None where there is no such line.
 
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
-    on the line without colours and the one below it, its group the text.
+    on the line without colours and those below it, its group the text.
     """
-    if parse_menu(strip_ansi(ansi_screen)):
+    if parse_menu(ansi_screen):
         return None
     below = ""
     for line in reversed(ansi_screen.split("\n")):
         if re.match(composer, f"{strip_ansi(line)}\n{below}", re.M):
             match = re.match(composer, f"{_bright(line)}\n{below}", re.M)
-            return match[1].strip() if match else ""
-        below = strip_ansi(line)
+            return (match[1] or "").strip() if match else ""
+        below = f"{strip_ansi(line)}\n{below}"
     return None
 
 
@@ -895,7 +917,7 @@ class Provider(NamedTuple):
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
     transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
-    composer: str = ""  # regex on the input line and the next, its group the draft
+    composer: str = ""  # regex on the input line and those below it, its group the draft
     mcp: bool = True  # it takes MCP servers
     own_tools: str = ""  # the answer where it asks about a tool of cao's, and no setting may
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
@@ -909,6 +931,9 @@ class Provider(NamedTuple):
     untypable: str = r"\A\s*[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
+    # words of its folder-trust dialog, and the option that trusts for this session only:
+    # pressed under `trust: yes`, for a CLI that has no flag for it
+    trusts: tuple[str, str] = ("", "")
     login: str = ""  # the command that logs in
     login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
     login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
@@ -1737,6 +1762,192 @@ def _cursor_files(launch: Launch) -> dict[str, str]:
     }
 
 
+def _copilot_argv(launch: Launch) -> list[str]:
+    profile, folder = launch.profile, launch.folder
+    argv = ["--no-auto-update", *_COPILOT_MODES[profile.permissions]]
+    argv += [f"--resume={launch.resume}"] if launch.resume else []
+    argv += [] if launch.resume else ["--session-id", launch.conversation, "--name", launch.name]
+    argv += ["--model", profile.model] if profile.model else []
+    argv += ["--reasoning-effort", profile.effort] if profile.effort else []
+    argv += ["--additional-mcp-config", f"@{folder}/mcp.json", "--allow-tool=cao"]
+    argv += ["--plugin-dir", f"{folder}/copilot", "--add-dir", folder]
+    argv += [flag for word in lacking(profile) for flag in _COPILOT_TOOLS.get(word, ())]
+    return argv + ([f"--interactive={launch.prompt}"] if launch.prompt else [])
+
+
+# Outside its directory and /tmp it asks even under `auto`, but it guesses a shell command's
+# paths from its text: `touch /var/x` asked, the same done by `python3 -c` did not (1.0.102).
+_COPILOT_MODES = {
+    "ask": (),
+    "edits": ("--allow-tool=write",),
+    "auto": ("--allow-all-tools",),
+    "all": ("--allow-all",),
+}
+
+
+# A denial goes before what any other flag allows. Reading it asks for nowhere in its directory.
+_COPILOT_TOOLS: dict[str, tuple[str, ...]] = {
+    "execute_bash": ("--deny-tool=shell",),
+    "fs_write": ("--deny-tool=write",),
+    "web_fetch": ("--deny-tool=url",),
+}
+
+
+def _copilot_files(launch: Launch) -> dict[str, str]:
+    hooks = {}
+    for event in ("SessionStart", "UserPromptSubmit", "Notification", "Stop"):
+        more = ("await-tools",) if event == "SessionStart" else ()  # sent with the first prompt
+        command = quote_argv((*launch.hook, *more))
+        hooks[event] = [{"type": "command", "command": command, "timeout": 30}]
+    told = "copilot/.github/instructions/cao.instructions.md"
+    return {
+        "mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
+        "copilot/plugin.json": json.dumps({"name": "cao", "version": VERSION, "hooks": "h.json"}),
+        "copilot/h.json": json.dumps({"version": 1, "hooks": hooks}, indent=1),
+        told: f'---\napplyTo: "**"\n---\n{launch.system}\n',
+    }
+
+
+def _copilot_events(env: dict[str, str], known: str) -> str:
+    home = env.get("COPILOT_HOME") or env.get("HOME", "") + "/.copilot"
+    return f"{home}/session-state/{known}/events.jsonl"
+
+
+def read_copilot_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a hook of Copilot 1.0.102 says: Claude-shaped under Claude's names, but
+    for the one that comes when a person is asked."""
+    kinds = {"permission_prompt": "", "elicitation_dialog": "AskUserQuestion"}
+    kind = kinds.get(str(payload.get("notification_type")))
+    if kind is None:
+        return read_hook(payload)
+    text = "" if kind else str(payload.get("message") or "")
+    known = str(payload.get("sessionId") or "")
+    return Event("asked", text, kind, "hook:Notification", conversation=known)
+
+
+def read_copilot_events(lines: Sequence[str]) -> Event | None:
+    """Return how the turn in lines of a Copilot events.jsonl ended, or None.
+
+    1.0.102 calls each request to the model a turn: the last one's message asks for no tool.
+    """
+    last: Event | None = None
+    answer: str | None = None
+    for entry in _jsonl(lines):
+        kind, data = entry.get("type"), entry.get("data")
+        if entry.get("agentId") or not isinstance(data, dict):
+            continue  # a sub-agent's
+        if kind in ("user.message", "assistant.turn_start"):
+            last = answer = None
+        elif kind == "assistant.message":
+            answer = None if data.get("toolRequests") else str(data.get("content") or "")
+        elif kind == "assistant.turn_end" and answer is not None:
+            last = Event("ended", answer, source="transcript")
+        elif kind == "abort":
+            last = Event("interrupted", source="transcript")
+        elif kind == "session.error":
+            text = str(data.get("message") or "")
+            reason = classify_failure(f"{data.get('errorType')} {data.get('statusCode')} {text}")
+            again = retry_time(text) if reason == "rate_limit" else ""
+            last = Event("failed", text, reason, "transcript", retry_at=again)
+    return last
+
+
+# OpenCode tells its plugins what happens; this one passes it on as Claude-shaped hooks, one
+# after another. 1.18.33 says session.idle twice after an error, and after a refused tool too:
+# a last message that did not finish is an interruption.
+_OPENCODE_PLUGIN = """\
+import { spawn } from "node:child_process"
+const hook = %s
+let last = Promise.resolve()
+const tell = (hook_event_name, session_id, more) => last = last.then(() => new Promise((done) => {
+  const child = spawn(hook[0], hook.slice(1), { stdio: ["pipe", "ignore", "ignore"] })
+  child.on("close", done).on("error", done)
+  child.stdin.end(JSON.stringify({ hook_event_name, session_id, ...more }))
+}))
+const textOf = (parts) => parts.filter((p) => p.type === "text" && !p.synthetic).map((p) => p.text)
+export const cao = async ({ client }) => {
+  const running = new Set(), below = new Set()  // below: sessions of sub-agents
+  const ended = async (id) => {
+    if (!running.delete(id)) return
+    const { data } = await client.session.messages({ path: { id } })
+    const { info, parts } = data.findLast((m) => m.info.role === "assistant") ?? { info: {} }
+    if (!info.finish || info.finish === "tool-calls") return tell("Interrupt", id)
+    return tell("Stop", id, { last_assistant_message: textOf(parts).at(-1) ?? "" })
+  }
+  return {
+    "chat.message": async ({ sessionID }, { parts }) => {
+      if (below.has(sessionID)) return
+      running.add(sessionID)
+      await tell("UserPromptSubmit", sessionID, { prompt: textOf(parts).join("\\n") })
+    },
+    event: async ({ event: { type, properties: p } }) => {
+      if (type === "session.created" && p.info.parentID) below.add(p.info.id)
+      if (type === "session.idle") await ended(p.sessionID)
+      if (type === "permission.asked")
+        await tell("PermissionRequest", p.sessionID, { tool_name: p.permission,
+          tool_input: { command: p.metadata.command ?? p.patterns.join(" ") } })
+      if (type !== "session.error" || !running.delete(p.sessionID)) return
+      const error = p.error.data.statusCode ?? p.error.name
+      const last_assistant_message = p.error.data.message
+      if (error === "MessageAbortedError") await tell("Interrupt", p.sessionID)
+      else await tell("StopFailure", p.sessionID, { error, last_assistant_message })
+    },
+  }
+}
+"""
+
+
+def _opencode_argv(launch: Launch) -> list[str]:
+    if launch.resume:  # it takes no prompt beside it: 1.18.33 leaves that one lying
+        return ["--session", launch.resume]
+    return [f"--prompt={launch.prompt}"] if launch.prompt else []
+
+
+def _opencode_env(launch: Launch) -> dict[str, str]:
+    """Return what is laid over the user's own configuration, for this launch only."""
+    profile, folder, servers = launch.profile, launch.folder, {}
+    for name, server in _worker_mcp_servers(launch).items():
+        entry = {"type": "remote", "url": server["url"]} if "url" in server else {
+            "type": "local",
+            "command": [server.get("command"), *server.get("args", [])],
+            "environment": server.get("env", {}),
+        }  # fmt: skip
+        servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
+    wide = "allow" if profile.permissions == "all" else "ask"
+    config = {
+        "autoupdate": False,
+        "instructions": [f"{folder}/system.md"],
+        "plugin": [f"file://{folder}/opencode.js"],
+        "mcp": servers,
+        "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
+        "tools": {"question": False},  # a dialog we cannot read: it asks in its answer instead
+        "permission": {
+            **_OPENCODE_MODES[profile.permissions],
+            **{tool: "deny" for word in lacking(profile) for tool in _OPENCODE_TOOLS[word]},
+            "external_directory": {"*": wide, f"{folder}/**": "allow"},
+        },
+        **({"model": profile.model} if profile.model else {}),
+    }
+    env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    # It runs the plugins of a repository without a question.
+    return env if profile.trust else {**env, "OPENCODE_DISABLE_PROJECT_CONFIG": "1"}
+
+
+_OPENCODE_TOOLS = {
+    "execute_bash": ("bash",),
+    "fs_read": ("read",),
+    "fs_list": ("glob", "grep", "list"),
+    "fs_write": ("edit",),
+    "web_fetch": ("webfetch", "websearch"),
+}
+_OPENCODE_MODES = {
+    "ask": {"edit": "ask", "bash": "ask", "webfetch": "ask"},
+    "edits": {"edit": "allow", "bash": "ask", "webfetch": "ask"},
+    "auto": {"edit": "allow", "bash": "allow", "webfetch": "allow"},
+    "all": {"*": "allow"},
+}
+
+
 PROVIDERS: dict[str, Provider] = {
     "claude": Provider(
         "claude",
@@ -1829,6 +2040,51 @@ PROVIDERS: dict[str, Provider] = {
         login="qwen",
         resumes=True,
         proven="0.24.4",
+    ),
+    "copilot": Provider(
+        "copilot",
+        "copilot",
+        _copilot_argv,
+        _copilot_files,
+        lambda launch: {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{launch.folder}/copilot"},
+        env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
+        tools=_COPILOT_TOOLS,
+        permission_words={k: " ".join(v) or "no flag" for k, v in _COPILOT_MODES.items()},
+        read_event=read_copilot_hook,
+        read_transcript=read_copilot_events,
+        transcript_glob=_copilot_events,
+        composer=r"^❯(.*)",
+        busy=r"Working .*esc esc (?:interrupt|edit prompt)",
+        logged_out=r"(?m)^Please use /login ",
+        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
+        interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
+        trusts=("Do you trust the files in this folder?", "Yes"),
+        login="copilot login",
+        login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
+        resumes=True,
+        proven="1.0.102",
+    ),
+    "opencode": Provider(
+        "opencode",
+        "opencode",
+        _opencode_argv,
+        lambda launch: {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)},
+        _opencode_env,
+        env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
+        tools=_OPENCODE_TOOLS,
+        permission_words={
+            mode: " ".join(f"{tool}={value}" for tool, value in words.items())
+            for mode, words in _OPENCODE_MODES.items()
+        },
+        # The box above its agent's name; right of it, in a wide pane, is a side bar.
+        composer=r" *┃ {0,2}(?:Ask anything.*|(\S(?:(?! {3}).)*)?)(?: {3}.*| *)\n"
+        r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
+        busy=r"esc (?:again to )?interrupt|\[retrying",
+        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
+        interrupt=("Escape", "Escape"),
+        login="opencode auth login",
+        resumes=True,
+        proven="1.18.33",
     ),
     "kimi": Provider(
         "kimi",
@@ -1938,6 +2194,8 @@ ALIASES = {
     "gemini_cli": "gemini",
     "qwen_cli": "qwen",
     "qwen_code": "qwen",
+    "copilot_cli": "copilot",
+    "opencode_cli": "opencode",
     "kimi_cli": "kimi",
     "kiro_cli": "kiro",
     "q_cli": "kiro",
@@ -2609,12 +2867,13 @@ def written_at(path: str) -> float:
         return 0.0
 
 
-def file_size(path: str) -> int:
-    """Return a file's size, 0 where there is none."""
+def file_mark(path: str) -> tuple[int, int]:
+    """Return a file's size and inode, zeros where there is none."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_ino
 
 
 def result_message_id(result: Result) -> str:
@@ -2831,7 +3090,7 @@ class Store:
     def mend_log(self, name: str) -> None:
         """End a line of the log that a power cut tore, so that it spoils no other."""
         path = f"{self.folder(name)}/log.jsonl"
-        if file_size(path) and not self.read_text(path).endswith("\n"):
+        if file_mark(path)[0] and not self.read_text(path).endswith("\n"):
             with open(path, "a", encoding="utf-8") as file:
                 file.write("\n")
 
@@ -4615,7 +4874,7 @@ class Conversation:
         self.child, self.exit_status = 0, None  # type: int, int | None
         self.phase, self.since = "starting", time.time()
         self.conversation = self.launch.resume or session.conversation
-        self.transcript, self.offset = "", 0
+        self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None
         self.turns: list[str] = []
         self.task_at = self.turn_at = self.paused_s = 0.0
@@ -4652,7 +4911,7 @@ class Conversation:
         open_for = self.task is not None and self.phase == "idle"
         shown = self.phase
         question = self.question
-        if open_for and self.interrupted_at:
+        if open_for and self.interrupted_at and not self.delivery_open():
             shown = "asking"
             question = Question(
                 f"interrupted-{self.interrupted_at:.0f}",
@@ -4725,7 +4984,7 @@ class Conversation:
         )
         self.conversation = event.conversation or self.conversation
         if event.transcript and event.transcript != self.transcript:
-            self.transcript, self.offset = event.transcript, 0
+            self.transcript, self.offset, self.inode = event.transcript, 0, 0
         if event.kind == "submitted":
             self._on_submitted(event)
         elif event.kind == "said":
@@ -4760,7 +5019,7 @@ class Conversation:
 
     def _begin_turn(self) -> None:
         if self.begun and self.transcript and self.phase != "working":
-            self.offset = file_size(self.transcript)
+            self.offset, self.inode = file_mark(self.transcript)
         self.begun, self.stuck = True, False
         self.ending = self.asked = None
         self.said = ""
@@ -5023,6 +5282,10 @@ class Conversation:
             return None
         try:
             with open(self.transcript, "rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                self.inode = self.inode or inode
+                if inode != self.inode:  # Copilot 1.0.102: Esc took the prompt out of it
+                    return Event("interrupted", source="transcript")
                 file.seek(self.offset)
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
@@ -5060,6 +5323,10 @@ class Watcher(Conversation):
         """Say in the log that a hook did not come and the next source decided."""
         self.store.log(self.name, "hook_missed", hook=name)
 
+    def _menu(self) -> Menu | None:
+        """Return the dialog on the screen, if there is one."""
+        return parse_menu(self._screen(ansi=True))
+
     def _advance_ending(self, now: float) -> None:
         """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
         and work in the background may start another."""
@@ -5084,7 +5351,7 @@ class Watcher(Conversation):
         event = self.asked
         if not event:
             return
-        menu = parse_menu(self._screen())
+        menu = self._menu()
         if menu:
             self.asked = None
             kind = "question" if event.reason == "AskUserQuestion" else "permission"
@@ -5128,7 +5395,7 @@ class Watcher(Conversation):
         if often and int(now * 20) % 5:
             return  # the screen at four looks a second
         screen = self._screen(ansi=True)
-        menu = parse_menu(strip_ansi(screen))
+        menu = parse_menu(screen)
         if self.row.logged_out and re.search(self.row.logged_out, strip_ansi(screen)):
             self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             return
@@ -5156,7 +5423,7 @@ class Watcher(Conversation):
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
         look = self._status()
         # A title says nothing of some dialogs: Gemini CLI's, whether to go on after a 500.
-        drawn = not self.row.status_path and parse_menu(self._screen())
+        drawn = not self.row.status_path and self._menu()
         if (look.state == "asking" or drawn) and not self.asked:
             source = look.source if look.state == "asking" else "screen"
             self.asked, self.asked_at = Event("asked", source=source), now
@@ -5190,7 +5457,7 @@ class Watcher(Conversation):
         """See whether a person answered, or the dialog changed."""
         look = self._status()
         sure = self.row.status_path and look.state in ("idle", "busy")  # a title may lie
-        menu = None if sure else parse_menu(self._screen())
+        menu = None if sure else self._menu()
         if menu and self.question:
             if menu[1] != self.question.options:
                 self._ask(self.question.kind, *menu[:2])
@@ -5245,7 +5512,7 @@ class Watcher(Conversation):
             self.ready_at = 0.0
         if look.state == "asking":
             text = look.why
-            menu = parse_menu(self._screen())
+            menu = self._menu()
             self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
         elif look.state == "idle" and not self.ready_at:
             self.ready_at = now
@@ -5318,7 +5585,8 @@ class Runner(Watcher):
         """Start the CLI, with the first task on its command line where it takes one."""
         launch = self.launch
         first = next_delivery(self.store.waiting(self.name), None)
-        if first and self.row.argv_bytes and first[0].kind == "task":
+        takes = self.row.argv(launch._replace(prompt="x")) != self.row.argv(launch)
+        if first and takes and first[0].kind == "task":
             text = self._compose(first, by_argv=True)
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
@@ -5331,6 +5599,9 @@ class Runner(Watcher):
         else:
             program = list(launch.mcp[:-1])
         os.chdir(self.session.cwd)
+        if launch.resume:  # what stands in its transcript is of turns that were
+            self._transcript_event()
+            self.offset, self.inode = file_mark(self.transcript)[0], 0
         if self.row.by_output:
             self._tmux(
                 "pipe-pane", "-O", "-t", self.pane, "exec cat >" + quote_argv([self.wake.path])
@@ -5426,6 +5697,8 @@ class Runner(Watcher):
             self._answer({"question": self.question.id, "answer": self.row.own_tools})
         if now >= self.look_at or self.row.by_output or self.phase == "starting":
             self._look(now)
+        if self.question and self.question.kind == "trust" and self.launch.profile.trust:
+            self._trust(self.question)
         if self.delivery_open():
             self._advance_delivery(now)
         if self.check and "exit_status" in self.check:
@@ -5449,7 +5722,7 @@ class Runner(Watcher):
             if draft:
                 self._enter()
             return
-        if draft and not parse_menu(self._screen()):
+        if draft and not self._menu():
             self.boss.tmux.keys(self.pane, *self.row.clear)
         self._undeliverable(d)
 
@@ -5552,7 +5825,7 @@ class Runner(Watcher):
         if not self.row.composer:
             return ""
         screen = self._screen(ansi=True)
-        if parse_menu(strip_ansi(screen)):
+        if parse_menu(screen):
             return "a dialog is open"
         draft = parse_draft(screen, self.row.composer)
         if draft is None:
@@ -5591,7 +5864,7 @@ class Runner(Watcher):
 
     def _enter(self) -> bool:
         """Press Enter, never into a dialog or another program."""
-        if not self._in_foreground() or (self.row.composer and parse_menu(self._screen())):
+        if not self._in_foreground() or (self.row.composer and self._menu()):
             self.store.log(self.name, "enter_withheld")
             return False
         self.boss.tmux.keys(self.pane, "Enter")
@@ -5635,8 +5908,16 @@ class Runner(Watcher):
     def _press_interrupt(self) -> None:
         for key in self.row.interrupt:
             self.boss.tmux.keys(self.pane, key)
+            select.select([], [], [], 0.2)  # OpenCode 1.18.33 reads two at once as another key
         self.pressed_at = time.time()
         self.look_at = self.pressed_at + 0.3
+
+    def _trust(self, question: Question) -> None:
+        """Answer the folder-trust dialog, for a profile that says `trust: yes`."""
+        words, option = self.row.trusts
+        if words and words in question.text:
+            said = self._answer({"question": question.id, "answer": option})
+            self.store.log(self.name, "trusted", **said)
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Answer the open question by its own menu; verify that it is still the same
@@ -5651,14 +5932,17 @@ class Runner(Watcher):
         # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
         select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
         option = choose_option(question.options, str(order["answer"]))
-        menu = parse_menu(self._screen())
+        menu = self._menu()
         if not option or not menu or menu[1] != question.options:
             return {"ok": False, "text": "the dialog on the screen is another one now"}
+        if "(esc to stop)" in option.text.lower():  # Copilot: Enter there waits for words
+            self.boss.tmux.keys(self.pane, "Escape")
+            return self._closed(question, option.text, menu)
         for _ in range(3 * len(menu[1])):
             step = question.options.index(option) - menu[2]
             if not step:
                 break
-            self.boss.tmux.keys(self.pane, *["Down" if step > 0 else "Up"] * abs(step))
+            self.boss.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
             menu = self._menu_when(menu[2])
             if not menu or menu[1] != question.options:
                 return {"ok": False, "text": "the dialog changed while it was answered"}
@@ -5669,7 +5953,7 @@ class Runner(Watcher):
         """Return the menu once its cursor has left a line, or as it is after a second."""
         until = time.monotonic() + 1
         while True:
-            menu = parse_menu(self._screen())
+            menu = self._menu()
             if not menu or menu[2] != moved_from or time.monotonic() > until:
                 return menu
             select.select([], [], [], 0.02)
@@ -5678,7 +5962,7 @@ class Runner(Watcher):
         """Wait until the dialog that was shown is gone, and say what was answered."""
         until = time.monotonic() + 3
         while time.monotonic() < until:
-            menu = parse_menu(self._screen())
+            menu = self._menu()
             if not menu or not shown or _words(menu) != _words(shown):
                 self.question = None
                 self.store.log(self.name, "answered", question=question.id)

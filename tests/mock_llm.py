@@ -54,7 +54,7 @@ TOOL_NAME = re.compile(r"([^\s{;&]*)\s*")
 # The CLIs wrap some prompts, as in <hook_prompt>MOCK:say x</hook_prompt>.
 END_OF_TEXT = re.compile(rf"[;&]\s*(?={STEP})|\r?\n|</\w+[^<>]*>\s*\Z|\Z")
 # What they add in the user's name, inside a prompt and as a message of its own.
-REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.S)
+REMINDER = re.compile(r"<(system-reminder|current_datetime)>.*?</\1>", re.S)
 INJECTED = re.compile(r"\s*<([A-Za-z_][\w-]*)[ >].*</\1>\s*\Z", re.S)
 ERRORS = {400: "invalid_request_error", 429: "rate_limit_error", 529: "overloaded_error"}
 

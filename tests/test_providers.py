@@ -2,10 +2,9 @@
 
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
 and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
-are from Claude Code 2.1.330, Codex 0.169.0, Gemini CLI 0.61.0, Qwen Code 0.24.4, Kimi Code 2.1.0
-and pi 0.73.1, but for *-numbered-*, *-quoted-* and asking-question, which are put together from
-them, and the hooks of Kiro and Cursor, written from their documents. A new bug of a provider
-starts as a new file.
+are from the versions in conftest.PINNED, but for *-numbered-* of Claude Code and Codex, *-quoted-*
+and asking-question, which are put together from them, and the hooks of Kiro and Cursor, written
+from their documents. A new bug of a provider starts as a new file.
 """
 
 from __future__ import annotations
@@ -124,6 +123,30 @@ MENUS = {  # words of the question, the options' beginnings, the index under the
     "kimi/asking-question": ("Which colour?", ["Red", "Blue", "Other"], 0),
     "kimi/asking-trust": ("Trust this folder?", ["Trust this folder", "Don't trust"], 0),
     "pi/asking-permission": ("touch /home/dev/run/x", ["Yes, once", "No"], 0),
+    "copilot/asking-permission": (
+        "touch asked-for",
+        [
+            "Yes",
+            "Yes, and don't ask again for `touch` in this directory (~/work)",
+            "No, and tell Copilot what to do differently (Esc to stop)",
+        ],
+        0,
+    ),
+    "copilot/asking-permission-path": (  # the cursor stands on what grants more
+        "Do you want to allow this?",
+        ["Yes", "Yes, and remember this path for this session", "No (Esc)"],
+        1,
+    ),
+    "copilot/asking-question": ("Which colour?", ["Red", "Blue", "Other (type your answer)"], 0),
+    "copilot/asking-trust": (
+        cao.PROVIDERS["copilot"].trusts[0],
+        [
+            cao.PROVIDERS["copilot"].trusts[1],
+            "Yes, and remember this folder for future sessions",
+            "No (Esc)",
+        ],
+        0,
+    ),
 }
 MENUS.update(
     {
@@ -215,6 +238,8 @@ DRAFTS = {
     "kimi/draft-line": "half a line",
     "pi/draft-line": "half a line",
     "qwen/draft-put-back-by-esc": "MOCK:say long;sleep 20;say never",
+    "copilot/draft-pasted": "[Paste #1 - 40 lines]",
+    "copilot/draft-put-back-by-esc": "MOCK:slow 20 one two three",
 }
 CODEX_MENU = "cao.py PROVIDERS['codex'].composer: a dialog's option is taken for a draft"
 CURSOR = "cao.py parse_draft: the first letter of a placeholder, under the cursor, is a draft"
@@ -335,6 +360,19 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
     "pi/UserPromptSubmit": ("submitted", 'MOCK:tool bash {"command":"touch x"};say went on', ""),
     "codex/Stop": ("ended", "longline\n" * 80, ""),
     "codex/UserPromptSubmit": ("submitted", "MOCK:repeat 80 longline", ""),
+    "copilot/Notification.elicitation_dialog": ("asked", "", "AskUserQuestion"),
+    "copilot/Notification.permission_prompt": (
+        "asked",
+        "Path permission needed: /var/tmp/asked-for",
+        "",
+    ),
+    "copilot/SessionStart": ("started", "", ""),
+    "copilot/Stop": ("ended", "", ""),
+    "copilot/UserPromptSubmit": (
+        "submitted",
+        'MOCK:tool bash {"command":"touch /var/tmp/asked-for","description":"make it"};say after',
+        "",
+    ),
 }
 
 
@@ -378,7 +416,9 @@ def test_a_recorded_hook_payload_says_what_happened(path):
         text,
         reason,
         source=f"hook:{payload['hook_event_name']}",
-        conversation=payload.get("session_id") or payload["conversation_id"],
+        conversation=next(
+            payload[key] for key in ("session_id", "conversation_id", "sessionId") if key in payload
+        ),
         transcript=payload.get("transcript_path", ""),
         rough=payload["hook_event_name"] == "AfterAgent",
     )
@@ -585,6 +625,15 @@ TURNS = {  # file -> text, reason, retry_at
         "auth",
         "",
     ),
+    "copilot/ended-after-a-tool": ("after", "", ""),
+    "copilot/ended-one-turn": ("hello", "", ""),
+    "copilot/failed-400": ("400 mock error 400", "api_error", ""),
+    "copilot/failed-500": (
+        "Failed to get response from the AI model; retried 5 times (total retry wait time: 15.73"
+        " seconds) Last error: 500 mock error 500",
+        "api_error",
+        "",
+    ),
     "codex/failed-500": (
         "We’re currently experiencing high demand, which may cause temporary errors.",
         "api_error",
@@ -743,6 +792,7 @@ def test_a_providers_row_is_whole(row):
     assert row.by_output == (row.name == "command")
     assert (
         not row.resumes
+        or row.name == "opencode"  # its conversations are in a database
         or row.read_transcript is not cao.Provider._field_defaults["read_transcript"]
     )
 

@@ -112,11 +112,52 @@ env:
 ---
 You are a worker in a test.
 """
+COPILOT = """\
+---
+name: {name}
+provider: copilot
+permissions: ask
+trust: yes
+env:
+  set:
+    COPILOT_OFFLINE: "true"
+    COPILOT_PROVIDER_BASE_URL: http://127.0.0.1:{port}/v1
+    COPILOT_PROVIDER_API_KEY: dummy
+    COPILOT_MODEL: mock-model
+---
+You are a worker in a test.
+"""
+OPENCODE = """\
+---
+name: {name}
+provider: opencode
+permissions: ask
+model: mock/mock-model
+env:
+  set:
+    MOCK_URL: http://127.0.0.1:{port}/v1
+    OPENCODE_DISABLE_MODELS_FETCH: "1"
+    OPENCODE_DISABLE_LSP_DOWNLOAD: "1"
+    OPENCODE_DISABLE_DEFAULT_PLUGINS: "1"
+---
+You are a worker in a test.
+"""
+OPENCODE_CONFIG = {  # the user's own; its provider is one
+    "provider": {
+        "mock": {
+            "npm": "@ai-sdk/openai-compatible",
+            "options": {"baseURL": "{env:MOCK_URL}", "apiKey": "dummy"},
+            "models": {"mock-model": {"name": "Mock"}},
+        }
+    }
+}
 PROFILES = {
     "claude": CLAUDE,
     "codex": CODEX,
     "gemini": GEMINI,
     "qwen": QWEN,
+    "copilot": COPILOT,
+    "opencode": OPENCODE,
     "kimi": KIMI,
     "pi": PI,
 }
@@ -126,20 +167,22 @@ SHELL = {
     '"sandbox_permissions":"require_escalated","justification":"may I?"}};say went on',
     "gemini": 'MOCK:tool run_shell_command {{"command":"touch {file}"}};say went on',
     "qwen": 'MOCK:tool run_shell_command {{"command":"touch {file}"}};say went on',
+    "copilot": 'MOCK:tool bash {{"command":"touch {file}","description":"make it"}};say went on',
+    "opencode": 'MOCK:tool bash {{"command":"touch {file}","description":"make it"}};say went on',
     "kimi": 'MOCK:tool Bash {{"command":"touch {file}"}};say went on',
     "pi": 'MOCK:tool bash {{"command":"touch {file}"}};say went on',
 }
 # Where the answer comes from, if not from the hook Stop.
-ANSWER = {"gemini": "hook:AfterAgent", "kimi": "hook:Stop+transcript"}
-FAILED = {
-    "codex": "transcript",
-    "gemini": "transcript",
-}  # what tells of an API error, if not the hook StopFailure
-ESCAPED = {
+ANSWER = dict.fromkeys(("copilot", "kimi"), "hook:Stop+transcript")
+ANSWER["gemini"] = "hook:AfterAgent"
+# What tells of an API error, if not the hook StopFailure.
+FAILED = dict.fromkeys(("codex", "copilot", "gemini"), "transcript")
+ESCAPED = {  # what tells of Esc, if not the hook Interrupt
     "claude": "status_file",
     "gemini": "transcript",
     "qwen": "title",
-}  # what tells of Esc, if not the hook Interrupt
+    "copilot": "transcript",
+}
 GOES_ON = ("kimi", "pi")  # a No is told to the model; with the others it ends the turn
 LAYOUT = "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last"
 
@@ -159,6 +202,14 @@ def install(place, name: str, port: int) -> None:
     if name == "claude":  # offline, its first-run screen would end it
         seen = {"hasCompletedOnboarding": True, "hasSeenAutoDefaultNotice": True}
         (place.user / ".claude.json").write_text(json.dumps(seen))
+    if name == "copilot":  # it unpacks 235 MB of itself
+        place.env["XDG_CACHE_HOME"] = f"{os.environ['CAO_TEST_CLIS']}/copilot/cache"
+    if name == "opencode":  # it installs 63 MB beside its configuration, more in its cache
+        place.env["XDG_CACHE_HOME"] = f"{os.environ['CAO_TEST_CLIS']}/opencode/cache"
+        config = Path(os.environ["CAO_TEST_CLIS"], "opencode/config/opencode/opencode.json")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(json.dumps(OPENCODE_CONFIG))
+        place.env["XDG_CONFIG_HOME"] = str(config.parent.parent)
     if name == "pi":  # an API of one's own stands in a file of the user's
         model = {"api": "openai-completions", "apiKey": "dummy", "models": [{"id": "mock-1"}]}
         model["baseUrl"] = f"http://127.0.0.1:{port}/v1"
@@ -275,7 +326,8 @@ def test_a_worker_hands_off_to_another_real_cli_over_mcp(place, cli, inner, mock
 
 @pytest.mark.parametrize(("answer", "made"), [("1", True), ("No", False)])
 def test_a_permission_question_is_reported_and_answered(place, cli, answer, made):
-    file = place.user / "asked-for"  # outside the working directory
+    # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
+    file = (place.work if cli == "opencode" else place.user) / "asked-for"
     found = handoff(place, f"real-{cli}", SHELL[cli].format(file=file), code=6)
     (ask,) = found["asking"]
     question = ask["question"]
@@ -297,6 +349,12 @@ def test_a_permission_question_is_reported_and_answered(place, cli, answer, made
 
 @pytest.mark.parametrize("code", [400, 500])
 def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
+    if (cli, code) == ("opencode", 500):  # it tries again for ever: that is work, and is seen
+        task = place.ok("assign", f"real-{cli}", f"MOCK:error {code}").strip()
+        session = task.partition(".")[0]
+        until(lambda: "retrying in" in place.screen(session), timeout_s=60)
+        assert place.state(session)["state"] == "working"
+        return
     if (cli, code) == ("gemini", 500):  # it asks whether to try again
         found = handoff(place, f"real-{cli}", f"MOCK:error {code}", code=6)
         (ask,) = found["asking"]
@@ -314,7 +372,10 @@ def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
 def test_a_persons_escape_is_seen_and_the_task_goes_on_with_a_message(place, cli, mock_llm):
     task, session = begin(place, cli, mock_llm, "MOCK:slow 30 one two three four five six")
     until(lambda: re.search(cao.PROVIDERS[cli].busy, place.screen(session)))
-    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    place.tmux("send-keys", "-t", f"={session}:", "C-c" if cli == "copilot" else "Escape")
+    if cli == "opencode":
+        until(lambda: "again to interrupt" in place.screen(session))
+        place.tmux("send-keys", "-t", f"={session}:", "Escape")
     place.until_state(session, "asking")
     assert place.state(session)["question"]["kind"] == "interrupted"
     source = place.state(session)["evidence"]["interrupted"]
@@ -326,7 +387,7 @@ def test_a_persons_escape_is_seen_and_the_task_goes_on_with_a_message(place, cli
 def test_interrupt_by_order_ends_the_task(place, cli):
     task = place.ok("assign", f"real-{cli}", "MOCK:slow 30 one two three four five six").strip()
     session = task.partition(".")[0]
-    place.until_state(session, "working")
+    place.until_state(session, "working", 60)
     until(lambda: re.search(cao.PROVIDERS[cli].busy, place.screen(session)))
     place.ok("stop", "--interrupt", session)
     assert place.result(task)["outcome"] == "interrupted"
@@ -334,6 +395,8 @@ def test_interrupt_by_order_ends_the_task(place, cli):
 
 
 def test_a_cli_that_is_not_logged_in_says_so_and_leaves_no_session(place, cli):
+    if cli == "opencode":
+        pytest.skip("without a login it takes a free model of its maker's: it asks for none")
     place.profile(
         f"real-{cli}", f"---\nprovider: {cli}\ntrust: yes\nenv:\n  set:\n    IS_SANDBOX: '1'\n---\n"
     )
@@ -419,6 +482,52 @@ def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, cli
     yes = {"claude": "Yes, I trust this folder", "kimi": "Trust this folder"}
     place.ok("answer", ask["session"], yes[cli])
     assert place.ok("wait", *found["running"]) == "trusted\n"
+
+
+def test_a_prompt_that_esc_takes_back_is_an_interruption(place, mock_llm):
+    install(place, "copilot", mock_llm.port)  # it removes the prompt from its own file
+    session = handoff(place, "real-copilot", "MOCK:say ready")["results"][0]["session"]
+    task = place.ok("assign", session, "MOCK:sleep 30;say never").strip()
+    until(lambda: "esc edit prompt" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    until(lambda: "esc again" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    place.until_state(session, "asking")
+    assert place.state(session)["evidence"]["interrupted"] == "transcript"
+    place.ok("send", session, "MOCK:say went on")
+    assert place.ok("wait", task) == "went on\n"
+
+
+def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, mock_llm):
+    install(place, "copilot", mock_llm.port)
+    path = place.home / "profiles" / "real-copilot.md"
+    path.write_text(path.read_text().replace("trust: yes", "trust: no"))
+    mark = place.user / "hostile-hook-ran"
+    hook = {"type": "command", "bash": f"touch {mark}"}
+    (place.work / ".github/hooks").mkdir(parents=True)
+    text = json.dumps({"version": 1, "hooks": {"sessionStart": [hook]}})
+    (place.work / ".github/hooks/hooks.json").write_text(text)
+    found = handoff(place, "real-copilot", "MOCK:say trusted", code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "trust"
+    assert ask["question"]["options"][0] == ["1", "Yes"]
+    assert not mark.exists()
+    place.ok("answer", ask["session"], "Yes")
+    assert place.ok("wait", *found["running"]) == "trusted\n"
+    assert mark.exists()
+
+
+def test_copilots_own_question_is_reported_and_answered(place, mock_llm):
+    install(place, "copilot", mock_llm.port)
+    colour = {"type": "string", "enum": ["Red", "Blue"]}
+    form = {"type": "object", "properties": {"colour": colour}}
+    call = json.dumps({"message": "Which?", "requestedSchema": form})
+    found = handoff(place, "real-copilot", f"MOCK:tool ask_user {call};result", code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "question"
+    assert "Which?" in ask["question"]["text"]
+    place.ok("answer", ask["session"], "Blue")
+    assert "Blue" in place.ok("wait", *found["running"])
 
 
 @pytest.mark.parametrize("trust", ["yes", "no"])
