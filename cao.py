@@ -8477,11 +8477,14 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
 def _doctor_cli(row: Provider) -> list[str]:
     try:
         program = find_program(row.program)
+    except CaoError:
+        return [row.name, "missing", f"no {row.program} on PATH, nor where CLIs usually are"]
+    try:
         ran = run([program, "--version"], 20)
         words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
         login = _login_state(row, program)
     except CaoError as error:
-        return [row.name, "missing", shorten(error.what, 70)]
+        return [row.name, "broken", error.what]
     match = re.search(r"\d+(?:\.\d+)+", words)
     version = match[0] if match else words
     older = _version(version) < _version(row.proven)
@@ -9214,7 +9217,9 @@ def _schedule_install(ask: Ask, _plan: Schedule) -> int:
 def cmd_doctor(ask: Ask) -> int:
     rows, good = doctor(ask.store)
     if ask.args.live is not None:
-        found = [row[0] for row in rows if row[0] in PROVIDERS and row[1] != "missing"]
+        found = [
+            row[0] for row in rows if row[0] in PROVIDERS and row[1] not in ("missing", "broken")
+        ]
         rows = [
             prove_live(ask.boss, name) for name in ([ask.args.live] if ask.args.live else found)
         ]
