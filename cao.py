@@ -78,6 +78,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
+TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 60.0  # no turn so long after the first prompt: it never started
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
@@ -5416,7 +5417,10 @@ class Watcher(Conversation):
         heard = self.heard or now - self.since > 3 * STARTING_S
         calm = look.state == "unknown" or (look.state == "idle" and heard)
         watch = calm and not self.delivery_open() and self.row.composer
-        if watch and parse_draft(screen, self.row.composer) is not None:
+        # Qwen Code connects MCP servers beside its first turn, which then has no tool of ours.
+        listed = self.store.launch_file(self.name, "tools-listed")
+        ready = not self.row.mcp or os.path.exists(listed) or now - self.since > TOOLS_S
+        if watch and ready and parse_draft(screen, self.row.composer) is not None:
             self._set_phase("idle", "its input line is drawn")
 
     def _look_at_turn(self, now: float) -> None:
