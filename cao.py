@@ -304,7 +304,6 @@ class Event(NamedTuple):
     retry_at: str = ""
     background: tuple[str, ...] = ()  # still running when the turn ended
     blocking: bool = False  # something runs that will start another turn by itself
-    rough: bool = False  # the text is not the last answer as it is: the transcript has that
 
 
 class Launch(NamedTuple):
@@ -1169,9 +1168,7 @@ def classify_failure(text: str) -> str:
     low = text.lower()
     if re.search(r"\b429\b|rate.?limit|usage.?limit|quota|hit your limit|billing", low):
         return "rate_limit"
-    if re.search(
-        r"\b40[13]\b|authenticat|authoriz|connect a provider|invalid api key|/login|not logged", low
-    ):
+    if re.search(r"\b40[13]\b|authenticat|unauthorized|invalid api key|/login|not logged", low):
         return "auth"
     return "api_error"
 
@@ -1334,6 +1331,7 @@ _GEMINI_MODES = {"ask": "default", "edits": "auto_edit", "auto": "auto_edit", "a
 
 def _gemini_files(launch: Launch) -> dict[str, str]:
     hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30_000}
+    hook["name"] = "cao"  # what it shows while one runs: else the command
     servers = _worker_mcp_servers(launch)
     del servers["cao"]["alwaysLoad"]
     servers["cao"]["trust"] = True  # its tools run without a question
@@ -1341,10 +1339,10 @@ def _gemini_files(launch: Launch) -> dict[str, str]:
         "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
         # At "low", the default, it tries again without end after a 500, and says nothing.
         "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
-        "hooksConfig": {"enabled": True, "notifications": False},
+        "hooksConfig": {"enabled": True},
         "hooks": {event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
         "mcpServers": servers,
-        "security": {"auth": {"selectedType": _gemini_login(launch.env)}},
+        "security": {"auth": {"selectedType": _gemini_login(launch)}},
         "tools": {"exclude": _taken(launch.profile, _GEMINI_TOOLS)},
     }
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
@@ -1381,18 +1379,24 @@ def _gemini_env(launch: Launch) -> dict[str, str]:
     return env
 
 
-def _gemini_login(env: dict[str, str]) -> str:
-    """Return how Gemini CLI logs in, by what it looks at itself when it is not interactive."""
-    if env.get("GOOGLE_GENAI_USE_VERTEXAI") == "true":
+def _gemini_login(launch: Launch) -> str:
+    """Return how Gemini CLI logs in: by its environment, else as the user chose."""
+    if launch.env.get("GOOGLE_GENAI_USE_VERTEXAI") == "true":
         return "vertex-ai"
-    return "gemini-api-key" if env.get("GEMINI_API_KEY") else "oauth-personal"
+    if launch.env.get("GEMINI_API_KEY"):
+        return "gemini-api-key"
+    chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', launch.own.get("settings.json", ""))
+    return chosen[1] if chosen else "oauth-personal"
 
 
-def _gemini_links(env: dict[str, str]) -> dict[str, str]:
-    home = f"{env.get('GEMINI_CLI_HOME') or env.get('HOME', '')}/.gemini"
-    names = ["oauth_creds.json", "google_accounts.json", "gemini-credentials.json", "GEMINI.md"]
-    names += ["trustedFolders.json", "commands", "skills", "agents", "policies"]
-    return {f"home/.gemini/{name}": f"{home}/{name}" for name in names}
+def _gemini_home(env: dict[str, str]) -> str:
+    return f"{env.get('GEMINI_CLI_HOME') or env.get('HOME', '')}/.gemini"
+
+
+_GEMINI_LINKS = (
+    *("oauth_creds.json", "google_accounts.json", "gemini-credentials.json", "GEMINI.md"),
+    *("trustedFolders.json", "commands", "skills", "agents", "policies"),
+)
 
 
 def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
@@ -1404,9 +1408,9 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
         asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
         event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
         return event and event._replace(source="hook:Notification")
-    # It joins the texts of a turn, with spaces added, and says nothing of a failure.
-    event = read_hook({**payload, "last_assistant_message": payload.get("prompt_response")})
-    return event and event._replace(rough=event.kind == "ended")
+    # No text of AfterAgent's prompt_response: that is all of a turn's, with spaces between the
+    # pieces in which they came, or none after a failure. The chat file has the last one.
+    return read_hook(payload)
 
 
 def read_gemini_chat(lines: Sequence[str]) -> Event | None:
@@ -1453,6 +1457,8 @@ def _qwen_files(launch: Launch) -> dict[str, str]:
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
+        "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
+        "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
         "hooks": {event: [{"hooks": [hook]}] for event in _CLAUDE_HOOKS},
         "permissions": {"deny": _taken(launch.profile, _QWEN_TOOLS)},
     }
@@ -2001,21 +2007,23 @@ PROVIDERS: dict[str, Provider] = {
         _gemini_argv,
         _gemini_files,
         _gemini_env,
-        _gemini_links,
+        lambda env: {f"home/.gemini/{n}": f"{_gemini_home(env)}/{n}" for n in _GEMINI_LINKS},
+        own_files=lambda env: {"settings.json": f"{_gemini_home(env)}/settings.json"},
         env_pass=("GEMINI_*", "GOOGLE_*"),
         tools=_GEMINI_TOOLS,
         permission_words={k: f"--approval-mode {v}" for k, v in _GEMINI_MODES.items()},
         read_title=read_gemini_title,
         read_event=read_gemini_hook,
         read_transcript=read_gemini_chat,
-        composer=r"^ [>*!] (.*?)(?:  Type your message or @path/to/file.*)?$",
+        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel",
-        failure=r"^(Enter the authorization code)",
+        logged_out=r"Enter the authorization code",
         settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S",
         letters="home/.gemini/tmp/cao/",
         login="gemini",
+        login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
         resumes=True,
         proven="0.61.0",
     ),
@@ -2032,13 +2040,14 @@ PROVIDERS: dict[str, Provider] = {
         read_title=read_qwen_title,
         read_transcript=read_qwen_chat,
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
-        composer=r"^[>*!] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
+        composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@",
-        failure=r"^ *│ (Connect a Provider) ",
+        logged_out=r"│ Connect a Provider ",
         settle_s=0.3,
         login="qwen",
+        login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
         resumes=True,
         proven="0.24.4",
     ),
@@ -3949,10 +3958,9 @@ class Launcher(Sessions):
             mcp_env,
             session.conversation,
             resume,
-            env=env,
         )
         own = {k: self.store.read_text(path) for k, path in provider.own_files(env).items()}
-        files = {"system.md": system, **provider.files(launch._replace(own=own))}
+        files = {"system.md": system, **provider.files(launch._replace(own=own, env=env))}
         files["env.json"] = dump(env)
         files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
         for file, text in files.items():
@@ -5089,14 +5097,13 @@ class Conversation:
 
     def _whole_answer(self, event: Event) -> Event:
         """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
-        the answer in its hook, Gemini CLI 0.61.0 joins those of a turn, Kimi Code 2.1.0
-        gives none."""
+        the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give none."""
         whole = self._transcript_event()
         if not whole or whole.kind != "ended":
             return event
         if not event.text:
             return event._replace(text=whole.text, source=f"{event.source}+transcript")
-        same = event.rough or whole.text.strip() == event.text.strip()
+        same = whole.text.strip() == event.text.strip()
         return event._replace(text=whole.text) if same else event
 
     def _supervisor_wrote(self) -> bool:
@@ -5338,8 +5345,8 @@ class Watcher(Conversation):
         if look.state in ("busy", "asking"):
             return
         written = self._transcript_event()
-        if event.rough and written and written.kind != "ended":
-            self._end_turn(written.kind, written)
+        if written and written.kind != "ended" and not event.text:
+            self._end_turn(written.kind, written)  # Gemini CLI's hook says no more than: ended
         elif (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
@@ -5408,10 +5415,6 @@ class Watcher(Conversation):
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             else:
                 self._ask(kind, *menu[:2])
-            return
-        failed = self.row.failure and re.search(self.row.failure, strip_ansi(screen), re.M)
-        if failed and classify_failure(failed[1]) == "auth":
-            self._finish("failed", "auth", f"{failed[1]}; try: {self.row.login}")
             return
         # A title says idle over a dialog too, and a second before the CLI takes a paste.
         heard = self.heard or now - self.since > 3 * STARTING_S
@@ -5878,7 +5881,7 @@ class Runner(Watcher):
         return True
 
     def _undeliverable(self, d: Delivery) -> None:
-        self.delivery = None
+        self.delivery, self.ordered = None, ""
         self.store.log(self.name, "undeliverable", messages=d.messages)
         why = "the CLI did not take it as a prompt"
         if self.task and self.task.id in d.messages:
@@ -5894,7 +5897,8 @@ class Runner(Watcher):
 
     def _interrupt(self, outcome: str) -> None:
         """End the turn that runs, by the CLI's own key."""
-        if self.phase not in ("working", "asking") or self.ordered:
+        submitted = self.phase == "idle" and self.delivery_open()  # pressed again once it runs
+        if not (submitted or self.phase in ("working", "asking")) or self.ordered:
             return
         self.ordered = outcome
         if outcome == "timeout":

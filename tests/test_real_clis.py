@@ -174,7 +174,7 @@ SHELL = {
 }
 # Where the answer comes from, if not from the hook Stop.
 ANSWER = dict.fromkeys(("copilot", "kimi"), "hook:Stop+transcript")
-ANSWER["gemini"] = "hook:AfterAgent"
+ANSWER["gemini"] = "hook:AfterAgent+transcript"
 # What tells of an API error, if not the hook StopFailure.
 FAILED = dict.fromkeys(("codex", "copilot", "gemini"), "transcript")
 ESCAPED = {  # what tells of Esc, if not the hook Interrupt
@@ -243,7 +243,7 @@ def begin(place, cli, mock_llm, task):
     """Assign a task and return its name and its session's, once the model was asked."""
     asked = len(mock_llm.requests)
     task = place.ok("assign", f"real-{cli}", task).strip()
-    until(lambda: len(mock_llm.requests), lambda count: count > asked)
+    until(lambda: len(mock_llm.requests), lambda count: count > asked, timeout_s=40)
     return task, task.partition(".")[0]
 
 
@@ -390,7 +390,8 @@ def test_interrupt_by_order_ends_the_task(place, cli):
     place.until_state(session, "working", 60)
     until(lambda: re.search(cao.PROVIDERS[cli].busy, place.screen(session)))
     place.ok("stop", "--interrupt", session)
-    assert place.result(task)["outcome"] == "interrupted"
+    (found,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert found["outcome"] == "interrupted"
     assert handoff(place, session, "MOCK:say alive")["results"][0]["answer"] == "alive"
 
 
