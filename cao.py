@@ -1792,7 +1792,7 @@ _COPILOT_MODES = {
 }
 
 
-# A denial goes before what any other flag allows. Reading it asks for nowhere in its directory.
+# A denial goes before what any other flag allows; for reading there is none.
 _COPILOT_TOOLS: dict[str, tuple[str, ...]] = {
     "execute_bash": ("--deny-tool=shell",),
     "fs_write": ("--deny-tool=write",),

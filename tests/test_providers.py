@@ -115,6 +115,12 @@ MENUS = {  # words of the question, the options' beginnings, the index under the
         ["Trust and continue", "Back to Agent Command Center"],
         0,
     ),
+    "opencode/asking-permission": ("touch asked-for", ["Allow once", "Allow always", "Reject"], 0),
+    "opencode/asking-permission-third": (  # without its colours the cursor is not known
+        "Permission required\n# Shell command",
+        ["Allow once", "Allow always", "Reject"],
+        0,
+    ),
     "kimi/asking-permission": (
         "Run this command?",
         ["Approve once", "Approve for this session", "Reject", "Reject with feedback"],
@@ -190,6 +196,15 @@ def test_a_dialog_is_read_with_its_question_options_and_cursor(path):
     assert found[2] == cursor
 
 
+def test_the_chosen_option_of_a_menu_in_one_row_is_told_by_its_colour():
+    first, third = (
+        cao.parse_menu((HERE / f"screens/opencode/asking-permission{name}.ansi").read_text())
+        for name in ("", "-third")
+    )
+    assert (first.cursor, third.cursor) == (0, 2)
+    assert third.keys == ("Left", "Right")
+
+
 ABOVE = "cao.py _menu_question: the conversation above the dialog is taken for its question"
 
 
@@ -236,6 +251,7 @@ DRAFTS = {
     "codex/draft-numbered-list": "1. Read the file",
     "codex/draft-pasted": "[Pasted Content 3419 chars]",
     "kimi/draft-line": "half a line",
+    "opencode/draft-line": "half a line",
     "pi/draft-line": "half a line",
     "qwen/draft-put-back-by-esc": "MOCK:say long;sleep 20;say never",
     "copilot/draft-pasted": "[Paste #1 - 40 lines]",

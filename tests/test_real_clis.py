@@ -243,7 +243,7 @@ def begin(place, cli, mock_llm, task):
     """Assign a task and return its name and its session's, once the model was asked."""
     asked = len(mock_llm.requests)
     task = place.ok("assign", f"real-{cli}", task).strip()
-    until(lambda: len(mock_llm.requests), lambda count: count > asked, timeout_s=40)
+    until(lambda: len(mock_llm.requests), lambda count: count > asked, timeout_s=60)
     return task, task.partition(".")[0]
 
 
@@ -550,3 +550,18 @@ def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm,
         place.ok("answer", ask["session"], "3")
         assert place.ok("wait", *json.loads(done.stdout)["running"]) == "safe\n"
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("trust", ["yes", "no"])
+def test_opencode_runs_a_repositorys_plugin_only_where_it_is_trusted(place, mock_llm, trust):
+    install(place, "opencode", mock_llm.port)
+    path = place.home / "profiles" / "real-opencode.md"
+    path.write_text(path.read_text().replace("permissions: ask", f"trust: {trust}"))
+    mark = place.user / "hostile-plugin-ran"
+    (place.work / ".opencode/plugin").mkdir(parents=True)
+    (place.work / ".opencode/plugin/evil.js").write_text(
+        'import { writeFileSync } from "node:fs"\n'
+        f'export const evil = async () => {{ writeFileSync("{mark}", ""); return {{}} }}\n'
+    )
+    place.ok("handoff", "real-opencode", "MOCK:say safe", timeout_s=90)
+    assert mark.exists() is (trust == "yes")
