@@ -1,10 +1,12 @@
-"""Measure what cao costs: start-up, memory, what a handoff adds, idle sessions.
+"""Measure what cao costs, each figure beside its limit, and beside the reference program.
 
-    python3 tests/bench.py [--quick] [--json FILE] [--script PATH]
+    python3 tests/bench.py [--quick] [--json FILE] [--script PATH] [--reference VENV]
 
-Works in a runtime directory of its own below /tmp and removes it. Linux only: memory and
+Works in runtime directories of its own below TMPDIR and removes them. Linux only: memory and
 CPU are read from /proc. Not a test: the numbers belong to the machine, the limits are the
-project's, and the exit code is 1 where one is not kept.
+project's, and the exit code is 1 where one is not kept. What is compared is measured in
+turns, in one run: `python3 -c pass`, a file written by hand, an empty runtime directory
+beside a full one, cli-agent-orchestrator 2.5.4 in a venv with the same program as worker.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import platform
 import select
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import venv
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +39,52 @@ HELLO = {
     "capabilities": {},
     "clientInfo": {"name": "bench", "version": "1"},
 }
-TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+CORES = len(os.sched_getaffinity(0))
+# A worker that both programs can drive: what it reads it says back, after a sleep it names.
+MOCK_CLI = """\
+import re, sys, time
+print("\\u276f ", end="", flush=True)
+for line in sys.stdin:
+    if line.strip() == "/exit":
+        break
+    if line.strip():
+        named = re.search(r"sleep ([0-9.]+)", line)
+        time.sleep(float(named[1]) if named else 0)
+        print("> MOCK:", line.strip(), flush=True)
+        print("\\u276f ", end="", flush=True)
+"""
+MOCK_PROFILE = """\
+---
+name: mock
+description: Says back what it reads
+provider: command
+command: [mock_cli]
+ready: '^\\u276f\\s*$'
+answer: '> MOCK: (.*)'
+---
+"""
+
+
+class Scale(NamedTuple):
+    """How much is done of each; `grown` are (ended sessions, old messages) to reach. (0, 0)
+    is the control: what two empty directories differ by is noise, and no row says less."""
+
+    rounds: int
+    calls: int
+    fleets: tuple[int, ...]
+    idle: int
+    working: int
+    watch_s: float
+    messages: int
+    grown: tuple[tuple[int, int], ...]
+
+
+WHOLE = Scale(9, 300, (1, 10, 50, 100), 50, 20, 10.0, 400,
+              ((0, 0), (10, 0), (100, 0), (1000, 0), (1000, 100_000)))  # fmt: skip
+QUICK = Scale(2, 50, (1, 4), 4, 3, 1.5, 40, ((0, 0), (10, 1000)))
 
 
 class Row(NamedTuple):
@@ -46,6 +95,7 @@ class Row(NamedTuple):
     unit: str
     limit: float | None = None
     detail: str = ""
+    reference: float | None = None  # the same of the reference program
 
     @property
     def kept(self) -> bool:
@@ -56,21 +106,28 @@ class Place:
     """Owns a runtime directory, its tmux server and an environment; `close` ends it all."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="cao-"))
         self.home, self.work = self.folder / "cao", self.folder / "work"
         self.home.mkdir(mode=0o700)
-        for name in ("work", "tmux", "home"):
+        for name in ("work", "tmux", "home", "bin", "cao/profiles"):
             (self.folder / name).mkdir()
         self.env = {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "HOME": str(self.folder / "home"),
             "CAO_HOME": str(self.home),
             "TMUX_TMPDIR": str(self.folder / "tmux"),
             "LANG": "C.UTF-8",
+            "CAO_MAX_SESSIONS": "1000",
+            "CAO_MAX_WAITING": "100000",
+            "CAO_CALL_CEILING_S": "600",
         }
         # One interpreter for all forms, without what else is installed on this machine.
         venv.create(self.folder / "venv", symlinks=True)
         self.python = str(self.folder / "venv/bin/python")
+        (self.home / "profiles/mock.md").write_text(MOCK_PROFILE, encoding="utf-8")
+        mock_cli = self.folder / "bin/mock_cli"
+        mock_cli.write_text(f"#!{self.python} -IS\n{MOCK_CLI}", encoding="utf-8")
+        mock_cli.chmod(0o755)
 
     def lib_argv(self) -> list[str]:
         """Return how cao's own runners, hooks and tool servers are started."""
@@ -96,38 +153,117 @@ class Place:
         shutil.copy(ROOT / "cao.py", alone)
         return [self.python, str(alone / "cao.py")]
 
-    def pids(self, word: str = "") -> list[int]:
-        """Return our processes that have a word in their command line."""
-        mark, found = f"CAO_HOME={self.home}".encode(), []
+    def pids(self) -> list[int]:
+        """Return our processes: HOME is in the environment of each."""
+        mark, found = f"HOME={self.folder}/home".encode(), []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                ours = mark in (entry / "environ").read_bytes().split(b"\0")
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
             except OSError:
                 continue  # it ended while we looked
-            if ours and (not word or word.encode() in words):
-                found.append(int(entry.name))
         return found
+
+    def runners(self) -> list[int]:
+        """Return the runners: "… run-session NAME" (the tmux server's own line goes on)."""
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.pids()}
+        return [pid for pid, line in lines.items() if line.split(b"\0")[-3:-2] == [b"run-session"]]
 
     def log(self, session: str) -> list[dict]:
         path = self.home / "sessions" / session / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
+    def until_idle(self, session: str) -> None:
+        """Return when a session waits for its next task."""
+        path = self.home / "sessions" / session / "state.json"
+        end = time.monotonic() + 30
+        while json.loads(path.read_text())["state"] != "idle":
+            if time.monotonic() > end:
+                raise SystemExit(f"bench: {session} was not idle after 30 s")
+            pause(0.01)
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of all our processes, and of those they have waited for."""
+        return sum(map(cpu_s, self.pids()))
+
     def close(self) -> None:
         """End what was started here and leave no file."""
-        socket = cao.tmux_socket(str(self.home))
-        kill = ["tmux", "-L", socket, "kill-server"]
-        subprocess.run(kill, env=self.env, capture_output=True, check=False)
-        end = time.monotonic() + 5
+        for path in (self.folder / "tmux").glob("*/*"):
+            kill = ["tmux", "-S", str(path), "kill-server"]
+            subprocess.run(kill, env=self.env, capture_output=True, check=False)
+        end = time.monotonic() + 10
         while (left := self.pids()) and time.monotonic() < end:
-            pause(0.02)
+            pause(0.05)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it ended by itself just now
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Reference(Place):
+    """Owns cli-agent-orchestrator: its server on a loopback port and a supervisor of its own."""
+
+    def __init__(self, environment: Path) -> None:
+        super().__init__()
+        scripts = environment.resolve() / "bin"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        path = f"{self.folder}/bin:{scripts}:{os.environ['PATH']}"
+        self.env.update(PATH=path, CAO_API_PORT=str(port), SHELL="/bin/bash")
+        # Its workers are started by a login shell, which makes a PATH of its own.
+        (self.folder / "home/.bash_profile").write_text(f"PATH={path}\nPS1='$ '\n")
+        agents = self.folder / "home/.aws/cli-agent-orchestrator/agent-store"
+        agents.mkdir(parents=True)
+        (agents / "mock.md").write_text(
+            "---\nname: mock\ndescription: Says back what it reads\nprovider: mock_cli\n---\nBe.\n"
+        )
+        self.url = f"http://127.0.0.1:{port}"
+        self.argv = [str(scripts / "cao-mcp-server")]
+        try:
+            self.begin(scripts)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, scripts: Path) -> None:
+        """Start the server and a supervisor; our client speaks for that."""
+        with (self.folder / "server.log").open("w") as log:
+            self.server = subprocess.Popen(
+                [str(scripts / "cao-server")], env=self.env, cwd=self.work, stdout=log, stderr=log
+            )
+        end = time.monotonic() + 60
+        while True:
+            try:
+                self.get("/health")
+                break
+            except OSError:
+                if time.monotonic() > end or self.server.poll() is not None:
+                    raise SystemExit(f"bench: {scripts}/cao-server does not answer") from None
+                pause(0.05)
+        launch = [
+            str(scripts / "cao"), "launch", "--agents", "mock", "--provider", "mock_cli",
+            "--headless", "--auto-approve", "--session-name", "bench",
+        ]  # fmt: skip
+        subprocess.run(
+            launch, env=self.env, cwd=self.work, check=True, timeout=120, capture_output=True
+        )
+        terminal = self.get("/sessions/cao-bench")["terminals"][0]["id"]
+        self.env["CAO_TERMINAL_ID"] = terminal
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return json.load(answer)
+
+    def close(self) -> None:
+        super().close()
+        self.server.wait()
+
+
 class Client:
-    """Speaks MCP with one `cao mcp`; answers are taken in any order."""
+    """Speaks MCP with one tool server; answers are taken in any order."""
 
     def __init__(self, place: Place, argv: list[str]) -> None:
         self.process = subprocess.Popen(
@@ -148,19 +284,19 @@ class Client:
         self.send({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params})
         return self.next_id
 
-    def post_handoff(self, target: str, task: str) -> int:
-        arguments = {"target": target, "task": task}
-        return self.post("tools/call", {"name": "handoff", "arguments": arguments})
+    def post_call(self, name: str, **arguments) -> int:
+        return self.post("tools/call", {"name": name, "arguments": arguments})
 
-    def take(self, key: int, timeout_s: float = 120.0) -> tuple[float, bytes]:
+    def take(self, key: int, timeout_s: float = 600.0) -> tuple[float, bytes]:
         """Return (when it came, by the wall clock; the line) of an answer."""
         end = time.monotonic() + timeout_s
         while key not in self.answers:
-            if not select.select([self.process.stdout], [], [], end - time.monotonic())[0]:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
                 raise SystemExit(f"bench: no answer in {timeout_s} s")
             chunk = os.read(self.process.stdout.fileno(), 1 << 16)
             if not chunk:
-                raise SystemExit("bench: cao mcp ended")
+                raise SystemExit("bench: the tool server ended")
             *lines, self.buffer = (self.buffer + chunk).split(b"\n")
             for line in lines:
                 message = json.loads(line)
@@ -171,10 +307,25 @@ class Client:
     def ask(self, method: str, params: dict) -> bytes:
         return self.take(self.post(method, params))[1]
 
+    def call(self, name: str, **arguments) -> dict:
+        """Return what a tool gave, as data; a call that failed ends the run."""
+        return read_result(self.take(self.post_call(name, **arguments))[1])
+
+    def stop(self, sessions: list[str]) -> None:
+        for key in [self.post_call("stop_session", session=name) for name in sessions]:
+            read_result(self.take(key)[1])
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
+
+
+def read_result(line: bytes) -> dict:
+    result = json.loads(line).get("result") or {"isError": True, "content": line.decode()}
+    if result.get("isError"):
+        raise SystemExit(f"bench: a call failed: {result['content']}")
+    return result["structuredContent"]
 
 
 def pause(seconds: float) -> None:
@@ -185,6 +336,10 @@ def timed(call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def median_ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1000
 
 
 def kilobytes(pid: int, file: str, word: str) -> float:
@@ -202,61 +357,100 @@ def memory(figure: str, pids: list[int], limit: float | None) -> Row:
     return Row(figure, rss / 1000, "MB", limit, f"Pss {pss / 1000:.1f} MB{count}")
 
 
-def cpu_ms(pid: int) -> float:
-    """Return the CPU time a process has used (proc(5): utime and stime, in ticks)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_MS
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process, its threads (to the nanosecond) or all there ever
+    were (in ticks), and of the children it waited for (proc(5))."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+        now = sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    except OSError:
+        return 0.0  # it ended: whoever waited for it has its time
+    own, children = sum(map(int, fields[11:13])), sum(map(int, fields[13:15]))
+    return max(own * TICK_S, now) + children * TICK_S
+
+
+def machine_s() -> float:
+    """Return the CPU time that all programs of this machine, and its host, have used."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    idle, waiting = fields[3:5]
+    return (sum(map(int, fields)) - int(idle) - int(waiting)) * TICK_S
 
 
 def bench_first(place: Place, argv: list[str]) -> list[Row]:
     """Memory where cao.py had to be compiled first: the file alone, and its first runner."""
     client = Client(place, argv)
     client.ask("tools/list", {})
-    server = memory("cao mcp, copied file, memory", [client.process.pid], 20.0)
+    server = memory("cao mcp, copied file: memory", [client.process.pid], None)
     done = hand_off(client, "demo", "demo: say first")
-    log = place.log(done.session)
-    took = f"launch to the turn's start {turn_started(log) - event_at(log, 'launched'):.3f} s"
-    pause(1.0)
-    runner = memory("runner that compiled, memory", place.pids("run-session"), 18.0)
-    stop(client, done.session)
+    runner = memory("runner that compiled: memory", place.runners(), 18.0)
+    client.stop([done.session])
     client.close()
-    return [server, runner._replace(detail=f"{runner.detail}, {took}")]
+    return [server, runner]
 
 
-def bench_start(place: Place, forms: dict[str, list[str]], rounds: int) -> list[Row]:
-    """Start to the answer of initialize, interleaved with `python3 -c pass`."""
-    took: dict[str, list[float]] = {name: [] for name in forms}
-    plain: list[float] = []
-    for number in range(rounds + 1):  # the first round warms the caches, and is not counted
+def bench_start(
+    place: Place, forms: dict[str, list[str]], reference: Reference | None, rounds: int
+) -> list[Row]:
+    """Start to the answer of initialize, interleaved with `python3 -c pass`. The copied file
+    is compiled anew at each start: its figure is for information."""
+    took: dict[str, list[float]] = {name: [] for name in (*forms, "plain", "hook", "reference")}
+
+    def initialize(where: Place, argv: list[str]) -> float:
         start = time.perf_counter()
-        subprocess.run([place.python, "-c", "pass"], env=place.env, check=True)
-        plain += [time.perf_counter() - start] if number else []
-        for name, argv in forms.items():
-            start = time.perf_counter()
-            client = Client(place, argv)
-            took[name] += [time.perf_counter() - start] if number else []
-            client.close()
-    one = statistics.median(plain)
-    rows = [Row("python3 -c pass", one * 1000, "ms", None, f"median of {rounds}")]
-    for name, times in took.items():
-        middle = statistics.median(times)
-        rows.append(Row(f"initialize, {name}", middle / one, "x", 4.0, f"{middle * 1000:.0f} ms"))
+        client = Client(where, argv)
+        seconds = time.perf_counter() - start
+        client.close()
+        return seconds
+
+    def ran(argv: list[str]) -> float:
+        return timed(lambda: subprocess.run(argv, env=place.env, input=b"{}", check=True))
+
+    hook = [*forms["installed"][:-1], "hook", str(place.folder)]  # no session's: nothing is put
+    for number in range(rounds + 1):  # the first round warms the caches, and is not counted
+        times = {"plain": ran([place.python, "-c", "pass"]), "hook": ran(hook)}
+        times.update({name: initialize(place, argv) for name, argv in forms.items()})
+        if reference:
+            times["reference"] = initialize(reference, reference.argv)
+        for name in times if number else ():
+            took[name].append(times[name])
+    best = {name: min(times) for name, times in took.items() if times}
+    one = best.pop("plain")
+    theirs = best.pop("reference", None)
+    rows = [Row("python3 -c pass", one * 1000, "ms", None, f"best of {rounds}")]
+    for name, seconds in best.items():
+        limit = 4.0 if name in ("installed", "console script") else None
+        beside = theirs / one if theirs and name == "installed" else None
+        figure = "a hook's start to end" if name == "hook" else f"start to initialize, {name}"
+        usual = statistics.median(took[name]) / statistics.median(took["plain"])
+        detail = f"{seconds * 1000:.0f} ms; of the medians {usual:.2f} x"
+        rows.append(Row(figure, seconds / one, "x", limit, detail, beside))
     return rows
 
 
-def bench_server(client: Client, calls: int) -> list[Row]:
+def bench_server(
+    client: Client, reference: Reference | None, theirs: Client | None, calls: int
+) -> list[Row]:
     """Memory after tools/list, its size, and the round trip of a tool call."""
-    tools = json.loads(client.ask("tools/list", {}))["result"]
-    size = len(json.dumps(tools, ensure_ascii=False, separators=(",", ":")).encode())
-    used = memory("cao mcp, memory", [client.process.pid], 20.0)
-    call = {"name": "list_sessions", "arguments": {}}
-    trips = [timed(lambda: client.ask("tools/call", call)) for _ in range(calls)]
-    trips.sort()
-    p95 = f"p95 {trips[int(len(trips) * 0.95)] * 1000:.1f} ms, {calls} calls"
+    asked = [json.loads(c.ask("tools/list", {}))["result"] for c in (client, theirs) if c]
+    sizes = [len(json.dumps(a, ensure_ascii=False, separators=(",", ":")).encode()) for a in asked]
+    used = memory("cao mcp: memory", [client.process.pid], 20.0)
+    trips, other = [], []
+    for number in range(calls):
+        trips.append(timed(lambda: client.call("list_sessions")))
+        if theirs and number < 20:
+            other.append(timed(lambda: theirs.call("list_siblings")))
+    p95 = sorted(trips)[int(len(trips) * 0.95)] * 1000
+    row = Row("tool call, round trip", median_ms(trips), "ms", None,
+              f"p95 {p95:.1f} ms, {calls} calls")  # fmt: skip
+    size = Row("tools/list", sizes[0] / 1000, "kB", 10.0, f"{len(asked[0]['tools'])} tools")
+    if not (reference and theirs):
+        return [used, size, row]
+    held = [memory("", [pid], None).value for pid in (theirs.process.pid, reference.server.pid)]
     return [
-        used,
-        Row("tools/list", size / 1000, "kB", 10.0, f"{len(tools['tools'])} tools"),
-        Row("tool call, round trip", statistics.median(trips) * 1000, "ms", None, p95),
+        used._replace(reference=held[0], detail=f"{used.detail}; its server {held[1]:.0f} MB"),
+        size._replace(reference=sizes[1] / 1000),
+        row._replace(reference=median_ms(other)),
     ]
 
 
@@ -266,25 +460,22 @@ class Handoff(NamedTuple):
     asked_at: float
     answered_at: float
     session: str
-    outcome: str
+
+    @property
+    def seconds(self) -> float:
+        return self.answered_at - self.asked_at
 
 
 def hand_off(client: Client, target: str, task: str) -> Handoff:
     asked = time.time()
-    answered, line = client.take(client.post_handoff(target, task))
-    return read_handoff(asked, answered, line)
+    return read_handoff(asked, *client.take(client.post_call("handoff", target=target, task=task)))
 
 
 def read_handoff(asked: float, answered: float, line: bytes) -> Handoff:
-    result = json.loads(line)["result"]
-    if result.get("isError") or not result["structuredContent"]["results"]:
-        raise SystemExit(f"bench: a handoff failed: {result['content'][0]['text']}")
-    (done,) = result["structuredContent"]["results"]
-    return Handoff(asked, answered, done["task"].partition(".")[0], done["outcome"])
-
-
-def stop(client: Client, session: str) -> None:
-    client.ask("tools/call", {"name": "stop_session", "arguments": {"session": session}})
+    found = read_result(line)
+    if [done["outcome"] for done in found.get("results", ())] != ["done"]:
+        raise SystemExit(f"bench: a handoff was not done: {str(found)[:500]}")
+    return Handoff(asked, answered, found["results"][0]["task"].partition(".")[0])
 
 
 def event_at(events: list[dict], name: str, kind: str = "") -> float:
@@ -292,121 +483,302 @@ def event_at(events: list[dict], name: str, kind: str = "") -> float:
     return [e["at"] for e in events if e["event"] == name and e.get("kind", "") == kind][-1]
 
 
-def turn_started(events: list[dict]) -> float:
-    return event_at(events, "event", "submitted")
+def bench_handoff(place: Place, client: Client, rounds: int) -> list[Row]:
+    """What a handoff adds to the worker's own time, and a message to an idle worker.
 
-
-def bench_handoff(place: Place, client: Client, rounds: int) -> tuple[list[Row], str]:
-    """Return what a handoff adds to the worker's start and turn, and the last session.
-
-    New session: from the call until the CLI is being launched, and from the CLI's own sign
-    that its turn ended until the answer is at the client. Second turn: all but the turn.
+    New session: from the call until the CLI is started, and from the CLI's own sign that its
+    turn ended until the answer is at the client. Second turn: all but the turn. A message:
+    until the CLI said that it took it.
     """
-    new, start, second = [], [], []
-    session = ""
+    new, second, message = [], [], []
     for number in range(rounds):
-        if session:
-            stop(client, session)
         done = hand_off(client, "demo", f"demo: say {number}")
         session, log = done.session, place.log(done.session)
-        launched, ended = event_at(log, "launched"), event_at(log, "event", "ended")
-        new.append(launched - done.asked_at + done.answered_at - ended)
-        start.append(turn_started(log) - launched)
-        pause(0.3)  # a supervisor thinks before it goes on; the worker is idle by then
-        done = hand_off(client, session, f"demo: sleep 0.5; say {number} again")
+        new.append(done.seconds - event_at(log, "event", "ended") + event_at(log, "started"))
+        place.until_idle(session)
+        done = hand_off(client, session, f"demo: sleep 0.3; say {number} again")
         log = place.log(session)
-        turn = event_at(log, "event", "ended") - turn_started(log)
-        second.append(done.answered_at - done.asked_at - turn)
-    median = f"median of {rounds}"
-    worst = f"{median}, worst {max(new):.3f}"
+        turn = event_at(log, "event", "ended") - event_at(log, "event", "submitted")
+        second.append(done.seconds - turn)
+        place.until_idle(session)
+        start = time.perf_counter()
+        receipt = client.call("send_message", target=session, message=f"note {number}")
+        message.append(time.perf_counter() - start)
+        if receipt["step"] != "taken":
+            raise SystemExit(f"bench: a message to an idle worker was {receipt['step']}")
+        client.stop([session])
     return [
-        Row("handoff, new session, adds", statistics.median(new), "s", 0.25, worst),
-        Row("  launch to the turn's start", statistics.median(start), "s", None, median),
-        Row("handoff, second turn, adds", statistics.median(second), "s", 0.25,
-            f"{median}, worst {max(second):.3f}"),
-    ], session  # fmt: skip
+        Row(figure, statistics.median(times), "s", limit,
+            f"median of {rounds}, {min(times):.3f} to {max(times):.3f}")
+        for figure, times, limit in (
+            ("handoff, new session, adds", new, 0.2),
+            ("handoff, second turn, adds", second, 0.2),
+            ("message to an idle worker", message, 0.1),
+        )
+    ]  # fmt: skip
 
 
-def bench_side_by_side(client: Client, count: int) -> list[Row]:
-    """Many handoffs of a two-second turn at once, against one."""
-    one = hand_off(client, "demo", "demo: sleep 2; say one")
+def bench_same_worker(client: Client, theirs: Client | None, rounds: int) -> list[Row]:
+    """The whole of a handoff to a program that only has a screen, in a new session."""
+    ours, other = [], []
+    for number in range(rounds):
+        done = hand_off(client, "mock", f"sleep 0.2 say {number}")
+        ours.append(done.seconds)
+        client.stop([done.session])
+        if theirs and number < 3:  # seconds each
+            other.append(reference_handoffs(theirs, 1))
+    beside = statistics.median(other) if other else None
+    detail = f"sleeps 0.2 s; median of {rounds}; the reference's closes its worker"
+    whole = statistics.median(ours)
+    return [Row("handoff to a plain program, whole", whole, "s", None, detail, beside)]
+
+
+def reference_handoffs(theirs: Client, count: int) -> float:
+    """Return how long the reference takes for handoffs side by side."""
+    start = time.perf_counter()
+    tasks = [f"sleep 0.2 say {number}" for number in range(count)]
+    keys = [theirs.post_call("handoff", agent_profile="mock", message=task) for task in tasks]
+    for key in keys:
+        found = read_result(theirs.take(key)[1])
+        if not found.get("success"):
+            raise SystemExit(f"bench: a handoff of the reference failed: {found}")
+    return time.perf_counter() - start
+
+
+def bench_side_by_side(
+    place: Place, client: Client, count: int, theirs: Client | None
+) -> tuple[Row, list[str]]:
+    """Return what so many handoffs at once take, and their sessions, which live on.
+
+    The limit is what our own work takes on the cores that other programs left to us.
+    """
+    before, others = place.cpu_s(), machine_s()
     asked = time.time()
-    keys = [client.post_handoff("demo", f"demo: sleep 2; say {n}") for n in range(count)]
+    target, task = ("mock", "sleep 0.2 say {}") if theirs else ("demo", "demo: say {}")
+    keys = [client.post_call("handoff", target=target, task=task.format(n)) for n in range(count)]
     done = [read_handoff(asked, *client.take(key)) for key in keys]
-    alone = one.answered_at - one.asked_at
-    together = max(handoff.answered_at for handoff in done) - asked
-    detail = f"{together:.2f} s, one {alone:.2f} s"
-    return [Row(f"{count} handoffs side by side", together / alone, "x", 2.0, detail)]
+    wall = max(one.answered_at for one in done) - asked
+    used = place.cpu_s() - before
+    others = max(0.0, machine_s() - others - used)
+    limit = 1.3 * used / max(0.1, CORES - others / wall)
+    detail = f"all answered; {used:.1f} s CPU, {used / count:.2f} each; others {others:.1f} s"
+    row = Row(f"{count} handoffs side by side", wall, "s", limit if count >= 100 else None, detail)
+    if theirs:
+        row = row._replace(figure=f"{count} to a plain program",
+                           reference=reference_handoffs(theirs, count))  # fmt: skip
+    return row, [one.session for one in done]
 
 
-def bench_idle(place: Place, seconds: float) -> list[Row]:
-    """Memory and CPU time of the sessions that live and do nothing, and of their cao mcp."""
-    pause(1.0)
-    runners, all_of_us = place.pids("run-session"), place.pids()
-    before = sum(map(cpu_ms, all_of_us))
-    pause(seconds)
-    used = sum(map(cpu_ms, all_of_us)) - before
-    detail = f"{len(runners)} sessions, {len(all_of_us)} processes, {seconds:.0f} s"
-    return [
-        memory("runner, idle, memory", runners, 18.0),
-        Row("idle sessions, CPU", used / seconds, "ms/s", 0.0, detail),
-    ]
-
-
-def measure(place: Place, quick: bool, script: str) -> list[Row]:
-    """Return every row; a session or client that is started is ended with the place."""
-    forms = {"copied file": [*place.copied_file(), "mcp"]}
-    rows = bench_first(place, forms["copied file"])
-    forms["installed (lib copy)"] = [*place.lib_argv(), "mcp"]
-    forms["console script"] = [script] if script else place.console_script()
-    rows += bench_start(place, forms, 3 if quick else 15)
-    client = Client(place, forms["installed (lib copy)"])
-    rows += bench_server(client, 50 if quick else 300)
-    more, session = bench_handoff(place, client, 2 if quick else 7)
-    rows += more
-    stop(client, session)
-    rows += bench_side_by_side(client, 10)
-    rows += bench_idle(place, 2.0 if quick else 5.0)
-    rows.append(memory("cao mcp, memory at the end", [client.process.pid], None))
-    client.close()
+def bench_many(
+    place: Place, client: Client, scale: Scale, reference: Reference | None, theirs: Client | None
+) -> list[Row]:
+    """Handoffs side by side; then, with sessions that live: idle, at work, and messages."""
+    rows = []
+    for count in scale.fleets:
+        row, sessions = bench_side_by_side(place, client, count, None)
+        rows.append(row)
+        client.stop(sessions)
+        if theirs and 1 < count <= 10:
+            row, sessions = bench_side_by_side(place, client, count, theirs)
+            rows.append(row)
+            client.stop(sessions)
+    sessions = bench_side_by_side(place, client, scale.idle, None)[1]
+    for session in sessions:
+        place.until_idle(session)
+    runners = place.runners()
+    rows.append(memory("runner, idle: memory", runners, 18.0))
+    theirs_idle = Row("", 0.0, "") if not reference else watch_cpu(reference, "", scale, None)
+    idle = watch_cpu(place, f"{len(sessions)} idle sessions: CPU", scale, 0.0)
+    if reference:
+        idle = idle._replace(reference=theirs_idle.value, detail=f"{idle.detail}; its: 1 session")
+    rows.append(idle)
+    busy = sessions[: scale.working]
+    keys = [client.post_call("assign", target=s, task="demo: sleep 3600") for s in busy]
+    for key in keys:
+        read_result(client.take(key)[1])
+    pause(2.0)  # the prompt's events and the first look are of the start
+    rows.append(watch_cpu(place, f"{len(busy)} working sessions: CPU", scale, None))
+    rows += [bench_messages(place, client, busy[:1], scale.messages),
+             bench_messages(place, client, busy, scale.messages)]  # fmt: skip
+    client.stop(sessions)
     return rows
 
 
+def watch_cpu(place: Place, figure: str, scale: Scale, limit: float | None) -> Row:
+    """Return the CPU time that all our processes use in a second, over a while."""
+    pids = place.pids()
+    before, start = sum(map(cpu_s, pids)), time.perf_counter()
+    pause(scale.watch_s)
+    used = (sum(map(cpu_s, pids)) - before) / (time.perf_counter() - start) * 1000
+    return Row(figure, used, "ms/s", limit, f"{len(pids)} processes, {scale.watch_s:g} s")
+
+
+def bench_messages(place: Place, client: Client, sessions: list[str], count: int) -> Row:
+    """Messages a second into inboxes that nobody reads just now, beside such files
+    written by hand one after the other (no limit: cao writes several at once)."""
+    ours = by_hand = 0.0
+    text = "x" * 200
+    for number in range(0, count, 20):
+
+        def send(first: int = number) -> None:
+            to = [sessions[n % len(sessions)] for n in range(first, first + 20)]
+            keys = [client.post_call("send_message", target=name, message=text) for name in to]
+            for key in keys:
+                read_result(client.take(key)[1])
+
+        def write(first: int = number) -> None:
+            store = cao.Store(str(place.home))
+            for n in range(first, first + 20):
+                store.write(f"{place.work}/by-hand-{n}", text, durable=True)
+
+        ours += timed(send)
+        by_hand += timed(write)
+    figure = f"messages into {len(sessions)} inbox{'es' if len(sessions) > 1 else ''}"
+    return Row(
+        figure,
+        count / ours,
+        "/s",
+        None,
+        f"{count}; one after the other by hand: {count / by_hand:.0f}/s",
+    )
+
+
+def grow(place: Place, client: str, worker: str, sessions: int, messages: int) -> None:
+    """Fill a runtime directory with ended sessions, and with old messages of the two."""
+    store, now = cao.Store(str(place.home)), time.time()
+    for number in range(len(store.all_sessions()), sessions):
+        name = f"old-{number:04d}"
+        task, at = f"{name}.abcd", now - 1e6 + number
+        os.mkdir(store.folder(name))
+        store.create(cao.Session(name, "agent", "demo", "demo", str(place.work), client, 1, at))
+        store.save_state(name, {"state": "ended", "since": at, "why": "stopped"})
+        result = cao.Result(task, name, "done", answer="old", ended_at=at)
+        store.write(store.result_path(task), cao.dump(result))
+    for owner in (client, worker):
+        inbox = Path(store.folder(owner)) / "inbox/cur"
+        for number in range(len(list(inbox.iterdir())), messages // 2):
+            one = cao.Message(f"{int((now - 1e6) * 1e9) + number:020d}-{owner}", "message", client,
+                              owner, "old", now - 1e6)  # fmt: skip
+            (inbox / one.id).write_text(cao.dump(one))
+
+
+def core_figures(place: Place, argv: list[str], client: Client, worker: str) -> dict[str, float]:
+    """Return the figures that must not grow with what is old, in seconds, and MB."""
+    took = {}
+    start = time.perf_counter()
+    other = Client(place, argv)
+    other.call("list_sessions")
+    took["start, a call"] = time.perf_counter() - start
+    other.close()
+    took["tool call"] = min(timed(lambda: client.call("list_sessions")) for _ in range(9))
+    done = hand_off(client, "demo", "demo: say one")
+    took["handoff, new session"] = done.seconds
+    client.stop([done.session])
+    took["handoff, second turn"] = hand_off(client, worker, "demo: say two").seconds
+    place.until_idle(worker)
+    took["message"] = timed(lambda: client.call("send_message", target=worker, message="three"))
+    place.until_idle(worker)
+    took["cao mcp: memory"] = kilobytes(client.process.pid, "status", "VmRSS") / 1000
+    took["runner: memory"] = min(
+        kilobytes(pid, "status", "VmRSS") / 1000 for pid in place.runners()
+    )
+    return took
+
+
+def bench_growth(scale: Scale) -> list[Row]:
+    """Each figure with much that is old in the runtime directory, over one with nothing."""
+    places, rows = [Place(), Place()], []
+    try:
+        sides = []
+        for place in places:
+            argv = [*place.lib_argv(), "mcp"]
+            client = Client(place, argv)
+            worker = hand_off(client, "demo", "demo: say ready").session
+            place.until_idle(worker)
+            sides.append((place, argv, client, worker))
+        full, _, _, worker = sides[1]
+        name = cao.Store(str(full.home)).load(worker).supervisor
+        for sessions, messages in scale.grown:
+            grow(full, name, worker, sessions, messages)
+            rounds = [[core_figures(*side) for side in sides] for _ in range(scale.rounds)]
+            there = f"{sessions:,} sessions" + (f", {messages:,} messages" if messages else "")
+            for figure in rounds[0][0]:
+                empty, grown = (min(one[side][figure] for one in rounds) for side in (0, 1))
+                unit, by = ("MB", 1) if "memory" in figure else ("ms", 1000)
+                detail = f"{grown * by:.1f} {unit} beside {empty * by:.1f}, best of {scale.rounds}"
+                limit = 1.3 if sessions else None
+                rows.append(Row(f"{there}: {figure}", grown / empty, "x", limit, detail))
+    finally:
+        for place in places:
+            place.close()
+    return rows
+
+
+def measure(place: Place, scale: Scale, script: str, reference: Reference | None) -> list[Row]:
+    """Return every row; a session or client that is started is ended with the place."""
+    forms = {"copied file": [*place.copied_file(), "mcp"]}
+    rows = bench_first(place, forms["copied file"])
+    forms["installed"] = [*place.lib_argv(), "mcp"]
+    forms["console script"] = [script] if script else place.console_script()
+    rows += bench_start(place, forms, reference, scale.rounds)
+    client = Client(place, forms["installed"])
+    hand_off(client, "demo", "demo: say I keep the tmux server, which counts who has ended")
+    theirs = Client(reference, reference.argv) if reference else None
+    rows += bench_server(client, reference, theirs, scale.calls)
+    rows += bench_handoff(place, client, scale.rounds)
+    rows += bench_same_worker(client, theirs, scale.rounds)
+    rows += bench_many(place, client, scale, reference, theirs)
+    rows.append(memory("cao mcp, at the end: memory", [client.process.pid], None))
+    client.close()
+    if theirs:
+        theirs.close()
+    return rows + bench_growth(scale)
+
+
 def render(rows: list[Row]) -> str:
-    """Return the rows as a table of text."""
+    """Return the rows as a table of text; with a reference, how many times ours it is."""
     lines = []
     for row in rows:
-        limit = "" if row.limit is None else f"<= {row.limit:g} {row.unit}"
+        limit = "" if row.limit is None else f"<= {row.limit:.3g}"
         verdict = "" if row.limit is None else "ok" if row.kept else "OVER"
-        lines.append(f"{row.figure:<30} {row.value:>9.3f} {row.unit:<5} {limit:<12} {verdict:<5}"
-                     f" {row.detail}".rstrip())  # fmt: skip
+        other = ""
+        if row.reference is not None:
+            times = f" ({row.reference / row.value:.1f} x)" if row.value else ""
+            other = f"reference {row.reference:.3f}{times}  "
+        lines.append(f"{row.figure:<54} {row.value:>9.3f} {row.unit:<5} {limit:<8} {verdict:<5}"
+                     f" {other}{row.detail}".rstrip())  # fmt: skip
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: half a minute")
+    parser.add_argument("--quick", action="store_true", help="less of everything: half a minute")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
     parser.add_argument(
         "--script", default="", help="an installed cao-mcp, instead of one made here"
     )
+    parser.add_argument(
+        "--reference", metavar="VENV", type=Path, help="a venv with cli-agent-orchestrator"
+    )
     args = parser.parse_args()
-    place = Place()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
+    place, reference = Place(), None
     try:
-        rows = measure(place, args.quick, args.script)
+        reference = Reference(args.reference) if args.reference else None
+        rows = measure(place, QUICK if args.quick else WHOLE, args.script, reference)
     finally:
         place.close()
-    print(
-        f"python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
+        if reference:
+            reference.close()
+    print(f"python {platform.python_version()}, {CORES} cores, load {os.getloadavg()[0]:.1f}")
     print(render(rows))
-    found = {
-        "python": platform.python_version(),
-        "rows": [{**r._asdict(), "kept": r.kept} for r in rows],
-    }
-    text = json.dumps(found, indent=1)
     if args.json:
-        Path(args.json).write_text(text + "\n")
+        found = {
+            "python": platform.python_version(),
+            "cores": CORES,
+            "rows": [{**row._asdict(), "kept": row.kept} for row in rows],
+        }
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0 if all(row.kept for row in rows) else 1
 
 
