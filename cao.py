@@ -3520,6 +3520,7 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._watched: set[str] = set()
+        self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
 
     # ---- truth ----
@@ -3590,10 +3591,19 @@ class Sessions:
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
         found: list[str] = []
-        while (session := self.store.peek(name)) and session.supervisor:
-            name = session.supervisor
+        while above := self._supervisor_of(name):
+            name = above
             found.append(name)
         return found
+
+    def _supervisor_of(self, name: str) -> str:
+        """Return who is directly above a session; it never changes, so it is read once."""
+        if name not in self._above:
+            session = self.store.peek(name)
+            if not session:
+                return ""
+            self._above[name] = session.supervisor
+        return self._above[name]
 
     def view(self, name: str) -> dict[str, Any] | None:
         """Return what there is to say of a session, as data."""
@@ -3974,9 +3984,21 @@ class Launcher(Sessions):
                 os.symlink(target, path)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         argv = [*cao, "run-session", name]
-        pid = self.tmux.new_session(name, session.cwd, {"CAO_HOME": self.store.home}, argv)
+        pid = self._new_pane(name, session.cwd, argv)
         runner = {"id": pid, "start": start_mark(pid)}
         self.store.write(self.store.launch_file(name, "runner.json"), dump(runner))
+
+    def _new_pane(self, name: str, cwd: str, argv: Sequence[str]) -> int:
+        """Start a runner in a tmux session of its own and return its pid; once more where
+        the server left with its last session, just then (tmux(1), exit-empty)."""
+        env = {"CAO_HOME": self.store.home}
+        try:
+            return self.tmux.new_session(name, cwd, env, argv)
+        except TmuxError as error:
+            begun = "group" in self.store.load_state(name)  # it was there, and was killed
+            if error.fix != "no server" or begun:
+                raise
+        return self.tmux.new_session(name, cwd, env, argv)
 
     def forget(self, name: str) -> None:
         """Remove a session that never started."""

@@ -202,6 +202,17 @@ def test_a_tmux_server_killed_while_a_session_starts_makes_its_task_lost(place):
     assert place.live() == []
 
 
+def test_a_tmux_server_that_leaves_as_a_session_starts_costs_no_task(place):
+    """It leaves with its last session: a handoff right after a stop meets it."""
+    real, left = shutil.which("tmux"), place.folder / "left"
+    stub = place.folder / "bin" / "tmux"
+    died = f"[ -e {left} ] || {{ touch {left}; echo 'server exited unexpectedly' >&2; exit 1; }}"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *new-session*) {died};; esac\nexec {real} "$@"\n')
+    stub.chmod(0o755)
+    assert place.ok("handoff", "demo", "demo: say hi") == "hi\n"
+    assert left.exists()
+
+
 def test_a_message_that_the_runner_had_claimed_is_reported_with_all_of_its_batch(place):
     put_loader(place)
     plan(place, '"event": "claimed"', "kill")
