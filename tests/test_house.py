@@ -10,6 +10,7 @@ import ast
 import dis
 import functools
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Callable, NamedTuple
@@ -38,7 +39,9 @@ IMPURE = frozenset(
     )
 )
 # Every hook and tool server pays for these: what no start can do without (DESIGN.md, 4).
-TOP_IMPORTS = frozenset(words("__future__ errno fcntl json os re select signal sys time typing"))
+TOP_IMPORTS = frozenset(
+    words("__future__ collections errno fcntl json os re select signal sys time typing")
+)
 STARTING_ROOMS = frozenset({6, 9})
 PRINTING_ROOMS = frozenset({14})
 BANNED_WORDS = frozenset(words("manager service helper helpers util utils misc"))
@@ -398,3 +401,12 @@ def test_a_rule_sees_a_break(rule, old, new):
 
 def test_every_rule_is_shown_to_see_a_break():
     assert {rule for rule, _, _ in BREAKS} == {*RULES}
+
+
+def test_typing_is_not_imported_at_run_time():
+    """It takes as long as half of our own body; under -S no .pth file of a site has it either."""
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import cao"
+    code += "; sys.exit('typing' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], check=False).returncode == 0
+    )
