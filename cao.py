@@ -3858,7 +3858,12 @@ class Launcher(Sessions):
         if profile:
             profile = profile._replace(permissions=permissions or profile.permissions)
             for above in (self.caller.name, *self.ancestors(self.caller.name)):
-                launched = self.launched(above)
+                launched, session = self.launched(above), self.store.peek(above)
+                if session and session.kind == "agent" and not launched:
+                    raise CaoError(  # it may hold a grant, which must not fall open
+                        f"the scope of {above} cannot be read: its launch.json is gone or torn",
+                        f"stop {above}, and start it anew",
+                    )
                 grant = launched.settings.get("grant") if launched else None
                 profile = clip_profile(profile, grant) if grant else profile
             return profile

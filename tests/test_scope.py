@@ -230,6 +230,20 @@ def tools_of(request) -> set[str]:
     return {str(leaf.get("name") or leaf.get("type")) for leaf in found}
 
 
+@pytest.mark.tmux
+@pytest.mark.parametrize("left", [None, '{"profile": {"na'], ids=["gone", "torn"])
+def test_a_grant_that_cannot_be_read_does_not_fall_open(place, left):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    path = place.home / "sessions" / boss / "launch" / "launch.json"
+    path.unlink()
+    if left:
+        path.write_text(left)
+    refused = place.run("assign", "demo", "demo: say hi", CAO_SESSION=boss)
+    assert (refused.returncode, "cannot be read" in refused.stderr) == (1, True), refused.stderr
+    assert place.live() == [boss]
+
+
 def scoped(place, cli, mock_llm, *lines) -> None:
     install(place, cli, mock_llm.port)
     path = place.home / "profiles" / f"real-{cli}.md"
