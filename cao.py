@@ -956,6 +956,7 @@ class Provider(NamedTuple):
     # words of its folder-trust dialog, and the option that trusts for this session only:
     # pressed under `trust: yes`, for a CLI that has no flag for it
     trusts: tuple[str, str] = ("", "")
+    effort: bool = False  # its launch passes the profile's effort on
     login: str = ""  # the command that logs in
     login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
     login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
@@ -1999,6 +2000,7 @@ PROVIDERS: dict[str, Provider] = {
         busy=r"esc to interrupt",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t",
+        effort=True,
         login="claude /login",
         login_signs=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
         login_status=("auth", "status"),
@@ -2018,6 +2020,7 @@ PROVIDERS: dict[str, Provider] = {
         busy=r"esc to interrupt",
         failure=r"^■ (.*)",
         untypable=r"\A\s|\A[!/]|\s\Z|\\\Z",
+        effort=True,
         login="codex login",
         login_status=("login", "status"),
         resumes=True,
@@ -2091,6 +2094,7 @@ PROVIDERS: dict[str, Provider] = {
         untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
         trusts=("Do you trust the files in this folder?", "Yes"),
+        effort=True,
         login="copilot login",
         login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
         resumes=True,
@@ -2141,6 +2145,7 @@ PROVIDERS: dict[str, Provider] = {
         argv_bytes=0,  # it takes no first prompt and stays
         untypable=r"\A\s|\A[!/]|\s\Z|\t",  # a tab becomes four blanks
         settle_s=0.2,
+        effort=True,
         login="kimi login",
         login_signs=("KIMI_MODEL_API_KEY",),
         resumes=True,
@@ -2171,6 +2176,7 @@ PROVIDERS: dict[str, Provider] = {
         busy=r"(?m)^ *[⠁-⣿] ",
         untypable=r"\A\s|\A[!/]|\s\Z|\t",
         settle_s=0.1,
+        effort=True,
         login="pi, then /login",
         resumes=True,
         proven="0.73.1",
@@ -2187,6 +2193,7 @@ PROVIDERS: dict[str, Provider] = {
         env_pass=("KIRO_*", "AWS_*"),
         permission_words={k: "".join(v) or "no tool is trusted" for k, v in _KIRO_MODES.items()},
         interrupt=("C-c",),
+        effort=True,
         login="kiro-cli login",
     ),
     "cursor": Provider(
@@ -8482,7 +8489,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "about": profile.description,
         "provider": profile.provider + unproven(profile.provider),
         "model": profile.model,
-        "effort": profile.effort,
+        "effort": profile.effort and f"{profile.effort}{'' if row.effort else '  (not passed on)'}",
         **explain_scope(profile),
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
         "approve": profile.approve,

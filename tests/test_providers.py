@@ -1269,3 +1269,12 @@ def test_the_shipped_profile_for_aider_reads_its_recorded_screens():
     assert cao.screen_look(profile, ask).state == "asking"
     printed = finished[finished.index("> MOCK") :]
     assert cao.parse_printed(profile, printed) == "hello from aider"
+
+
+@pytest.mark.parametrize("name", [n for n, row in cao.PROVIDERS.items() if row.program])
+def test_a_row_passes_the_effort_on_or_says_that_it_does_not(name):
+    row = cao.PROVIDERS[name]
+    profile = cao.Profile("p", "p.md", name, "", effort="very-high")
+    launch = cao.Launch("p-2222", "/l", "/w", profile, "sys", ("h",), ("m",), {}, "id")
+    said = repr((row.argv(launch), row.files(launch), row.env(launch)))
+    assert ("very-high" in said) == row.effort
