@@ -2788,16 +2788,6 @@ def runtime_home() -> str:
     return os.path.join(state, "cao")
 
 
-def default_home() -> str:
-    """Return what runtime_home would be without CAO_HOME."""
-    kept = os.environ.pop("CAO_HOME", None)
-    try:
-        return runtime_home()
-    finally:
-        if kept is not None:
-            os.environ["CAO_HOME"] = kept
-
-
 def random_letters(count: int = 4) -> str:
     """Return letters for a name that is not taken yet, most likely."""
     return "".join(NAME_LETTERS[b % len(NAME_LETTERS)] for b in os.urandom(count))
@@ -4668,11 +4658,20 @@ def new_uuid() -> str:
 
 
 def tmux_socket(home: str) -> str:
-    """Return the name of our tmux socket: `cao`, or one of its own for another home."""
-    if home == default_home():
-        return "cao"
+    """Return the name of our tmux socket: `cao`, or one of its own for another home.
+
+    By the user database, not by $HOME: whoever has the same home finds the same server, and
+    two homes of one user never share one.
+    """
+    import pwd
     import zlib
 
+    try:
+        users = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a container's user number without a name
+        users = ""
+    if home == f"{users}/.local/state/cao":
+        return "cao"
     return f"cao-{zlib.crc32(home.encode()):08x}"
 
 

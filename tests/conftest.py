@@ -159,12 +159,12 @@ class Place:
         return self.tmux("capture-pane", "-p", "-t", f"={session}:")
 
     def pids(self) -> list[int]:
-        """Return the processes whose environment names this place."""
-        mark = f"CAO_HOME={self.home}".encode()
+        """Return the processes whose environment names this place (tmux's own as well)."""
+        mark = f"{self.folder}/".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
             try:
-                if mark in entry.read_bytes().split(b"\0"):
+                if mark in entry.read_bytes():
                     found.append(int(entry.parent.name))
             except OSError:
                 continue

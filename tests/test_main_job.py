@@ -80,6 +80,14 @@ def test_depth_is_limited_with_a_clear_error(place):
     assert (done.returncode, "3 deep at the most" in done.stderr) == (1, True)
 
 
+def test_two_homes_of_one_user_do_not_share_a_tmux_server(place):
+    """The later one's sessions would start with the first one's HOME."""
+    for name in ("first", "second"):
+        (place.folder / name).mkdir()
+        at = {"HOME": str(place.folder / name), "CAO_HOME": ""}
+        assert place.ok("handoff", "demo", "demo: say hi", **at).strip() == "hi"
+
+
 def test_a_question_ends_the_handoff_with_its_options_and_the_answer_goes_on(place):
     done = place.run("handoff", "demo", "demo: ask Which colour?|red|blue", "--json")
     assert done.returncode == 6

@@ -285,7 +285,10 @@ class TestInspector:
         node, inspector = Path(need(NODE)), need(INSPECTOR)
         server, log = place.folder / "server", place.folder / "tap.jsonl"
         argv = [*BRIDGE, "--log", str(log), "--", *CAO, "mcp"]  # its own options would be taken
-        server.write_text(f"#!/bin/sh\nexec {' '.join(argv)}\n")
+        # The Inspector hands on little of our environment: without these two the server and
+        # its tmux would be the user's own.
+        kept = " ".join(f"{key}={place.env[key]}" for key in ("CAO_HOME", "TMUX_TMPDIR"))
+        server.write_text(f"#!/bin/sh\nexec env {kept} {' '.join(argv)}\n")
         server.chmod(0o755)
         argv = [
             inspector,

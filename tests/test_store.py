@@ -171,11 +171,6 @@ def test_the_runtime_directory_is_where_the_environment_says(monkeypatch, env, h
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert cao.runtime_home() == home
-    kept = dict(os.environ)
-    default = cao.default_home()
-    assert dict(os.environ) == kept
-    monkeypatch.delenv("CAO_HOME", raising=False)
-    assert default == cao.runtime_home()
 
 
 def test_all_that_is_written_is_for_its_owner_alone_whatever_the_umask(store, capsys):
