@@ -430,8 +430,6 @@ def tail_lines(text: str, most: int) -> str:
     return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
 
 
-_MENU_LINE = re.compile(r"^[\s│|]*([❯›>●])?\s*(?:(\d+)[.)]\s+)?(\S.*?)[\s│|]*$")
-
 
 class Menu(NamedTuple):
     """A dialog on a screen."""
@@ -449,9 +447,17 @@ _NUMBERED = re.compile(r"^[\s│|]*[❯›>●▶→]?\s*\[?(\d+)[.)\]]\s+(\S.*?
 _CONFIRM = re.compile(
     # ... but not (esc to cancel, 3s): a turn runs
     r"(\b(enter|esc)\b(?! to cancel[^()]*\))|↵)"
-    r".*\b(confirm|cancel|continue|select|skip|back|amend)\b|Waiting for user confirmation",
+    r".*\b(confirm|cancel|continue|select|skip|back|amend|submit)\b|Waiting for user confirmation",
     re.I,
 )
+# The options that are a field, or open one by Enter: Claude Code 2.1.330 and Qwen Code 0.24.4
+# (Type something), Copilot 1.0.102, Gemini CLI 0.61.0 (Enter a custom value), Kimi Code 2.1.0.
+_TAKES_WORDS = re.compile(r"(?i)^(> )?(type something|enter a custom value)|type your answer|tell copilot")
+_OPENS_FIELD = re.compile(r"(?i)^(other|.* with feedback)$")
+OR_ESCAPE = "(Esc to stop)"  # such an option of Copilot's waits for words at Enter
+_FIELD_OPEN = re.compile(r"(?i)\btype (feedback|answer)\b.*↵")
+# A question without options (Copilot 1.0.102): its words, and a field between two rules.
+_FIELD = re.compile(r"needs information\.\n(.*?)\n *─+\n ❯.*\n *─+\n\n +enter accept", re.S)
 _CONFIRM_ABOVE = re.compile(r"^↑↓.* enter select\b", re.I | re.M)  # Kimi Code 2.1.0
 
 
@@ -480,7 +486,21 @@ def parse_menu(ansi_screen: str) -> Menu | None:
         told = boxed or any(map(_CONFIRM.search, below[:4])) or _CONFIRM_ABOVE.search(question)
         if len(run) > 1 and told:
             return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
-    return None
+    field = _FIELD.search("\n".join(lines[-40:]))
+    return Menu(re.sub(r"\s*\n\s*", "\n", field[1]).strip(), (), 0) if field else None
+
+
+def takes_words(option: Option) -> bool:
+    """Tell whether an option is, or opens, a field for free text."""
+    return bool(_TAKES_WORDS.search(option.text) or _OPENS_FIELD.search(option.text))
+
+
+def same_options(some: Sequence[Option], others: Sequence[Option]) -> bool:
+    """Tell whether two looks saw the same options; a field may be worded by its cursor."""
+    return len(some) == len(others) and all(
+        one == other or (takes_words(one) and takes_words(other))
+        for one, other in zip(some, others)
+    )
 
 
 def _row_menu(ansi_screen: str) -> Menu | None:
@@ -1426,6 +1446,8 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     """Return what a hook of Gemini CLI says (0.61.0): Claude-shaped, with names of its own."""
     details = payload.get("details")
     if payload.get("notification_type") == "ToolPermission" and isinstance(details, dict):
+        if details.get("title") == "Ask User":  # what is asked stands on the screen only
+            return Event("asked", "", "Ask User", "hook:Notification")
         named = map(details.get, ("command", "filePath", "toolDisplayName", "prompt"))
         given = {"command": next(filter(None, named), payload.get("message"))}
         asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
@@ -1881,6 +1903,9 @@ def read_copilot_events(lines: Sequence[str]) -> Event | None:
             last = Event("failed", text, reason, "transcript", retry_at=again)
     return last
 
+
+# The tools by which the CLIs ask a question of their model's, no permission.
+QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "Ask User")
 
 # OpenCode tells its plugins what happens; this one passes it on as Claude-shaped hooks, one
 # after another. 1.18.33 says session.idle twice after an error, and after a refused tool too:
@@ -4555,10 +4580,15 @@ class Orchestrator(Launcher):
             raise UsageError(f"{name} asks something else by now", "read it, then answer")
         self._check_may_answer(view, question)
         options = [Option(*o) for o in question["options"]]
-        if options and not choose_option(options, text):
+        option, words = choose_option(options, text)
+        if options and not option:
             raise UsageError(
                 f"{text!r} is not one of the options of {name}",
                 "; ".join(f"{o.key} = {o.text}" for o in options),
+            )
+        if option and not words and takes_words(option) and OR_ESCAPE not in option.text:
+            raise UsageError(
+                f"{option.text!r} takes words of yours", f"answer '{option.key}: YOUR WORDS'"
             )
         order = {"cao": "answer", "id": new_uuid(), "question": question["id"], "answer": text}
         state = self.control(
@@ -4634,14 +4664,19 @@ def wake_safely(wake: Wake) -> Callable[[], None]:
     return poke
 
 
-def choose_option(options: Sequence[Option], answer: str) -> Option | None:
-    """Return the option an answer means: its key, its text, or a beginning of one only."""
+def choose_option(options: Sequence[Option], answer: str) -> tuple[Option | None, str]:
+    """Return the option an answer means (its key, its text, or a beginning of one only), and
+    the words for its field: "4: use tabs", "Other: green"."""
     low = answer.strip().lower()
     for option in options:
         if low in (option.key.lower(), option.text.lower()):
-            return option
+            return option, ""
     begun = [option for option in options if low and option.text.lower().startswith(low)]
-    return begun[0] if len(begun) == 1 else None
+    if len(begun) == 1:
+        return begun[0], ""
+    head, _, words = answer.partition(":")
+    chosen = choose_option(options, head)[0] if words.strip() else None
+    return (chosen, words.strip()) if chosen and takes_words(chosen) else (None, "")
 
 
 def seconds_setting(name: str, default: float) -> float:
@@ -5417,7 +5452,7 @@ class Watcher(Conversation):
         menu = self._menu()
         if menu:
             self.asked = None
-            kind = "question" if event.reason == "AskUserQuestion" else "permission"
+            kind = "question" if event.reason in QUESTION_TOOLS else "permission"
             kind = "cao" if self.row.own_tools and event.reason.startswith("mcp__cao__") else kind
             self._ask(kind, event.text or menu[0], menu[1])
         elif now - self.asked_at > DIALOG_S:
@@ -5989,16 +6024,17 @@ class Runner(Watcher):
         if not question or question.id != order.get("question"):
             return {"ok": False, "text": "it asks something else now"}
         if not question.options:
+            shown = self._menu()
             self.boss.tmux.paste(self.pane, [strip_controls(str(order["answer"]))])
             self.boss.tmux.keys(self.pane, "Enter")
-            return self._closed(question, "typed", None)
+            return self._closed(question, "typed", shown)
         # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
         select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
-        option = choose_option(question.options, str(order["answer"]))
+        option, words = choose_option(question.options, str(order["answer"]))
         menu = self._menu()
-        if not option or not menu or menu[1] != question.options:
+        if not option or not menu or not same_options(menu.options, question.options):
             return {"ok": False, "text": "the dialog on the screen is another one now"}
-        if "(esc to stop)" in option.text.lower():  # Copilot: Enter there waits for words
+        if OR_ESCAPE in option.text and not words:
             self.boss.tmux.keys(self.pane, "Escape")
             return self._closed(question, option.text, menu)
         for _ in range(3 * len(menu[1])):
@@ -6006,20 +6042,36 @@ class Runner(Watcher):
             if not step:
                 break
             self.boss.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
-            menu = self._menu_when(menu[2])
-            if not menu or menu[1] != question.options:
+            left = menu.cursor
+            menu = self._menu_until(lambda now, left=left: now.cursor != left) or self._menu()
+            if not menu or not same_options(menu.options, question.options):
                 return {"ok": False, "text": "the dialog changed while it was answered"}
+        if words:
+            menu = self._fill(option, " ".join(strip_controls(words).split()))
+            if not menu:
+                return {"ok": False, "text": "its field did not take the words"}
         self.boss.tmux.keys(self.pane, "Enter")
-        return self._closed(question, option.text, menu)
+        return self._closed(question, f"{option.text}: {words}" if words else option.text, menu)
 
-    def _menu_when(self, moved_from: int) -> Menu | None:
-        """Return the menu once its cursor has left a line, or as it is after a second."""
+    def _fill(self, option: Option, words: str) -> Menu | None:
+        """Type words into the field of the option under the cursor; return the dialog once it
+        shows them, or None where it does not. No key that could choose another option."""
+        if _OPENS_FIELD.search(option.text):
+            self.boss.tmux.keys(self.pane, "Enter")
+            if not self._menu_until(lambda _: bool(_FIELD_OPEN.search(self._screen()))):
+                return None
+        self.boss.tmux.run("send-keys", "-t", self.pane, "-l", "--", words)
+        return self._menu_until(lambda _: words[:20] in self._screen())
+
+    def _menu_until(self, holds: Callable[[Menu], bool]) -> Menu | None:
+        """Return the dialog once something holds, or None where it does not within a second."""
         until = time.monotonic() + 1
-        while True:
+        while time.monotonic() < until:
             menu = self._menu()
-            if not menu or menu[2] != moved_from or time.monotonic() > until:
+            if menu and holds(menu):
                 return menu
             select.select([], [], [], 0.02)
+        return None
 
     def _closed(self, question: Question, text: str, shown: Menu | None) -> dict[str, Any]:
         """Wait until the dialog that was shown is gone, and say what was answered."""
@@ -6034,6 +6086,8 @@ class Runner(Watcher):
                 )
                 if not self.begun:
                     self.phase = "starting"
+                if menu and self.begun:  # the dialog goes on (Kimi Code asks: Submit?): no event
+                    self._ask(question.kind, menu.question, menu.options)
                 return {"ok": True, "text": text}
             select.select([], [], [], 0.03)
         return {"ok": False, "text": "the dialog is still open"}
@@ -6916,7 +6970,8 @@ TOOLS: dict[str, Tool] = {
             {
                 **_SESSION,
                 "answer": _text(
-                    "An option's number or text, or free text where there are no options."
+                    "An option's number or text, with your words after a colon where it takes"
+                    " some (`4: use tabs`); free text where there are no options."
                 ),
             },
             ("session", "answer"),

@@ -522,17 +522,67 @@ def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, 
     assert mark.exists()
 
 
-def test_copilots_own_question_is_reported_and_answered(place, mock_llm):
-    install(place, "copilot", mock_llm.port)
-    colour = {"type": "string", "enum": ["Red", "Blue"]}
-    form = {"type": "object", "properties": {"colour": colour}}
-    call = json.dumps({"message": "Which?", "requestedSchema": form})
-    found = handoff(place, "real-copilot", f"MOCK:tool ask_user {call};result", code=6)
+COLOURS = {
+    "question": "Which colour?",
+    "header": "Colour",
+    "options": [{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}],
+}
+ASK = {  # how each CLI's model asks a question of its own
+    "claude": ("AskUserQuestion", {"questions": [{**COLOURS, "multiSelect": False}]}),
+    "gemini": ("ask_user", {"questions": [{**COLOURS, "type": "choice"}]}),
+    "qwen": ("ask_user_question", {"questions": [{**COLOURS, "multiSelect": False}]}),
+    "kimi": ("AskUserQuestion", {"questions": [COLOURS]}),
+    "copilot": ("ask_user", {
+        "message": "Which colour?",
+        "requestedSchema": {
+            "type": "object",
+            "properties": {"colour": {"type": "string", "enum": ["Red", "Blue"]}},
+        },
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ASK))
+@pytest.mark.parametrize("answer", ["Blue", "Other words: use 2 tabs & 1 %"])
+def test_a_models_own_question_is_answered_by_an_option_or_by_words(place, mock_llm, name, answer):
+    install(place, name, mock_llm.port)
+    tool, given = ASK[name]
+    found = handoff(place, f"real-{name}", f"MOCK:tool {tool} {json.dumps(given)};result", code=6)
     (ask,) = found["asking"]
     assert ask["question"]["kind"] == "question"
-    assert "Which?" in ask["question"]["text"]
-    place.ok("answer", ask["session"], "Blue")
-    assert "Blue" in place.ok("wait", *found["running"])
+    assert "Which colour?" in ask["question"]["text"]
+    field = next(o for o in map(cao.Option._make, ask["question"]["options"]) if cao.takes_words(o))
+    refused = place.run("answer", ask["session"], field.key)
+    assert (refused.returncode, "YOUR WORDS" in refused.stderr) == (2, True), refused.stderr
+    place.ok("answer", ask["session"], answer.replace("Other words", field.key))
+    if name == "kimi":  # it asks once more
+        until(lambda: place.state(ask["session"])["question"]["options"][0][1], "Submit")
+        place.ok("answer", ask["session"], "Submit")
+    assert answer.rpartition(": ")[2] in place.ok("wait", *found["running"])
+
+
+@pytest.mark.parametrize("name", ["copilot", "kimi"])
+def test_a_no_may_say_what_to_do_instead(place, mock_llm, name):
+    install(place, name, mock_llm.port)
+    task = SHELL[name].replace("say went on", "result").format(file=place.user / "no")
+    found = handoff(place, f"real-{name}", task, code=6)
+    (ask,) = found["asking"]
+    field = next(o for o in map(cao.Option._make, ask["question"]["options"]) if cao.takes_words(o))
+    place.ok("answer", ask["session"], f"{field.text}: use 2 tabs, 1 blank")
+    assert "use 2 tabs, 1 blank" in place.ok("wait", *found["running"])
+    assert not (place.user / "no").exists()
+
+
+def test_copilots_question_without_options_takes_words(place, mock_llm):
+    install(place, "copilot", mock_llm.port)
+    form = {"type": "object", "properties": {"colour": {"type": "string"}}}
+    call = json.dumps({"message": "Which colour?", "requestedSchema": form})
+    found = handoff(place, "real-copilot", f"MOCK:tool ask_user {call};result", code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["options"] == []
+    assert "Which colour?" in ask["question"]["text"]
+    place.ok("answer", ask["session"], "a warm red")
+    assert "a warm red" in place.ok("wait", *found["running"])
 
 
 @pytest.mark.parametrize("trust", ["yes", "no"])
