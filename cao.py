@@ -430,7 +430,6 @@ def tail_lines(text: str, most: int) -> str:
     return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
 
 
-
 class Menu(NamedTuple):
     """A dialog on a screen."""
 
@@ -452,7 +451,9 @@ _CONFIRM = re.compile(
 )
 # The options that are a field, or open one by Enter: Claude Code 2.1.330 and Qwen Code 0.24.4
 # (Type something), Copilot 1.0.102, Gemini CLI 0.61.0 (Enter a custom value), Kimi Code 2.1.0.
-_TAKES_WORDS = re.compile(r"(?i)^(> )?(type something|enter a custom value)|type your answer|tell copilot")
+_TAKES_WORDS = re.compile(
+    r"(?i)^(> )?(type something|enter a custom value)|type your answer|tell copilot"
+)
 _OPENS_FIELD = re.compile(r"(?i)^(other|.* with feedback)$")
 OR_ESCAPE = "(Esc to stop)"  # such an option of Copilot's waits for words at Enter
 _FIELD_OPEN = re.compile(r"(?i)\btype (feedback|answer)\b.*↵")
@@ -492,7 +493,17 @@ def parse_menu(ansi_screen: str) -> Menu | None:
 
 def takes_words(option: Option) -> bool:
     """Tell whether an option is, or opens, a field for free text."""
-    return bool(_TAKES_WORDS.search(option.text) or _OPENS_FIELD.search(option.text))
+    return bool(_TAKES_WORDS.search(option.text)) or opens_field(option)
+
+
+def opens_field(option: Option) -> bool:
+    """Tell whether Enter on an option opens its field (Kimi Code 2.1.0)."""
+    return bool(_OPENS_FIELD.search(option.text))
+
+
+def field_is_open(screen: str) -> bool:
+    """Tell whether such a field is open."""
+    return bool(_FIELD_OPEN.search(screen))
 
 
 def same_options(some: Sequence[Option], others: Sequence[Option]) -> bool:
@@ -1388,6 +1399,14 @@ def _gemini_files(launch: Launch) -> dict[str, str]:
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
         "tools": {"exclude": _taken(launch.profile, _GEMINI_TOOLS)},
     }
+    if effort := launch.profile.effort:  # a level (Gemini 3: low, high), or a budget in tokens
+        key, value = ("Budget", int(effort)) if effort.isdigit() else ("Level", effort.upper())
+        thinking = {"thinkingConfig": {f"thinking{key}": value}}
+        override = {
+            "match": {"overrideScope": "core"},
+            "modelConfig": {"generateContentConfig": thinking},
+        }
+        settings["modelConfigs"] = {"overrides": [override]}
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
     return {
         "home/.gemini/settings.json": json.dumps(settings, indent=1),
@@ -1507,6 +1526,8 @@ def _qwen_files(launch: Launch) -> dict[str, str]:
         "hooks": {event: [{"hooks": [hook]}] for event in _CLAUDE_HOOKS},
         "permissions": {"deny": _taken(launch.profile, _QWEN_TOOLS)},
     }
+    if launch.profile.effort:
+        settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
     if launch.profile.trust:
         settings["security"] = {"folderTrust": {"enabled": False}}
     return {
@@ -1975,13 +1996,14 @@ def _opencode_env(launch: Launch) -> dict[str, str]:
         "plugin": [f"file://{folder}/opencode.js"],
         "mcp": servers,
         "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
-        "tools": {"question": False},  # a dialog we cannot read: it asks in its answer instead
+        "tools": {"question": False},  # it asks in its answer instead: no dialog to read
         "permission": {
             **_OPENCODE_MODES[profile.permissions],
             **{tool: "deny" for word in lacking(profile) for tool in _OPENCODE_TOOLS[word]},
             "external_directory": {"*": wide, f"{folder}/**": "allow"},
         },
         **({"model": profile.model} if profile.model else {}),
+        **({"agent": {"build": {"variant": profile.effort}}} if profile.effort else {}),
     }
     env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
     # It runs the plugins of a repository without a question.
@@ -2074,6 +2096,7 @@ PROVIDERS: dict[str, Provider] = {
         letters="home/.gemini/tmp/cao/",
         login="gemini",
         login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
+        effort=True,
         resumes=True,
         proven="0.61.0",
     ),
@@ -2098,6 +2121,7 @@ PROVIDERS: dict[str, Provider] = {
         settle_s=0.3,
         login="qwen",
         login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
+        effort=True,
         resumes=True,
         proven="0.24.4",
     ),
@@ -2144,6 +2168,7 @@ PROVIDERS: dict[str, Provider] = {
         untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
         interrupt=("Escape", "Escape"),
         login="opencode auth login",
+        effort=True,
         resumes=True,
         proven="1.18.33",
     ),
@@ -4580,16 +4605,8 @@ class Orchestrator(Launcher):
             raise UsageError(f"{name} asks something else by now", "read it, then answer")
         self._check_may_answer(view, question)
         options = [Option(*o) for o in question["options"]]
-        option, words = choose_option(options, text)
-        if options and not option:
-            raise UsageError(
-                f"{text!r} is not one of the options of {name}",
-                "; ".join(f"{o.key} = {o.text}" for o in options),
-            )
-        if option and not words and takes_words(option) and OR_ESCAPE not in option.text:
-            raise UsageError(
-                f"{option.text!r} takes words of yours", f"answer '{option.key}: YOUR WORDS'"
-            )
+        if options:
+            check_choice(options, text)
         order = {"cao": "answer", "id": new_uuid(), "question": question["id"], "answer": text}
         state = self.control(
             name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], 10.0
@@ -4677,6 +4694,16 @@ def choose_option(options: Sequence[Option], answer: str) -> tuple[Option | None
     head, _, words = answer.partition(":")
     chosen = choose_option(options, head)[0] if words.strip() else None
     return (chosen, words.strip()) if chosen and takes_words(chosen) else (None, "")
+
+
+def check_choice(options: Sequence[Option], answer: str) -> None:
+    """Refuse an answer that means none of the options, or lacks the words of its field."""
+    option, words = choose_option(options, answer)
+    if not option:
+        which = "; ".join(f"{o.key} = {o.text}" for o in options)
+        raise UsageError(f"{answer!r} is not one of the options", which)
+    if takes_words(option) and not words and OR_ESCAPE not in option.text:
+        raise UsageError(f"{option.text!r} takes your words", f"answer '{option.key}: YOUR WORDS'")
 
 
 def seconds_setting(name: str, default: float) -> float:
@@ -5635,6 +5662,93 @@ class Watcher(Conversation):
         return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
 
 
+class Dialog:
+    """The dialog in a pane: reads it, moves its cursor, types into its field."""
+
+    def __init__(self, tmux: Tmux, pane: str) -> None:
+        self.tmux, self.pane = tmux, pane
+
+    def menu(self) -> Menu | None:
+        """Return the dialog as it is drawn now."""
+        return parse_menu(self.tmux.capture(self.pane, ansi=True))
+
+    def until(self, holds: Callable[[Menu], bool]) -> Menu | None:
+        """Return the dialog once something holds, or None where it does not within a second."""
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            menu = self.menu()
+            if menu and holds(menu):
+                return menu
+            select.select([], [], [], 0.02)
+        return None
+
+    def answer(self, question: Question, answer: str) -> tuple[str, Menu | None]:
+        """Answer a question: what was chosen, and the dialog that follows it, if one does.
+
+        Raises CaoError where the dialog is another one, by the first key or by any later, or
+        stays open.
+        """
+        if not question.options:
+            shown = self.menu()
+            self.tmux.paste(self.pane, [strip_controls(answer)])
+            return self._enter("typed", shown)
+        # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
+        select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
+        option, words = choose_option(question.options, answer)
+        menu = self.menu()
+        if not option or not menu or not same_options(menu.options, question.options):
+            raise CaoError("the dialog on the screen is another one now")
+        if OR_ESCAPE in option.text and not words:
+            return self._enter(option.text, menu, "Escape")
+        menu = self._move(menu, question.options, question.options.index(option))
+        if words:
+            self._fill(option, " ".join(strip_controls(words).split()))
+            return self._enter(f"{option.text}: {words}", self.menu())
+        return self._enter(option.text, menu)
+
+    def _move(self, menu: Menu, options: Sequence[Option], to: int) -> Menu:
+        for _ in range(3 * len(options)):
+            step = to - menu.cursor
+            if not step:
+                break
+            self.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
+            now = self._moved(menu.cursor) or self.menu()
+            if not now or not same_options(now.options, options):
+                raise CaoError("the dialog changed while it was answered")
+            menu = now
+        return menu
+
+    def _moved(self, left: int) -> Menu | None:
+        return self.until(lambda menu: menu.cursor != left)
+
+    def _fill(self, option: Option, words: str) -> None:
+        """Type words into the field of the option under the cursor; never a key that could
+        choose another option."""
+        if opens_field(option):
+            self.tmux.keys(self.pane, "Enter")
+            if not self.until(lambda _: field_is_open(self.tmux.capture(self.pane))):
+                raise CaoError("its field did not open")
+        self.tmux.run("send-keys", "-t", self.pane, "-l", "--", words)
+        if not self.until(lambda _: words[:20] in self.tmux.capture(self.pane)):
+            raise CaoError("its field did not take the words")
+
+    def _enter(self, said: str, shown: Menu | None, key: str = "Enter") -> tuple[str, Menu | None]:
+        """Press a key and wait until the dialog that was shown is gone."""
+        self.tmux.keys(self.pane, key)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            menu = self.menu()
+            if not menu or not shown or _words(menu) != _words(shown):
+                return said, menu
+            select.select([], [], [], 0.03)
+        raise CaoError("the dialog is still open")
+
+
+def _words(menu: Menu) -> list[str]:
+    """Return what tells one dialog from the next: not its cursor, a clock or a spinner."""
+    return re.findall(r"[^\W\d]+", " ".join([menu.question, *(o.text for o in menu.options)]))
+
+
 class Runner(Watcher):
     """The process of one session: its CLI, its loop, every key that is typed.
 
@@ -6018,87 +6132,26 @@ class Runner(Watcher):
             self.store.log(self.name, "trusted", **said)
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Answer the open question by its own menu; verify that it is still the same
-        before a key is pressed, and that it closed."""
+        """Answer the open question by its own dialog, if it is still the same."""
         question = self.question
         if not question or question.id != order.get("question"):
             return {"ok": False, "text": "it asks something else now"}
-        if not question.options:
-            shown = self._menu()
-            self.boss.tmux.paste(self.pane, [strip_controls(str(order["answer"]))])
-            self.boss.tmux.keys(self.pane, "Enter")
-            return self._closed(question, "typed", shown)
-        # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
-        select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
-        option, words = choose_option(question.options, str(order["answer"]))
-        menu = self._menu()
-        if not option or not menu or not same_options(menu.options, question.options):
-            return {"ok": False, "text": "the dialog on the screen is another one now"}
-        if OR_ESCAPE in option.text and not words:
-            self.boss.tmux.keys(self.pane, "Escape")
-            return self._closed(question, option.text, menu)
-        for _ in range(3 * len(menu[1])):
-            step = question.options.index(option) - menu[2]
-            if not step:
-                break
-            self.boss.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
-            left = menu.cursor
-            menu = self._menu_until(lambda now, left=left: now.cursor != left) or self._menu()
-            if not menu or not same_options(menu.options, question.options):
-                return {"ok": False, "text": "the dialog changed while it was answered"}
-        if words:
-            menu = self._fill(option, " ".join(strip_controls(words).split()))
-            if not menu:
-                return {"ok": False, "text": "its field did not take the words"}
-        self.boss.tmux.keys(self.pane, "Enter")
-        return self._closed(question, f"{option.text}: {words}" if words else option.text, menu)
-
-    def _fill(self, option: Option, words: str) -> Menu | None:
-        """Type words into the field of the option under the cursor; return the dialog once it
-        shows them, or None where it does not. No key that could choose another option."""
-        if _OPENS_FIELD.search(option.text):
-            self.boss.tmux.keys(self.pane, "Enter")
-            if not self._menu_until(lambda _: bool(_FIELD_OPEN.search(self._screen()))):
-                return None
-        self.boss.tmux.run("send-keys", "-t", self.pane, "-l", "--", words)
-        return self._menu_until(lambda _: words[:20] in self._screen())
-
-    def _menu_until(self, holds: Callable[[Menu], bool]) -> Menu | None:
-        """Return the dialog once something holds, or None where it does not within a second."""
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
-            menu = self._menu()
-            if menu and holds(menu):
-                return menu
-            select.select([], [], [], 0.02)
-        return None
-
-    def _closed(self, question: Question, text: str, shown: Menu | None) -> dict[str, Any]:
-        """Wait until the dialog that was shown is gone, and say what was answered."""
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            menu = self._menu()
-            if not menu or not shown or _words(menu) != _words(shown):
-                self.question = None
-                self.store.log(self.name, "answered", question=question.id)
-                self._set_phase(
-                    "working" if self.begun or self.delivery_open() else "starting", "answered"
-                )
-                if not self.begun:
-                    self.phase = "starting"
-                if menu and self.begun:  # the dialog goes on (Kimi Code asks: Submit?): no event
-                    self._ask(question.kind, menu.question, menu.options)
-                return {"ok": True, "text": text}
-            select.select([], [], [], 0.03)
-        return {"ok": False, "text": "the dialog is still open"}
+        try:
+            said, then = Dialog(self.boss.tmux, self.pane).answer(question, str(order["answer"]))
+        except CaoError as error:
+            return {"ok": False, "text": error.what}
+        self.question = None
+        self.store.log(self.name, "answered", question=question.id)
+        on = self.begun or self.delivery_open()
+        self._set_phase("working" if on else "starting", "answered")
+        if not self.begun:
+            self.phase = "starting"
+        elif then:  # the dialog goes on (Kimi Code 2.1.0: Submit?), and no event tells
+            self._ask(question.kind, then.question, then.options)
+        return {"ok": True, "text": said}
 
     def _tmux(self, *args: str) -> str:
         return self.boss.tmux.run(*args)
-
-
-def _words(menu: Menu) -> list[str]:
-    """Return what tells one dialog from the next: not its cursor, a clock or a spinner."""
-    return re.findall(r"[^\W\d]+", " ".join([menu.question, *(o.text for o in menu.options)]))
 
 
 def run_check(

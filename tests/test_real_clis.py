@@ -147,7 +147,7 @@ OPENCODE_CONFIG = {  # the user's own; its provider is one
         "mock": {
             "npm": "@ai-sdk/openai-compatible",
             "options": {"baseURL": "{env:MOCK_URL}", "apiKey": "dummy"},
-            "models": {"mock-model": {"name": "Mock"}},
+            "models": {"mock-model": {"name": "Mock", "reasoning": True}},
         }
     }
 }
@@ -559,6 +559,43 @@ def test_a_models_own_question_is_answered_by_an_option_or_by_words(place, mock_
         until(lambda: place.state(ask["session"])["question"]["options"][0][1], "Submit")
         place.ok("answer", ask["session"], "Submit")
     assert answer.rpartition(": ")[2] in place.ok("wait", *found["running"])
+
+
+def test_a_dialog_that_follows_an_answer_is_asked_too(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    task = SHELL["opencode"].format(file=place.work / "always")
+    found = handoff(place, "real-opencode", task, code=6)
+    (ask,) = found["asking"]
+    place.ok("answer", ask["session"], "Allow always")
+    question = until(lambda: place.state(ask["session"])["question"], lambda q: q is not None)
+    assert [text for _, text in question["options"]] == ["Confirm", "Cancel"]
+    place.ok("answer", ask["session"], "Confirm")
+    assert place.ok("wait", *found["running"]) == "went on\n"
+    assert (place.work / "always").exists()
+
+
+EFFORT = {  # name -> the model for which the mock is asked, and where the effort stands
+    "claude": ("", ("output_config", "effort")),
+    "codex": ("", ("reasoning", "effort")),
+    "gemini": ("gemini-3-pro-preview", ("generationConfig", "thinkingConfig", "thinkingLevel")),
+    "qwen": ("", ("reasoning", "effort")),
+    "opencode": ("", ("reasoning_effort",)),
+}
+
+
+@pytest.mark.parametrize("name", list(EFFORT))
+def test_the_effort_reaches_the_model(place, mock_llm, name):
+    model, path = EFFORT[name]
+    install(place, name, mock_llm.port)
+    file = place.home / "profiles" / f"real-{name}.md"
+    text = file.read_text().replace("permissions: ask", "permissions: ask\neffort: low")
+    file.write_text(text if not model else re.sub("(?m)^model: .*", f"model: {model}", text))
+    before = len(mock_llm.requests)
+    handoff(place, f"real-{name}", "MOCK:say hello")
+    found = [b for b in mock_llm.requests[before:] if "MOCK:say hello" in json.dumps(b)]
+    for key in path:
+        found = [body[key] for body in found if key in body]
+    assert {str(effort).lower() for effort in found} == {"low"}
 
 
 @pytest.mark.parametrize("name", ["copilot", "kimi"])
