@@ -41,6 +41,7 @@ import signal
 import sys
 import time
 from collections import namedtuple
+from functools import lru_cache
 
 TYPE_CHECKING = False  # only a checker needs typing: it takes a sixth of our start
 if TYPE_CHECKING:
@@ -2816,6 +2817,7 @@ def find_tmux() -> str:
     return program
 
 
+@lru_cache
 def check_tmux(program: str) -> str:
     """Return tmux's version. Raises TmuxError where it is older than 3.2."""
     version = run([program, "-V"], 10).out.strip()
@@ -3009,8 +3011,11 @@ class Store:
 
     # ---- writing ----
 
-    def write(self, path: str, text: str, *, durable: bool = False, tmp: str = "") -> None:
-        """Put text at path, whole or not at all; tmp: the folder of the temporary file."""
+    def write(
+        self, path: str, text: str, *, durable: bool = False, tmp: str = "", once: bool = False
+    ) -> None:
+        """Put text at path, whole or not at all; tmp: the folder of the temporary file; once:
+        FileExistsError where there is a file already (a link fails then, a rename not)."""
         folder, name = os.path.split(path)
         temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
         placed = False
@@ -3018,15 +3023,19 @@ class Store:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 file.write(text)
-                if durable:
+                if durable and text:
                     file.flush()
                     os.fsync(file.fileno())
-            os.rename(temporary, path)
+            (os.link if once else os.rename)(temporary, path)
             placed = True
+            if once:
+                os.unlink(temporary)
             if durable:
                 self._sync_folder(folder)
         except OSError as error:
             _unlink(temporary)
+            if once and isinstance(error, FileExistsError):
+                raise
             if placed:  # who is told that it failed may do it again
                 _unlink(path)
             raise CaoError(
@@ -3340,19 +3349,13 @@ class Store:
     def save_result(self, result: Result, owner: str) -> Result:
         """Write a task's one result and tell its owner; the first written is the one.
 
-        A link, not a rename: it fails where a result is there already. Killed between
-        the two steps, the next to look (`bury`, a restart) does the second again.
+        Killed between the two steps, the next to look (`bury`, a restart) does the second
+        again.
         """
-        path = self.result_path(result.task)
-        staged = f"{path}.{os.getpid()}.{random_letters()}"
-        self.write(staged, dump(result), durable=True)
         try:
-            os.link(staged, path)
-            self._sync_folder(os.path.dirname(path))
+            self.write(self.result_path(result.task), dump(result), durable=True, once=True)
         except FileExistsError:
             pass  # told again below, in case the first teller died before it told
-        finally:
-            _unlink(staged)
         kept = self.load_result(result.task) or result
         self.tell_owner(kept, owner)
         return kept
@@ -3527,32 +3530,37 @@ def worker_environment(
     return env
 
 
+@lru_cache
+def _shipped(home: str) -> tuple[dict[str, str], str]:
+    """Return what a session gets a copy of (name -> path), and a hash of it all."""
+    import hashlib
+
+    files = {"cao.py": os.path.abspath(__file__)}
+    for place in profile_places(home, "/")[2:]:
+        for entry in _listdir(place):
+            files.setdefault(f"profiles/{entry}", f"{place}/{entry}")
+    sha = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        with open(path, "rb") as file:
+            sha.update(b"%s\0%s\0" % (name.encode(), file.read()))
+    return files, sha.hexdigest()[:16]
+
+
 def install_copy(store: Store) -> list[str]:
     """Copy this cao.py (and its profiles) to lib/<sha>/ and return the argv that runs it.
 
     A session keeps its version, and goes on when a package cache is pruned. -I -S: no
     `json.py` of a stranger's folder, no site; imported, so that it is compiled once.
     """
-    import hashlib
-
-    files = {"cao.py": os.path.abspath(__file__)}
-    shipped = profile_places(store.home, "/")[2:]
-    for place in shipped:
-        for entry in _listdir(place):
-            files.setdefault(f"profiles/{entry}", f"{place}/{entry}")
-    texts = {}
-    for name, path in files.items():
-        with open(path, encoding="utf-8") as file:
-            texts[name] = file.read()
-    sha = hashlib.sha256("\0".join(map(str, sorted(texts.items()))).encode()).hexdigest()[:16]
+    files, sha = _shipped(store.home)
     folder = f"{store.home}/lib/{sha}"
     os.makedirs(f"{folder}/profiles", 0o700, exist_ok=True)
     os.utime(folder)  # `clean` removes what was not used for long
     python = getattr(sys, "_base_executable", "") or sys.executable
     code = f"import sys; sys.path.append({folder!r}); import cao"
-    missing = [name for name in texts if not os.path.exists(f"{folder}/{name}")]
+    missing = [name for name in files if not os.path.exists(f"{folder}/{name}")]
     for name in missing:
-        store.write(f"{folder}/{name}", texts[name])
+        store.write(f"{folder}/{name}", store.read_text(files[name]))
     if missing:  # compiling takes 15 MB, and the first runner would keep them
         run([python, "-I", "-S", "-c", code], 60)
     return [python, "-I", "-S", "-c", f"{code}; sys.exit(cao.main())"]

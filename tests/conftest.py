@@ -158,9 +158,9 @@ class Place:
     def screen(self, session: str) -> str:
         return self.tmux("capture-pane", "-p", "-t", f"={session}:")
 
-    def pids(self) -> list[int]:
-        """Return the processes whose environment names this place (tmux's own as well)."""
-        mark = f"{self.folder}/".encode()
+    def pids(self, mark="") -> list[int]:
+        """Return the processes whose environment names this place; not tmux's own."""
+        mark = (mark or f"CAO_HOME={self.home}\0").encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
             try:
@@ -182,7 +182,7 @@ class Place:
                 except BrokenPipeError:  # a dead reader, with something left to flush
                     stream.close()
         end = time.monotonic() + 5
-        while (left := self.pids()) and time.monotonic() < end:
+        while (left := self.pids(f"{self.folder}/")) and time.monotonic() < end:
             select.select([], [], [], 0.02)
         for pid in left:
             os.kill(pid, 9)

@@ -270,7 +270,7 @@ def test_a_message_that_cannot_be_written_is_not_in_the_inbox(store, monkeypatch
     assert store.waiting("worker-3333") == []
 
 
-@pytest.mark.parametrize("call", ["link", "rename", "fsync", "open"])
+@pytest.mark.parametrize("call", ["link", "fsync", "open"])
 def test_a_result_that_cannot_be_written_leaves_nothing_and_can_be_written_again(
     store, monkeypatch, call
 ):
@@ -283,6 +283,17 @@ def test_a_result_that_cannot_be_written_leaves_nothing_and_can_be_written_again
     assert files(store.home) == before
     assert store.save_result(result(), "boss-2222") == result()
     assert store.tasks_out("boss-2222") == []
+
+
+def test_a_result_that_could_not_be_told_is_kept_and_told_the_next_time(store, monkeypatch):
+    store.set_out("boss-2222", "worker-3333.k3f9")
+    breaks(monkeypatch, "rename")  # of the message that tells
+    with pytest.raises((Broken, cao.CaoError)):
+        store.save_result(result(), "boss-2222")
+    monkeypatch.undo()
+    assert store.waiting("boss-2222") == []
+    assert store.save_result(result()._replace(answer="another"), "boss-2222") == result()
+    assert [m.task for m in store.waiting("boss-2222")] == ["worker-3333.k3f9"]
 
 
 def test_a_disk_that_takes_no_more_leaves_no_half_file(store, python):
