@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, PINNED, ROOT
+from conftest import CAO, PINNED, ROOT, until
+from test_views import Terminal
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCE = (ROOT / "cao.py").read_text(encoding="utf-8")
@@ -326,6 +327,40 @@ def test_a_sessions_folder_holds_what_the_page_says(place):
     place.ok("stop", name)
     assert set(os.listdir(place.home / "sessions" / name)) == inner
     assert set(os.listdir(place.home)) <= outer
+
+
+# ---- the captured picture ----
+
+AT_WORK = (
+    "demo: assign developer {demo: sleep 90; say the parser is mended};"
+    " assign reviewer {demo: say nothing to object};"
+    " assign tester {demo: permit rm -rf build|Yes|No}; sleep 60"
+)
+
+
+def without_what_varies(screen: str, folder: str) -> list[str]:
+    """Return the lines of a picture without names' ends, times and the space after them."""
+    screen = re.sub(r"-[2-9a-z]{4}\b", "-NAME", screen.replace(folder, "~/project"))
+    screen = re.sub(r"working +[\d.]+ s|since [\d:]+", "TIME", screen)
+    return re.sub(r" {2,}", "  ", screen).strip().splitlines()
+
+
+@pytest.mark.tmux
+def test_the_picture_of_watch_is_what_watch_shows(place, request):
+    for name in ("supervisor", "developer", "reviewer", "tester"):
+        place.profile(name, "---\nprovider: demo\n---\n")
+    session = place.ok("launch", "--detach").strip()
+    place.ok("send", session, AT_WORK)
+    until(place.live, lambda names: len(names) == 4)
+    shown = Terminal(place, 78, 11, "watch")
+    request.addfinalizer(shown.close)
+    shown.sees("nothing to object")
+    shown.sees("asks: Bash")
+    shown.press("Tab")
+    seen = shown.sees("^Enter to confirm")
+    (picture,) = [text for text in blocks("text") if text.startswith("cao  ")]
+    folder = str(place.work)
+    assert without_what_varies(seen, folder) == without_what_varies(picture, folder)
 
 
 # ---- the captured demo ----
