@@ -165,6 +165,11 @@ ENV_DEFAULT = (
     " HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy"
     " SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS"
 ).split()
+# Our own settings: an agent's own cao goes by them too.
+PASSED_ON = (
+    "TMUX_TMPDIR CAO_NOTIFY CAO_TMUX_CONF CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
+    " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S"
+).split()
 # GUI clients have a poor PATH; these are looked through after it.
 USUAL_PLACES = (
     "/opt/homebrew/bin",
@@ -2642,7 +2647,7 @@ def find_program(name: str, path: str | None = None) -> str:
         if os.access(found, os.X_OK) and os.path.isfile(found):
             return found
     raise CaoError(
-        f"{name} is not installed: looked in {', '.join(places)}",
+        f"{name} is not installed: looked in PATH and {', '.join(USUAL_PLACES)}",
         f"install {name}, or start cao with its folder on PATH",
     )
 
@@ -2833,7 +2838,10 @@ def check_tmux(program: str) -> str:
 def runtime_home() -> str:
     """Return the runtime directory's path: $CAO_HOME, else in $XDG_STATE_HOME, else ~."""
     if os.environ.get("CAO_HOME"):
-        return os.path.abspath(os.environ["CAO_HOME"])
+        home = os.path.abspath(os.environ["CAO_HOME"])
+        if home in ("/", os.path.expanduser("~")):
+            raise UsageError(f"CAO_HOME is {home}", "set it to a folder of cao's own")
+        return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
         state = f"/tmp/cao-{os.getuid()}"
@@ -2919,8 +2927,8 @@ def nudge(path: str) -> bool:
 def int_setting(name: str, default: int) -> int:
     """Return a whole number from the environment."""
     text = os.environ.get(name) or str(default)
-    if not text.isdigit():
-        raise UsageError(f"{name} is {text!r}, not a whole number", f"export {name}={default}")
+    if not text.isdigit() or not int(text):
+        raise UsageError(f"{name} is {text!r}, not 1 or more", f"export {name}={default}")
     return int(text)
 
 
@@ -4032,7 +4040,7 @@ class Launcher(Sessions):
             "CAO_SESSION": name,
             "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S),
         }
-        for key in ("TMUX_TMPDIR", "CAO_NOTIFY", "CAO_TMUX_CONF"):
+        for key in PASSED_ON:
             if os.environ.get(key):
                 mcp_env[key] = os.environ[key]
         # A worker's own environment has the home of its own of its CLI in it: not the user's.
@@ -4269,7 +4277,7 @@ class Orchestrator(Launcher):
 
     def _check_text(self, text: str) -> None:
         if not text.strip():
-            raise UsageError("the text is empty", "say what is to be done")
+            raise UsageError("the text is empty", "write the text, or pipe it in")
         size = len(text.encode(errors="surrogatepass"))
         if size > MAX_MESSAGE_BYTES:
             raise UsageError(
@@ -4286,6 +4294,10 @@ class Orchestrator(Launcher):
     ) -> str:
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
+            elsewhere = options.cwd and os.path.realpath(options.cwd) != session.cwd
+            if elsewhere or options.worktree or options.permissions:
+                what = f"{target} is a session: its directory and permissions are fixed"
+                raise UsageError(what, "leave them out, or name a profile for a new session")
             state = self.state_of(target)
             if state["state"] == "ended":
                 return self._resume(session, state, text, options, named)
@@ -4606,9 +4618,8 @@ class Orchestrator(Launcher):
             raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
         question = view.get("question")
         if view["state"] != "asking" or not question:
-            raise UsageError(
-                f"{name} asks nothing now (it is {view['state']})", "read_session shows it"
-            )
+            words = f"{name} asks nothing now (it is {view['state']})"
+            raise UsageError(words, f"read_session {name} shows it")
         if seen and seen != question["id"]:
             raise UsageError(f"{name} asks something else by now", "read it, then answer")
         self._check_may_answer(view, question)
@@ -4848,7 +4859,8 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
         raise NotFoundError(f"there is no session {name!r}", "cao ls --all shows them")
     if not session.worktree:
         raise UsageError(
-            f"{name} has no worktree: it works in {session.cwd}", "handoff --worktree makes one"
+            f"{name} has no worktree: it works in {session.cwd}",
+            f"git -C {session.cwd} diff; handoff --worktree gives a new session one",
         )
     if not os.path.isdir(worktree_path(boss.store, name)):
         raise NotFoundError(
@@ -6609,7 +6621,8 @@ def read_flow(file: str) -> str:
         with open(file, encoding="utf-8", errors="replace") as opened:
             return opened.read()
     except OSError as error:
-        raise CaoError(f"{file}: {error.strerror}") from None
+        words = f"the file {file} cannot be read: {error.strerror}"
+        raise UsageError(words, "check the path") from None
 
 
 # ---- the crontab line ----
@@ -6798,7 +6811,8 @@ def render_asking(ask: dict[str, Any]) -> str:
     question = ask["question"]
     lines = [render_question(ask["session"], question, ask["path"])]
     if question["kind"] == "question":
-        lines.append(f'Answer with the tool answer (session "{ask["session"]}"), then call wait.')
+        name = ask["session"]
+        lines.append(f"Answer it (tool: answer; shell: cao answer {name} OPTION), then wait.")
     elif question["kind"] != "interrupted":
         name = ask["session"]
         lines.append(
@@ -8104,7 +8118,7 @@ def session_rows(
 def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     """Return the tmux command that attaches a terminal to a session."""
     if not NAME.match(name) or not boss.tmux.pane_of(name):
-        raise NotFoundError(f"session {name} is not running", "cao ls shows those that are")
+        raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
 
@@ -8987,7 +9001,11 @@ def cmd_run(ask: Ask) -> int:
         raise
     for one in found.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
-        _say_error(CaoError(words, "--permissions edits, auto or all"))
+        known = one["question"]["kind"] == "question"
+        way = "say in the task what it is to take" if known else "--permissions edits, auto or all"
+        _say_error(CaoError(words, way))
+    if found.asking and made and not kept:  # its end is said here, and needs no `wait`
+        ask.boss.await_tasks([task], 0)
     code = EXIT_ASKING if found.asking and not ask.args.json else _report(ask, found)
     if code or found.results[0].worktree:
         _say_kept(ask, session)
@@ -9018,6 +9036,8 @@ def cmd_send(ask: Ask) -> int:
 
 def cmd_wait(ask: Ask) -> int:
     tasks = ask.args.tasks or ask.boss.tasks_given()
+    if not tasks:
+        print("cao: no task was given out from this directory", file=sys.stderr)
     limit = parse_seconds(ask.args.timeout)
     return _report(
         ask,
@@ -9036,6 +9056,8 @@ def cmd_ls(ask: Ask) -> int:
     if terminal and not os.environ.get("NO_COLOR"):
         numbers = (30 + STATE_COLOURS.get(state.strip(), 9) for _, state, _ in rows)
         rows = [(n, f"\x1b[{c}m{s}\x1b[m", r) for c, (n, s, r) in zip(numbers, rows)]
+    if not terminal:  # an agent reads it: no padding
+        rows = [(name, state, re.sub(" {3,}", "  ", rest)) for name, state, rest in rows]
     lines = [(name + state + rest).rstrip() for name, state, rest in rows]
     _print(ask, views, "\n".join(lines) or "no session is running")
     return EXIT_DONE
@@ -9104,7 +9126,7 @@ def cmd_answer(ask: Ask) -> int:
     asking = [v for v in ask.boss.list_sessions() if v["state"] == "asking"]
     asking = [v for v in asking if ask.args.session in (None, v["session"])]
     if not asking:
-        print("nobody asks anything", file=sys.stderr)
+        print("no session asks anything", file=sys.stderr)
     for view in asking:
         path = [*reversed(ask.boss.ancestors(view["session"])), view["session"]]
         print(render_question(view["session"], view["question"], path), file=sys.stderr)
@@ -9165,6 +9187,8 @@ def cmd_launch(ask: Ask) -> int:
         ask.boss.forget(name)
         raise
     if not sys.stdout.isatty() or ask.args.detach:
+        if not ask.args.detach:
+            print(f"cao: no terminal to attach to; later: cao attach {name}", file=sys.stderr)
         _print(ask, {"session": name}, name)
         return EXIT_DONE
     ask.args.session = name
@@ -9259,7 +9283,7 @@ def cmd_profiles(ask: Ask) -> int:
 
 def cmd_clean(ask: Ask) -> int:
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
-    lines = [f"removed {len(removed)} sessions", *(f"  {name}" for name in removed)]
+    lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     _print(ask, {"removed": removed, "kept": foreign}, "\n".join(lines))
     for words in foreign:
         print(f"cao: kept: {words}", file=sys.stderr)
@@ -9388,7 +9412,8 @@ def _schedule_install(ask: Ask, _plan: Schedule) -> int:
     line = render_cron_line([sys.executable, os.path.abspath(__file__)], mark)
     if not ask.args.show:
         change_crontab(mark, "" if ask.args.remove else line)
-    did = "would be" if ask.args.show else "removed" if ask.args.remove else "in your crontab"
+    did = "removed" if ask.args.remove else "in your crontab"
+    did = f"would be {did}" if ask.args.show else did
     _print(ask, {"line": line, "did": did}, f"{did}:\n{line}")
     return EXIT_DONE
 
@@ -9483,16 +9508,20 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
     for name, call, words in (
         ("handoff", cmd_handoff, "give a task to an agent, wait, print its answer"),
         ("assign", cmd_assign, "give a task to an agent and go on; prints the task's name"),
-        ("run", cmd_run, "one task for a script or CI: progress, answer, exit code, nothing left"),
+        ("run", cmd_run, "do one task for a script or CI, print its answer, leave nothing"),
     ):
         sub = add(name, call, words)
         sub.add_argument("target", help="profile, provider or session")
         sub.add_argument("task", nargs="?", help="the task; - or nothing: from stdin")
         sub.add_argument("--cwd", metavar="DIR", help="the worker's working directory")
-        sub.add_argument("--worktree", action="store_true", help="a git worktree of its own")
+        sub.add_argument(
+            "--worktree", action="store_true", help="give a new session a git worktree"
+        )
         sub.add_argument("--check", metavar="COMMAND", help="must exit 0 before the task is done")
-        sub.add_argument("--check-retries", type=int, metavar="N", help="default 2")
-        sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
+        sub.add_argument(
+            "--check-retries", type=int, metavar="N", help="how often it may try again; default 2"
+        )
+        sub.add_argument("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
         if name == "run":
             sub.set_defaults(keep=None, request_id=None)
             sub.add_argument("--file", metavar="FILE", help="the task is in this file")
@@ -9500,9 +9529,13 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
                 "--keep-on-failure", action="store_true", help="leave the session if not done"
             )
         else:
-            sub.add_argument("--keep", action="store_true", help="do not close it when idle")
-            sub.add_argument("--request-id", metavar="ID", help="the same id is the same task")
-        sub.add_argument("--permissions", choices=PERMISSIONS, help="instead of the profile's")
+            sub.add_argument(
+                "--keep", action="store_true", help="do not close the session when idle"
+            )
+            sub.add_argument(
+                "--request-id", metavar="ID", help="the same id again is the same task"
+            )
+        sub.add_argument("--permissions", choices=PERMISSIONS, help="what it may do unasked")
     _other_commands(add)
     words = "serve MCP on stdio, for any MCP client"
     commands.add_parser("mcp", help=words, description=words, **_example("mcp"))
@@ -9512,20 +9545,20 @@ def _command_line() -> tuple[Any, dict[str, Any]]:
 def _other_commands(add: Callable[..., Any]) -> None:
     """Add the commands that talk, look, explain and set up."""
     sub = add("send", cmd_send, "send a message to a session, or to `supervisor`")
-    sub.add_argument("target")
+    sub.add_argument("target", help="session, or `supervisor`")
     sub.add_argument("task", nargs="?", metavar="message", help="- or nothing: from stdin")
     sub = add("wait", cmd_wait, "wait for results and messages")
     sub.add_argument("tasks", nargs="*", help="tasks by name; none: all of this directory's")
     sub.add_argument(
         "--all", action="store_true", help="wait for all of those named, not the first"
     )
-    sub.add_argument("--timeout", default="1h", help="90s, 10m, 2h; default 1h")
+    sub.add_argument("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
     sub = add("ls", cmd_ls, "list the sessions as a tree")
     sub.add_argument("--all", action="store_true", help="the ended ones too")
     sub.add_argument("--asking", action="store_true", help="only those that ask something")
     sub = add("show", cmd_show, "show a session: its state, its scope and its screen")
     sub.add_argument("session")
-    sub.add_argument("--lines", type=int, default=PANE_LINES)
+    sub.add_argument("--lines", type=int, default=PANE_LINES, help="of its screen; default all")
     sub = add("diff", cmd_diff, "show all that a worker changed in its worktree")
     sub.add_argument("session")
     sub.add_argument("--stat", action="store_true", help="only the files, and how much")
@@ -9536,7 +9569,7 @@ def _other_commands(add: Callable[..., Any]) -> None:
     sub.add_argument("--yes", action="store_true", help="do not ask, even where it holds work")
     sub = add("answer", cmd_answer, "answer what a session asks")
     sub.add_argument("session", nargs="?", help="none: go through all open questions")
-    sub.add_argument("answer", nargs="?", help="an option's number or text; none: be asked")
+    sub.add_argument("answer", nargs="?", help="an option's number or text, or '4: words'")
     sub = add("stop", cmd_stop, "end sessions with their workers")
     sub.add_argument("sessions", nargs="+", metavar="session")
     sub.add_argument("--interrupt", action="store_true", help="only interrupt the turn")
@@ -9544,9 +9577,9 @@ def _other_commands(add: Callable[..., Any]) -> None:
     sub.add_argument("session")
     add("watch", cmd_watch, "show all sessions as they change; answer, attach, stop", False)
     sub = add("launch", cmd_launch, "start a supervisor in tmux and attach to it")
-    sub.add_argument("profile", nargs="?", default="supervisor")
-    sub.add_argument("--cwd", metavar="DIR")
-    sub.add_argument("--permissions", choices=PERMISSIONS)
+    sub.add_argument("profile", nargs="?", default="supervisor", help="default: supervisor")
+    sub.add_argument("--cwd", metavar="DIR", help="its working directory")
+    sub.add_argument("--permissions", choices=PERMISSIONS, help="what it may do unasked")
     sub.add_argument("--detach", action="store_true", help="do not attach")
     _explaining_commands(add)
 
@@ -9569,20 +9602,20 @@ def _explaining_commands(add: Callable[..., Any]) -> None:
         default="now",
         help="how cao is run: as it runs now (default), or by uvx, pipx, copied file",
     )
-    sub = add("profiles", cmd_profiles, "list the profiles, or show what one comes to")
+    sub = add("profiles", cmd_profiles, "list the profiles, or show what is effective in one")
     sub.add_argument("profile", nargs="?")
-    sub = add("schedule", cmd_schedule, "run flows, tasks with a time, by cron or another engine")
+    sub = add("schedule", cmd_schedule, "run tasks at set times (flows), by cron")
     actions = "add list show run enable disable remove log install tick serve".split()
     sub.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
     sub.add_argument("name", nargs="?", help="the flow; for add: its file")
     sub.add_argument("run", nargs="?", help="for log: the run")
     sub.add_argument("--show", action="store_true", help="install: only show the crontab line")
     sub.add_argument("--remove", action="store_true", help="install: take the line out again")
-    sub.add_argument("--wait", action="store_true", help="tick: until what it began has ended")
-    sub = add("clean", cmd_clean, "end what is dead, remove ended sessions that are old")
-    sub.add_argument("--older", default="14d", help="than this; default 14d")
-    add("demo", cmd_demo, "show in a minute what this is; needs no account", False)
-    sub = add("doctor", cmd_doctor, "say what of tmux and the CLIs is there")
+    sub.add_argument("--wait", action="store_true", help="tick: wait until its runs have ended")
+    sub = add("clean", cmd_clean, "remove dead sessions, and ended ones that are old")
+    sub.add_argument("--older", metavar="TIME", default="14d", help="than this; default 14d")
+    add("demo", cmd_demo, "show what this is, in seconds; needs no account", False)
+    sub = add("doctor", cmd_doctor, "check tmux and the agent CLIs")
     sub.add_argument(
         "--live",
         nargs="?",
@@ -9596,7 +9629,14 @@ def run_command(argv: Sequence[str]) -> int:
     """Run one command of the command line."""
     try:
         parser, commands = _command_line()
-        if argv and argv[0] in commands:
+        if not argv or argv[0] == "help":
+            argv = [*argv[1:], "--help"]
+        if argv[0] not in commands and argv[0][0] != "-":
+            import difflib
+
+            near = difflib.get_close_matches(argv[0], commands, 1) or ["--help"]
+            raise UsageError(f"{argv[0]!r} is no command", f"cao {near[0]}")
+        if argv[0] in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
             args = commands[argv[0]].parse_intermixed_args(argv[1:])
         else:

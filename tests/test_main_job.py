@@ -75,7 +75,8 @@ def test_a_worker_can_hand_off_and_use_the_answer(place):
 def test_depth_is_limited_with_a_clear_error(place):
     session = place.ok("assign", "demo", "demo: sleep 30").strip().partition(".")[0]
     path = place.home / "sessions" / session / "session.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "depth": 3}))
+    session_json = json.dumps({**json.loads(path.read_text()), "depth": 3})
+    place.store.write(str(path), session_json)  # whole: its runner reads it too
     done = place.run("handoff", "demo", "hello", CAO_SESSION=session)
     assert (done.returncode, "3 deep at the most" in done.stderr) == (1, True)
 
@@ -361,7 +362,7 @@ def test_a_shell_is_told_commands_not_tools(place):
 
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
-    (["handoff", "demo", ""], 2, "the text is empty", "say what"),
+    (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
     (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "does not exist", "make it"),
     (["handoff", "demo", "x", "--worktree"], 2, "not in a git repository", "leave worktree out"),
     (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
@@ -374,7 +375,7 @@ BAD = [
     (["wait", "Not A Task"], 2, "not a task's name", "looks like"),
     (["answer", "nobody-xxxx", "1"], 3, "no session", "cao ls"),
     (["stop", "../x"], 3, "no session", "cao ls"),
-    (["attach", "nobody-xxxx"], 3, "not running", "cao ls"),
+    (["attach", "nobody-xxxx"], 3, "is running", "cao ls"),
     (["handoff", "demo", "x", "--timeout", "soon"], 2, "not a duration", "90s"),
     (["nonsense"], 2, "nonsense", ""),
 ]
@@ -469,3 +470,43 @@ def test_the_entry_for_a_client_can_be_read_and_names_a_command_that_runs(place,
     assert argv[0].startswith("/")
     done = subprocess.run(argv, input=b"", env=place.env, timeout=20, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("flag", [["--cwd", "/"], ["--worktree"], ["--permissions", "all"]])
+def test_what_is_fixed_in_a_session_is_refused_and_not_ignored(place, flag):
+    task = place.ok("assign", "demo", "hello").strip()
+    place.ok("wait", task)
+    session = task.partition(".")[0]
+    refused = place.run("handoff", session, "demo: say hi", *flag)
+    assert (refused.returncode, "new session" in refused.stderr) == (2, True), refused.stderr
+    assert place.ok("handoff", session, "demo: say hi", "--cwd", str(place.work)) == "hi\n"
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"CAO_HOME": "/"}, "a folder of cao's own"),
+        ({"CAO_HOME": "{user}", "HOME": "{user}"}, "a folder of cao's own"),
+        ({"CAO_MAX_SESSIONS": "0"}, "not 1 or more"),
+        ({"CAO_MAX_WAITING": "many"}, "not 1 or more"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(place, env, words):
+    env = {key: value.format(user=place.user) for key, value in env.items()}
+    refused = place.run("handoff", "demo", "demo: say hi", **env)
+    assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+
+
+def test_an_agents_own_cao_goes_by_the_settings_of_its_launch(place):
+    place.profile("any", "---\nname: any\n---\n")  # whatever provider is the default one
+    task = "demo: handoff any {demo: say from a default}"
+    assert "from a default" in place.ok("handoff", "demo", task, CAO_PROVIDER="demo")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("handof", "try: cao handoff"), ("xyz", "try: cao --help")]
+)
+def test_a_word_that_is_no_command_is_answered_with_the_nearest(place, line, words):
+    refused = place.run(line, "demo", "hello")
+    assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+    assert place.ok().startswith("usage: cao")

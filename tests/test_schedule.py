@@ -648,7 +648,7 @@ def test_run_takes_its_task_from_a_file_or_from_stdin(place):
     both = place.run("run", "demo", "x", "--file", "task.md")
     assert (both.returncode, "twice" in both.stderr) == (2, True)
     gone = place.run("run", "demo", "--file", "nope.md")
-    assert (gone.returncode, "nope.md" in gone.stderr) == (1, True)
+    assert (gone.returncode, "nope.md" in gone.stderr) == (2, True)
 
 
 @pytest_tmux
@@ -670,6 +670,7 @@ def test_a_question_ends_the_run_at_once_naming_the_flag(place):
     assert (done.returncode, done.stdout) == (6, "")
     assert "rm -rf build" in done.stderr
     assert "--permissions" in done.stderr
+    assert place.ok("wait", "--all") == ""  # its end was said
     found = json.loads(place.run("run", "demo", "demo: permit rm|Yes|No", "--json").stdout)
     assert found["asking"][0]["question"]["kind"] == "permission"
 

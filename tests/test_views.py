@@ -273,7 +273,7 @@ def test_answer_alone_goes_through_all_questions(place):
     assert "  1. red\n  2. blue\n" in done.stderr
     assert order[1] in place.ok("ls", "--asking")
     assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: blue\n"
-    assert "nobody asks" in place.run("answer").stderr
+    assert "no session asks" in place.run("answer").stderr
 
 
 @pytest.mark.tmux
