@@ -9001,8 +9001,9 @@ def cmd_run(ask: Ask) -> int:
         raise
     for one in found.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
-        known = one["question"]["kind"] == "question"
-        way = "say in the task what it is to take" if known else "--permissions edits, auto or all"
+        way = "--permissions edits, auto or all"
+        if one["question"]["kind"] == "question":
+            way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
     if found.asking and made and not kept:  # its end is said here, and needs no `wait`
         ask.boss.await_tasks([task], 0)
