@@ -9298,7 +9298,8 @@ def cmd_demo(ask: Ask) -> int:
 def cmd_schedule(ask: Ask) -> int:
     plan, action, name = Schedule(ask.store), ask.args.action, ask.args.name
     if not name and action in "add show run enable disable remove".split():
-        raise UsageError(f"cao schedule {action} of which flow?", "cao schedule list")
+        way = "cao schedule add FILE" if action == "add" else "cao schedule list"
+        raise UsageError(f"cao schedule {action} of which flow?", way)
     more: dict[str, Callable[[Ask, Schedule], int]] = {
         "list": _schedule_list,
         "log": _schedule_log,
@@ -9314,7 +9315,11 @@ def cmd_schedule(ask: Ask) -> int:
         _print(ask, {"removed": name}, f"removed {name} and its history")
         return EXIT_DONE
     if action == "add":
-        name = plan.add(name)
+        flow = plan.load(name := plan.add(name))
+        try:
+            ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
+        except CaoError as error:  # it may come later
+            print(f"cao: {name} is added, but now: {error.what}", file=sys.stderr)
     elif action != "show":
         plan.note(name, enabled=action == "enable", since=time.time())
     facts = plan.view(name)

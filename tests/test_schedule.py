@@ -632,6 +632,14 @@ def test_a_crontab_that_cannot_be_read_is_not_written(plan, words):
 pytest_tmux = pytest.mark.tmux
 
 
+def test_a_flow_for_an_agent_that_is_not_there_is_added_with_a_warning(place):
+    (place.work / "f.md").write_text("---\nschedule: '@daily'\nagent_profile: nobody\n---\nx\n")
+    added = place.run("schedule", "add", "f.md")
+    assert (added.returncode, "'nobody' is no" in added.stderr) == (0, True), added.stderr
+    nothing = place.run("schedule", "add")
+    assert (nothing.returncode, "add FILE" in nothing.stderr) == (2, True)
+
+
 @pytest_tmux
 def test_run_prints_the_answer_alone_and_leaves_no_session(place):
     done = place.run("run", "demo", "demo: sleep 0.5; say the answer")
