@@ -5702,8 +5702,9 @@ class Dialog:
             select.select([], [], [], 0.02)
         return None
 
-    def answer(self, question: Question, answer: str) -> tuple[str, Menu | None]:
-        """Answer a question: what was chosen, and the dialog that follows it, if one does.
+    def answer(self, question: Question, answer: str) -> str:
+        """Answer a question and return what was chosen. A dialog that follows is found by the
+        next look.
 
         Raises CaoError where the dialog is another one, by the first key or by any later, or
         stays open.
@@ -5752,14 +5753,14 @@ class Dialog:
         if not self.until(lambda _: words[:20] in self.tmux.capture(self.pane)):
             raise CaoError("its field did not take the words")
 
-    def _enter(self, said: str, shown: Menu | None, key: str = "Enter") -> tuple[str, Menu | None]:
+    def _enter(self, said: str, shown: Menu | None, key: str = "Enter") -> str:
         """Press a key and wait until the dialog that was shown is gone."""
         self.tmux.keys(self.pane, key)
         end = time.monotonic() + 3
         while time.monotonic() < end:
             menu = self.menu()
             if not menu or not shown or _words(menu) != _words(shown):
-                return said, menu
+                return said
             select.select([], [], [], 0.03)
         raise CaoError("the dialog is still open")
 
@@ -6157,7 +6158,7 @@ class Runner(Watcher):
         if not question or question.id != order.get("question"):
             return {"ok": False, "text": "it asks something else now"}
         try:
-            said, then = Dialog(self.boss.tmux, self.pane).answer(question, str(order["answer"]))
+            said = Dialog(self.boss.tmux, self.pane).answer(question, str(order["answer"]))
         except CaoError as error:
             return {"ok": False, "text": error.what}
         self.question = None
@@ -6166,8 +6167,6 @@ class Runner(Watcher):
         self._set_phase("working" if on else "starting", "answered")
         if not self.begun:
             self.phase = "starting"
-        elif then:  # the dialog goes on (Kimi Code 2.1.0: Submit?), and no event tells
-            self._ask(question.kind, then.question, then.options)
         return {"ok": True, "text": said}
 
     def _tmux(self, *args: str) -> str:
