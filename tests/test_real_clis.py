@@ -217,7 +217,7 @@ def install(place, name: str, port: int) -> None:
         text = json.dumps({"providers": {"mock": model}})
         (place.user / ".pi/agent/models.json").write_text(text)
     node = os.path.join(os.path.dirname(program), "node")  # for one that needs a newer node
-    if os.path.exists(node):
+    if os.path.exists(node) and not (place.folder / "bin" / "node").exists():
         (place.folder / "bin" / "node").symlink_to(node)
     if name == "gemini":  # it tries ten times, else
         (place.work / ".gemini").mkdir()
