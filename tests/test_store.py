@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import cao
+from faults import Faults
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -294,6 +295,34 @@ def test_a_result_that_could_not_be_told_is_kept_and_told_the_next_time(store, m
     assert store.waiting("boss-2222") == []
     assert store.save_result(result()._replace(answer="another"), "boss-2222") == result()
     assert [m.task for m in store.waiting("boss-2222")] == ["worker-3333.k3f9"]
+
+
+@pytest.mark.parametrize(
+    ("write", "path"),
+    [
+        (lambda store: store.put(message()), f"inbox/new/{1:020d}-m"),
+        (lambda store: store.set_out("worker-3333", "a-2222.k3f9"), "out/a-2222.k3f9"),
+        (lambda store: store.save_result(result(), "boss-2222"), "results/worker-3333.k3f9.json"),
+        (lambda store: store.create(cao.Session("worker-3333", "agent")), "session.json"),
+    ],
+    ids=["message", "task-out", "result", "session"],
+)
+def test_what_would_be_lost_work_is_whole_on_the_disk_with_its_name(
+    store, monkeypatch, write, path
+):
+    """A power cut keeps what was synced: of a file its bytes, of a folder its names."""
+    kept, sync = {}, os.fsync
+
+    def fsync(fd):
+        at = os.readlink(f"/proc/self/fd/{fd}")
+        kept[os.fstat(fd).st_ino] = os.listdir(at) if os.path.isdir(at) else Path(at).read_bytes()
+        sync(fd)
+
+    monkeypatch.setattr(cao.os, "fsync", fsync)
+    write(store)
+    file = Path(store.folder("worker-3333"), path)
+    assert kept.get(file.stat().st_ino, b"") == file.read_bytes()
+    assert file.name in kept.get(file.parent.stat().st_ino, ())
 
 
 def test_a_disk_that_takes_no_more_leaves_no_half_file(store, python):
@@ -686,6 +715,22 @@ def test_a_result_whose_teller_died_is_told_by_the_next(store, monkeypatch):
     assert store.load_result("worker-3333.k3f9").answer == "first"
 
 
+def test_a_result_that_its_owner_cannot_be_told_of_is_still_owed(store):
+    """Filed before it is told, a wait just then would find nothing to wait for."""
+    store.set_out("boss-2222", "worker-3333.k3f9")
+    full = Faults(store.home, "/inbox/tmp/", "fail")
+    full.arm()
+    try:
+        with pytest.raises(cao.CaoError, match="could not be written"):
+            store.save_result(result(), "boss-2222")
+    finally:
+        full.disarm()
+    assert store.tasks_out("boss-2222") == ["worker-3333.k3f9"]
+    store.save_result(result(), "boss-2222")
+    assert store.tasks_out("boss-2222") == []
+    assert len(store.waiting("boss-2222")) == 1
+
+
 def test_a_result_is_kept_though_its_owner_was_cleaned_away(store):
     assert store.save_result(result(), "gone-4444") == result()
     assert store.load_result("worker-3333.k3f9") == result()
@@ -842,6 +887,8 @@ def test_a_full_fifo_takes_more_pokes_without_blocking(store, wake):
         wake.poke()
     store.poke("worker-3333")
     assert time.monotonic() - began < 5
+    assert links(store) == [os.path.basename(wake.path)]  # who is slow to read is not dead
+    assert os.path.exists(wake.path)
     wake.drain()
     assert not poked(wake)
 
