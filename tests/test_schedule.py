@@ -301,7 +301,16 @@ def test_a_script_that_goes_wrong_fails_the_run_with_its_output_and_is_not_retri
     assert time.monotonic() - started < 10
     assert (record["outcome"], record["reason"], record["task"]) == ("failed", "error", "")
     assert [word for word in words if word not in record["detail"]] == []
+    if "setsid" not in script:  # its own group is ended whole
+        until(plan.place.pids, [])
     assert tick(plan, record["due_at"] + 59) == [record]
+
+
+def test_a_run_is_due_from_its_very_second_on(plan):
+    at = time.time() // 60 * 60
+    plan.write(script="exit 1", since=at - 30 - time.time())
+    assert tick(plan, at - 1) == []
+    assert [record["due_at"] for record in tick(plan, at)] == [at]
 
 
 def test_a_script_that_cannot_be_started_fails_the_run(plan):
