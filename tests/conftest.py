@@ -200,6 +200,22 @@ def place(monkeypatch):
     made.close()
 
 
+@pytest.fixture
+def verbs(place, monkeypatch):
+    """The verbs in this process, for a person."""
+    for key, value in place.env.items():
+        monkeypatch.setenv(key, value)
+    cao.make_client(place.store, "person")
+    return cao.Orchestrator(place.store, cao.Caller("person", person=True))
+
+
+@pytest.fixture
+def resuming(verbs, monkeypatch):
+    """The same, where an ended demo agent can go on with its conversation."""
+    monkeypatch.setitem(cao.PROVIDERS, "demo", cao.PROVIDERS["demo"]._replace(resumes=True))
+    return verbs
+
+
 class McpClient:
     """A small MCP client on the stdio of `cao mcp`."""
 

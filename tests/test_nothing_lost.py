@@ -175,6 +175,24 @@ def test_a_runner_that_is_slow_to_take_its_lock_is_not_lost(place, monkeypatch):
     assert place.ok("wait", task) == "it came\n"
 
 
+def test_only_the_group_that_is_meant_is_ended_and_a_stopped_one_in_its_own_way():
+    code = "import signal; signal.signal(15, lambda *_: exit(7)); print(flush=True); signal.pause()"
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as cli:
+        cli.stdout.readline()
+        os.kill(cli.pid, signal.SIGSTOP)
+        assert cao.end_group(cli.pid, "the mark of another") == 0  # its pid was used again
+        assert cli.poll() is None
+        assert cao.end_group(cli.pid, cao.start_mark(cli.pid), 5.0) == 1
+        assert cli.wait(5) == 7
+
+
+def test_a_process_that_was_gone_before_it_was_noted_does_not_run():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert not cao.is_running({"id": gone.pid, "start": cao.start_mark(gone.pid)})
+
+
 def test_a_tmux_server_killed_under_a_tree_answers_every_task_and_leaves_no_process(place):
     inner = "assign demo {demo: sleep 60}"
     top = place.start("handoff", "demo", f"demo: {inner}; {inner}; gather", "--json")
@@ -266,6 +284,16 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     assert place.store.waiting(session) == []
 
 
+def test_a_runner_that_does_not_answer_is_ended_all_the_same(place, verbs):
+    session, task = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    os.kill(runner_of(place, session), signal.SIGSTOP)
+    verbs.end(session, 0.2)
+    until(place.live, [], 5)
+    assert place.result(task)["outcome"] in ("lost", "stopped")
+    until(place.pids, [])
+
+
 def test_a_message_to_an_ended_session_is_refused_at_once(place):
     session = idle_session(place)
     place.ok("stop", session)
@@ -283,6 +311,42 @@ def test_messages_not_delivered_when_a_session_is_stopped_come_back_as_notices(p
     told = notices(place)
     assert ["first thing" in told[0], "second thing" in told[1], len(told)] == [True, True, 2]
     assert place.result(task)["outcome"] == "stopped"
+
+
+def test_a_session_that_goes_on_is_neither_lost_nor_ended_by_an_order_it_never_read(
+    place, resuming
+):
+    session = idle_session(place)
+    place.ok("stop", session)
+    place.store.put_event(str(folder_of(place, session)), '{"cao": "stop"}')
+    real, held = shutil.which("tmux"), place.folder / "held"
+    stub = place.folder / "bin" / "tmux"
+    hold = f"touch {held}; while [ -e {held} ]; do sleep 0.02; done"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *new-session*) {hold};; esac\nexec {real} "$@"\n')
+    stub.chmod(0o755)
+    given = []
+    options = cao.TaskOptions(named=given.append)
+    starter = threading.Thread(
+        target=resuming.assign, args=(session, "demo: say again", options), daemon=True
+    )
+    starter.start()
+    until(held.exists)  # its runner is not there yet, and that of the run before is dead
+    (view,) = json.loads(place.ok("ls", "--json"))
+    held.unlink()
+    starter.join(15)
+    assert (view["session"], view["state"]) == (session, "starting")
+    assert place.ok("wait", *given) == "again\n"
+
+
+def test_a_session_that_goes_on_counts_for_the_cap(place, resuming, monkeypatch):
+    session = idle_session(place)
+    place.ok("stop", session)
+    other, _ = assign(place, "demo: sleep 60")
+    place.until_state(other, "working")
+    monkeypatch.setenv("CAO_MAX_SESSIONS", "1")
+    with pytest.raises(cao.CaoError, match=r"the most that may be \(1\)"):
+        resuming.assign(session, "demo: say again", cao.TaskOptions())
+    assert (place.live(), place.store.tasks_out("person")) == ([other], [])
 
 
 DEAF = """
@@ -376,6 +440,18 @@ def test_at_the_cap_with_none_idle_a_new_session_is_refused_and_leaves_nothing(p
     assert [n for n in place.store.all_sessions() if n.startswith("demo-")] == [session]
 
 
+def test_at_the_cap_an_idle_session_that_is_owed_a_result_is_not_ended(place):
+    cap = {"CAO_MAX_SESSIONS": "2", "CAO_IDLE_CLOSE_S": "1"}
+    boss = idle_session(place, **cap)
+    place.ok("send", boss, "demo: assign demo {demo: sleep 3; say late}")
+    until(lambda: place.store.tasks_out(boss))
+    place.until_state(boss, "idle")
+    full = place.run("assign", "demo", "x", **cap)
+    assert (full.returncode, "the most that may be (2)" in full.stderr) == (1, True)
+    # Nor does it close by itself: the result finds it.
+    until(lambda: "late" in "".join(conversation(place, boss)[2:]), timeout_s=10)
+
+
 def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
     bomb = place.folder / "bomb"
     again = f"{{do what is in the file {bomb} (1 bytes)}}"
@@ -403,6 +479,19 @@ def test_rings_of_tasks_are_refused(place):
     back = place.run("assign", left, "x", CAO_SESSION=right)
     assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
     assert place.store.tasks_out(right) == []
+
+
+def test_a_worker_reaches_its_supervisor_and_siblings_and_no_stranger(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    left, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    right, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    stranger = idle_session(place)
+    for verb in ("assign", "send"):
+        refused = place.run(verb, stranger, "x", CAO_SESSION=left)
+        assert (refused.returncode, "sibling" in refused.stderr) == (2, True), refused.stderr
+    assert conversation(place, stranger) == ["hello"]
+    for to in (boss, right):
+        place.ok("send", to, "x", CAO_SESSION=left)
 
 
 # ---- once, and once only ----
