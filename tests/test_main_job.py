@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
 import cao
 from conftest import McpClient, until
+from test_nothing_lost import idle_session, put_loader
 
 pytestmark = pytest.mark.tmux
 
@@ -42,6 +44,10 @@ def test_tasks_and_answers_come_through_byte_for_byte(place, text, turn):
     assert result["answer"] == text
     if len(text) < 30_000:
         assert result["exact"] == "exact"
+
+
+def test_a_first_task_that_the_cli_would_obey_itself_is_given_as_a_file(place):
+    assert place.ok("handoff", "demo", "/exit") == "I have read 1 lines, 5 bytes: /exit\n"
 
 
 def test_an_assigned_task_is_fetched_by_wait_from_another_process(place):
@@ -102,16 +108,28 @@ def test_a_question_ends_the_handoff_with_its_options_and_the_answer_goes_on(pla
 
 
 def test_a_wrong_or_late_answer_is_refused_and_presses_no_key(place):
-    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    task = place.ok("assign", "demo", "demo: permit rm build|Yes, once|Yes, always|No").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
-    wrong = place.run("answer", session, "perhaps")
-    assert (wrong.returncode, "1 = Yes" in wrong.stderr) == (2, True)
-    assert place.state(session)["state"] == "asking"
+    for answer in ("perhaps", "yes"):  # of two that begin so, neither is meant
+        wrong = place.run("answer", session, answer)
+        assert (wrong.returncode, "1 = Yes, once" in wrong.stderr) == (2, True)
+        assert place.state(session)["state"] == "asking"
     place.ok("answer", session, "No")
     assert place.ok("wait", task) == "No\n"
     late = place.run("answer", session, "1")
     assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
+
+
+def test_the_shell_of_an_agent_is_no_person_and_gives_no_permission(place):
+    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    for name in "CLAUDECODE CODEX_SANDBOX CODEX_SESSION_ID GEMINI_CLI QWEN_CODE".split():
+        refused = place.run("answer", session, "Yes", **{name: "1"})
+        assert (refused.returncode, "a person's to give" in refused.stderr) == (2, True)
+    place.ok("answer", session, "No")
+    assert place.ok("wait", task) == "No\n"
 
 
 def test_two_dialogs_with_the_same_options_are_answered_one_by_one(place):
@@ -125,6 +143,45 @@ def test_two_dialogs_with_the_same_options_are_answered_one_by_one(place):
         )
         place.ok("answer", session, answer)
     assert place.ok("wait", task) == "Yes\nNo\n"
+
+
+def test_an_answer_to_an_earlier_question_presses_no_key(place):
+    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    order = {"cao": "answer", "id": "a1", "question": "q-before", "answer": "Yes"}
+    place.store.put_event(place.store.folder(session), json.dumps(order))
+    reply = until(lambda: place.state(session).get("reply"))
+    assert reply == {"id": "a1", "ok": False, "text": "it asks something else now"}
+    place.ok("answer", session, "No")
+    assert place.ok("wait", task) == "No\n"
+
+
+OTHER_OPTIONS = """
+LOOK_S = 60
+ask, key = DemoAgent.ask, DemoAgent.key
+def asks(self, verb, question, options):
+    self.options = [*options]
+    return ask(self, verb, question, self.options)
+def changes(self, timeout_s=None):
+    got = key(self, timeout_s)
+    if got == b"c":
+        self.options[:] = ["Delete it", "Keep it"]
+    return got
+DemoAgent.ask, DemoAgent.key = asks, changes
+"""
+
+
+def test_a_dialog_that_has_changed_since_it_was_read_gets_no_key(place):
+    put_loader(place, OTHER_OPTIONS)
+    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    place.tmux("send-keys", "-t", f"={session}:", "c")
+    until(lambda: "Delete it" in place.screen(session))
+    done = place.run("answer", session, "Yes")
+    assert (done.returncode, "is another one now" in done.stderr) == (1, True)
+    assert "1. Delete it" in place.screen(session)
 
 
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
@@ -273,6 +330,15 @@ def test_a_task_that_takes_too_long_is_a_timeout(place):
     assert json.loads(done.stdout)["results"][0]["outcome"] == "timeout"
 
 
+def test_the_time_that_a_question_is_open_is_not_the_workers(place):
+    task = place.ok("assign", "demo", "demo: ask Go on?|yes|no", "--timeout", "2s").strip()
+    session = task.partition(".")[0]
+    asked_at = place.until_state(session, "asking")["since"]
+    until(lambda: time.time() - asked_at > 2)
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "yes\n"
+
+
 def test_an_idle_worker_closes_itself_and_keep_keeps_it(place):
     for flags in ([], ["--keep"]):
         place.ok("handoff", "demo", "hello", *flags, CAO_IDLE_CLOSE_S="0.3")
@@ -288,9 +354,78 @@ def test_nothing_is_typed_into_a_persons_half_typed_line(place):
     until(lambda: "my own draft" in place.screen(session))
     task = place.ok("assign", session, "demo: say mine").strip()
     until(lambda: place.state(session).get("held_back"), "a person has typed something")
+    full = place.run("assign", "demo", "x", CAO_MAX_SESSIONS="1")
+    assert full.returncode == 1  # with work in its inbox it is not ended for another
     place.tmux("send-keys", "-t", f"={session}:", "C-u")
     assert place.ok("wait", task) == "mine\n"
     assert "my own draftdemo" not in place.screen(session)
+
+
+# What may happen between our look and our Enter.
+DIALOG_AFTER_PASTE = """
+key = DemoAgent.key
+def opens(self, timeout_s=None):
+    got = key(self, timeout_s)
+    if got == b"\\x1b[201~":
+        self.store.write(self.store.home + "/chosen", str(self.ask("permit", "rm", ["Yes", "No"])))
+    return got
+DemoAgent.key = opens
+"""
+TERMINAL_TAKEN = """
+SUBMIT_S = 0.3
+def take_terminal():
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    other = os.fork()
+    if not other:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpid())
+        os.execvp("sleep", ["sleep", "60"])
+    while os.tcgetpgrp(0) != other:
+        select.select([], [], [], 0.01)
+"""
+TAKEN_AFTER_PASTE = """
+key = DemoAgent.key
+def taken(self, timeout_s=None):
+    got = key(self, timeout_s)
+    if got == b"\\x1b[201~":
+        take_terminal()
+    return got
+DemoAgent.key = taken
+"""
+TAKEN_WHEN_IDLE = """
+status = DemoAgent.status
+def taken(self, word):
+    if word == "idle":
+        take_terminal()
+    status(self, word)
+DemoAgent.status = taken
+"""
+
+
+def test_enter_is_not_pressed_into_a_dialog_that_opened_after_the_paste(place):
+    put_loader(place, DIALOG_AFTER_PASTE)
+    session = idle_session(place)
+    place.ok("assign", session, "demo: say mine")
+    until(lambda: "enter_withheld" in [e["event"] for e in place.log(session)])
+    assert "rm" in place.until_state(session, "asking")["question"]["text"]
+    assert not (place.home / "chosen").exists()
+
+
+def test_enter_is_not_pressed_into_another_program(place):
+    put_loader(place, TERMINAL_TAKEN + TAKEN_AFTER_PASTE)
+    session = idle_session(place)
+    done = place.run("handoff", session, "demo: say mine", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert [e["event"] for e in place.log(session)].count("submitted") == 1  # the first task
+
+
+def test_nothing_is_typed_while_another_program_has_the_terminal(place):
+    put_loader(place, TERMINAL_TAKEN + TAKEN_WHEN_IDLE)
+    session = idle_session(place)
+    place.ok("assign", session, "demo: say mine")
+    until(lambda: place.state(session).get("held_back"), "another program has the terminal")
+    assert "typed" not in [e["event"] for e in place.log(session)]
 
 
 def test_a_check_sends_the_worker_back_until_it_passes(place):
@@ -408,6 +543,8 @@ def test_a_missing_or_old_tmux_is_named(place):
     old = place.run("handoff", "demo", "x")
     assert (old.returncode, "too old" in old.stderr) == (4, True)
     assert place.live() == []
+    (place.folder / "bin" / "tmux").write_text("#!/bin/sh\necho tmux 3.2\n")
+    assert cao.check_tmux(f"{place.folder}/bin/tmux") == "3.2"  # the oldest that will do
 
 
 def test_a_runtime_directory_that_others_can_write_is_refused(place):
