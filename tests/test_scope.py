@@ -9,6 +9,7 @@ import pytest
 
 import cao
 from conftest import until
+from test_nothing_lost import put_loader
 from test_real_clis import handoff, install
 
 ALL = tuple(cao.TOOL_WORDS)
@@ -143,6 +144,20 @@ def test_a_grant_reaches_the_workers_of_workers_and_their_results_say_so(place):
 
 
 @pytest.mark.tmux
+def test_an_ended_session_goes_on_with_what_it_was_granted(place, resuming):
+    place.profile("boss", BOSS)
+    place.profile("wide", "---\nprovider: demo\npermissions: all\n---\n")
+    boss = place.ok("launch", "boss", "--detach").strip()
+    task = place.ok("assign", "wide", "hello", CAO_SESSION=boss).strip()
+    name = task.partition(".")[0]
+    until(lambda: place.store.results(name))
+    place.ok("stop", name)
+    again = resuming.assign(name, "demo: say again", cao.TaskOptions())
+    until(lambda: place.store.load_result(again))
+    assert place.result(again)["notes"] == place.result(task)["notes"] != []
+
+
+@pytest.mark.tmux
 def test_a_profile_that_is_not_granted_is_refused_and_leaves_no_session(place):
     place.profile("boss", BOSS)
     session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
@@ -174,6 +189,73 @@ def test_the_callers_secrets_do_not_reach_a_worker_unless_passed(place):
     shown = place.ok("show", opened)
     assert "hush" not in shown  # names only
     assert {"EDITOR", "MY_KEY", "MY_TOKEN"} <= set(shown.split())
+
+
+@pytest.mark.tmux
+def test_a_workers_worker_has_the_users_environment_not_that_of_the_clis_own_home(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    given = place.ok("assign", "demo", "hello", CAO_SESSION=boss, XDG_CONFIG_HOME="/the/clis/own")
+    env = place.store.launch_file(given.partition(".")[0], "env.json")
+    assert "XDG_CONFIG_HOME" not in json.loads(Path(env).read_text())
+
+
+ASKS_FOR_MCP = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(own_tools="Yes")
+hook = DemoAgent.hook
+def named(self, name, **fields):
+    if name == "PermissionRequest":
+        fields["tool_name"] = fields.pop("tool_input")["command"]
+    hook(self, name, **fields)
+DemoAgent.hook = named
+"""
+
+
+FOLLOWS = pytest.mark.xfail(
+    strict=False, reason="what follows an answer at once is asked with its kind: as `cao`"
+)
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("between", ["sleep 1;", pytest.param("", marks=FOLLOWS)])
+def test_only_caos_own_tools_are_allowed_without_a_person(place, between):
+    put_loader(place, ASKS_FOR_MCP)
+    own, other = "permit mcp__cao__handoff|Yes|No", "permit mcp__tickets__close|Yes|No"
+    task = place.ok("assign", "demo", f"demo: {own}; {between} {other}").strip()
+    session = task.partition(".")[0]
+    asked = place.until_state(session, "asking")["question"]
+    assert (asked["kind"], asked["text"]) == ("permission", "mcp__tickets__close")
+    place.ok("answer", session, "No")
+    assert place.ok("wait", task) == "Yes\nNo\n"
+
+
+ASKS_FOR_TRUST = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(trusts=("trust this folder", "Yes"))
+begin = DemoAgent.run
+def first(self, prompt):
+    hook, self.hook = self.hook, lambda *_, **__: None
+    self.ask("permit", "Do you trust this WHAT?", ["No", "Yes"])
+    self.hook = hook
+    return begin(self, prompt)
+DemoAgent.run = first
+"""
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize(
+    ("trust", "what", "by_itself"),
+    [("yes", "folder", True), ("yes", "plugin", False), ("no", "folder", False)],
+)
+def test_trust_yes_answers_for_the_folder_and_for_nothing_else(place, trust, what, by_itself):
+    put_loader(place, ASKS_FOR_TRUST.replace("WHAT", what))
+    place.profile("trusting", f"---\nprovider: demo\ntrust: {trust}\n---\n")
+    task = place.ok("assign", "trusting", "demo: say went on").strip()
+    session = task.partition(".")[0]
+    if not by_itself:
+        asked = place.until_state(session, "asking")["question"]
+        assert asked["text"] == f"Do you trust this {what}?"
+        place.ok("answer", session, "Yes")
+    assert place.ok("wait", task) == "went on\n"
+    assert ("trusted" in [entry["event"] for entry in place.log(session)]) is by_itself
 
 
 @pytest.mark.tmux
@@ -234,14 +316,16 @@ def tools_of(request) -> set[str]:
 @pytest.mark.parametrize("left", [None, '{"profile": {"na'], ids=["gone", "torn"])
 def test_a_grant_that_cannot_be_read_does_not_fall_open(place, left):
     boss = place.ok("launch", "demo", "--detach").strip()
-    place.until_state(boss, "idle")
+    below = place.ok("assign", "demo", "hello", CAO_SESSION=boss).partition(".")[0]
+    place.until_state(below, "idle")
     path = place.home / "sessions" / boss / "launch" / "launch.json"
-    path.unlink()
-    if left:
-        path.write_text(left)
-    refused = place.run("assign", "demo", "demo: say hi", CAO_SESSION=boss)
-    assert (refused.returncode, "cannot be read" in refused.stderr) == (1, True), refused.stderr
-    assert place.live() == [boss]
+    for caller in (boss, below):  # the grant of one far above holds as well
+        path.unlink(missing_ok=True)
+        if left:
+            path.write_text(left)
+        refused = place.run("assign", "demo", "demo: say hi", CAO_SESSION=caller)
+        assert (refused.returncode, "cannot be read" in refused.stderr) == (1, True), refused.stderr
+    assert place.live() == sorted([boss, below])
 
 
 def scoped(place, cli, mock_llm, *lines) -> None:
