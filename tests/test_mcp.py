@@ -1822,6 +1822,7 @@ def test_a_client_stops_and_answers_only_its_own_workers(connect, place):
     _, session = given(connect("first-client"), "demo: ask Mine?|yes|no")
     place.until_state(session, "asking")
     other = connect("second-client")
+    given(other, "demo: sleep 60")  # who has workers of its own is no nearer to this one
     for tool, more in (
         ("stop_session", {}),
         ("stop_session", {"interrupt": True}),

@@ -353,6 +353,8 @@ def test_the_users_tmux_conf_is_read_only_if_told_and_cannot_end_or_reflow_a_wor
     assert place.tmux("show-options", "-gv", "prefix") == "C-a\n"
     assert place.tmux("show-options", "-gqv", "update-environment").strip() == ""
     assert place.tmux("list-windows", "-a", "-F", "#{window_width}x#{window_height}") == "200x50\n"
+    place.ok("stop", *place.live())
+    until(lambda: place.tmux("list-sessions"), "")  # no dead pane stays
     wrong = place.run("handoff", "demo", "hello", CAO_TMUX_CONF="/nonexistent/conf")
     assert (wrong.returncode, "/nonexistent/conf" in wrong.stderr) == (2, True)
 
@@ -378,6 +380,18 @@ def test_several_viewers_of_any_size_do_not_reflow_a_worker(place, terminal):
     large.close()
     until(size, "200x50 0")
     assert place.screen(session) == screen
+
+
+@pytest.mark.tmux
+def test_nothing_is_typed_right_after_a_person_has(place, terminal):
+    session = begin(place, "say hello")
+    place.until_state(session, "idle")
+    shown = terminal(80, 24, "attach", session)
+    shown.sees("^demo>")
+    shown.press("C-u")  # which leaves no draft
+    task = place.ok("assign", session, "demo: say mine").strip()
+    until(lambda: place.state(session).get("held_back"), "a person is at the session")
+    assert place.ok("wait", task) == "mine\n"
 
 
 @pytest.mark.tmux

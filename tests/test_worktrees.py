@@ -214,6 +214,21 @@ def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
     assert repo.ok("diff", session) == ""
 
 
+def test_an_agent_merges_and_discards_the_worktrees_of_its_own_workers_only(repo):
+    session, path = worker(repo)
+    other, _ = worker(repo)
+    (path / "new.txt").write_text("work\n")
+    before = all_of(repo, path)
+    for argv in (("merge", session), ("discard", session, "--yes")):
+        done = repo.run(*argv, CAO_SESSION=other)
+        assert (done.returncode, "is not your worker" in done.stderr) == (2, True), done.stderr
+    assert all_of(repo, path) == before
+    mine, path = worker(repo, CAO_SESSION=other)
+    (path / "new.txt").write_text("mine\n")
+    repo.ok("merge", mine, CAO_SESSION=other)
+    assert (repo.work / "new.txt").read_text() == "mine\n"
+
+
 def test_discard_asks_where_there_is_work_and_ends_the_session(repo):
     session, path = worker(repo)
     (path / "new.txt").write_text("work\n")
