@@ -308,8 +308,9 @@ def test_a_persons_escape_leaves_the_task_asking_and_a_message_goes_on_with_it(p
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
     state = place.until_state(session, "asking")
     assert state["question"]["kind"] == "interrupted"
+    place.store.put(cao.Message("1-x", "message", "other", session, "of another matter"))
     place.ok("send", session, "please go on")
-    assert "Message from" in place.ok("wait", task)
+    assert "Message from shell-" in place.ok("wait", task)  # who gave the task goes on with it
 
 
 def test_a_persons_escape_ends_the_task_as_interrupted_after_a_while(place):

@@ -244,6 +244,18 @@ def test_a_message_that_the_runner_had_claimed_is_reported_with_all_of_its_batch
     assert [n for n in range(3) if f"number {n}" in told] == [0, 1, 2]
 
 
+def test_a_message_that_the_cli_took_is_not_reported_though_its_runner_never_knew(place):
+    put_loader(place)
+    plan(place, '"event": "taken"', "kill")
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    place.run("send", boss, "hello")
+    until(lambda: place.store.is_locked(boss), False)
+    place.ok("ls")
+    assert conversation(place, boss)[0].endswith("hello")
+    assert notices(place) == []
+
+
 def test_a_message_claimed_beside_one_that_a_wait_took_first_is_still_delivered(place):
     put_loader(place)
     held = plan(place, "2-quicker", "hold")
@@ -330,6 +342,7 @@ def test_a_session_that_goes_on_is_neither_lost_nor_ended_by_an_order_it_never_r
     place, resuming
 ):
     session = idle_session(place)
+    assign(place, "demo: sleep 60")  # so that tmux stays, and reaps the runner
     place.ok("stop", session)
     place.store.put_event(str(folder_of(place, session)), '{"cao": "stop"}')
     real, held = shutil.which("tmux"), place.folder / "held"
