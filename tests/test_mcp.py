@@ -1504,6 +1504,8 @@ def test_a_client_with_the_tasks_extension_gets_a_handle_and_asks_for_the_result
     assert done["status"] == "completed"
     assert "polled" in text(done["result"])
     assert done["result"]["structuredContent"]["results"][0]["answer"] == "polled"
+    again = modern(raw, "tools/call", name="wait", arguments={})["result"]
+    assert again["structuredContent"] == {"outcome": "nothing"}  # it was given
 
 
 @pytest.mark.tmux
@@ -1532,6 +1534,15 @@ def test_asking_where_a_task_stands_loses_no_message_and_no_question(raw, place)
 def test_without_the_extension_a_modern_handoff_waits(raw):
     arguments = {"target": "demo", "task": "demo: say waited"}
     result = modern(raw, "tools/call", name="handoff", arguments=arguments)["result"]
+    assert (result["resultType"], "waited" in text(result)) == ("complete", True)
+
+
+@pytest.mark.tmux
+def test_inside_a_worker_a_modern_handoff_waits_with_the_extension_too(connect, place):
+    """Its runner types a result nobody took into the conversation: it would come twice."""
+    boss = place.ok("launch", "demo", "--detach").strip()
+    inside = connect(init=False, CAO_SESSION=boss)
+    result = handle_of(inside, "demo: say waited")
     assert (result["resultType"], "waited" in text(result)) == ("complete", True)
 
 

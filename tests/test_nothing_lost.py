@@ -132,6 +132,26 @@ def test_cao_mcp_killed_in_a_handoff_and_the_next_one_gets_the_result(place):
     second.close()
 
 
+def test_cao_mcp_leaves_no_fifo_of_a_call_in_flight(place):
+    client = McpClient(place)
+    client.post_call("handoff", target="demo", task="demo: sleep 60")
+
+    def fifos():
+        names = os.listdir(place.home / "wake")
+        return [name for name in names if name.startswith(f"{client.process.pid}-")]
+
+    until(fifos)
+    client.close()
+    assert fifos() == []
+
+
+def test_a_hook_that_cannot_be_noted_does_not_fail_the_cli(place):
+    cao.make_client(place.store, "worker")
+    (folder_of(place, "worker") / "events" / "tmp").rmdir()
+    done = place.run("hook", str(folder_of(place, "worker")), stdin="{}")
+    assert (done.returncode, "cao hook:" in done.stderr) == (0, True)
+
+
 def test_an_idle_supervisor_is_told_within_a_second_that_its_worker_is_lost(place):
     boss = place.ok("launch", "demo", "--detach").strip()
     place.until_state(boss, "idle")
@@ -464,6 +484,19 @@ def test_at_the_cap_with_none_idle_a_new_session_is_refused_and_leaves_nothing(p
     full = place.run("assign", "demo", "x", CAO_MAX_SESSIONS="1")
     assert (full.returncode, "the most that may be (1)" in full.stderr) == (1, True)
     assert [n for n in place.store.all_sessions() if n.startswith("demo-")] == [session]
+
+
+def test_of_two_new_sessions_at_once_the_second_waits_for_the_first(place):
+    """Both would find room under the cap."""
+    lock = place.store.lock(f"{place.home}/lock")
+    inode = os.fstat(lock).st_ino
+    second = place.start("assign", "demo", "hello")
+    waiting = re.compile(rf"-> FLOCK .*:{inode} ")
+    until(lambda: waiting.search(Path("/proc/locks").read_text()))
+    assert place.live() == []
+    os.close(lock)
+    assert second.wait(15) == 0
+    assert len(place.live()) == 1
 
 
 def test_at_the_cap_an_idle_session_that_is_owed_a_result_is_not_ended(place):

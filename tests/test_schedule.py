@@ -313,6 +313,16 @@ def test_a_run_is_due_from_its_very_second_on(plan):
     assert [record["due_at"] for record in tick(plan, at)] == [at]
 
 
+def test_a_flow_is_not_removed_while_a_run_of_it_is_under_way(plan):
+    name = plan.write(script="exit 1")
+    (begun,) = plan.take([name], time.time(), print)
+    with pytest.raises(cao.CaoError, match="is under way"):
+        plan.remove(name)
+    plan.carry_out(begun)
+    plan.remove(name)
+    assert plan.names() == []
+
+
 def test_a_script_that_cannot_be_started_fails_the_run(plan):
     plan.write(script="true")
     (plan.place.work / "gate").chmod(0o644)
