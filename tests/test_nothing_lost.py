@@ -264,8 +264,17 @@ def test_a_message_that_the_runner_had_claimed_is_reported_with_all_of_its_batch
     assert [n for n in range(3) if f"number {n}" in told] == [0, 1, 2]
 
 
+SLOW_HOOKS = """
+hook = DemoAgent.hook
+def slow(self, name, **fields):
+    time.sleep(0.3)
+    hook(self, name, **fields)
+DemoAgent.hook = slow
+"""
+
+
 def test_a_message_that_the_cli_took_is_not_reported_though_its_runner_never_knew(place):
-    put_loader(place)
+    put_loader(place, SLOW_HOOKS)
     plan(place, '"event": "taken"', "kill")
     boss = place.ok("launch", "demo", "--detach").strip()
     place.until_state(boss, "idle")

@@ -210,13 +210,8 @@ DemoAgent.hook = named
 """
 
 
-FOLLOWS = pytest.mark.xfail(
-    strict=False, reason="what follows an answer at once is asked with its kind: as `cao`"
-)
-
-
 @pytest.mark.tmux
-@pytest.mark.parametrize("between", ["sleep 1;", pytest.param("", marks=FOLLOWS)])
+@pytest.mark.parametrize("between", ["sleep 1;", ""], ids=["later", "at-once"])
 def test_only_caos_own_tools_are_allowed_without_a_person(place, between):
     put_loader(place, ASKS_FOR_MCP)
     own, other = "permit mcp__cao__handoff|Yes|No", "permit mcp__tickets__close|Yes|No"
