@@ -2652,11 +2652,13 @@ def find_program(name: str, path: str | None = None) -> str:
     )
 
 
-def start_mark(pid: int) -> str:
-    """Return a mark of when a process started ("" if it is gone): pids are used again."""
+def start_mark(pid: int, *, zombie: bool = True) -> str:
+    """Return a mark of when a process started ("" if it is gone): pids are used again.
+    zombie: one that has ended, and of whose end nobody heard, counts too."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode()
+            words = file.read().rpartition(b")")[2].split()
+            return "" if words[0] == b"Z" and not zombie else words[19].decode()
     except OSError:
         if os.path.isdir("/proc/self"):
             return ""
@@ -2665,7 +2667,7 @@ def start_mark(pid: int) -> str:
 
 def is_running(noted: dict[str, Any]) -> bool:
     """Tell whether the process noted as {"id", "start"} is still there."""
-    return bool(noted["start"]) and start_mark(int(noted["id"])) == noted["start"]
+    return bool(noted["start"]) and start_mark(int(noted["id"]), zombie=False) == noted["start"]
 
 
 def group_members(group: int) -> list[int]:
@@ -4072,6 +4074,7 @@ class Launcher(Sessions):
             if os.path.exists(target) and not os.path.lexists(path):
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.symlink(target, path)
+        self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         argv = [*cao, "run-session", name]
         pid = self._new_pane(name, session.cwd, argv)
@@ -5604,14 +5607,14 @@ class Watcher(Conversation):
         menu = None if sure else self._menu()
         if menu and self.question:
             if menu[1] != self.question.options:
-                self._ask(self.question.kind, *menu[:2])
+                kind = self.question.kind  # of our own tools' dialog: the next may be another's
+                self._ask("permission" if kind == "cao" else kind, *menu[:2])
             return
         if look.state == "asking":
             return
         self.question = None
         self.store.log(self.name, "answered", state=look.state)
         self._set_phase("working" if self.begun else "starting", "the dialog closed")
-        self.since = time.time()
 
     def _may_close(self) -> bool:
         return (
@@ -5785,7 +5788,6 @@ class Runner(Watcher):
         if lock is None:
             raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
         self._save()  # from here on a free lock means that we are dead
-        self.store.mend_log(self.name)
         self.store.drop_events(self.name, [entry for entry, _, _ in self.store.events(self.name)])
         woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         os.set_blocking(waker, False)
@@ -5805,8 +5807,7 @@ class Runner(Watcher):
                     select.select([woken], [], [], 0.03)  # let output gather
         finally:
             self.wake.close()
-            if lock is not None:
-                os.close(lock)
+            os.close(lock)
         return self.exit_status or 0
 
     def _on_signal(self, number: int, _frame: Any) -> None:
@@ -6099,9 +6100,10 @@ class Runner(Watcher):
         if not self._in_foreground() or (self.row.composer and self._menu()):
             self.store.log(self.name, "enter_withheld")
             return False
+        pressed_at = time.time()  # its hook may be here before tmux has told us
         self.boss.tmux.keys(self.pane, "Enter")
         if self.delivery:
-            self.delivery = self.delivery._replace(step="submitted", at=time.time())
+            self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
             self.store.log(self.name, "submitted", messages=self.delivery.messages)
         return True
 
@@ -6163,10 +6165,7 @@ class Runner(Watcher):
             return {"ok": False, "text": error.what}
         self.question = None
         self.store.log(self.name, "answered", question=question.id)
-        on = self.begun or self.delivery_open()
-        self._set_phase("working" if on else "starting", "answered")
-        if not self.begun:
-            self.phase = "starting"
+        self._set_phase("working" if self.begun else "starting", "answered")
         return {"ok": True, "text": said}
 
     def _tmux(self, *args: str) -> str:
