@@ -6,6 +6,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,10 @@ import pytest
 
 import cao
 from mock_llm import MockServer
+from side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CAO = [sys.executable, str(ROOT / "cao.py")]
+CAO = [sys.executable, str(ROOT / "tests" / "start.py")]
 PINNED = {
     "claude": "2.1.330",
     "codex": "0.169.0",
@@ -52,6 +54,14 @@ def until(look, wanted=bool, timeout_s=15.0, show=lambda: ""):
         if time.monotonic() > end:
             raise AssertionError(f"waited {timeout_s} s, still {seen!r}\n{show()}")
         select.select([], [], [], 0.02)
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may be gone already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 class Place:
@@ -183,21 +193,39 @@ class Place:
                     stream.close()
         end = time.monotonic() + 5
         while (left := self.pids(f"{self.folder}/")) and time.monotonic() < end:
-            select.select([], [], [], 0.02)
-        for pid in left:
-            os.kill(pid, 9)
+            for pid in left:
+                kill(pid)
+            select.select([], [], [], 0.005)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def compiled():
+    """The copy of cao.py that sessions run from, made and compiled once for all places."""
+    folder = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
+    cao.install_copy(cao.Store(str(folder / "cao")))
+    yield folder / "cao" / "lib"
+    shutil.rmtree(folder)
+
+
 @pytest.fixture
-def place(monkeypatch):
-    """A sealed place; a unix socket's path is short, so it is right below /tmp."""
+def bare(monkeypatch):
+    """A sealed place in which cao never ran; a unix socket's path is short, so it is right
+    below /tmp.
+    """
     made = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
     for name in ("CAO_HOME", "CAO_SESSION", "CAO_CLIENT", "TMUX", "TMUX_PANE", "CLAUDECODE",
                  "CLAUDE_CODE_SESSION_ID", "XDG_STATE_HOME"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     yield made
     made.close()
+
+
+@pytest.fixture
+def place(bare, compiled):
+    """A sealed place that has its copy of cao.py already."""
+    shutil.copytree(compiled, bare.home / "lib")
+    return bare
 
 
 @pytest.fixture

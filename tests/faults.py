@@ -21,8 +21,8 @@ import sys
 sys.path.append({tests!r})
 import faults
 faults.arm_as_planned({home!r}, sys.argv[1:2])
-with open({source!r}, encoding="utf-8") as file:
-    exec(compile(file.read(), {source!r}, "exec"), globals())
+from importlib.machinery import SourceFileLoader
+exec(SourceFileLoader("cao", {source!r}).get_code("cao"), globals())
 """
 
 

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import struct
 import tempfile
@@ -242,21 +241,6 @@ class Talk(McpClient):
         if same not in self.checked:  # ten thousand pings are one
             self.checked.add(same)
             official(version, name).validate(value)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """The copy of cao.py that sessions run from: made and compiled once for all places."""
-    made = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
-    made.ok("handoff", "demo", "hello")
-    yield made.home / "lib"
-    made.close()
-
-
-@pytest.fixture
-def place(place, compiled):
-    shutil.copytree(compiled, place.home / "lib")
-    return place
 
 
 @pytest.fixture
@@ -996,9 +980,23 @@ def post_with_token(talk: Talk, token, tool: str, **arguments) -> int:
     return talk.post("tools/call", {"name": tool, "arguments": arguments, "_meta": meta})
 
 
+@pytest.fixture
+def quick(connect, monkeypatch):
+    """Start the same server with another time between two words of progress than its own."""
+
+    def start(seconds: float) -> Talk:
+        code = f"import sys; sys.path.insert(0, {str(Path(cao.__file__).parent)!r}); import cao; "
+        code += f"cao.PROGRESS_S = {seconds}; sys.exit(cao.main(['mcp']))"
+        monkeypatch.setattr("conftest.CAO", [CAO[0], "-c", code])
+        return connect()
+
+    return start
+
+
 @pytest.mark.tmux
-def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(talk):
-    job = {"target": "demo", "task": f"demo: sleep {cao.PROGRESS_S + 0.7}; say done"}
+def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(quick):
+    talk, every_s = quick(3.0), 3.0
+    job = {"target": "demo", "task": f"demo: sleep {every_s + 0.7}; say done"}
     tokens = ["tok-\u03b1", 7, 0, "", "7"]
     keys = [post_with_token(talk, token, "handoff", **job) for token in tokens]
     keys.append(talk.post_call("handoff", **job))
@@ -1007,7 +1005,7 @@ def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(talk):
     for token, key in zip(tokens, keys):
         notes = progress_of(talk, token)
         assert len(notes) == 1
-        assert cao.PROGRESS_S * 0.9 <= notes[0]["progress"] < cao.PROGRESS_S + 2
+        assert every_s * 0.9 <= notes[0]["progress"] < every_s + 2
         assert "working" in notes[0]["message"]
         order = [m.get("id", m.get("params", {}).get("progressToken")) for m in talk.seen]
         assert talk.seen.index(talk.told(key)[0]) > order.index(token)
@@ -1016,12 +1014,8 @@ def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(talk):
 
 
 @pytest.mark.tmux
-def test_progress_rises_and_stops_for_a_cancelled_call(connect, place, monkeypatch):
-    # The same server, with more progress in a second than it sends by itself.
-    quick = f"import sys; sys.path.insert(0, {str(Path(cao.__file__).parent)!r}); import cao; "
-    quick += "cao.PROGRESS_S = 0.1; sys.exit(cao.main(['mcp']))"
-    monkeypatch.setattr("conftest.CAO", [CAO[0], "-c", quick])
-    talk = connect()
+def test_progress_rises_and_stops_for_a_cancelled_call(quick):
+    talk = quick(0.1)
     task = talk.data("assign", target="demo", task="demo: sleep 1.4; say done")["task"]
     keys = [post_with_token(talk, token, "wait", tasks=[task]) for token in (0, 1)]
     until(lambda: talk.read() and len(progress_of(talk, 0)) >= 3)

@@ -65,19 +65,19 @@ def installed(tmp_path_factory, source, builder) -> Path:
     return folder / "venv" / "bin"
 
 
-def test_the_wheel_brings_its_commands(installed, place):
+def test_the_wheel_brings_its_commands(installed, bare):
     assert (installed / "cao-mcp").exists()
-    version = ran(installed / "cao", "--version", env=place.env, cwd=place.work)
+    version = ran(installed / "cao", "--version", env=bare.env, cwd=bare.work)
     assert version == f"cao {cao.VERSION}\n"
 
 
-def test_cao_mcp_from_the_wheel_answers_and_names_the_shipped_profiles(installed, place):
+def test_cao_mcp_from_the_wheel_answers_and_names_the_shipped_profiles(installed, bare):
     def start(*_argv, **env) -> subprocess.Popen:
-        place.started.append(subprocess.Popen(
-            [str(installed / "cao-mcp")], cwd=place.work, env={**place.env, **env},
+        bare.started.append(subprocess.Popen(
+            [str(installed / "cao-mcp")], cwd=bare.work, env={**bare.env, **env},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ))  # fmt: skip
-        return place.started[-1]
+        return bare.started[-1]
 
     client = McpClient(SimpleNamespace(start=start), init=False)
     answer = client.request("initialize", {
@@ -90,26 +90,26 @@ def test_cao_mcp_from_the_wheel_answers_and_names_the_shipped_profiles(installed
     assert client.close() == 0
 
 
-def test_the_wheels_profiles_are_those_of_the_repository(installed, place):
+def test_the_wheels_profiles_are_those_of_the_repository(installed, bare):
     look = "import cao, sys; print(*sorted(cao.find_profiles(*sys.argv[1:]).values()), sep='\\n')"
-    found = ran(installed / "python", "-c", look, place.home, place.work, env=place.env, cwd="/")
+    found = ran(installed / "python", "-c", look, bare.home, bare.work, env=bare.env, cwd="/")
     shipped = {Path(line).name: Path(line).read_text() for line in found.split("\n") if line}
     assert shipped == {path.name: path.read_text() for path in (ROOT / "profiles").glob("*.md")}
 
 
-def test_a_worker_of_the_wheel_does_its_task(installed, place):
+def test_a_worker_of_the_wheel_does_its_task(installed, bare):
     argv = (installed / "cao", "handoff", "demo", "demo: say packed")
-    assert ran(*argv, env=place.env, cwd=place.work) == "packed\n"
+    assert ran(*argv, env=bare.env, cwd=bare.work) == "packed\n"
 
 
-def test_the_file_alone_in_an_empty_folder_hands_off(place):
-    shutil.rmtree(place.home)  # so that CAO_HOME is still to be made
-    alone = place.folder / "alone"
+def test_the_file_alone_in_an_empty_folder_hands_off(bare):
+    shutil.rmtree(bare.home)  # so that CAO_HOME is still to be made
+    alone = bare.folder / "alone"
     alone.mkdir()
     shutil.copy(ROOT / "cao.py", alone)
     argv = (sys.executable, alone / "cao.py", "handoff", "demo", "demo: say alone")
-    assert ran(*argv, env=place.env, cwd=place.work) == "alone\n"
-    assert place.home.stat().st_mode & 0o777 == 0o700
+    assert ran(*argv, env=bare.env, cwd=bare.work) == "alone\n"
+    assert bare.home.stat().st_mode & 0o777 == 0o700
 
 
 def program(name: str) -> str:

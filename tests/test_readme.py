@@ -281,16 +281,16 @@ def test_the_environment_of_a_worker_is_as_listed():
 
 
 @pytest.fixture
-def at_work(place):
+def at_work(bare):
     """A place with `cao` on its PATH and the README's command profile in its directory."""
     words = cao.quote_argv(CAO)
-    program = place.folder / "bin" / "cao"
+    program = bare.folder / "bin" / "cao"
     program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     program.chmod(0o755)
-    folder = place.work / ".cao" / "profiles"
+    folder = bare.work / ".cao" / "profiles"
     folder.mkdir(parents=True)
     (folder / "py.md").write_text(COMMAND_PROFILE)
-    return place
+    return bare
 
 
 def test_there_is_something_to_run():
