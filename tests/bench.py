@@ -687,9 +687,8 @@ def core_figures(place: Place, argv: list[str], client: Client, worker: str) -> 
 
 def bench_growth(scale: Scale) -> list[Row]:
     """Each figure with much that is old in the runtime directory, over one with nothing."""
-    places, rows = [Place(), Place()], []
+    places, sides, rows = [Place(), Place()], [], []
     try:
-        sides = []
         for place in places:
             argv = [*place.lib_argv(), "mcp"]
             client = Client(place, argv)
@@ -709,6 +708,8 @@ def bench_growth(scale: Scale) -> list[Row]:
                 limit = 1.3 if sessions else None
                 rows.append(Row(f"{there}: {figure}", grown / empty, "x", limit, detail))
     finally:
+        for _, _, client, _ in sides:
+            client.close()
         for place in places:
             place.close()
     return rows
