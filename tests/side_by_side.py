@@ -80,7 +80,7 @@ def units_of(items) -> list[list]:
     shared = [item for item in items if kind(item) == "crontab"]
     others = (item for item in items if kind(item) != "crontab")
     found = [list(unit) for _, unit in itertools.groupby(others, kind)]
-    return [*found, shared] if shared else found
+    return [shared, *found] if shared else found
 
 
 class Work:

@@ -26,24 +26,31 @@ def git(cwd, *args, code=0) -> str:
     return done.stdout.strip()
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A git repository with one commit on `main`."""
+    made = tmp_path_factory.mktemp("first")
+    git(made, "init", "-q", "-b", "main")
+    (made / "a.txt").write_text("one\ntwo\nthree\n")
+    (made / ".gitignore").write_text("*.log\n")
+    git(made, "add", ".")
+    git(made, "commit", "-q", "-m", "first")
+    return made
+
+
 @pytest.fixture
-def repo(place):
+def repo(place, first):
     """The place's work directory as a git repository with one commit on `main`."""
     (place.user / ".gitconfig").write_text("[user]\nname = t\nemail = t@t\n")
-    git(place.work, "init", "-q", "-b", "main")
-    (place.work / "a.txt").write_text("one\ntwo\nthree\n")
-    (place.work / ".gitignore").write_text("*.log\n")
-    git(place.work, "add", ".")
-    git(place.work, "commit", "-q", "-m", "first")
+    shutil.copytree(first, place.work, dirs_exist_ok=True)
     return place
 
 
 def worker(place, *flags, **more) -> tuple[str, Path]:
     """Return an idle worker with a worktree, and where that is."""
-    task = place.ok("assign", "demo", "demo: say ready", "--worktree", *flags, **more).strip()
-    place.ok("wait", task)
-    session = task.partition(".")[0]
-    return session, place.home / "worktrees" / session
+    argv = ("handoff", "demo", "demo: say ready", "--worktree", "--json", *flags)
+    (result,) = json.loads(place.ok(*argv, **more))["results"]
+    return result["session"], place.home / "worktrees" / result["session"]
 
 
 def all_of(place, *paths) -> list:
