@@ -166,8 +166,15 @@ class Place:
 
     def runners(self) -> list[int]:
         """Return the runners: "… run-session NAME" (the tmux server's own line goes on)."""
-        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.pids()}
-        return [pid for pid, line in lines.items() if line.split(b"\0")[-3:-2] == [b"run-session"]]
+        found = []
+        for pid in self.pids():
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended while we looked
+            if words[-3:-2] == [b"run-session"]:
+                found.append(pid)
+        return found
 
     def log(self, session: str) -> list[dict]:
         path = self.home / "sessions" / session / "log.jsonl"

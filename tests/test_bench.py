@@ -41,6 +41,7 @@ def test_a_quick_bench_gives_every_figure_and_leaves_nothing(place):
     env = {**os.environ, "TMPDIR": str(folders)}
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert ran.returncode in (0, 1), ran.stderr  # 1: a limit was not kept, on a busy machine
+    assert out.exists(), ran.stderr  # it said what failed
     rows = json.loads(out.read_text())["rows"]
     for figure in FIGURES:
         (row,) = [row for row in rows if row["figure"] == figure]
