@@ -68,19 +68,20 @@ def report_all(session, work: Work, running: list[Process]) -> set[str]:
 
 
 def units_of(items) -> list[list]:
-    """Return what one process takes at once: a test that starts sessions, all that touch the
-    user's crontab, and neighbours of one file, which share what is slow to set up.
+    """Return what one process takes at once: a test that starts sessions; neighbours of one
+    file, which share what is slow to set up; all that touch the user's crontab; and all real
+    CLIs, for two at once are too much for a small machine.
     """
 
-    def kind(item):
+    def kind(item) -> str:
+        if item.get_closest_marker("cli"):
+            return "cli"
         if "crontab" in item.fixturenames:
             return "crontab"
         return item.nodeid if item.get_closest_marker("tmux") else str(item.path)
 
-    shared = [item for item in items if kind(item) == "crontab"]
-    others = (item for item in items if kind(item) != "crontab")
-    found = [list(unit) for _, unit in itertools.groupby(others, kind)]
-    return [shared, *found] if shared else found
+    longest_first = sorted(items, key=lambda item: (kind(item) != "cli", kind(item) != "crontab"))
+    return [list(unit) for _, unit in itertools.groupby(longest_first, kind)]
 
 
 class Work:
@@ -170,7 +171,7 @@ def run_units(session, work: Work, tell) -> None:
     capture.start_global_capturing()
     capture.suspend_global_capture()
     ready = work.take()
-    while ready:
+    while ready and not (session.shouldfail or session.shouldstop):
         item = ready.pop(0)
         ready = ready or work.take()
         # What has no use for the next test is torn down with this one.
