@@ -67,21 +67,31 @@ def report_all(session, work: Work, running: list[Process]) -> set[str]:
     return left
 
 
-def units_of(items) -> list[list]:
-    """Return what one process takes at once: a test that starts sessions; neighbours of one
-    file, which share what is slow to set up; all that touch the user's crontab; and all real
-    CLIs, for two at once are too much for a small machine.
+SERIES = ("cli", "official", "crontab")  # one process has all of these; the longest first
+
+
+def kind_of(item) -> str:
+    """Return what a test has in common with those that its process takes with it.
+
+    Neighbours of one file share what is slow to set up; a test that starts sessions is a
+    unit of its own. Not side by side with each other: real CLIs, and the official tools, for
+    two at once are too much for a small machine; and what touches the user's crontab.
     """
+    if item.get_closest_marker("cli"):
+        return "cli"
+    if item.path.stem == "test_mcp_official":
+        return "official"
+    if "crontab" in item.fixturenames:
+        return "crontab"
+    return item.nodeid if item.get_closest_marker("tmux") else str(item.path)
 
-    def kind(item) -> str:
-        if item.get_closest_marker("cli"):
-            return "cli"
-        if "crontab" in item.fixturenames:
-            return "crontab"
-        return item.nodeid if item.get_closest_marker("tmux") else str(item.path)
 
-    longest_first = sorted(items, key=lambda item: (kind(item) != "cli", kind(item) != "crontab"))
-    return [list(unit) for _, unit in itertools.groupby(longest_first, kind)]
+def units_of(items) -> list[list]:
+    """Return the tests in units: what one process takes at once."""
+    last = len(SERIES)
+    rank = {kind: at for at, kind in enumerate(SERIES)}
+    ordered = sorted(items, key=lambda item: rank.get(kind_of(item), last))
+    return [list(unit) for _, unit in itertools.groupby(ordered, kind_of)]
 
 
 class Work:
