@@ -3372,24 +3372,18 @@ class Store:
 
     def tell_owner(self, result: Result, owner: str) -> None:
         """Put the result message into the owner's inbox, once."""
-        note = Message(
-            result_message_id(result),
-            "result",
-            result.session,
-            owner,
-            "",
-            result.ended_at,
-            result.task,
-        )
+        facts = (result_message_id(result), "result", result.session, owner, "", result.ended_at)
         if self.load(owner):
-            self.put_once(note)
+            self.put_once(Message(*facts, result.task))
+        self.file_in(owner, result.task)
+        self.poke_up(result.session)
+
+    def file_in(self, owner: str, task: str) -> None:
+        """Note that owner is owed a result no more."""
         try:
-            os.rename(
-                f"{self.folder(owner)}/out/{result.task}", f"{self.folder(owner)}/in/{result.task}"
-            )
+            os.rename(f"{self.folder(owner)}/out/{task}", f"{self.folder(owner)}/in/{task}")
         except FileNotFoundError:
             pass  # the owner was cleaned away, or the task is filed already
-        self.poke_up(result.session)
 
     def unanswered(self, name: str) -> list[str]:
         """Return the ids of the tasks a session took and has no result of, the slow way."""
@@ -4481,6 +4475,7 @@ class Orchestrator(Launcher):
             return result  # somebody else's task: read, not claimed
         message_id = result_message_id(result)
         if self.store.claim(self.caller.name, message_id):
+            self.store.file_in(self.caller.name, task)  # before the caller goes on, and ends
             return result
         cur = f"{self.store.folder(self.caller.name)}/inbox/cur/{message_id}"
         # Neither claimed nor in cur/: it is on its way, and a poke will come.
@@ -5036,6 +5031,7 @@ class Conversation:
         self.said = ""  # the turn's last words, from a CLI whose end event has none
         self.ending: Event | None = None
         self.ending_at = 0.0
+        self.held_end: Event | None = None  # the turn's, while its workers are out
         self.asked: Event | None = None
         self.asked_at = 0.0
         self.question: Question | None = None
@@ -5170,7 +5166,7 @@ class Conversation:
         if self.begun and self.transcript and self.phase != "working":
             self.offset, self.inode = file_mark(self.transcript)
         self.begun, self.stuck = True, False
-        self.ending = self.asked = None
+        self.held_end = self.ending = self.asked = None
         self.said = ""
         self.interrupted_at = 0.0
         self.question = None
@@ -5228,7 +5224,13 @@ class Conversation:
             self.evidence["interrupted"] = event.source
         elif self.store.tasks_out(self.name) or self._supervisor_wrote():
             self.turns.append(event.text)
-        elif self.task.check:
+            self.held_end = event
+        else:
+            self._accept(event)
+
+    def _accept(self, event: Event, checked: bool = False) -> None:
+        """Take a turn's answer as the task's, if it passes the check."""
+        if self.task and self.task.check and not checked:
             self._start_check(event)
         else:
             self._end_task(
@@ -5295,7 +5297,7 @@ class Conversation:
             exit_status=self.exit_status,
             **fields,
         )
-        self.task = self.check = None
+        self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self.boss.conclude(result, task.sender)
         self.store.log(
@@ -5341,9 +5343,7 @@ class Conversation:
         event = check["answer"]
         self.tries += 1
         if check["exit_status"] == 0:
-            self._end_task(
-                "done", answer=event.text, source=event.source, background=event.background
-            )
+            self._accept(event, checked=True)
         elif self.tries > task.check_retries or self.row.by_output:  # it could not read it
             self._end_task(
                 "failed",
@@ -5937,8 +5937,21 @@ class Runner(Watcher):
         if self.check and "exit_status" in self.check:
             self._after_check()
         self._advance_timers(now)
+        self._advance_held()
         if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
             self._deliver_next()
+
+    def _advance_held(self) -> None:
+        """Take the answer that came while workers were out, where nothing will start another
+        turn: what they answered was taken by a `wait` of the agent's own."""
+        event = self.held_end
+        idle = self.phase == "idle" and not self.interrupted_at and not self.delivery_open()
+        if not event or not idle or self.store.tasks_out(self.name):
+            return
+        if not self.store.waiting(self.name):
+            self.held_end = None
+            self.turns.pop()
+            self._accept(event)
 
     def _advance_delivery(self, now: float) -> None:
         """No prompt event yet: look, press Enter once or twice more, or give up."""
@@ -6810,7 +6823,7 @@ def render_asking(ask: dict[str, Any]) -> str:
     lines = [render_question(ask["session"], question, ask["path"])]
     if question["kind"] == "question":
         name = ask["session"]
-        lines.append(f"Answer it (tool: answer; shell: cao answer {name} OPTION), then wait.")
+        lines.append(f"Answer it: the tool answer, or cao answer {name} OPTION. Then wait.")
     elif question["kind"] != "interrupted":
         name = ask["session"]
         lines.append(

@@ -799,7 +799,7 @@ def test_a_wrong_argument_is_a_tool_error_that_names_it(steady, tool, arguments,
     ("handoff", {"target": "nobody", "task": "x"}, "'nobody'", "demo"),
     ("handoff", {"target": "", "task": "x"}, "''", "demo"),
     ("handoff", {"target": "../x", "task": "x"}, "'../x'", "demo"),
-    ("handoff", {"target": "demo", "task": ""}, "empty", "say what"),
+    ("handoff", {"target": "demo", "task": ""}, "empty", "write the text"),
     ("handoff", {"target": "demo", "task": "x", "cwd": "/no/dir"}, "/no/dir", "make it"),
     ("assign", {"target": "demo", "task": "x", "worktree": True}, "not in a git rep", "git init"),
     ("send_message", {"target": "demo-2222", "message": "x"}, "'demo-2222'", "list_sessions"),
@@ -1689,7 +1689,7 @@ def test_handoff_returns_early_with_a_question_and_the_words_to_go_on(talk):
     session = data["asking"][0]["session"]
     assert "Shall I?" in text(result)
     assert "1. Yes" in text(result)
-    assert f'tool answer (session "{session}"), then call wait' in text(result)
+    assert f"Answer it: the tool answer, or cao answer {session} OPTION." in text(result)
     wrong = talk.call("answer", session=session, answer="Perhaps")
     assert wrong["isError"]
     assert "1 = Yes; 2 = No" in text(wrong)

@@ -536,6 +536,32 @@ def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
     assert unanswered(place.home) == []
 
 
+def test_an_answer_held_for_a_worker_is_given_when_a_wait_of_the_agents_own_took_its_result(place):
+    inner = "demo: sleep 2; say found"
+    boss, task = assign(place, f"demo: assign demo {{{inner}}}; say I have given it away")
+    log = place.home / "sessions" / boss / "log.jsonl"
+    until(log.read_text, lambda text: "turn_ended" in text)
+    (out,) = place.store.tasks_out(boss)
+    runner = runner_of(place, boss)
+    os.kill(runner, signal.SIGSTOP)  # else it would put the result into the conversation
+    try:
+        assert place.ok("wait", out, CAO_SESSION=boss) == "found\n"
+    finally:
+        os.kill(runner, signal.SIGCONT)
+    assert place.ok("wait", task, timeout_s=20) == "I have given it away\n"
+
+
+def test_a_result_that_was_claimed_is_owed_no_more_when_the_wait_returns(place, verbs):
+    found = cao.Result("demo-3333.k3f9", "demo-3333", "done", "found", ended_at=1000.5)
+    place.store.create(cao.Session("demo-3333", "agent"))
+    place.store.set_out("person", found.task)
+    place.store.write(place.store.result_path(found.task), cao.dump(found))
+    key = cao.result_message_id(found)  # its runner has put this, and not gone on yet
+    place.store.put(cao.Message(key, "result", "demo-3333", "person", "", 1000.5, found.task))
+    assert verbs.claim_result(found.task) == found
+    assert place.store.tasks_out("person") == []
+
+
 def test_rings_of_tasks_are_refused(place):
     boss = place.ok("launch", "demo", "--detach").strip()
     place.until_state(boss, "idle")
