@@ -5784,20 +5784,16 @@ class Runner(Watcher):
 
     def run(self) -> int:
         """Look after the session until its CLI has ended; return the CLI's exit status."""
-        lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
-        if lock is None:
-            raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-        self._save()  # from here on a free lock means that we are dead
-        self.store.drop_events(self.name, [entry for entry, _, _ in self.store.events(self.name)])
-        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
-        os.set_blocking(waker, False)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        self.wake.listen(self.name)
+        lock = None
         try:
+            lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
+            if lock is None:
+                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+            self._save()  # from here on a free lock means that we are dead
+            before = self.store.events(self.name)
+            self.store.drop_events(self.name, [entry for entry, _, _ in before])
+            woken = self._hear_signals()
+            self.wake.listen(self.name)
             self._begin()
             while self._round():
                 ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
@@ -5807,8 +5803,20 @@ class Runner(Watcher):
                     select.select([woken], [], [], 0.03)  # let output gather
         finally:
             self.wake.close()
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
         return self.exit_status or 0
+
+    def _hear_signals(self) -> int:
+        """Take the signals that concern us; return what can be read when one came."""
+        woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        return woken
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number != signal.SIGCHLD:
