@@ -5714,6 +5714,8 @@ class Dialog:
         """
         if not question.options:
             shown = self.menu()
+            if shown and shown.options:
+                raise CaoError("the dialog on the screen is another one now")
             self.tmux.paste(self.pane, [strip_controls(answer)])
             return self._enter("typed", shown)
         # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
@@ -5731,16 +5733,21 @@ class Dialog:
         return self._enter(option.text, menu)
 
     def _move(self, menu: Menu, options: Sequence[Option], to: int) -> Menu:
+        """Move the cursor to an option; what it does not reach is not chosen."""
+        still = 0
         for _ in range(3 * len(options)):
             step = to - menu.cursor
             if not step:
+                return menu
+            if still == 3:  # a second each
                 break
             self.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
             now = self._moved(menu.cursor) or self.menu()
             if not now or not same_options(now.options, options):
                 raise CaoError("the dialog changed while it was answered")
+            still = still + 1 if now.cursor == menu.cursor else 0
             menu = now
-        return menu
+        raise CaoError("its cursor did not come to that option")
 
     def _moved(self, left: int) -> Menu | None:
         return self.until(lambda menu: menu.cursor != left)

@@ -192,6 +192,26 @@ def test_a_dialog_that_has_changed_since_it_was_read_gets_no_key(place):
     assert "1. Delete it" in place.screen(session)
 
 
+DEAF = """
+key = DemoAgent.key
+def deaf(self, timeout_s=None):
+    got = key(self, timeout_s)
+    return b"?" if got in (b"\\x1b[A", b"\\x1b[B") else got
+DemoAgent.key = deaf
+"""
+
+
+def test_an_option_that_the_cursor_does_not_reach_is_not_chosen_nor_another(place):
+    put_loader(place, DEAF)
+    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    done = place.run("answer", session, "No")
+    assert (done.returncode, "did not come to that option" in done.stderr) == (1, True)
+    assert place.state(session)["state"] == "asking"
+    place.ok("answer", session, "Yes")
+
+
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
     task = place.ok("assign", "demo", "demo: sleep 0.6; say first").strip()
     session = task.partition(".")[0]
