@@ -7404,7 +7404,8 @@ class McpEngine:
         if isinstance(token, bool) or not isinstance(token, (str, int)):
             token = None
         running = Running(set(), [])
-        self.running[type(key).__name__, key] = running
+        with self.ending:  # others may be looking through them
+            self.running[type(key).__name__, key] = running
         # Not inside cao: there the runner would type the same result into the conversation.
         handle = modern and _knows_tasks(meta)
         handle = handle and name == "handoff" and not os.environ.get("CAO_SESSION")
