@@ -8104,7 +8104,7 @@ def _sweep_up(store: Store, older_s: float) -> None:
             shutil.rmtree(copy)
     for entry in _listdir(f"{store.home}/wake"):
         pid = entry.partition("-")[0]
-        if pid.isdigit() and not start_mark(int(pid)):
+        if pid.isdigit() and not start_mark(int(pid), zombie=False):
             _unlink(f"{store.home}/wake/{entry}")
 
 
