@@ -180,6 +180,11 @@ class Place:
         path = self.home / "sessions" / session / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
+    def runner(self, session: str) -> int:
+        """Return the pid of a session's runner."""
+        path = self.home / "sessions" / session / "launch" / "runner.json"
+        return int(json.loads(path.read_text())["id"])
+
     def until_idle(self, session: str) -> None:
         """Return when a session waits for its next task."""
         path = self.home / "sessions" / session / "state.json"
@@ -686,9 +691,7 @@ def core_figures(place: Place, argv: list[str], client: Client, worker: str) -> 
     took["message"] = timed(lambda: client.call("send_message", target=worker, message="three"))
     place.until_idle(worker)
     took["cao mcp: memory"] = kilobytes(client.process.pid, "status", "VmRSS") / 1000
-    took["runner: memory"] = min(
-        kilobytes(pid, "status", "VmRSS") / 1000 for pid in place.runners()
-    )
+    took["runner: memory"] = kilobytes(place.runner(worker), "status", "VmRSS") / 1000
     return took
 
 
