@@ -172,16 +172,9 @@ PASSED_ON = (
 ).split()
 # GUI clients have a poor PATH; these are looked through after it.
 USUAL_PLACES = (
-    "/opt/homebrew/bin",
-    "/usr/local/bin",
-    "~/.local/bin",
-    "~/.npm-global/bin",
-    "~/.npm/bin",
-    "~/.bun/bin",
-    "~/.cargo/bin",
-    "/usr/bin",
-    "/bin",
-)
+    "/opt/homebrew/bin /usr/local/bin ~/.local/bin ~/.npm-global/bin ~/.npm/bin ~/.bun/bin"
+    " ~/.cargo/bin /usr/bin /bin"
+).split()
 
 # ==== 2. Errors =======================================================================
 
@@ -1040,20 +1033,14 @@ def _worker_mcp_servers(launch: Launch) -> dict[str, Any]:
 
 
 _CLAUDE_HOOKS = (
-    "SessionStart",
-    "UserPromptSubmit",
-    "PermissionRequest",
-    "Stop",
-    "StopFailure",
-    "SessionEnd",
+    "SessionStart UserPromptSubmit PermissionRequest Stop StopFailure SessionEnd".split()
 )
 
 
 def _claude_argv(launch: Launch) -> list[str]:
     profile, folder = launch.profile, launch.folder
     mode = _CLAUDE_MODES[profile.permissions]
-    argv = ["--resume", launch.resume] if launch.resume else []
-    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
     argv += ["--name", launch.name, "--permission-mode", mode]
     argv += ["--model", profile.model] if profile.model else []
     argv += ["--effort", profile.effort] if profile.effort else []
@@ -1276,14 +1263,7 @@ def read_claude_transcript(lines: Sequence[str]) -> Event | None:
     return last
 
 
-_CODEX_HOOKS = (
-    "SessionStart",
-    "UserPromptSubmit",
-    "PermissionRequest",
-    "Stop",
-    "Interrupt",
-    "SessionEnd",
-)
+_CODEX_HOOKS = "SessionStart UserPromptSubmit PermissionRequest Stop Interrupt SessionEnd".split()
 
 
 def _codex_argv(launch: Launch) -> list[str]:
@@ -1379,8 +1359,7 @@ def read_codex_rollout(lines: Sequence[str]) -> Event | None:
 
 def _gemini_argv(launch: Launch) -> list[str]:
     profile = launch.profile
-    argv = ["--resume", launch.resume] if launch.resume else []
-    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
     argv += ["--approval-mode", _GEMINI_MODES[profile.permissions]]
     return argv + (["-m", profile.model] if profile.model else [])
 
@@ -1508,8 +1487,7 @@ def read_gemini_title(title: str) -> Look:
 
 def _qwen_argv(launch: Launch) -> list[str]:
     profile = launch.profile
-    argv = ["--resume", launch.resume] if launch.resume else []
-    argv += [] if launch.resume else ["--session-id", launch.conversation]
+    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
     argv += ["--approval-mode", _QWEN_MODES[profile.permissions]]
     argv += ["-m", profile.model] if profile.model else []
     argv += ["--mcp-config", f"{launch.folder}/mcp.json", "--add-dir", launch.folder]
@@ -1576,15 +1554,9 @@ def read_qwen_title(title: str) -> Look:
 
 
 _KIMI_HOOKS = (
-    "SessionStart",
-    "UserPromptSubmit",
-    "PreToolUse",
-    "PermissionRequest",
-    "Stop",
-    "StopFailure",
-    "Interrupt",
-    "SessionEnd",
-)
+    "SessionStart UserPromptSubmit PreToolUse PermissionRequest Stop StopFailure Interrupt"
+    " SessionEnd"
+).split()
 # Asked or not, it writes unasked in a folder that git knows, and asks for cao's own tools: the
 # [[permission.rules]] of 2.1.0 are read, but nothing comes of them.
 _KIMI_FLAGS = {"ask": (), "edits": (), "auto": ("--yolo",), "all": ("--auto",)}
@@ -2420,6 +2392,12 @@ def effective_permissions(profile: Profile) -> str:
     return "auto" if needed and profile.permissions == "all" else profile.permissions
 
 
+def program_of(profile: Profile) -> str:
+    """Return the program that an agent is; "" where it is cao.py itself (the demo)."""
+    own = profile.settings.get("command") if profile.provider == "command" else None
+    return str(own[0]) if own else PROVIDERS[profile.provider].program
+
+
 def may_write(profile: Profile) -> bool:
     """Tell whether an agent may change files without asking a person each time."""
     return profile.permissions != "ask" and "fs_write" in profile.tools
@@ -2747,6 +2725,15 @@ class Tmux:
         meaning = next((m for phrase, m in _TMUX_WORDS.items() if phrase in words), "")
         raise TmuxError(f"tmux: {words}", meaning)
 
+    def _run_there(self, *args: str) -> str | None:
+        """Run a tmux command on what may be gone: None where it is."""
+        try:
+            return self.run(*args)
+        except TmuxError as error:
+            if error.fix in ("no server", "gone"):
+                return None
+            raise
+
     def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> int:
         """Start a detached session whose pane runs argv (no shell reads it); return its pid."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
@@ -2758,22 +2745,12 @@ class Tmux:
 
     def kill_session(self, name: str) -> bool:
         """Kill a session by its exact name; tell whether it was there."""
-        try:
-            self.run("kill-session", "-t", f"={name}")
-        except TmuxError as error:
-            if error.fix in ("no server", "gone"):
-                return False
-            raise
-        return True
+        return self._run_there("kill-session", "-t", f"={name}") is not None
 
     def pane_of(self, name: str) -> str:
         """Return the id of the one pane of a session ("%12"), or "" if it is gone."""
-        try:
-            return self.run("list-panes", "-s", "-t", f"={name}", "-F", "#{pane_id}").split()[0]
-        except TmuxError as error:
-            if error.fix in ("no server", "gone"):
-                return ""
-            raise
+        panes = self._run_there("list-panes", "-s", "-t", f"={name}", "-F", "#{pane_id}")
+        return panes.split()[0] if panes else ""
 
     def capture(self, pane: str, *, first: str = "", ansi: bool = False, join: bool = False) -> str:
         """Return a pane's screen; first: the line to start at ("-100": of the history)."""
@@ -2816,12 +2793,10 @@ class Tmux:
 def find_tmux() -> str:
     """Return tmux's path. Raises TmuxError where it is missing or too old."""
     try:
-        program = find_program("tmux")
+        return find_program("tmux")
     except CaoError as error:
-        raise TmuxError(
-            error.what, "install tmux 3.2 or newer (apt install tmux, brew install tmux)"
-        ) from None
-    return program
+        fix = "install tmux 3.2 or newer (apt install tmux, brew install tmux)"
+        raise TmuxError(error.what, fix) from None
 
 
 @lru_cache
@@ -2858,7 +2833,7 @@ def random_letters(count: int = 4) -> str:
 class Wake:
     """Owns one FIFO that others poke; `listen` puts a link to it into a session's wake/.
 
-    Not for two threads, but `poke` may be called from any.
+    Not for two threads, but `poke` may be called from any, also when it is closed.
     """
 
     def __init__(self, store: Store) -> None:
@@ -2884,10 +2859,7 @@ class Wake:
 
     def poke(self) -> None:
         """Wake this one."""
-        try:
-            os.write(self.fd, b".")
-        except BlockingIOError:
-            pass  # it is full of pokes already
+        nudge(self.path)
 
     def wait(self, timeout_s: float) -> None:
         """Block until poked, or for so many seconds."""
@@ -2902,11 +2874,29 @@ class Wake:
         except BlockingIOError:
             pass
 
+    def vanish(self) -> None:
+        """Leave no file behind; whoever waits goes on waiting."""
+        for path in (*self.links, self.path):
+            _unlink(path)
+
     def close(self) -> None:
         """Leave nothing behind."""
         os.close(self.fd)
-        for path in (*self.links, self.path):
-            _unlink(path)
+        self.vanish()
+
+
+class Held:
+    """A file's lock, waited for and held for a block: `with Held(path): …`."""
+
+    def __init__(self, path: str, *, shared: bool = False) -> None:
+        self.path, self.kind = path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+
+    def __enter__(self) -> None:
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.fd, self.kind)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
 
 def nudge(path: str) -> bool:
@@ -3146,6 +3136,13 @@ class Store:
         except CaoError:
             return None
 
+    def find(self, name: str) -> Session:
+        """Return a session or client that somebody named. Raises NotFoundError."""
+        session = self.load(name) if NAME.match(name) else None
+        if not session:
+            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        return session
+
     def live(self) -> list[str]:
         """Return the names of sessions that were started and not ended."""
         return _listdir(f"{self.home}/live")
@@ -3198,15 +3195,14 @@ class Store:
 
     # ---- locks and wakes ----
 
-    def lock(self, path: str, *, wait: bool = False, shared: bool = False) -> int | None:
+    def lock(self, path: str, *, shared: bool = False) -> int | None:
         """Take a file's lock and return its descriptor, or None where another has it.
 
         The kernel releases it when the descriptor closes or the process dies.
         """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             return None
@@ -3282,13 +3278,9 @@ class Store:
     def put_once(self, message: Message) -> None:
         """Put a message whose id says what it is, unless it was ever put before."""
         inbox = f"{self.folder(message.to)}/inbox"
-        lock = self.lock(f"{inbox}/.lock", wait=True)  # of two who tell the same, one puts
-        try:
+        with Held(f"{inbox}/.lock"):  # of two who tell the same, one puts
             if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
                 self.put(message)
-        finally:
-            if lock is not None:
-                os.close(lock)
 
     def waiting(self, name: str) -> list[Message]:
         """Return the messages in a session's inbox that nobody took, oldest first."""
@@ -3424,6 +3416,10 @@ class Store:
     def set_out(self, owner: str, task: str) -> None:
         """Note, before anything else, that owner is owed a result."""
         self.write(f"{self.folder(owner)}/out/{task}", "", durable=True)
+
+    def drop_out(self, owner: str, task: str) -> None:
+        """Forget that owner is owed a result: nobody took the task."""
+        _unlink(f"{self.folder(owner)}/out/{task}")
 
     def tasks_out(self, owner: str) -> list[str]:
         """Return the tasks whose results owner is still owed."""
@@ -3686,11 +3682,9 @@ class Sessions:
             self._above[name] = session.supervisor
         return self._above[name]
 
-    def view(self, name: str) -> dict[str, Any] | None:
-        """Return what there is to say of a session, as data."""
-        session = self.store.load(name)
-        if not session:
-            return None
+    def view(self, name: str) -> dict[str, Any]:
+        """Return what there is to say of a session, as data. Raises NotFoundError."""
+        session = self.store.find(name)
         state: dict[str, Any]
         if session.kind == "client":
             state = {"since": session.launched_at}
@@ -3725,9 +3719,8 @@ class Sessions:
         def wait_for_death() -> None:
             path = f"{self.store.folder(name)}/lock"
             while os.path.isdir(os.path.dirname(path)):
-                fd = self.store.lock(path, wait=True, shared=True)
-                if fd is not None:
-                    os.close(fd)
+                with Held(path, shared=True):
+                    pass  # nobody has it, now
                 if self.state_of(name).get("state") != "starting":
                     break
                 select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
@@ -3941,26 +3934,22 @@ class Launcher(Sessions):
         top: a supervisor for a person, with nobody above it.
         """
         check_tmux(self.tmux.program)
-        provider = PROVIDERS[profile.provider]
-        command = profile.settings.get("command") if profile.provider == "command" else None
-        program = str(command[0]) if isinstance(command, list) and command else provider.program
-        if profile.provider == "command" and not program:
-            raise CaoError(
-                f"{profile.source}: 'command' must be a list", "command: [python3, -i, -q]"
-            )
+        program = program_of(profile)
         if program:
             find_program(program)
+        elif profile.provider == "command":
+            words = f"{profile.source}: 'command' must be a list"
+            raise CaoError(words, "command: [python3, -i, -q]")
         depth = 0 if top else self.caller.depth + 1
         if depth > MAX_DEPTH:
             raise CaoError(
                 f"workers go {MAX_DEPTH} deep at the most, this one would be the {depth}th",
                 "do the work yourself, or ask your supervisor to hand it out",
             )
-        lock = self.store.lock(f"{self.store.home}/lock", wait=True)
-        try:
+        wanted, said = options.worktree, profile.settings.get("worktree")
+        with Held(f"{self.store.home}/lock"):
             self._make_room()
             name = self.store.new_folder(render_slug(profile.name) or "agent")
-            keep = profile.keep if options.keep is None else options.keep
             session = Session(
                 name,
                 "agent",
@@ -3970,19 +3959,14 @@ class Launcher(Sessions):
                 "" if top else self.caller.name,
                 depth,
                 time.time(),
-                keep or top,
+                (profile.keep if options.keep is None else options.keep) or top,
                 profile.approve,
                 seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
                 seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
                 new_uuid(),
             )
             try:
-                wanted = (
-                    profile.settings.get("worktree")
-                    if options.worktree is None
-                    else options.worktree
-                )
-                if wanted:
+                if said if wanted is None else wanted:
                     session = add_worktree(self.store, session)
                 self.store.create(session)
                 self.store.save_state(name, {"state": "starting", "since": time.time()})
@@ -3990,9 +3974,6 @@ class Launcher(Sessions):
             except BaseException:
                 self.forget(name)
                 raise
-        finally:
-            if lock is not None:
-                os.close(lock)
         return name
 
     def _make_room(self) -> None:
@@ -4043,18 +4024,9 @@ class Launcher(Sessions):
         above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
         env = {**worker_environment(provider, profile.settings, above), **mcp_env}
         del env["CAO_CALL_CEILING_S"]
-        launch = Launch(
-            name,
-            f"{folder}/launch",
-            session.cwd,
-            profile,
-            system,
-            (*cao, "hook", folder),
-            (*cao, "mcp"),
-            mcp_env,
-            session.conversation,
-            resume,
-        )
+        who = (name, f"{folder}/launch", session.cwd, profile, system)
+        ways = ((*cao, "hook", folder), (*cao, "mcp"), mcp_env)
+        launch = Launch(*who, *ways, session.conversation, resume)
         own = {k: self.store.read_text(path) for k, path in provider.own_files(env).items()}
         files = {"system.md": system, **provider.files(launch._replace(own=own, env=env))}
         files["env.json"] = dump(env)
@@ -4096,47 +4068,34 @@ class Launcher(Sessions):
             remove_worktree(self.store, session)
         for task in self.store.tasks_out(self.caller.name):
             if self.store.session_of(task) == name:
-                _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+                self.store.drop_out(self.caller.name, task)
         self.tmux.kill_session(name)
         self.store.set_live(name, False)
         shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
     def _resume(
-        self,
-        session: Session,
-        state: dict[str, Any],
-        text: str,
-        options: TaskOptions,
-        named: Callable[[str], None],
+        self, session: Session, state: dict[str, Any], text: str, options: TaskOptions
     ) -> str:
         """Start an ended session again with its conversation and give it a task."""
         profile = self.launched(session.name)  # its scope is the one it had
         conversation = str(state.get("conversation") or "")
+        anew = f"use the profile's name, {session.profile}, for a new session"
         if not PROVIDERS[session.provider].resumes or not conversation or not profile:
-            raise NotFoundError(
-                f"session {session.name} has ended ({state.get('why') or 'closed'}) for good",
-                f"use the profile's name, {session.profile}, for a new session",
-            )
+            why = state.get("why") or "closed"
+            raise NotFoundError(f"session {session.name} has ended ({why}) for good", anew)
         if not os.path.isdir(session.cwd):
-            raise NotFoundError(
-                f"the directory of {session.name} is gone: {session.cwd}",
-                f"use the profile's name, {session.profile}, for a new session",
-            )
-        lock = self.store.lock(f"{self.store.home}/lock", wait=True)
-        try:
+            raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
+        with Held(f"{self.store.home}/lock"):
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
-                return self._put_task(session.name, text, options, profile, named)
+                return self._put_task(session.name, text, options, profile)
             self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))
             fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
             self.store.save_state(session.name, fresh)
             self.store.set_live(session.name, True)
-            task = self._put_task(session.name, text, options, profile, named)
+            task = self._put_task(session.name, text, options, profile)
             self.start(session.name, profile, conversation)
-        finally:
-            if lock is not None:
-                os.close(lock)
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
@@ -4149,14 +4108,7 @@ class Launcher(Sessions):
                 f"write it as one line of printable ASCII, at most {row.typed_bytes} bytes",
             )
 
-    def _put_task(
-        self,
-        name: str,
-        text: str,
-        options: TaskOptions,
-        profile: Profile | None,
-        named: Callable[[str], None],
-    ) -> str:
+    def _put_task(self, name: str, text: str, options: TaskOptions, profile: Profile | None) -> str:
         import shlex
 
         self._check_typable(name, text)
@@ -4167,7 +4119,7 @@ class Launcher(Sessions):
         except ValueError as error:
             raise UsageError(f"the check {check!r} is no command: {error}", "mend it") from None
         task = f"{name}.{random_letters()}"
-        named(task)
+        options.named(task)
         message = Message(
             f"{time.time_ns():020d}-{task}",
             "task",
@@ -4184,7 +4136,7 @@ class Launcher(Sessions):
         try:
             self.store.put(message)
         except BaseException:
-            _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+            self.store.drop_out(self.caller.name, task)
             raise
         self.store.poke(self.caller.name)
         return task
@@ -4227,7 +4179,7 @@ class Launcher(Sessions):
         mine = [m for m in self.store.waiting(name) if m.task == task]
         if not mine or not self.store.claim(name, mine[0].id):
             return False
-        _unlink(f"{self.store.folder(self.caller.name)}/out/{task}")
+        self.store.drop_out(self.caller.name, task)
         _unlink(f"{self.store.folder(name)}/inbox/cur/{mine[0].id}")
         return True
 
@@ -4245,14 +4197,17 @@ class Orchestrator(Launcher):
         task = strip_controls(task)
         self._check_text(task)
         if not options.request_id:
-            return self._assign(target, task, options, options.named)
+            return self._assign(target, task, options)
         import hashlib
 
         request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
         text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
         path = f"{self.store.folder(self.caller.name)}/requests/{request}"
-        lock = self.store.lock(f"{os.path.dirname(path)}/.lock", wait=True)
-        try:
+
+        def named(name: str) -> None:  # before the task is put: killed in between, it is put again
+            self.store.write(path, f"{name} {text_sha}", durable=True)
+
+        with Held(f"{os.path.dirname(path)}/.lock"):
             name, _, sha = self.store.read_text(path).partition(" ")
             if name and sha != text_sha:
                 raise UsageError(
@@ -4261,16 +4216,7 @@ class Orchestrator(Launcher):
                 )
             if name and self.is_given(name):
                 return name
-            # The name is noted before the task is put: killed in between, it is put again.
-            return self._assign(
-                target,
-                task,
-                options,
-                lambda t: self.store.write(path, f"{t} {text_sha}", durable=True),
-            )
-        finally:
-            if lock is not None:
-                os.close(lock)
+            return self._assign(target, task, options._replace(named=named))
 
     def _check_text(self, text: str) -> None:
         if not text.strip():
@@ -4282,13 +4228,7 @@ class Orchestrator(Launcher):
                 "put it into a file and name the file",
             )
 
-    def _assign(
-        self,
-        target: str,
-        text: str,
-        options: TaskOptions,
-        named: Callable[[str], None] = lambda _: None,
-    ) -> str:
+    def _assign(self, target: str, text: str, options: TaskOptions) -> str:
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
             elsewhere = options.cwd and os.path.realpath(options.cwd) != session.cwd
@@ -4297,12 +4237,12 @@ class Orchestrator(Launcher):
                 raise UsageError(what, "leave them out, or name a profile for a new session")
             state = self.state_of(target)
             if state["state"] == "ended":
-                return self._resume(session, state, text, options, named)
+                return self._resume(session, state, text, options)
             self._check_ring(target)
-            task = self._put_task(target, text, options, self.launched(target), named)
+            task = self._put_task(target, text, options, self.launched(target))
             if self.state_of(target)["state"] != "ended" or not self.take_back(target, task):
                 return task
-            return self._resume(session, self.state_of(target), text, options, named)
+            return self._resume(session, self.state_of(target), text, options)
         if options.cwd and not os.path.isdir(options.cwd):
             raise UsageError(
                 f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
@@ -4314,7 +4254,7 @@ class Orchestrator(Launcher):
         name = self.launch(profile, cwd, options)
         task = ""
         try:
-            task = self._put_task(name, text, options, profile, named)
+            task = self._put_task(name, text, options, profile)
             self.start(name, profile)
         except BaseException as error:
             if isinstance(error, TmuxError) and error.fix in ("gone", "no server"):
@@ -4358,6 +4298,11 @@ class Orchestrator(Launcher):
                     seen.add(session)
                     rest.append(session)
 
+    def check_mine(self, name: str) -> None:
+        """Raise where a session is not the caller's worker, nor the caller a person."""
+        if not self.caller.person and self.caller.name not in self.ancestors(name):
+            raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do it")
+
     def known(self) -> set[str]:
         """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
         me = self.store.peek(self.caller.name)
@@ -4400,7 +4345,7 @@ class Orchestrator(Launcher):
             sessions = {self.task_session(task) for task in tasks}
             for name in sessions:
                 wake.listen(name)
-                self.watch(name, wake_safely(wake))
+                self.watch(name, wake.poke)
             if any_mail:
                 wake.listen(self.caller.name)
             while True:
@@ -4424,9 +4369,8 @@ class Orchestrator(Launcher):
         the caller may exit right after us."""
         for result in results:
             if result.outcome == "lost":
-                path = f"{self.store.folder(result.session)}/lock"
-                fd = self.store.lock(path, wait=True, shared=True)
-                os.close(fd) if fd is not None else None
+                with Held(f"{self.store.folder(result.session)}/lock", shared=True):
+                    pass  # nobody has it, now
 
     def _look(
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
@@ -4492,9 +4436,7 @@ class Orchestrator(Launcher):
             if not me or not me.supervisor:
                 raise NotFoundError("you have no supervisor", "name a session: list_sessions")
             target = me.supervisor
-        session = self.store.load(target) if NAME.match(target) else None
-        if not session:
-            raise NotFoundError(f"there is no session {target!r}", "list_sessions shows them")
+        session = self.store.find(target)
         if target == self.caller.name:
             raise UsageError("that is yourself", "name another session")
         if self.caller.worker and target not in self.known() | set(
@@ -4544,9 +4486,12 @@ class Orchestrator(Launcher):
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
-        """Return a session's view, of `unknown` where it is of a format we do not know."""
+        """Return a session's view, of `unknown` where it is of a format we do not know, None
+        where there is none."""
         try:
             return self.view(name)
+        except NotFoundError:
+            return None
         except CaoError as error:
             blank = dict.fromkeys(("profile", "provider", "supervisor", "cwd"), "")
             facts = {"kind": "agent", "state": "unknown", "for_s": 0.0, "why": error.what}
@@ -4589,9 +4534,7 @@ class Orchestrator(Launcher):
 
     def read_session(self, name: str, lines: int) -> dict[str, Any]:
         """Return a session's view with its screen now, or the last one it had."""
-        view = self.view(name) if NAME.match(name) else None
-        if not view:
-            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        view = self.view(name)
         screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
         if (
             view["kind"] == "agent"
@@ -4611,9 +4554,7 @@ class Orchestrator(Launcher):
     def answer(self, name: str, text: str, seen: str = "") -> dict[str, Any]:
         """Answer what a session asks, if it still asks the same; seen: the id of the
         question that the answer is for, where a person has read it some time ago."""
-        view = self.view(name) if NAME.match(name) else None
-        if not view:
-            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+        view = self.view(name)
         question = view.get("question")
         if view["state"] != "asking" or not question:
             words = f"{name} asks nothing now (it is {view['state']})"
@@ -4638,15 +4579,10 @@ class Orchestrator(Launcher):
         return {"session": name, "answered": reply["text"], "state": state.get("state")}
 
     def _check_may_answer(self, view: dict[str, Any], question: dict[str, Any]) -> None:
-        if self.caller.person:
-            return
         name = view["session"]
-        if self.caller.name not in self.ancestors(name):
-            raise UsageError(
-                f"{name} is not your worker", "its supervisor, or a person, may answer"
-            )
-        session = self.store.load(name)
-        if question["kind"] != "question" and not (session and session.approve == "supervisor"):
+        self.check_mine(name)
+        approves = self.caller.person or self.store.find(name).approve == "supervisor"
+        if question["kind"] != "question" and not approves:
             raise UsageError(
                 f"{name} asks for a permission, and that is a person's to give",
                 f"ask the person to run: cao answer {name} OPTION (or give the worker's profile"
@@ -4655,29 +4591,20 @@ class Orchestrator(Launcher):
 
     def stop_session(self, name: str, interrupt: bool) -> dict[str, Any]:
         """Interrupt a session's turn, or end it with its workers."""
-        session = self.store.load(name) if NAME.match(name) else None
-        if not session or session.kind != "agent":
-            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
-        if not self.caller.person and self.caller.name not in self.ancestors(name):
-            raise UsageError(f"{name} is not your worker", "you may stop only your own workers")
+        if self.store.find(name).kind != "agent":
+            raise UsageError(f"{name} is a client, not an agent", "it ends with its own program")
+        self.check_mine(name)
         state = self.state_of(name)
         if state["state"] == "ended":
             return {"session": name, "state": "ended", "did": "nothing: it had ended"}
         if interrupt:
             if state["state"] not in ("working", "asking"):
-                return {
-                    "session": name,
-                    "state": state["state"],
-                    "did": "nothing: no turn was running",
-                }
-            state = self.control(
-                name, {"cao": "interrupt"}, lambda s: s.get("state") == "idle", 8.0
-            )
-            did = (
-                "interrupted"
-                if state.get("state") == "idle"
-                else "interrupt was sent, still working"
-            )
+                did = "nothing: no turn was running"
+                return {"session": name, "state": state["state"], "did": did}
+            order = {"cao": "interrupt"}
+            state = self.control(name, order, lambda s: s.get("state") == "idle", 8.0)
+            idle = state.get("state") == "idle"
+            did = "interrupted" if idle else "interrupt was sent, still working"
             return {"session": name, "state": state.get("state"), "did": did}
         self.end(name)
         return {"session": name, "state": "ended", "did": "ended"}
@@ -4687,15 +4614,6 @@ def make_client(store: Store, name: str) -> None:
     """Make a client's folder."""
     os.makedirs(store.folder(name), 0o700, exist_ok=True)
     store.create(Session(name, "client", cwd=os.getcwd(), launched_at=time.time()))
-
-
-def wake_safely(wake: Wake) -> Callable[[], None]:
-    """Return a poke for another thread: it does nothing once the wake is closed."""
-
-    def poke() -> None:
-        nudge(wake.path)
-
-    return poke
 
 
 def choose_option(options: Sequence[Option], answer: str) -> tuple[Option | None, str]:
@@ -4852,9 +4770,7 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
     """Return a session that has a worktree; to_change: one that the caller may merge or
     discard, and that is not at work."""
-    session = boss.store.load(name) if NAME.match(name) else None
-    if not session:
-        raise NotFoundError(f"there is no session {name!r}", "cao ls --all shows them")
+    session = boss.store.find(name)
     if not session.worktree:
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
@@ -4865,14 +4781,11 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
             f"the worktree of {name} is gone",
             f"git -C {session.origin} branch --list {session.worktree} tells if its branch is left",
         )
-    caller = boss.caller
-    if to_change and not caller.person and caller.name not in boss.ancestors(name):
-        raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do that")
-    state = boss.state_of(name) if to_change else {}
-    if state.get("task") and state["state"] != "ended":
-        raise UsageError(
-            f"{name} is at work on {state['task']}", f"cao wait {state['task']}, or cao stop {name}"
-        )
+    if to_change:
+        boss.check_mine(name)
+        state = boss.state_of(name)
+        if (task := state.get("task")) and state["state"] != "ended":
+            raise UsageError(f"{name} is at work on {task}", f"cao wait {task}, or cao stop {name}")
     return session
 
 
@@ -5069,6 +4982,7 @@ class Conversation:
         elif open_for:
             shown = "working"
         d = self.delivery
+        way = {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at} if d else None
         return {
             "state": shown,
             "since": self.since,
@@ -5078,9 +4992,7 @@ class Conversation:
             "last_line": self.last_line,
             "turn_at": self.turn_at if self.phase == "working" else 0,
             "delivering": d.messages if d and d.step != "taken" else (),
-            "delivery": {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
-            if d
-            else None,
+            "delivery": way,
             "question": question._asdict() if question else None,
             "group": {"id": self.child, "start": start_mark(self.child)} if self.child else None,
             "conversation": self.conversation if self.begun else self.launch.resume,
@@ -5098,7 +5010,7 @@ class Conversation:
         if facts == self.saved:
             return
         if facts["state"] != self.saved.get("state"):
-            self.store.log(self.name, "state", state=facts["state"], why=self.why)
+            self._log("state", state=facts["state"], why=self.why)
         self.store.save_state(self.name, facts)
         changed = [k for k in ("state", "question") if facts[k] != self.saved.get(k)]
         self.saved = facts
@@ -5106,6 +5018,9 @@ class Conversation:
             self.store.poke_up(self.name)
         else:
             self.store.poke(self.name)
+
+    def _log(self, event: str, **fields: Any) -> None:
+        self.store.log(self.name, event, **fields)
 
     def _set_phase(self, phase: str, why: str = "") -> None:
         if phase != self.phase:
@@ -5124,9 +5039,7 @@ class Conversation:
 
     def _on_event(self, event: Event, at: float) -> None:
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
-        self.store.log(
-            self.name, "event", kind=event.kind, source=event.source, reason=event.reason
-        )
+        self._log("event", kind=event.kind, source=event.source, reason=event.reason)
         self.conversation = event.conversation or self.conversation
         if event.transcript and event.transcript != self.transcript:
             self.transcript, self.offset, self.inode = event.transcript, 0, 0
@@ -5158,7 +5071,7 @@ class Conversation:
         if not d:
             return
         self.delivery = d._replace(step="taken", at=time.time(), exact=exact)
-        self.store.log(self.name, "taken", messages=d.messages, exact=exact)
+        self._log("taken", messages=d.messages, exact=exact)
         if self.task and self.task.id in d.messages:
             self.task_exact = exact
 
@@ -5178,7 +5091,7 @@ class Conversation:
         if self.question and self.question.id == question.id:
             return
         self.question = question
-        self.store.log(self.name, "asking", question=question.id, kind=kind)
+        self._log("asking", question=question.id, kind=kind)
         self._set_phase("asking", f"asks: {shorten(text, 80)}")
         self.boss.notify(self.name, "asking", text, self.task.task if self.task else "")
 
@@ -5194,8 +5107,7 @@ class Conversation:
         self.begun = True
         self.last_line = shorten(tail_lines(event.text, 1) or f"({how})", 120)
         self._set_phase("idle", f"turn {how}")
-        self.store.log(
-            self.name,
+        self._log(
             "turn_ended",
             how=how,
             source=event.source,
@@ -5260,11 +5172,8 @@ class Conversation:
         if not task:
             return
         answer = str(fields.get("answer") or "")
-        notes = (
-            [f"reached the CLI changed: {self.task_exact}"]
-            if self.task_exact.startswith("differs")
-            else []
-        )
+        changed = self.task_exact.startswith("differs")
+        notes = [f"reached the CLI changed: {self.task_exact}"] if changed else []
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
         if self.session.worktree:
             try:
@@ -5300,8 +5209,7 @@ class Conversation:
         self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self.boss.conclude(result, task.sender)
-        self.store.log(
-            self.name,
+        self._log(
             "result",
             task=task.task,
             outcome=outcome,
@@ -5326,7 +5234,7 @@ class Conversation:
 
         def work() -> None:
             check.update(run_check(check["command"], self.session.cwd, self.env, note_group))
-            wake_safely(self.wake)()
+            self.wake.poke()
 
         threading.Thread(target=work, daemon=True).start()
 
@@ -5391,9 +5299,7 @@ class Conversation:
                 except ChildProcessError:
                     self.exit_status = None
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
-        self.store.log(
-            self.name, "ended", outcome=outcome, reason=reason, exit_status=self.exit_status
-        )
+        self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
         facts = self._facts()
         self.task = self.delivery = self.question = None
         self.phase, self.since = "ended", time.time()
@@ -5469,7 +5375,7 @@ class Watcher(Conversation):
 
     def _hook_missed(self, name: str) -> None:
         """Say in the log that a hook did not come and the next source decided."""
-        self.store.log(self.name, "hook_missed", hook=name)
+        self._log("hook_missed", hook=name)
 
     def _menu(self) -> Menu | None:
         """Return the dialog on the screen, if there is one."""
@@ -5613,7 +5519,7 @@ class Watcher(Conversation):
         if look.state == "asking":
             return
         self.question = None
-        self.store.log(self.name, "answered", state=look.state)
+        self._log("answered", state=look.state)
         self._set_phase("working" if self.begun else "starting", "the dialog closed")
 
     def _may_close(self) -> bool:
@@ -5780,6 +5686,10 @@ def _words(menu: Menu) -> list[str]:
     return re.findall(r"[^\W\d]+", " ".join([menu.question, *(o.text for o in menu.options)]))
 
 
+# By a runner: it may write to a terminal of which its CLI is the foreground.
+_IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
+
+
 class Runner(Watcher):
     """The process of one session: its CLI, its loop, every key that is typed.
 
@@ -5821,7 +5731,7 @@ class Runner(Watcher):
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE):
+        for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         return woken
 
@@ -5838,27 +5748,21 @@ class Runner(Watcher):
             text = self._compose(first, by_argv=True)
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
-        if self.row.program:
-            program = [find_program(self.row.program, self.env.get("PATH", ""))]
-        elif self.row.name == "command":
-            program = [
-                find_program(str(launch.profile.settings["command"][0]), self.env.get("PATH", ""))
-            ]
-        else:
-            program = list(launch.mcp[:-1])
+        named = program_of(launch.profile)
+        found = find_program(named, self.env.get("PATH", "")) if named else ""
+        program = [found] if found else list(launch.mcp[:-1])
         os.chdir(self.session.cwd)
         if launch.resume:  # what stands in its transcript is of turns that were
             self._transcript_event()
             self.offset, self.inode = file_mark(self.transcript)[0], 0
         if self.row.by_output:
-            self._tmux(
-                "pipe-pane", "-O", "-t", self.pane, "exec cat >" + quote_argv([self.wake.path])
-            )
+            pipe = "exec cat >" + quote_argv([self.wake.path])
+            self.boss.tmux.run("pipe-pane", "-O", "-t", self.pane, pipe)
         argv = [*program, *map(str, self.row.argv(launch))]
         self.child = spawn_foreground(
             argv, {**self.env, **self.row.env(launch), **tmux_variables()}
         )
-        self.store.log(self.name, "started", pid=self.child, program=program[0])
+        self._log("started", pid=self.child, program=program[0])
         self._save()
 
     def _round(self) -> bool:
@@ -5872,15 +5776,15 @@ class Runner(Watcher):
         try:
             self._read_events()
             for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
-                self.boss.watch(self.store.session_of(task), wake_safely(self.wake))
+                self.boss.watch(self.store.session_of(task), self.wake.poke)
             self._advance(time.time())
             self._save()
             if self.saved["state"] not in (self.counted, "ended"):
                 self.counted = self.saved["state"]
-                self._tmux("set-option", "-t", self.pane, "@cao", self.counted)
+                self.boss.tmux.run("set-option", "-t", self.pane, "@cao", self.counted)
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
-            self.store.log(self.name, "tmux_failed", words=error.what)
+            self._log("tmux_failed", words=error.what)
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
         return self.phase != "ended"
@@ -5901,12 +5805,9 @@ class Runner(Watcher):
             if self.ending and task and not task.check:
                 self._end_task("done", answer=self.ending.text, source=self.ending.source)
             reason = "exited" if self.begun else "never_started"
-            how = (
-                f"signal {-self.exit_status}"
-                if self.exit_status < 0
-                else f"exit status {self.exit_status}"
-            )
-            self._finish("failed", reason, f"{self.row.name} ended by itself with {how}")
+            how = "signal" if self.exit_status < 0 else "exit status"
+            words = f"{self.row.name} ended by itself with {how} {abs(self.exit_status)}"
+            self._finish("failed", reason, words)
 
     def _read_events(self) -> None:
         """Deal with what the hooks and our callers dropped; forget it when that is saved."""
@@ -6048,7 +5949,7 @@ class Runner(Watcher):
         if len(ours) < len(messages):
             text = self._compose(ours)
         self.delivery = Delivery(tuple(m.id for m in ours), text, step, time.time())
-        self.store.log(self.name, step, messages=[m.id for m in ours], bytes=len(text))
+        self._log(step, messages=[m.id for m in ours], bytes=len(text))
         self.last_sent = text
         return True
 
@@ -6110,7 +6011,7 @@ class Runner(Watcher):
         if row.by_output:
             self.printed_from = self._line_now()
         tmux.paste(self.pane, split_pieces(text, *row.piece))
-        self.store.log(self.name, "typed", messages=ids, bytes=len(text))
+        self._log("typed", messages=ids, bytes=len(text))
         until = time.monotonic() + 3
         while row.composer and time.monotonic() < until:
             if parse_draft(self._screen(ansi=True), row.composer):
@@ -6126,18 +6027,18 @@ class Runner(Watcher):
     def _enter(self) -> bool:
         """Press Enter, never into a dialog or another program."""
         if not self._in_foreground() or (self.row.composer and self._menu()):
-            self.store.log(self.name, "enter_withheld")
+            self._log("enter_withheld")
             return False
         pressed_at = time.time()  # its hook may be here before tmux has told us
         self.boss.tmux.keys(self.pane, "Enter")
         if self.delivery:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
-            self.store.log(self.name, "submitted", messages=self.delivery.messages)
+            self._log("submitted", messages=self.delivery.messages)
         return True
 
     def _undeliverable(self, d: Delivery) -> None:
         self.delivery, self.ordered = None, ""
-        self.store.log(self.name, "undeliverable", messages=d.messages)
+        self._log("undeliverable", messages=d.messages)
         why = "the CLI did not take it as a prompt"
         if self.task and self.task.id in d.messages:
             self._end_task("failed", reason="never_started", detail=why)
@@ -6180,7 +6081,7 @@ class Runner(Watcher):
         words, option = self.row.trusts
         if words and words in question.text:
             said = self._answer({"question": question.id, "answer": option})
-            self.store.log(self.name, "trusted", **said)
+            self._log("trusted", **said)
 
     def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
         """Answer the open question by its own dialog, if it is still the same."""
@@ -6192,12 +6093,9 @@ class Runner(Watcher):
         except CaoError as error:
             return {"ok": False, "text": error.what}
         self.question = None
-        self.store.log(self.name, "answered", question=question.id)
+        self._log("answered", question=question.id)
         self._set_phase("working" if self.begun else "starting", "answered")
         return {"ok": True, "text": said}
-
-    def _tmux(self, *args: str) -> str:
-        return self.boss.tmux.run(*args)
 
 
 def run_check(
@@ -6244,13 +6142,7 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
         if os.isatty(0):
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
             os.tcsetpgrp(0, os.getpid())
-        for number in (
-            signal.SIGTTOU,
-            signal.SIGTTIN,
-            signal.SIGTSTP,
-            signal.SIGPIPE,
-            signal.SIGINT,
-        ):
+        for number in (*_IGNORED, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.execve(argv[0], list(argv), env)
     except OSError as error:
@@ -6261,9 +6153,7 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
 
 def run_session(store: Store, name: str) -> int:
     """Be a session's runner: the pane's own process."""
-    session = store.load(name)
-    if not session:
-        raise NotFoundError(f"there is no session {name!r}", "cao ls shows them")
+    session = store.find(name)
     # The pane dies with us: what we last said must not die with it.
     path = f"{store.folder(name)}/runner.log"
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
@@ -6533,15 +6423,12 @@ class Schedule:
         the caller carries them out. One flow's fault is told, and keeps no other waiting."""
         begun: list[Begun] = []
         self.store.write(f"{self.folder}/ticked", "") if due else None
-        lock = self.store.lock(f"{self.folder}/lock", wait=True)
-        try:
+        with Held(f"{self.folder}/lock"):
             for name in names:
                 try:
                     begun += self._take(self.load(name), now, due)
                 except CaoError as error:
                     tell(f"flow {name}: {error}")
-        finally:
-            os.close(lock) if lock is not None else None
         return begun
 
     def _take(self, flow: Flow, now: float, due: bool) -> list[Begun]:
@@ -6698,6 +6585,22 @@ class Call(NamedTuple):
     on_wake: Callable[[Wake], None] = lambda _: None
     on_look: Callable[[Waited], None] = lambda _: None
 
+    def wait(
+        self, tasks: Sequence[str], timeout_s: float, want_all: bool = False, mail: bool = False
+    ) -> Answer:
+        """Wait as await_tasks does, heard and cancelled as this call is."""
+        found = self.boss.await_tasks(
+            tasks,
+            timeout_s,
+            want_all=want_all,
+            any_mail=mail,
+            told=self.told,
+            cancelled=self.cancelled,
+            on_wake=self.on_wake,
+            on_look=self.on_look,
+        )
+        return view_waited(self, found)
+
 
 class Answer(NamedTuple):
     """What a tool gives: text for the model, the same as data for programs."""
@@ -6791,19 +6694,10 @@ def view_waited(call: Call, found: Waited) -> Answer:
         parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
-    data["outcome"] = (
-        found.results[0].outcome
-        if len(found.results) == 1
-        else (
-            "asking"
-            if found.asking
-            else "running"
-            if found.running
-            else "done"
-            if found.results
-            else "nothing"
-        )
-    )
+    kinds = (("asking", found.asking), ("running", found.running), ("done", found.results))
+    data["outcome"] = next((word for word, there in kinds if there), "nothing")
+    if len(found.results) == 1:
+        data["outcome"] = found.results[0].outcome
     return Answer("\n\n".join(parts), data, found.running)
 
 
@@ -6850,26 +6744,16 @@ def render_asking(ask: dict[str, Any]) -> str:
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
     task = call.boss.assign(given["target"], given["task"], task_options(given))
-    found = call.boss.await_tasks(
-        [task],
-        call.ceiling_s,
-        told=call.told,
-        cancelled=call.cancelled,
-        on_wake=call.on_wake,
-        on_look=call.on_look,
-    )
-    return view_waited(call, found)
+    return call.wait([task], call.ceiling_s)
 
 
 def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     task = call.boss.assign(given["target"], given["task"], task_options(given))
     session = call.boss.store.session_of(task)
     me = call.boss.store.load(call.boss.caller.name)
-    how = (
-        "The result will arrive in your conversation by itself."
-        if me and me.kind == "agent"
-        else f'Call wait with tasks ["{task}"] for the result.'
-    )
+    how = f'Call wait with tasks ["{task}"] for the result.'
+    if me and me.kind == "agent":
+        how = "The result will arrive in your conversation by itself."
     text = f"Task {task} is with session {session}. {how}"
     return Answer(text, {"task": task, "session": session}, (task,))
 
@@ -6885,17 +6769,7 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
         return view_waited(call, Waited())  # no folder yet: nothing can be on its way
     tasks = list(given.get("tasks") or call.boss.tasks_given())
     limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
-    found = call.boss.await_tasks(
-        tasks,
-        limit,
-        want_all=bool(given.get("all")),
-        any_mail=not given.get("tasks"),
-        told=call.told,
-        cancelled=call.cancelled,
-        on_wake=call.on_wake,
-        on_look=call.on_look,
-    )
-    return view_waited(call, found)
+    return call.wait(tasks, limit, bool(given.get("all")), not given.get("tasks"))
 
 
 def render_session(view: dict[str, Any]) -> str:
@@ -6945,47 +6819,35 @@ def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
     return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
 
 
-def _text(description: str) -> dict[str, Any]:
-    return {"type": "string", "description": description}
+def _is(kind: str, description: str, **more: Any) -> dict[str, Any]:
+    """Return the schema of an argument."""
+    return {"type": kind, "description": description, **more}
 
 
 _TASK_ARGUMENTS: dict[str, Any] = {
-    "target": _text(
+    "target": _is(
+        "string",
         "A profile or provider for a new session (developer, reviewer, claude, codex …),"
-        " or a session's name to go on with its conversation."
+        " or a session's name to go on with its conversation.",
     ),
-    "task": _text("All the worker needs to know: it sees nothing of your conversation."),
-    "cwd": _text("Working directory, absolute; default: yours."),
-    "worktree": {
-        "type": "boolean",
-        "description": "Give a new session its own git worktree and branch.",
-    },
-    "check": _text(
+    "task": _is("string", "All the worker needs to know: it sees nothing of your conversation."),
+    "cwd": _is("string", "Working directory, absolute; default: yours."),
+    "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
+    "check": _is(
+        "string",
         "Command that must exit 0 in the worker's directory before the task is done,"
-        " e.g. pytest -q."
+        " e.g. pytest -q.",
     ),
-    "check_retries": {
-        "type": "number",
-        "minimum": 0,
-        "description": "How often the check's output goes back to the worker; default 2.",
-    },
-    "timeout_s": {
-        "type": "number",
-        "minimum": 1,
-        "description": "Seconds the task may work; default 3600.",
-    },
-    "keep": {"type": "boolean", "description": "Do not close the new session when it is idle."},
-    "request_id": _text("The same id again is the same task, not a second one."),
+    "check_retries": _is(
+        "number", "How often the check's output goes back to the worker; default 2.", minimum=0
+    ),
+    "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
+    "keep": _is("boolean", "Do not close the new session when it is idle."),
+    "request_id": _is("string", "The same id again is the same task, not a second one."),
 }
-_SESSION = {"session": _text("The session's name, like developer-7k2m.")}
+_SESSION = {"session": _is("string", "The session's name, like developer-7k2m.")}
 _STRING, _LIST = {"type": "string"}, {"type": "array"}
-_WAITED = {
-    "outcome": _STRING,
-    "results": _LIST,
-    "messages": _LIST,
-    "asking": _LIST,
-    "running": _LIST,
-}
+_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
 
 TOOLS: dict[str, Tool] = {
     tool.name: tool
@@ -7019,7 +6881,10 @@ TOOLS: dict[str, Tool] = {
             "Send a message",
             "Send a message to a session, or to your supervisor. A worker at work reads it after"
             " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
-            {"target": _text('A session\'s name, or "supervisor".'), "message": _text("The text.")},
+            {
+                "target": _is("string", 'A session\'s name, or "supervisor".'),
+                "message": _is("string", "The text."),
+            },
             ("target", "message"),
             {"message": _STRING, "to": _STRING, "step": _STRING},
             _call_send_message,
@@ -7030,13 +6895,9 @@ TOOLS: dict[str, Tool] = {
             "Wait for results",
             "Wait for the next results, messages and questions from your workers.",
             {
-                "tasks": {"type": "array", "items": _STRING, "description": "Only these tasks."},
-                "all": {"type": "boolean", "description": "Wait for all of them, not the first."},
-                "timeout_s": {
-                    "type": "number",
-                    "minimum": 0,
-                    "description": "Seconds at the most.",
-                },
+                "tasks": _is("array", "Only these tasks.", items=_STRING),
+                "all": _is("boolean", "Wait for all of them, not the first."),
+                "timeout_s": _is("number", "Seconds at the most.", minimum=0),
             },
             (),
             _WAITED,
@@ -7046,7 +6907,7 @@ TOOLS: dict[str, Tool] = {
             "list_sessions",
             "List sessions",
             "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
-            {"all": {"type": "boolean", "description": "The ended ones too."}},
+            {"all": _is("boolean", "The ended ones too.")},
             (),
             {"sessions": _LIST, "profiles": _LIST},
             _call_list_sessions,
@@ -7057,7 +6918,7 @@ TOOLS: dict[str, Tool] = {
             "Read a session",
             "Show a session's screen as it is now, its state and the evidence for it. To get an"
             " answer use wait: the screen is not the answer.",
-            {**_SESSION, "lines": {"type": "number", "minimum": 1, "description": "Default 50."}},
+            {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
             ("session",),
             {"session": _STRING, "state": _STRING, "screen": _STRING},
             _call_read_session,
@@ -7070,9 +6931,10 @@ TOOLS: dict[str, Tool] = {
             " give unless the worker's profile says `approve: supervisor`.",
             {
                 **_SESSION,
-                "answer": _text(
+                "answer": _is(
+                    "string",
                     "An option's number or text, with your words after a colon where it takes"
-                    " some (`4: use tabs`); free text where there are no options."
+                    " some (`4: use tabs`); free text where there are no options.",
                 ),
             },
             ("session", "answer"),
@@ -7085,10 +6947,7 @@ TOOLS: dict[str, Tool] = {
             "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
             {
                 **_SESSION,
-                "interrupt": {
-                    "type": "boolean",
-                    "description": "Only interrupt its turn; the session lives.",
-                },
+                "interrupt": _is("boolean", "Only interrupt its turn; the session lives."),
             },
             ("session",),
             {"session": _STRING, "did": _STRING},
@@ -7202,8 +7061,7 @@ class McpEngine:
         """Leave no FIFO behind; the threads are daemons and end with us."""
         for running in list(self.running.values()):
             for wake in running.wakes:
-                for path in (*wake.links, wake.path):
-                    _unlink(path)
+                wake.vanish()
 
     def send(self, message: Any) -> None:
         """Write one message as one line."""
@@ -7487,17 +7345,8 @@ class McpEngine:
             last[0] = passed
             parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
             text = f"{', '.join(parts)}, {render_seconds(passed)}"
-            self.send(
-                {
-                    "jsonrpc": "2.0",
-                    "method": "notifications/progress",
-                    "params": {
-                        "progressToken": token,
-                        "progress": round(passed, 3),
-                        "message": text,
-                    },
-                }
-            )
+            said = {"progressToken": token, "progress": round(passed, 3), "message": text}
+            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": said})
 
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
@@ -7523,7 +7372,7 @@ class McpEngine:
                 self.ending.notify_all()
         if running:
             for wake in running.wakes:
-                wake_safely(wake)()
+                wake.poke()
 
     def open(self, delegates: bool) -> Orchestrator:
         """Return the verbs, for our client: its folder is adopted if there is one, made at
@@ -8013,15 +7862,13 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     group = state.get("group") or {}
     pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
     alive = bool(group) and is_running(group)
+    said = f"{event['kind']} by {event['source']}" if event else ""
     found: dict[str, Any] = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),
         "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
         "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
-        "last event": f"{event['kind']} by {event['source']},"
-        f" {render_seconds(time.time() - event['at'])} ago"
-        if event
-        else None,
+        "last event": said and f"{said}, {render_seconds(time.time() - event['at'])} ago",
         "last look": f"{look['state']} by {look['source']} {look['why']}".strip() if look else None,
         "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
         "screen": shorten(view["screen"], 160),
@@ -8210,7 +8057,7 @@ class Watch:
         self.views = self.boss.list_sessions()
         states = {v["session"]: v["state"] for v in self.views if v["kind"] == "agent"}
         for name in states:
-            self.boss.watch(name, wake_safely(self.wake))  # a kill -9 pokes nobody
+            self.boss.watch(name, self.wake.poke)  # a kill -9 pokes nobody
         names = [v["session"] for v in self.views]
         if self.selected not in names:
             self.selected = next(iter(states), names[0] if names else "")
@@ -8458,9 +8305,8 @@ class Trace:
         self.store, self.title = boss.store, f"cao trace {root}".strip()
         views = boss.list_sessions(True)
         if root:
-            at = next((n for n, v in enumerate(views) if v["session"] == root), None)
-            if at is None:
-                raise NotFoundError(f"there is no session {root!r}", "cao ls --all shows them")
+            boss.store.find(root)
+            at = next(n for n, v in enumerate(views) if v["session"] == root)
             below = (n for n, v in enumerate(views) if n > at and v["depth"] <= views[at]["depth"])
             views = views[at : next(below, len(views))]
         paths = (f"{boss.store.home}/sessions/{v['session']}/log.jsonl" for v in views)
@@ -8668,16 +8514,8 @@ _KEYS_OF = {  # keys that mean something to one provider only
     **dict.fromkeys(("command", "ready", "busy", "asking", "answer", "exit"), "command"),
 }
 _UNUSED_KEYS = (
-    "tags",
-    "capabilities",
-    "skills",
-    "toolsSettings",
-    "toolAliases",
-    "resources",
-    "hooks",
-    "useLegacyMcpJson",
-    "tools",
-)
+    "tags capabilities skills toolsSettings toolAliases resources hooks useLegacyMcpJson tools"
+).split()
 
 
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
@@ -8806,7 +8644,7 @@ def _shell_word(match: re.Match[str]) -> str:
 
 # The verbs' errors name tools: what a shell has in their place.
 _COMMAND_OF = {
-    "list_sessions": "cao ls",
+    "list_sessions": "cao ls --all",
     "read_session": "cao show",
     "send_message": "cao send",
     "stop_session": "cao stop",
@@ -8929,36 +8767,22 @@ def _report(ask: Ask, found: Waited) -> int:
     """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
     if ask.args.json:
         records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in found.results]
-        print(
-            json.dumps(
-                {
-                    "results": records,
-                    "asking": found.asking,
-                    "running": found.running,
-                    "messages": [m._asdict() for m in found.messages],
-                },
-                ensure_ascii=False,
-                indent=1,
-            )
-        )
-    for result in () if ask.args.json else found.results:
-        if result.outcome == "done" and len(found.results) == 1:
-            print(result.answer)
-        else:
-            print(
-                render_result(result), file=sys.stdout if result.outcome == "done" else sys.stderr
-            )
-    if not ask.args.json:
+        said = [message._asdict() for message in found.messages]
+        data = {"results": records, "asking": found.asking, "running": found.running}
+        _print(ask, {**data, "messages": said}, "")
+    else:
+        for result in found.results:
+            done = result.outcome == "done"
+            alone = done and len(found.results) == 1
+            words = result.answer if alone else render_result(result)
+            print(words, file=sys.stdout if done else sys.stderr)
         _say_found(found)
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
     if found.asking:
         return EXIT_ASKING
     if found.running and not found.results:
-        print(
-            f"cao: still running: {' '.join(found.running)}\n"
-            f"     try: cao wait {' '.join(found.running)}",
-            file=sys.stderr,
-        )
+        names = " ".join(found.running)
+        _say_error(CaoError(f"still running: {names}", f"cao wait {names}"))
         return EXIT_TIMEOUT
     return max(codes, default=EXIT_DONE)
 
@@ -9066,13 +8890,9 @@ def cmd_wait(ask: Ask) -> int:
     tasks = ask.args.tasks or ask.boss.tasks_given()
     if not tasks:
         print("cao: no task was given out from this directory", file=sys.stderr)
-    limit = parse_seconds(ask.args.timeout)
-    return _report(
-        ask,
-        ask.boss.await_tasks(
-            tasks, limit, want_all=ask.args.all or not ask.args.tasks, any_mail=not ask.args.tasks
-        ),
-    )
+    limit, mail = parse_seconds(ask.args.timeout), not ask.args.tasks
+    every = ask.args.all or mail
+    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=every, any_mail=mail))
 
 
 def cmd_ls(ask: Ask) -> int:
@@ -9247,8 +9067,7 @@ def cmd_logs(ask: Ask) -> int:
         while True:
             lines = []
             for name in names:
-                if not ask.store.load(name):
-                    raise NotFoundError(f"there is no session {name!r}", "cao ls --all shows them")
+                ask.store.find(name)
                 if ask.args.follow:
                     wake.listen(name)
                 text = ask.store.read_text(f"{ask.store.folder(name)}/log.jsonl")
@@ -9454,19 +9273,13 @@ def _schedule_install(ask: Ask, _plan: Schedule) -> int:
 def cmd_doctor(ask: Ask) -> int:
     rows, good = doctor(ask.store)
     if ask.args.live is not None:
-        found = [
-            row[0] for row in rows if row[0] in PROVIDERS and row[1] not in ("missing", "broken")
-        ]
-        rows = [
-            prove_live(ask.boss, name) for name in ([ask.args.live] if ask.args.live else found)
-        ]
+        there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
+        names = [ask.args.live] if ask.args.live else [name for name in there if name in PROVIDERS]
+        rows = [prove_live(ask.boss, name) for name in names]
         good = all(row[1] == "ok" for row in rows)
-        _print(
-            ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows)
-        )
-        return EXIT_DONE if good else EXIT_FAILED
     _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))
-    return EXIT_DONE if good else EXIT_TMUX
+    bad = EXIT_TMUX if ask.args.live is None else EXIT_FAILED
+    return EXIT_DONE if good else bad
 
 
 _FIRST_STEPS = """\
@@ -9480,188 +9293,159 @@ first steps:
 cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
 4 tmux, 5 timed out, 6 asking, 130 interrupted."""
 
-_EXAMPLES = {
-    "handoff": "cao handoff developer 'mend the failing test' --check 'pytest -q'",
-    "run": "cao run developer --file task.md --permissions edits --check 'pytest -q'",
-    "assign": "one=$(cao assign developer 'part one'); cao wait \"$one\"",
-    "send": "cao send developer-7k2m 'the tests are in tests/unit'",
-    "wait": "cao wait --timeout 10m  # all that was given out from this directory",
-    "ls": "cao ls --asking  # who needs you",
-    "show": "cao show developer-7k2m --lines 20",
-    "diff": "cao diff developer-7k2m --stat",
-    "merge": "cao merge developer-7k2m  # into the branch that is checked out here",
-    "discard": "cao discard developer-7k2m",
-    "answer": "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
-    "stop": "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
-    "attach": "cao attach developer-7k2m  # C-b d leaves it as it is",
-    "watch": "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
-    + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""),
-    "launch": "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
-    "why": "cao why developer-7k2m",
-    "logs": "cao logs -f developer-7k2m",
-    "trace": "cao trace supervisor-7k2m && xdg-open cao-trace.html",
-    "config": "cao config cursor",
-    "profiles": "cao profiles developer  # what is effective in it, what is ignored",
-    "schedule": "cao schedule add nightly.md && cao schedule install",
-    "clean": "cao clean --older 2d",
-    "demo": "cao demo",
-    "doctor": "cao doctor",
-    "mcp": "claude mcp add cao -- cao mcp",
-}
+
+class Command(NamedTuple):
+    """One row of the command line."""
+
+    name: str
+    call: Callable[[Ask], int]
+    about: str
+    example: str
+    arguments: tuple[Any, ...] = ()
+    json: bool = True  # takes --json
 
 
-def _example(name: str) -> dict[str, Any]:
-    """Return what teaches a command, for argparse."""
-    import argparse
-
-    form = argparse.RawDescriptionHelpFormatter
-    return {"formatter_class": form, "epilog": f"example: {_EXAMPLES[name]}"}
+def _arg(*names: str, **settings: Any) -> Any:
+    """Return an argument, as argparse's add_argument takes it."""
+    return names, settings
 
 
-def _command_line() -> tuple[Any, dict[str, Any]]:
+def _flag(name: str, about: str) -> Any:
+    return _arg(name, action="store_true", help=about)
+
+
+_JSON = _flag("--json", "print JSON for a program")
+_NAME = _arg("session")
+_CWD = _arg("--cwd", metavar="DIR", help="its working directory")
+_TIMEOUT = _arg("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
+_PERMISSIONS = _arg("--permissions", choices=PERMISSIONS, help="what it may do unasked")
+_GIVEN = (
+    _arg("target", help="profile, provider or session"),
+    _arg("task", nargs="?", help="the task; - or nothing: from stdin"),
+    *(_CWD, _flag("--worktree", "give a new session a git worktree")),
+    _arg("--check", metavar="COMMAND", help="must exit 0 before the task is done"),
+    _arg("--check-retries", type=int, metavar="N", help="how often it may try again; default 2"),
+    *(_TIMEOUT, _PERMISSIONS),
+)
+_KEPT = (
+    _flag("--keep", "do not close the session when idle"),
+    _arg("--request-id", metavar="ID", help="the same id again is the same task"),
+)
+_ACTIONS = "add list show run enable disable remove log install tick serve".split()
+
+# One row per command. To add one: a function above, a row here, a README line.
+COMMANDS = (
+    Command("handoff", cmd_handoff, "give a task to an agent, wait, print its answer",
+            "cao handoff developer 'mend the failing test' --check 'pytest -q'", (*_GIVEN, *_KEPT)),
+    Command("assign", cmd_assign, "give a task to an agent and go on; prints the task's name",
+            "one=$(cao assign developer 'part one'); cao wait \"$one\"", (*_GIVEN, *_KEPT)),
+    Command("run", cmd_run, "do one task for a script or CI, print its answer, leave nothing",
+            "cao run developer --file task.md --permissions edits --check 'pytest -q'",
+            (*_GIVEN, _arg("--file", metavar="FILE", help="the task is in this file"),
+             _flag("--keep-on-failure", "leave the session if not done"))),
+    Command("send", cmd_send, "send a message to a session, or to `supervisor`",
+            "cao send developer-7k2m 'the tests are in tests/unit'",
+            (_arg("target", help="session, or `supervisor`"),
+             _arg("task", nargs="?", metavar="message", help="- or nothing: from stdin"))),
+    Command("wait", cmd_wait, "wait for results and messages",
+            "cao wait --timeout 10m  # all that was given out from this directory",
+            (_arg("tasks", nargs="*", help="tasks by name; none: all of this directory's"),
+             _flag("--all", "wait for all of those named, not the first"), _TIMEOUT)),
+    Command("ls", cmd_ls, "list the sessions as a tree", "cao ls --asking  # who needs you",
+            (_flag("--all", "the ended ones too"),
+             _flag("--asking", "only those that ask something"))),
+    Command("show", cmd_show, "show a session: its state, its scope and its screen",
+            "cao show developer-7k2m --lines 20",
+            (_NAME, _arg("--lines", type=int, default=PANE_LINES,
+                         help="of its screen; default all"))),
+    Command("diff", cmd_diff, "show all that a worker changed in its worktree",
+            "cao diff developer-7k2m --stat",
+            (_NAME, _flag("--stat", "only the files, and how much"))),
+    Command("merge", cmd_merge, "merge a worker's worktree, whole, or not at all",
+            "cao merge developer-7k2m  # into the branch that is checked out here", (_NAME,)),
+    Command("discard", cmd_discard, "remove a worker's worktree and branch, and end it",
+            "cao discard developer-7k2m",
+            (_NAME, _flag("--yes", "do not ask, even where it holds work"))),
+    Command("answer", cmd_answer, "answer what a session asks",
+            "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
+            (_arg("session", nargs="?", help="none: go through all open questions"),
+             _arg("answer", nargs="?", help="an option's number or text, or '4: words'"))),
+    Command("stop", cmd_stop, "end sessions with their workers",
+            "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
+            (_arg("sessions", nargs="+", metavar="session"),
+             _flag("--interrupt", "only interrupt the turn"))),
+    Command("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)",
+            "cao attach developer-7k2m  # C-b d leaves it as it is", (_NAME,), False),
+    Command("watch", cmd_watch, "show all sessions as they change; answer, attach, stop",
+            "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
+            + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""), (), False),
+    Command("launch", cmd_launch, "start a supervisor in tmux and attach to it",
+            "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
+            (_arg("profile", nargs="?", default="supervisor", help="default: supervisor"),
+             _CWD, _PERMISSIONS, _flag("--detach", "do not attach"))),
+    Command("why", cmd_why, "show the evidence for a session's state", "cao why developer-7k2m",
+            (_NAME,)),
+    Command("logs", cmd_logs, "print what happened, of one session or of all",
+            "cao logs -f developer-7k2m",
+            (_arg("session", nargs="?"),
+             _arg("-f", "--follow", action="store_true", help="go on as it happens"))),
+    Command("trace", cmd_trace, "draw what sessions did as one HTML page",
+            "cao trace supervisor-7k2m && xdg-open cao-trace.html",
+            (_arg("root", nargs="?", help="a session and all below it; none: all there are"),
+             _arg("--output", default="cao-trace.html", metavar="FILE", help="- for stdout")),
+            False),
+    Command("config", cmd_config, "print the MCP entry for a client", "cao config cursor",
+            (_arg("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS)),
+             _arg("--form", choices=("now", "uvx", "pipx", "copy"), default="now",
+                  help="how cao is run: as it runs now (default), or by uvx, pipx, copied file")),
+            False),
+    Command("profiles", cmd_profiles, "list the profiles, or show what is effective in one",
+            "cao profiles developer  # what is effective in it, what is ignored",
+            (_arg("profile", nargs="?"),)),
+    Command("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
+            "cao schedule add nightly.md && cao schedule install",
+            (_arg("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS)),
+             _arg("name", nargs="?", help="the flow; for add: its file"),
+             _arg("run", nargs="?", help="for log: the run"),
+             _flag("--show", "install: only show the crontab line"),
+             _flag("--remove", "install: take the line out again"),
+             _flag("--wait", "tick: wait until its runs have ended"))),
+    Command("clean", cmd_clean, "remove dead sessions, and ended ones that are old",
+            "cao clean --older 2d",
+            (_arg("--older", metavar="TIME", default="14d", help="than this; default 14d"),)),
+    Command("demo", cmd_demo, "show what this is, in seconds; needs no account", "cao demo", (),
+            False),
+    Command("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
+            (_arg("--live", nargs="?", const="", metavar="CLI",
+                  help="do a real turn of this CLI (or profile), or of each there is;"
+                       " it costs a few tokens"),)),
+    Command("mcp", lambda _: cmd_mcp(), "serve MCP on stdio, for any MCP client",
+            "claude mcp add cao -- cao mcp", (), False),
+)  # fmt: skip
+
+
+def command_line() -> tuple[Any, dict[str, Any]]:
     """Return the argument parser and those of its commands."""
     import argparse
 
-    top = argparse.ArgumentParser(
-        prog="cao",
-        description="Hand work from one AI coding agent to others, each in tmux.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_FIRST_STEPS,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    about = "Hand work from one AI coding agent to others, each in tmux."
+    top = argparse.ArgumentParser("cao", None, about, _FIRST_STEPS, formatter_class=form)
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def add(name: str, call: Callable[[Ask], int], words: str, json_too: bool = True) -> Any:
-        parser = commands.add_parser(name, help=words, description=words, **_example(name))
-        parser.set_defaults(call=call, json=False)
-        if json_too:
-            parser.add_argument("--json", action="store_true", help="print JSON for a program")
-        return parser
-
-    for name, call, words in (
-        ("handoff", cmd_handoff, "give a task to an agent, wait, print its answer"),
-        ("assign", cmd_assign, "give a task to an agent and go on; prints the task's name"),
-        ("run", cmd_run, "do one task for a script or CI, print its answer, leave nothing"),
-    ):
-        sub = add(name, call, words)
-        sub.add_argument("target", help="profile, provider or session")
-        sub.add_argument("task", nargs="?", help="the task; - or nothing: from stdin")
-        sub.add_argument("--cwd", metavar="DIR", help="the worker's working directory")
-        sub.add_argument(
-            "--worktree", action="store_true", help="give a new session a git worktree"
-        )
-        sub.add_argument("--check", metavar="COMMAND", help="must exit 0 before the task is done")
-        sub.add_argument(
-            "--check-retries", type=int, metavar="N", help="how often it may try again; default 2"
-        )
-        sub.add_argument("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
-        if name == "run":
-            sub.set_defaults(keep=None, request_id=None)
-            sub.add_argument("--file", metavar="FILE", help="the task is in this file")
-            sub.add_argument(
-                "--keep-on-failure", action="store_true", help="leave the session if not done"
-            )
-        else:
-            sub.add_argument(
-                "--keep", action="store_true", help="do not close the session when idle"
-            )
-            sub.add_argument(
-                "--request-id", metavar="ID", help="the same id again is the same task"
-            )
-        sub.add_argument("--permissions", choices=PERMISSIONS, help="what it may do unasked")
-    _other_commands(add)
-    words = "serve MCP on stdio, for any MCP client"
-    commands.add_parser("mcp", help=words, description=words, **_example("mcp"))
+    for row in COMMANDS:
+        words: dict[str, Any] = {"description": row.about, "epilog": f"example: {row.example}"}
+        parser = commands.add_parser(row.name, help=row.about, formatter_class=form, **words)
+        parser.set_defaults(call=row.call, json=False, keep=None, request_id=None)
+        for names, settings in (*row.arguments, *([_JSON] if row.json else [])):
+            parser.add_argument(*names, **settings)
     return top, commands.choices
-
-
-def _other_commands(add: Callable[..., Any]) -> None:
-    """Add the commands that talk, look, explain and set up."""
-    sub = add("send", cmd_send, "send a message to a session, or to `supervisor`")
-    sub.add_argument("target", help="session, or `supervisor`")
-    sub.add_argument("task", nargs="?", metavar="message", help="- or nothing: from stdin")
-    sub = add("wait", cmd_wait, "wait for results and messages")
-    sub.add_argument("tasks", nargs="*", help="tasks by name; none: all of this directory's")
-    sub.add_argument(
-        "--all", action="store_true", help="wait for all of those named, not the first"
-    )
-    sub.add_argument("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
-    sub = add("ls", cmd_ls, "list the sessions as a tree")
-    sub.add_argument("--all", action="store_true", help="the ended ones too")
-    sub.add_argument("--asking", action="store_true", help="only those that ask something")
-    sub = add("show", cmd_show, "show a session: its state, its scope and its screen")
-    sub.add_argument("session")
-    sub.add_argument("--lines", type=int, default=PANE_LINES, help="of its screen; default all")
-    sub = add("diff", cmd_diff, "show all that a worker changed in its worktree")
-    sub.add_argument("session")
-    sub.add_argument("--stat", action="store_true", help="only the files, and how much")
-    sub = add("merge", cmd_merge, "merge a worker's worktree, whole, or not at all")
-    sub.add_argument("session")
-    sub = add("discard", cmd_discard, "remove a worker's worktree and branch, and end it")
-    sub.add_argument("session")
-    sub.add_argument("--yes", action="store_true", help="do not ask, even where it holds work")
-    sub = add("answer", cmd_answer, "answer what a session asks")
-    sub.add_argument("session", nargs="?", help="none: go through all open questions")
-    sub.add_argument("answer", nargs="?", help="an option's number or text, or '4: words'")
-    sub = add("stop", cmd_stop, "end sessions with their workers")
-    sub.add_argument("sessions", nargs="+", metavar="session")
-    sub.add_argument("--interrupt", action="store_true", help="only interrupt the turn")
-    sub = add("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)", False)
-    sub.add_argument("session")
-    add("watch", cmd_watch, "show all sessions as they change; answer, attach, stop", False)
-    sub = add("launch", cmd_launch, "start a supervisor in tmux and attach to it")
-    sub.add_argument("profile", nargs="?", default="supervisor", help="default: supervisor")
-    sub.add_argument("--cwd", metavar="DIR", help="its working directory")
-    sub.add_argument("--permissions", choices=PERMISSIONS, help="what it may do unasked")
-    sub.add_argument("--detach", action="store_true", help="do not attach")
-    _explaining_commands(add)
-
-
-def _explaining_commands(add: Callable[..., Any]) -> None:
-    """Add the commands that explain and set up."""
-    sub = add("why", cmd_why, "show the evidence for a session's state")
-    sub.add_argument("session")
-    sub = add("logs", cmd_logs, "print what happened, of one session or of all")
-    sub.add_argument("session", nargs="?")
-    sub.add_argument("-f", "--follow", action="store_true", help="go on as it happens")
-    sub = add("trace", cmd_trace, "draw what sessions did as one HTML page", False)
-    sub.add_argument("root", nargs="?", help="a session and all below it; none: all there are")
-    sub.add_argument("--output", default="cao-trace.html", metavar="FILE", help="- for stdout")
-    sub = add("config", cmd_config, "print the MCP entry for a client", False)
-    sub.add_argument("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS))
-    sub.add_argument(
-        "--form",
-        choices=("now", "uvx", "pipx", "copy"),
-        default="now",
-        help="how cao is run: as it runs now (default), or by uvx, pipx, copied file",
-    )
-    sub = add("profiles", cmd_profiles, "list the profiles, or show what is effective in one")
-    sub.add_argument("profile", nargs="?")
-    sub = add("schedule", cmd_schedule, "run tasks at set times (flows), by cron")
-    actions = "add list show run enable disable remove log install tick serve".split()
-    sub.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
-    sub.add_argument("name", nargs="?", help="the flow; for add: its file")
-    sub.add_argument("run", nargs="?", help="for log: the run")
-    sub.add_argument("--show", action="store_true", help="install: only show the crontab line")
-    sub.add_argument("--remove", action="store_true", help="install: take the line out again")
-    sub.add_argument("--wait", action="store_true", help="tick: wait until its runs have ended")
-    sub = add("clean", cmd_clean, "remove dead sessions, and ended ones that are old")
-    sub.add_argument("--older", metavar="TIME", default="14d", help="than this; default 14d")
-    add("demo", cmd_demo, "show what this is, in seconds; needs no account", False)
-    sub = add("doctor", cmd_doctor, "check tmux and the agent CLIs")
-    sub.add_argument(
-        "--live",
-        nargs="?",
-        const="",
-        metavar="CLI",
-        help="do a real turn of this CLI (or profile), or of each there is; it costs a few tokens",
-    )
 
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command of the command line."""
     try:
-        parser, commands = _command_line()
+        parser, commands = command_line()
         if not argv or argv[0] == "help":
             argv = [*argv[1:], "--help"]
         if argv[0] not in commands and argv[0][0] != "-":

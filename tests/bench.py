@@ -198,6 +198,14 @@ class Place:
         """Return the CPU time of all our processes, and of those they have waited for."""
         return sum(map(cpu_s, self.pids()))
 
+    def until_calm(self) -> None:
+        """Return when what follows a turn's end is over too (the runner tells tmux's status
+        line after it has written `idle`), or after 10 s: then the figure tells."""
+        end, before = time.monotonic() + 10, -1.0
+        while (now := self.cpu_s()) != before and time.monotonic() < end:
+            before = now
+            pause(0.3)
+
     def close(self) -> None:
         """End what was started here and leave no file."""
         for path in (self.folder / "tmux").glob("*/*"):
@@ -597,6 +605,7 @@ def bench_many(
     sessions = bench_side_by_side(place, client, scale.idle, None)[1]
     for session in sessions:
         place.until_idle(session)
+    place.until_calm()
     runners = place.runners()
     rows.append(memory("runner, idle: memory", runners, 18.0))
     theirs_idle = Row("", 0.0, "") if not reference else watch_cpu(reference, "", scale, None)

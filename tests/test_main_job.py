@@ -511,7 +511,7 @@ def test_a_program_is_ended_by_its_own_word_and_given_only_what_can_be_typed(pla
 
 
 def test_a_shell_is_told_commands_not_tools(place):
-    assert "try: cao ls shows them" in place.run("send", "nobody-2222", "x").stderr
+    assert "try: cao ls --all shows them" in place.run("send", "nobody-2222", "x").stderr
 
 
 BAD = [

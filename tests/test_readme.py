@@ -90,7 +90,7 @@ def test_the_picture_has_the_boxes_of_the_source():
 
 def commands() -> dict[str, tuple[str, set[str], bool]]:
     """Return command -> (what it does, its options, does it take --json)."""
-    top, parsers = cao._command_line()
+    top, parsers = cao.command_line()
     listing = next(action for action in top._actions if action.dest == "command")
     words = {choice.dest: choice.help for choice in listing._choices_actions}
     found = {}

@@ -766,9 +766,8 @@ def test_a_lock_is_released_by_the_death_of_its_holder(store, python):
     seen = []
 
     def wait():  # as a supervisor watches its worker: blocked until the kernel releases it
-        fd = store.lock(path, wait=True, shared=True)
-        seen.append(time.monotonic())
-        os.close(fd)
+        with cao.Held(path, shared=True):
+            seen.append(time.monotonic())
 
     watcher = threading.Thread(target=wait, daemon=True)
     watcher.start()
