@@ -127,6 +127,7 @@ PROGRESS_S = 5.0
 SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
 LATE_S = 300.0  # a due time so long past was missed; then the flow's `catch_up` decides
 KEEP_RUNS = 200  # of each flow
+TICK_LOG_BYTES = 1 << 20  # a longer tick.log begins anew; the last one is kept beside it
 NOTIFY_S = 30.0  # the user's notify command may take so long
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
@@ -151,6 +152,7 @@ ROLES = {  # role -> its tools, where the profile has no allowedTools
     "developer": ("*",),
     "reviewer": ("fs_read", "fs_list"),
 }
+OWN_SETTINGS = ("claudeConfig", "codexConfig", "codexProfile")  # a CLI's, in its own words
 GRANT_KEYS = ("permissions", "tools", "profiles", "env")
 CHECK_RETRIES = 2
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
@@ -2431,6 +2433,8 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
         settings["mcpServers"] = {k: v for k, v in servers.items() if is_listed(f"@{k}", wanted)}
         took += [f"tool {word}" for word in profile.tools if word not in tools]
         took += [f"MCP server {k}" for k in servers if k not in settings["mcpServers"]]
+    for key in OWN_SETTINGS if grant and granted is None else ():
+        took += [key] if settings.pop(key, None) else []  # they could undo all of the above
     if grant.get("env") is not None:
         env, names = settings.get("env") or {}, [*map(str, grant["env"])]
         old = [*map(str, env.get("pass") or ())]
@@ -9233,7 +9237,10 @@ def _schedule_tick(ask: Ask, plan: Schedule) -> int:
     """Carry out what is due, by default in a process of its own: an engine that waits for
     its job's end would else be late for the next."""
     begun = plan.take(plan.names(), time.time(), _say_fault)
-    if begun and (ask.args.wait or go_on_alone(f"{plan.folder}/tick.log")):
+    log = f"{plan.folder}/tick.log"
+    if file_mark(log)[0] > TICK_LOG_BYTES:
+        os.replace(log, f"{log}.1")
+    if begun and (ask.args.wait or go_on_alone(log)):
         for thread in carry_all(plan, begun):
             thread.join()
     return EXIT_DONE

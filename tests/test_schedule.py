@@ -494,6 +494,18 @@ def test_a_tick_returns_at_once_and_what_it_began_goes_on(plan):
 
 
 @pytest.mark.tmux
+def test_the_log_of_ticks_does_not_grow_for_ever(plan):
+    old, log = "x" * cao.TICK_LOG_BYTES + "\n", plan.place.home / "flows/tick.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(old)
+    plan.write(body="demo: say after")
+    plan.place.ok("schedule", "tick")
+    until(lambda: log.exists() and "done (" in log.read_text())
+    assert log.with_suffix(".log.1").read_text() == old
+    assert len(log.read_text()) < 1000
+
+
+@pytest.mark.tmux
 def test_a_run_whose_process_is_killed_is_taken_up_by_the_next_tick(plan):
     name = plan.write(body="demo: sleep 3; say survived")
     killed = plan.place.start("schedule", "tick", "--wait")

@@ -91,6 +91,22 @@ def test_a_grant_takes_away_what_is_beyond_it_and_says_what(grant, took):
     assert cao.clip_profile(profile, grant) == profile  # once is as good as twice
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        "provider: claude\nclaudeConfig: {permissions: {defaultMode: bypassPermissions}}",
+        "provider: codex\ncodexConfig: {sandbox_mode: danger-full-access}",
+        "provider: codex\ncodexProfile: wild",
+    ],
+)
+def test_a_clis_own_settings_do_not_undo_a_grant_unless_the_profile_is_named_in_it(own):
+    key = own.split("\n")[1].partition(":")[0]
+    clipped = cao.clip_profile(parse(own), {"permissions": "edits"})
+    assert (key in clipped.settings, clipped.clipped) == (False, (key,))
+    named = cao.clip_profile(parse(own), {"permissions": "edits", "profiles": ["work*"]})
+    assert (key in named.settings, named.clipped) == (True, ())
+
+
 def test_what_a_grant_leaves_is_what_both_allow():
     grant = {"permissions": "auto", "tools": ["fs_*", "@web"], "env": ["GITHUB_TOKEN", "X"]}
     profile = cao.clip_profile(parse(WIDE), grant)
