@@ -83,7 +83,8 @@ TMUX_COUNTS = "  ".join(
     f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {word}" for state, word in COUNTED
 )
 # After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
-# crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends.
+# crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends. The hook sets
+# any option at all, for then tmux draws its status lines anew: one session less to count.
 TMUX_GUARDS = f"""\
 set -g update-environment ""
 set -g remain-on-exit off
@@ -91,6 +92,7 @@ set -g destroy-unattached off
 set -s exit-unattached off
 set -gu window-size
 bind C-z display-message "C-b d detaches"
+set-hook -ga session-closed "set -g @cao-closed 1"
 set -g status-right "{TMUX_COUNTS}"
 """
 
@@ -9079,7 +9081,8 @@ def cmd_logs(ask: Ask) -> int:
                 lines += [(entry, name) for entry in _jsonl(whole[read[name] :].split("\n"))]
                 read[name] = len(whole)
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
-                _print(ask, {"session": name, **entry}, _render_log(name, entry))
+                as_json = json.dumps({"session": name, **entry}, ensure_ascii=False)
+                print(as_json if ask.args.json else _render_log(name, entry))
             sys.stdout.flush()
             if not ask.args.follow:
                 return EXIT_DONE

@@ -733,6 +733,9 @@ def test_a_log_line_cut_by_a_power_cut_spoils_no_other_line(place):
     place.ok("handoff", session, "demo: say more")
     shown = place.ok("logs", session)
     assert shown.count("turn_ended") == 2
+    entries = [json.loads(line) for line in place.ok("logs", "--json", session).splitlines()]
+    assert {entry["session"] for entry in entries} == {session}  # one entry a line: JSON Lines
+    assert [entry["event"] for entry in entries].count("turn_ended") == 2
 
 
 def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):

@@ -329,7 +329,7 @@ def test_the_status_line_counts_working_asking_and_done(place, terminal):
     asking, idle = begin(place, "ask Which?|red|blue"), begin(place, "say hello")
     place.until_state(asking, "asking")
     place.until_state(idle, "idle")
-    place.tmux("set-option", "-g", "status-interval", "1")  # tmux's own is 15 s
+    place.tmux("set-option", "-g", "status-interval", "0")  # by events alone
     shown = terminal(100, 30, "attach", idle)
     shown.sees("1 working  1 asking  1 done *$")
     place.ok("answer", asking, "1")
