@@ -44,7 +44,7 @@ def real_clis() -> dict[str, str]:
     return {name: str(path) if path.exists() else "" for name, path in found.items()}
 
 
-def until(look, wanted=bool, timeout_s=15.0, show=lambda: ""):
+def until(look, wanted=bool, timeout_s=60.0, show=lambda: ""):
     """Return what look() gives once it is as wanted: the only waiting there is."""
     end = time.monotonic() + timeout_s
     while True:
@@ -86,7 +86,7 @@ class Place:
             "LANG": "C.UTF-8",
         }
 
-    def run(self, *args, stdin="", timeout_s=60, cwd=None, **env):
+    def run(self, *args, stdin="", timeout_s=180, cwd=None, **env):
         """Run a cao command and return the finished process, its output as text."""
         return subprocess.run(
             [*CAO, *args],
@@ -149,7 +149,7 @@ class Place:
         path = self.home / "live"
         return sorted(os.listdir(path)) if path.exists() else []
 
-    def until_state(self, session: str, state: str, timeout_s=20.0) -> dict:
+    def until_state(self, session: str, state: str, timeout_s=90.0) -> dict:
         return until(
             lambda: self.state(session),
             lambda s: s.get("state") == state,
@@ -275,7 +275,7 @@ class McpClient:
         self.send({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params or {}})
         return self.next_id
 
-    def read(self, timeout_s=30.0):
+    def read(self, timeout_s=90.0):
         """Return the next message, or None at end of file."""
         end = time.monotonic() + timeout_s
         while b"\n" not in self.buffer:
@@ -291,7 +291,7 @@ class McpClient:
         self.seen.append(message)
         return message
 
-    def answer(self, key, timeout_s=30.0):
+    def answer(self, key, timeout_s=90.0):
         """Return the response to a request; what comes before it stays in `seen`."""
         for message in self.seen:
             if isinstance(message, dict) and message.get("id") == key and "method" not in message:
@@ -302,7 +302,7 @@ class McpClient:
             if isinstance(message, dict) and message.get("id") == key and "method" not in message:
                 return message
 
-    def request(self, method, params=None, timeout_s=30.0):
+    def request(self, method, params=None, timeout_s=90.0):
         return self.answer(self.post(method, params), timeout_s)
 
     def post_call(self, name, **arguments) -> int:

@@ -263,7 +263,7 @@ def test_a_killed_cli_ends_the_handoff_within_a_second(place):
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     os.kill(place.state(session)["group"]["id"], signal.SIGKILL)
-    _, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=30)
     (path,) = (place.home / "sessions" / session / "results").glob("*.json")
     result = json.loads(path.read_text())
     assert (result["outcome"], result["reason"], result["exit_status"]) == ("failed", "exited", -9)
@@ -278,7 +278,7 @@ def test_a_killed_runner_makes_the_task_lost_and_ends_what_is_left_of_the_cli(pl
     cli = place.until_state(session, "working")["group"]["id"]
     runner = int(place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}"))
     os.kill(runner, signal.SIGKILL)
-    _, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=30)
     assert running.returncode == 1
     assert b"lost" in err
     until(lambda: os.path.exists(f"/proc/{cli}"), False)
@@ -291,7 +291,7 @@ def test_a_killed_tmux_server_makes_the_task_lost(place):
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     os.kill(int(place.tmux("display-message", "-p", "#{pid}")), signal.SIGKILL)
-    _, err = running.communicate(timeout=5)
+    _, err = running.communicate(timeout=30)
     assert b"lost" in err
     until(place.pids, [])
 

@@ -130,13 +130,13 @@ class Talk(McpClient):
                     )
         super().write(data)
 
-    def read(self, timeout_s=30.0):
+    def read(self, timeout_s=90.0):
         message = super().read(timeout_s)
         version = isinstance(message, dict) and (message.get("result") or {}).get("protocolVersion")
         self.version = version or self.version
         return message
 
-    def line_in(self, data: bytes, timeout_s=30.0):
+    def line_in(self, data: bytes, timeout_s=90.0):
         """Send a line as it is and return the next message."""
         self.write(data + b"\n")
         return self.read(timeout_s)

@@ -159,7 +159,7 @@ def test_an_idle_supervisor_is_told_within_a_second_that_its_worker_is_lost(plac
     place.until_state(worker, "working")
     kill_runner(place, worker)
     killed_at = time.monotonic()
-    until(lambda: f"Result of {task} (lost" in "".join(conversation(place, boss)), timeout_s=5)
+    until(lambda: f"Result of {task} (lost" in "".join(conversation(place, boss)))
     assert time.monotonic() - killed_at < 1
     assert place.store.tasks_out(boss) == []
 
@@ -220,7 +220,7 @@ def test_a_tmux_server_killed_under_a_tree_answers_every_task_and_leaves_no_proc
     for name in names:
         place.until_state(name, "working")
     os.kill(int(place.tmux("display-message", "-p", "#{pid}")), signal.SIGKILL)
-    out = top.communicate(timeout=5)[0]
+    out = top.communicate(timeout=30)[0]
     assert json.loads(out)["results"][0]["outcome"] == "lost"
     until(place.pids, [])
     place.ok("ls")
@@ -298,7 +298,7 @@ def test_a_message_claimed_beside_one_that_a_wait_took_first_is_still_delivered(
     found = json.loads(place.ok("wait", "--json", "--timeout", "2s", CAO_SESSION=boss))
     assert [m["text"] for m in found["messages"]] == ["the quicker one"]
     held.unlink()
-    until(lambda: "the slower one" in "".join(conversation(place, boss)), timeout_s=5)
+    until(lambda: "the slower one" in "".join(conversation(place, boss)))
     assert "the quicker one" not in "".join(conversation(place, boss))
 
 
@@ -342,7 +342,7 @@ def test_a_cli_is_ended_though_its_runner_does_not_answer(place, verbs):
     hang = place.home / "hang"
     hang.touch()
     verbs.end(session, 0.2)
-    until(lambda: cao.group_members(cli), [], 5)
+    until(lambda: cao.group_members(cli), [])
     hang.unlink()
     until(place.pids, [])
     assert place.result(task)["outcome"] in ("lost", "stopped")
@@ -517,7 +517,7 @@ def test_at_the_cap_an_idle_session_that_is_owed_a_result_is_not_ended(place):
     full = place.run("assign", "demo", "x", **cap)
     assert (full.returncode, "the most that may be (2)" in full.stderr) == (1, True)
     # Nor does it close by itself: the result finds it.
-    until(lambda: "late" in "".join(conversation(place, boss)[2:]), timeout_s=10)
+    until(lambda: "late" in "".join(conversation(place, boss)[2:]))
 
 
 def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
@@ -603,7 +603,7 @@ def test_the_same_request_is_one_task_and_with_another_text_an_error(place):
 def test_the_same_request_of_two_processes_at_once_is_one_task(place):
     place.ok("ls")  # the client's folder
     both = [place.start("assign", "demo", "hello", "--request-id", "r1") for _ in range(2)]
-    names = {process.communicate(timeout=20)[0] for process in both}
+    names = {process.communicate(timeout=60)[0] for process in both}
     assert len(names) == 1
     assert len(place.live()) == 1
 
@@ -611,7 +611,7 @@ def test_the_same_request_of_two_processes_at_once_is_one_task(place):
 def test_two_waits_that_race_get_a_result_once(place):
     assign(place, "demo: sleep 1; say once")
     both = [place.start("wait", "--json", "--timeout", "3s") for _ in range(2)]
-    found = [json.loads(process.communicate(timeout=20)[0])["results"] for process in both]
+    found = [json.loads(process.communicate(timeout=60)[0])["results"] for process in both]
     assert sorted(map(len, found)) == [0, 1]
 
 
@@ -706,7 +706,7 @@ def test_a_message_cut_at_any_byte_is_quarantined_and_the_rest_is_delivered(plac
         (inbox / "tmp" / f"1-cut-{size:04}").write_text(text[:size])
         os.rename(inbox / "tmp" / f"1-cut-{size:04}", inbox / "new" / f"1-cut-{size:04}")
     store.put(message._replace(id="2-whole"))
-    until(lambda: "whole" in "".join(conversation(place, session)), timeout_s=20)
+    until(lambda: "whole" in "".join(conversation(place, session)))
     assert "cut" not in "".join(conversation(place, session))
     cut = [entry for entry in place.log(session) if entry["event"] == "quarantined"]
     assert len(cut) == len(text) - 1
@@ -789,7 +789,7 @@ def test_a_full_disk_is_a_clear_error_and_all_goes_on_when_there_is_room(small_d
         assert (full.returncode, "Traceback" in full.stderr) == (1, False), (argv, full.stderr)
         assert "space" in full.stderr
     until(lambda: place.state(busy).get("state") != "working" or not place.store.is_locked(busy),
-          timeout_s=5)  # fmt: skip
+          timeout_s=30)  # fmt: skip
     (place.folder / "filler").unlink()
     assert audit(place.home) == []
     done = place.run("wait", task, "--json", "--timeout", "5s")

@@ -243,15 +243,15 @@ def begin(place, cli, mock_llm, task):
     """Assign a task and return its name and its session's, once the model was asked."""
     asked = len(mock_llm.requests)
     task = place.ok("assign", f"real-{cli}", task).strip()
-    until(lambda: len(mock_llm.requests), lambda count: count > asked, timeout_s=60)
+    until(lambda: len(mock_llm.requests), lambda count: count > asked)
     return task, task.partition(".")[0]
 
 
 def test_run_prints_the_answer_or_ends_at_a_question_and_leaves_no_session(place, cli):
-    done = place.run("run", f"real-{cli}", "MOCK:say hello", timeout_s=90)
+    done = place.run("run", f"real-{cli}", "MOCK:say hello")
     assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
     asks = SHELL[cli].format(file="made")
-    done = place.run("run", f"real-{cli}", asks, timeout_s=90)
+    done = place.run("run", f"real-{cli}", asks)
     assert (done.returncode, "--permissions" in done.stderr) == (6, True), done.stderr
     until(place.live, [])
 
@@ -352,7 +352,7 @@ def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
     if (cli, code) == ("opencode", 500):  # it tries again for ever: that is work, and is seen
         task = place.ok("assign", f"real-{cli}", f"MOCK:error {code}").strip()
         session = task.partition(".")[0]
-        until(lambda: "retrying in" in place.screen(session), timeout_s=60)
+        until(lambda: "retrying in" in place.screen(session))
         assert place.state(session)["state"] == "working"
         return
     if (cli, code) == ("qwen", 500):  # it tries seven times, over more than a minute
@@ -458,7 +458,7 @@ def test_a_killed_cli_ends_the_task_within_a_second(place, cli, mock_llm):
     group = place.until_state(session, "working")["group"]["id"]
     waiting = place.start("wait", "--json", task)
     os.kill(group, signal.SIGKILL)
-    out, _ = waiting.communicate(timeout=5)
+    out, _ = waiting.communicate(timeout=30)
     (found,) = json.loads(out)["results"]
     assert (found["outcome"], found["reason"], found["exit_status"]) == ("failed", "exited", -9)
     until(place.pids, [])
@@ -656,5 +656,5 @@ def test_opencode_runs_a_repositorys_plugin_only_where_it_is_trusted(place, mock
         'import { writeFileSync } from "node:fs"\n'
         f'export const evil = async () => {{ writeFileSync("{mark}", ""); return {{}} }}\n'
     )
-    place.ok("handoff", "real-opencode", "MOCK:say safe", timeout_s=90)
+    place.ok("handoff", "real-opencode", "MOCK:say safe")
     assert mark.exists() is (trust == "yes")

@@ -453,7 +453,7 @@ def test_many_ticks_at_once_run_each_due_time_once(plan):
     def ended():
         return [[r["answer"] for r in plan.runs(name)] for name in ("a", "b")]
 
-    until(ended, [["a"], ["b"]], 30)
+    until(ended, [["a"], ["b"]])
 
 
 def test_a_tick_waits_for_one_that_is_deciding(plan):
@@ -489,7 +489,7 @@ def test_a_tick_returns_at_once_and_what_it_began_goes_on(plan):
     started = time.monotonic()
     plan.place.ok("schedule", "tick")
     assert time.monotonic() - started < 2
-    until(lambda: [r["answer"] for r in plan.runs(name)], ["after"], 30)
+    until(lambda: [r["answer"] for r in plan.runs(name)], ["after"])
     until(lambda: "done (" in (plan.place.home / "flows/tick.log").read_text())
 
 
@@ -524,7 +524,7 @@ def test_a_run_killed_in_its_script_is_reported_lost_and_not_run_again(plan):
     ran = plan.place.work / "ran"
     name = plan.write(script=f"echo x >> {ran}; sleep 30")
     killed = plan.place.start("schedule", "tick", "--wait")
-    until(ran.exists, timeout_s=20)
+    until(ran.exists)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     (record,) = tick(plan, plan.runs(name)[0]["due_at"] + 59)
@@ -547,7 +547,7 @@ def test_a_flow_is_run_by_hand_and_prints_its_answer(plan):
 def test_serve_runs_what_is_due_where_there_is_no_cron(plan):
     name = plan.write()
     serving = plan.place.start("schedule", "serve")
-    until(lambda: [r["answer"] for r in plan.runs(name)], ["done"], 30)
+    until(lambda: [r["answer"] for r in plan.runs(name)], ["done"])
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(10) == 130
 
@@ -637,7 +637,7 @@ def test_the_crontab_line_runs_what_is_due_in_the_environment_of_cron(plan, cron
     bare = {"HOME": str(plan.place.user), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
     command = command.replace("\\%", "%")
     subprocess.run(["/bin/sh", "-c", command], check=True, env=bare, timeout=60)
-    until(lambda: [r["answer"] for r in plan.runs(name)], ["done"], 30)
+    until(lambda: [r["answer"] for r in plan.runs(name)], ["done"])
 
 
 def test_a_line_that_cron_would_not_take_leaves_the_crontab_as_it_was(plan, crontab):

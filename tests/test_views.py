@@ -48,7 +48,7 @@ class Terminal:
     def press(self, *keys) -> None:
         self.tmux("send-keys", "-t", "w", *keys)
 
-    def sees(self, pattern, timeout_s=15.0) -> str:
+    def sees(self, pattern, timeout_s=60.0) -> str:
         """Wait until a regex is on the screen, and return the screen."""
         return until(self.screen, lambda s: bool(re.search(pattern, s, re.M)), timeout_s)
 
