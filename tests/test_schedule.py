@@ -298,7 +298,7 @@ def test_a_script_that_goes_wrong_fails_the_run_with_its_output_and_is_not_retri
     plan.write(script=script, body="demo: say [[x]]")
     started = time.monotonic()
     (record,) = tick(plan)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50  # the `sleep 60` did not hold it up
     assert (record["outcome"], record["reason"], record["task"]) == ("failed", "error", "")
     assert [word for word in words if word not in record["detail"]] == []
     if "setsid" not in script:  # its own group is ended whole
@@ -485,10 +485,9 @@ def test_a_due_time_that_waited_for_the_last_run_is_not_missed(plan):
 
 @pytest.mark.tmux
 def test_a_tick_returns_at_once_and_what_it_began_goes_on(plan):
-    name = plan.write(body="demo: sleep 2; say after")
-    started = time.monotonic()
+    name = plan.write(body="demo: sleep 4; say after")
     plan.place.ok("schedule", "tick")
-    assert time.monotonic() - started < 2
+    assert [r["outcome"] for r in plan.runs(name)] == [""]
     until(lambda: [r["answer"] for r in plan.runs(name)], ["after"])
     until(lambda: "done (" in (plan.place.home / "flows/tick.log").read_text())
 
