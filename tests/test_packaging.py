@@ -41,15 +41,20 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
+def pip_for(folder: Path) -> tuple:
+    """Make a bare venv and return the argv of our own pip, at work on it."""
+    ran(sys.executable, "-m", "venv", "--without-pip", folder)
+    return (sys.executable, "-m", "pip", "--python", folder / "bin/python")
+
+
 @pytest.fixture(scope="session")
-def builder(tmp_path_factory) -> Path:
-    """The bin folder of a venv with the build backend; skips where it cannot be had."""
-    folder = tmp_path_factory.mktemp("builder")
-    ran(sys.executable, "-m", "venv", folder)
-    done = tried(folder / "bin/pip", "install", "-q", "--retries", "1", BACKEND)
+def builder(tmp_path_factory) -> tuple:
+    """The argv of a pip whose venv has the build backend; skips where it cannot be had."""
+    pip = pip_for(tmp_path_factory.mktemp("builder"))
+    done = tried(*pip, "install", "-q", "--retries", "1", BACKEND)
     if done.returncode:
         pytest.skip(f"the build backend {BACKEND} cannot be had: {done.stderr.strip()[-200:]}")
-    return folder / "bin"
+    return pip
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +62,9 @@ def installed(tmp_path_factory, source, builder) -> Path:
     """The bin folder of a bare venv with nothing but our wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     flags = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
-    ran(builder / "pip", "wheel", *flags, "-w", folder, source)
+    ran(*builder, "wheel", *flags, "-w", folder, source)
     (wheel,) = folder.glob("*.whl")
-    ran(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    into = ("--python", folder / "venv/bin/python")
-    ran(builder / "pip", *into, "install", "-q", "--no-deps", "--no-index", wheel)
+    ran(*pip_for(folder / "venv"), "install", "-q", "--no-deps", "--no-index", wheel)
     return folder / "venv" / "bin"
 
 
