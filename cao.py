@@ -105,6 +105,7 @@ DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
+ANSWER_S = 20.0  # a runner may take so long to answer a dialog: it looks after each key
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
 PERSON_S = 5.0  # a person who typed so recently is left alone
@@ -4573,11 +4574,13 @@ class Orchestrator(Launcher):
             check_choice(options, text)
         order = {"cao": "answer", "id": new_uuid(), "question": question["id"], "answer": text}
         state = self.control(
-            name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], 10.0
+            name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], ANSWER_S
         )
         reply = state.get("reply") or {}
         if reply.get("id") != order["id"]:
-            raise CaoError(f"{name} did not take the answer within 10 s", f"cao attach {name}")
+            raise CaoError(
+                f"{name} did not take the answer within {ANSWER_S:.0f} s", f"cao attach {name}"
+            )
         if not reply["ok"]:
             raise CaoError(
                 f"the answer to {name} did not work: {reply['text']}", f"cao attach {name}"

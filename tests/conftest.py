@@ -314,7 +314,7 @@ class McpClient:
 
     def close(self) -> int:
         self.process.stdin.close()
-        status = self.process.wait(10)
+        status = self.process.wait(60)
         for stream in (self.process.stdout, self.process.stderr):
             stream.close()
         return status

@@ -682,7 +682,7 @@ def test_a_handshake_in_a_batch_is_refused(batching):
 def test_what_is_no_request_in_a_batch_costs_no_other_its_answer(batching, invalid):
     for batch in ([invalid, PING], [PING, invalid], [invalid], [invalid, invalid, PING]):
         batching.write(f"[{','.join(batch)}]\n".encode())
-        answers = batching.read(3)
+        answers = batching.read()
         assert isinstance(answers, list)
         assert [a for a in answers if "result" in a] == [
             {"jsonrpc": "2.0", "id": 1, "result": {}} for one in batch if one == PING
@@ -692,10 +692,10 @@ def test_what_is_no_request_in_a_batch_costs_no_other_its_answer(batching, inval
 
 def test_a_cancelled_call_in_a_batch_costs_no_other_its_answer(connect, place):
     talk = connect(version="2025-03-26")
-    task = talk.data("assign", target="demo", task="demo: sleep 1")["task"]
+    task = talk.data("assign", target="demo", task="demo: sleep 30")["task"]
     talk.send([request(101, "ping"), call(102, "wait", tasks=[task], timeout_s=30)])
     talk.notify("notifications/cancelled", {"requestId": 102})
-    assert [answer["id"] for answer in talk.read(5)] == [101]
+    assert [answer["id"] for answer in talk.read()] == [101]
 
 
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-06-18", "2025-11-25", ""])
@@ -998,7 +998,7 @@ def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(quick):
     for token, key in zip(tokens, keys):
         notes = progress_of(talk, token)
         assert len(notes) == 1
-        assert every_s * 0.9 <= notes[0]["progress"] < every_s + 2
+        assert notes[0]["progress"] >= every_s * 0.9
         assert "working" in notes[0]["message"]
         order = [m.get("id", m.get("params", {}).get("progressToken")) for m in talk.seen]
         assert talk.seen.index(talk.told(key)[0]) > order.index(token)
@@ -1201,7 +1201,7 @@ def test_a_signal_ends_it_while_nobody_reads_what_it_writes(talk):
     sender = send_beside(talk, lines(*(request(n, "tools/list") for n in range(40))))
     until(lambda: unread(talk), lambda size: size > 30_000)
     talk.process.send_signal(signal.SIGTERM)
-    assert talk.process.wait(3) == 0
+    assert talk.process.wait(LONG_S) == 0
     sender.join()
     talk.process.stdout.close()  # the last line was cut off in the middle
     talk.buffer = b""
@@ -1210,7 +1210,7 @@ def test_a_signal_ends_it_while_nobody_reads_what_it_writes(talk):
 def test_a_client_that_closes_our_output_ends_us_without_a_traceback(talk):
     talk.process.stdout.close()
     talk.send(request(1, "ping"))
-    assert talk.process.wait(3) == 0
+    assert talk.process.wait(LONG_S) == 0
 
 
 @pytest.mark.tmux
@@ -1218,7 +1218,7 @@ def test_a_client_that_closes_our_output_in_a_call_ends_us_with_its_answer(talk,
     talk.post_call("handoff", target="demo", task="demo: sleep 0.5; say nobody hears")
     until(place.live, lambda names: len(names) == 1)
     talk.process.stdout.close()
-    assert talk.process.wait(5) == 0
+    assert talk.process.wait(LONG_S) == 0
 
 
 # ---- 2026-07-28: no handshake ----

@@ -55,8 +55,8 @@ def test_each_request_gets_one_answer_at_once_and_nothing_else_is_said(place, cl
     client.write(b'{"jsonrpc":"2.0","id":"end","method":"ping"}\n')
     assert client.read() == {"jsonrpc": "2.0", "id": "end", "result": {}}
     client.process.stdin.close()
-    assert client.read(5) is None
-    assert client.process.wait(5) == 0
+    assert client.read() is None
+    assert client.process.wait(60) == 0
     assert client.process.stderr.read() == b""
 
 
@@ -76,12 +76,12 @@ def test_a_client_that_waits_for_no_answer_gets_them_all(place, cli):
     for key in set(requests) - cancelled:
         check(requests[key], client.answer(requests[key]["id"], 5))
     client.process.stdin.close()
-    while client.read(5) is not None:
+    while client.read() is not None:
         pass
     keys = [json.dumps(message["id"]) for message in client.seen]
     assert len(keys) == len(set(keys))
     assert set(requests) - cancelled <= set(keys) - {'"end"'} <= set(requests)
-    assert client.process.wait(5) == 0
+    assert client.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("cli", ["claude", "codex", "gemini", "qwen"])

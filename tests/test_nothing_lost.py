@@ -202,7 +202,7 @@ def test_only_the_group_that_is_meant_is_ended_and_a_stopped_one_in_its_own_way(
         assert cao.end_group(cli.pid, "the mark of another") == 0  # its pid was used again
         assert cli.poll() is None
         assert cao.end_group(cli.pid, cao.start_mark(cli.pid), 5.0) == 1
-        assert cli.wait(5) == 7
+        assert cli.wait(60) == 7
 
 
 def test_a_process_that_was_gone_before_it_was_noted_does_not_run():
@@ -312,7 +312,7 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     until(held.exists)  # its tasks and messages are answered, its state is not yet `ended`
     given = place.run(verb, session, "too late?")
     held.unlink()
-    stop.wait(15)
+    stop.wait(60)
     if given.returncode:
         assert given.returncode == 3, given.stderr
     elif verb == "send":
@@ -386,7 +386,7 @@ def test_a_session_that_goes_on_is_neither_lost_nor_ended_by_an_order_it_never_r
     until(held.exists)  # its runner is not there yet, and that of the run before is dead
     shown = place.ok("ls")
     held.unlink()
-    starter.join(15)
+    starter.join(60)
     assert re.search(rf"{session} +starting", shown)
     assert place.ok("wait", *given) == "again\n"
 
@@ -502,7 +502,7 @@ def test_of_two_new_sessions_at_once_the_second_waits_for_the_first(place):
     until(lambda: waiting.search(Path("/proc/locks").read_text()))
     assert place.live() == []
     os.close(lock)
-    assert second.wait(15) == 0
+    assert second.wait(60) == 0
     assert len(place.live()) == 1
 
 

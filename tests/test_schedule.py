@@ -548,7 +548,7 @@ def test_serve_runs_what_is_due_where_there_is_no_cron(plan):
     serving = plan.place.start("schedule", "serve")
     until(lambda: [r["answer"] for r in plan.runs(name)], ["done"])
     serving.send_signal(signal.SIGTERM)
-    assert serving.wait(10) == 130
+    assert serving.wait(60) == 130
 
 
 def test_a_flow_is_listed_shown_and_removed(plan):

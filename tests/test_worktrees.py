@@ -271,7 +271,7 @@ def test_discard_asks_a_person_at_a_terminal(repo, key, left):
     while b"[y/N]" not in seen:
         seen += os.read(person, 1000)
     os.write(person, f"{key}\n".encode())
-    assert started.wait(20) == (1 if left else 0)
+    assert started.wait(60) == (1 if left else 0)
     assert path.exists() is left
     os.close(person)
     os.close(terminal)
