@@ -94,7 +94,7 @@ def me(place):
 
 def notices(place):
     """Return the texts of the notices that `cao wait` gives now."""
-    found = json.loads(place.run("wait", "--json", "--timeout", "3s").stdout)
+    found = json.loads(place.run("wait", "--json", "--timeout", "30s").stdout)
     return [m["text"] for m in found["messages"] if m["kind"] == "notice"]
 
 
@@ -167,7 +167,7 @@ def test_a_runner_killed_while_its_cli_starts_is_found_as_soon_as_any_other(plac
     fired = plan(place, '"event": "started"', "kill")
     _, task = assign(place, "demo: sleep 60")
     until(fired.exists)
-    done = place.run("wait", task, "--json", "--timeout", "2s")
+    done = place.run("wait", task, "--json", "--timeout", "30s")
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
 
 
@@ -178,7 +178,7 @@ def test_a_runner_killed_before_it_has_its_lock_is_found_as_soon_as_any_other(pl
     until(fired.exists)
     assert place.state(session)["state"] == "starting"
     kill_runner(place, session)
-    done = place.run("wait", task, "--json", "--timeout", "2s")
+    done = place.run("wait", task, "--json", "--timeout", "30s")
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
 
 
@@ -293,7 +293,7 @@ def test_a_message_claimed_beside_one_that_a_wait_took_first_is_still_delivered(
     for key in ("1-slower", "2-quicker"):
         place.store.put(cao.Message(key, "message", sender, boss, f"the {key[2:]} one"))
     until(held.exists)  # the first is claimed, the second not yet
-    found = json.loads(place.ok("wait", "--json", "--timeout", "2s", CAO_SESSION=boss))
+    found = json.loads(place.ok("wait", "--json", "--timeout", "30s", CAO_SESSION=boss))
     assert [m["text"] for m in found["messages"]] == ["the quicker one"]
     held.unlink()
     until(lambda: "the slower one" in "".join(conversation(place, boss)))
@@ -318,7 +318,7 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     elif verb == "send":
         assert any("too late?" in text for text in notices(place))
     else:
-        done = place.run("wait", given.stdout.strip(), "--json", "--timeout", "3s")
+        done = place.run("wait", given.stdout.strip(), "--json", "--timeout", "30s")
         assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["stopped"]
     assert place.store.waiting(session) == []
 
@@ -608,7 +608,7 @@ def test_the_same_request_of_two_processes_at_once_is_one_task(place):
 
 def test_two_waits_that_race_get_a_result_once(place):
     assign(place, "demo: sleep 1; say once")
-    both = [place.start("wait", "--json", "--timeout", "3s") for _ in range(2)]
+    both = [place.start("wait", "--json", "--timeout", "30s") for _ in range(2)]
     found = [json.loads(process.communicate(timeout=60)[0])["results"] for process in both]
     assert sorted(map(len, found)) == [0, 1]
 
@@ -719,7 +719,7 @@ def test_a_state_cut_by_a_power_cut_does_not_hide_that_the_runner_is_dead(place,
     until(lambda: place.store.is_locked(session), False)
     path = folder_of(place, session) / "state.json"
     path.write_text(path.read_text()[:cut])
-    done = place.run("wait", task, "--json", "--timeout", "2s")
+    done = place.run("wait", task, "--json", "--timeout", "30s")
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"], done.stderr
     until(place.pids, [])
 
@@ -742,11 +742,11 @@ def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
     place.store.set_out(me(place), f"{session}.zzzz")
     assert place.ok("handoff", "demo", "demo: say next") == "next\n"
     _, task = assign(place, "demo: say and this")
-    done = place.run("wait", "--json", "--timeout", "3s")
+    done = place.run("wait", "--json", "--timeout", "30s")
     assert task in [r["task"] for r in json.loads(done.stdout or '{"results": []}')["results"]], (
         done
     )
-    assert place.run("wait", "--timeout", "5s").returncode == 0  # nothing is owed
+    assert place.run("wait", "--timeout", "30s").returncode == 0  # nothing is owed
 
 
 @pytest.fixture
@@ -790,7 +790,7 @@ def test_a_full_disk_is_a_clear_error_and_all_goes_on_when_there_is_room(small_d
           timeout_s=30)  # fmt: skip
     (place.folder / "filler").unlink()
     assert audit(place.home) == []
-    done = place.run("wait", task, "--json", "--timeout", "5s")
+    done = place.run("wait", task, "--json", "--timeout", "30s")
     (result,) = json.loads(done.stdout)["results"]
     assert (result["outcome"], result["answer"]) in [("done", "after the flood"), ("lost", "")]
     assert place.ok("handoff", "demo", "demo: say room again") == "room again\n"

@@ -740,7 +740,7 @@ def test_run_is_stopped_cleanly_and_says_what_is_kept(place, number, keep):
     assert running.returncode == 130
     assert b"kept: " in err
     until(place.live, [session] if keep else [])
-    (task,) = place.store.results(session)
+    (task,) = until(lambda: place.store.results(session))
     assert place.result(task)["outcome"] == ("interrupted" if keep else "stopped")
 
 
