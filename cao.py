@@ -106,6 +106,7 @@ SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once m
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
 ANSWER_S = 20.0  # a runner may take so long to answer a dialog: it looks after each key
+STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
 PERSON_S = 5.0  # a person who typed so recently is left alone
@@ -3868,9 +3869,9 @@ class Sessions:
             if session and session.supervisor == name:
                 self.end(other)
 
-    def end(self, name: str, wait_s: float = 8.0) -> None:
+    def end(self, name: str) -> None:
         """End a session: its runner does it, or, where that does not answer, we do."""
-        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", wait_s)
+        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
         if self.store.load_state(name).get("state") != "ended":
             self.tmux.kill_session(name)
             self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
@@ -4616,7 +4617,9 @@ class Orchestrator(Launcher):
             did = "interrupted" if idle else "interrupt was sent, still working"
             return {"session": name, "state": state.get("state"), "did": did}
         self.end(name)
-        return {"session": name, "state": "ended", "did": "ended"}
+        state = self.state_of(name)
+        did = "ended" if state["state"] == "ended" else "told to end, and is still at it"
+        return {"session": name, "state": state["state"], "did": did}
 
 
 def make_client(store: Store, name: str) -> None:

@@ -323,6 +323,17 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     assert place.store.waiting(session) == []
 
 
+def test_a_session_that_is_still_at_its_end_is_not_said_to_have_ended(place, verbs, monkeypatch):
+    put_loader(place)
+    held = plan(place, '"event": "ended"', "hold")
+    session = idle_session(place)
+    monkeypatch.setattr(cao, "STOP_S", 0.2)
+    done = verbs.stop_session(session, False)
+    assert (done["state"], done["did"]) == ("idle", "told to end, and is still at it")
+    held.unlink()
+    until(lambda: place.state(session)["state"], "ended")
+
+
 HANGS = """
 read = Runner._read_events
 def hangs(self):
@@ -333,13 +344,14 @@ Runner._read_events = hangs
 """
 
 
-def test_a_cli_is_ended_though_its_runner_does_not_answer(place, verbs):
+def test_a_cli_is_ended_though_its_runner_does_not_answer(place, verbs, monkeypatch):
     put_loader(place, HANGS)
     session, task = assign(place, "demo: sleep 60")
     cli = place.until_state(session, "working")["group"]["id"]
     hang = place.home / "hang"
     hang.touch()
-    verbs.end(session, 0.2)
+    monkeypatch.setattr(cao, "STOP_S", 0.2)
+    verbs.end(session)
     until(lambda: cao.group_members(cli), [])
     hang.unlink()
     until(place.pids, [])
