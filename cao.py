@@ -2651,8 +2651,13 @@ def start_mark(pid: int, *, zombie: bool = True) -> str:
     return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
 
 
+def note_process(pid: int) -> dict[str, Any]:
+    """Return what tells a process from any other that ever has its pid."""
+    return {"id": pid, "start": start_mark(pid)}
+
+
 def is_running(noted: dict[str, Any]) -> bool:
-    """Tell whether the process noted as {"id", "start"} is still there."""
+    """Tell whether a noted process is still there."""
     return bool(noted["start"]) and start_mark(int(noted["id"]), zombie=False) == noted["start"]
 
 
@@ -3638,17 +3643,19 @@ class Sessions:
         if self.store.is_locked(name):
             return self.store.load_state(name)  # again: it may have changed while we looked
         fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
-        if fresh and self._is_coming(name, time.time() - state["since"]):
+        if fresh and self._is_coming(name, state):
             return state
         self.bury(name)
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
-    def _is_coming(self, name: str, age_s: float) -> bool:
+    def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
         """Tell whether a session that has no lock yet may still get it."""
         runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
-        if not runner:  # its launcher is at it, or was killed
-            return age_s < STARTING_S
-        return age_s < NEVER_STARTED_S and is_running(runner)
+        age_s = time.time() - state["since"]
+        if not runner and age_s < STARTING_S:
+            return True  # it may be there, though its launcher was killed before it noted it
+        coming = runner or state.get("launcher") or {"id": 0, "start": ""}
+        return age_s < NEVER_STARTED_S and is_running(coming)
 
     def launched(self, name: str) -> Profile | None:
         """Return the profile a session was started with, clipped as it was."""
@@ -3902,6 +3909,11 @@ class Sessions:
             wake.close()
 
 
+def fresh_state() -> dict[str, Any]:
+    """Return the state of a session before the first word of its runner."""
+    return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
+
+
 class Launcher(Sessions):
     """Starts sessions: makes their folder under the caps, hands over what the CLI needs."""
 
@@ -3977,7 +3989,7 @@ class Launcher(Sessions):
                 if said if wanted is None else wanted:
                     session = add_worktree(self.store, session)
                 self.store.create(session)
-                self.store.save_state(name, {"state": "starting", "since": time.time()})
+                self.store.save_state(name, fresh_state())
                 self.store.set_live(name, True)
             except BaseException:
                 self.forget(name)
@@ -4052,8 +4064,7 @@ class Launcher(Sessions):
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         argv = [*cao, "run-session", name]
         pid = self._new_pane(name, session.cwd, argv)
-        runner = {"id": pid, "start": start_mark(pid)}
-        self.store.write(self.store.launch_file(name, "runner.json"), dump(runner))
+        self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def _new_pane(self, name: str, cwd: str, argv: Sequence[str]) -> int:
         """Start a runner in a tmux session of its own and return its pid; once more where
@@ -4099,8 +4110,7 @@ class Launcher(Sessions):
             self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))
-            fresh = {"state": "starting", "since": time.time(), "conversation": conversation}
-            self.store.save_state(session.name, fresh)
+            self.store.save_state(session.name, {**fresh_state(), "conversation": conversation})
             self.store.set_live(session.name, True)
             task = self._put_task(session.name, text, options, profile)
             self.start(session.name, profile, conversation)
@@ -5006,7 +5016,7 @@ class Conversation:
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": way,
             "question": question._asdict() if question else None,
-            "group": {"id": self.child, "start": start_mark(self.child)} if self.child else None,
+            "group": note_process(self.child) if self.child else None,
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
             "held_back": self.held_back,
@@ -5905,7 +5915,8 @@ class Runner(Watcher):
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
-        working = now - self.task_at - self.paused_s
+        # By a clock that stands still while the machine sleeps.
+        working = time.monotonic() - self.task_at - self.paused_s
         if self.task and self.phase == "working" and working > self.task.timeout_s:
             self._interrupt("timeout")
         elif self.task and self.check and working > self.task.timeout_s:
@@ -5951,7 +5962,7 @@ class Runner(Watcher):
         first = messages[0]
         self.delivery = Delivery(tuple(m.id for m in messages), text, step, time.time())
         if first.kind == "task":
-            self.task, self.task_at, self.paused_s = first, time.time(), 0.0
+            self.task, self.task_at, self.paused_s = first, time.monotonic(), 0.0
             self.turns, self.tries = [], 0
         self._save()  # before the claim: killed in between, it is in new/ or named here
         ours = [m for m in messages if self.store.claim(self.name, m.id)]

@@ -162,24 +162,54 @@ def test_an_idle_supervisor_is_told_at_once_that_its_worker_is_lost(place):
     assert place.store.tasks_out(boss) == []
 
 
-def test_a_runner_killed_while_its_cli_starts_is_found_as_soon_as_any_other(place):
+@pytest.fixture
+def no_grace(verbs, monkeypatch):
+    """The verbs, to which a session without a runner is starting for as long as it may be."""
+    monkeypatch.setattr(cao, "STARTING_S", 1e6)
+    return verbs
+
+
+def test_a_runner_killed_while_its_cli_starts_is_found_as_soon_as_any_other(place, no_grace):
     put_loader(place)
     fired = plan(place, '"event": "started"', "kill")
     _, task = assign(place, "demo: sleep 60")
     until(fired.exists)
-    done = place.run("wait", task, "--json", "--timeout", "30s")
-    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+    assert [r.outcome for r in no_grace.await_tasks([task], 60).results] == ["lost"]
 
 
-def test_a_runner_killed_before_it_has_its_lock_is_found_as_soon_as_any_other(place):
+def test_a_runner_killed_before_it_has_its_lock_is_found_as_soon_as_any_other(place, no_grace):
     put_loader(place)
     fired = plan(place, "/lock", "hold")
     session, task = assign(place, "demo: sleep 60")
     until(fired.exists)
     assert place.state(session)["state"] == "starting"
     kill_runner(place, session)
-    done = place.run("wait", task, "--json", "--timeout", "30s")
-    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+    assert [r.outcome for r in no_grace.await_tasks([task], 60).results] == ["lost"]
+
+
+def test_a_session_whose_launcher_is_slow_is_starting_while_that_lives(place, verbs, monkeypatch):
+    """As on a machine that stood still for a while: nothing is lost by that."""
+    monkeypatch.setattr(cao, "STARTING_S", 0.0)
+    where = str(place.work)
+    session = verbs.launch(verbs.profile("demo", where), where, cao.TaskOptions())
+    assert verbs.state_of(session)["state"] == "starting"
+    gone = {"launcher": {"id": os.getpid(), "start": "the mark of another"}}
+    place.store.save_state(session, {**place.state(session), **gone})
+    assert verbs.state_of(session)["state"] == "ended"
+
+
+SLEPT = """
+now = time.time
+time.time = lambda: now() + 7200 * os.path.exists("{home}/slept")
+"""
+
+
+def test_the_hours_that_a_machine_sleeps_are_not_the_tasks(place):
+    put_loader(place, SLEPT.format(home=place.home))
+    task = place.ok("assign", "demo", "demo: sleep 2; say awake", "--timeout", "1h").strip()
+    place.until_state(task.partition(".")[0], "working")
+    (place.home / "slept").touch()
+    assert place.ok("wait", task) == "awake\n"
 
 
 def test_a_runner_that_is_slow_to_take_its_lock_is_not_lost(place, monkeypatch):
