@@ -213,7 +213,7 @@ def test_an_option_that_the_cursor_does_not_reach_is_not_chosen_nor_another(plac
 
 
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
-    task = place.ok("assign", "demo", "demo: sleep 0.6; say first").strip()
+    task = place.ok("assign", "demo", "demo: sleep 1.5; say first").strip()
     session = task.partition(".")[0]
     place.until_state(session, "working")
     assert json.loads(place.ok("send", session, "and another thing", "--json"))["step"] == "queued"

@@ -988,8 +988,8 @@ def quick(connect, monkeypatch):
 
 @pytest.mark.tmux
 def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(quick):
-    talk, every_s = quick(3.0), 3.0
-    job = {"target": "demo", "task": f"demo: sleep {every_s + 0.7}; say done"}
+    talk, every_s = quick(1.0), 1.0
+    job = {"target": "demo", "task": "demo: sleep 3.5; say done"}
     tokens = ["tok-\u03b1", 7, 0, "", "7"]
     keys = [post_with_token(talk, token, "handoff", **job) for token in tokens]
     keys.append(talk.post_call("handoff", **job))
@@ -997,19 +997,20 @@ def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(quick):
         assert talk.answer(key)["result"]["structuredContent"]["outcome"] == "done"
     for token, key in zip(tokens, keys):
         notes = progress_of(talk, token)
-        assert len(notes) == 1
+        assert 1 <= len(notes) <= 4
         assert notes[0]["progress"] >= every_s * 0.9
         assert "working" in notes[0]["message"]
         order = [m.get("id", m.get("params", {}).get("progressToken")) for m in talk.seen]
         assert talk.seen.index(talk.told(key)[0]) > order.index(token)
-    assert sum(m.get("method") == "notifications/progress" for m in talk.seen) == len(tokens)
+    count = sum(len(progress_of(talk, token)) for token in tokens)
+    assert sum(m.get("method") == "notifications/progress" for m in talk.seen) == count
     talk.is_quiet()
 
 
 @pytest.mark.tmux
 def test_progress_rises_and_stops_for_a_cancelled_call(quick):
     talk = quick(0.1)
-    task = talk.data("assign", target="demo", task="demo: sleep 1.4; say done")["task"]
+    task = talk.data("assign", target="demo", task="demo: sleep 2.5; say done")["task"]
     keys = [post_with_token(talk, token, "wait", tasks=[task]) for token in (0, 1)]
     until(lambda: talk.read() and len(progress_of(talk, 0)) >= 3)
     talk.notify("notifications/cancelled", {"requestId": keys[0]})
@@ -1018,7 +1019,7 @@ def test_progress_rises_and_stops_for_a_cancelled_call(quick):
     assert talk.answer(keys[1])["result"]["structuredContent"]["outcome"] == "done"
     assert len(progress_of(talk, 0)) <= cancelled_at + 1
     notes = [note["progress"] for note in progress_of(talk, 1)]
-    assert len(notes) > 6
+    assert len(notes) > 4
     assert notes == sorted(set(notes))
     assert talk.told(keys[0]) == []
     talk.is_quiet()
@@ -1029,7 +1030,7 @@ def test_progress_rises_and_stops_for_a_cancelled_call(quick):
 
 @pytest.mark.tmux
 def test_a_cancelled_handoff_is_not_answered_and_its_worker_lives_on(talk, place):
-    key = talk.post_call("handoff", target="demo", task="demo: sleep 0.6; say still here")
+    key = talk.post_call("handoff", target="demo", task="demo: sleep 1.5; say still here")
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     talk.notify("notifications/cancelled", {"requestId": key, "reason": "the person pressed Esc"})
@@ -1056,7 +1057,7 @@ def test_a_handoff_cancelled_at_once_is_an_assign(talk, place):
 
 @pytest.mark.tmux
 def test_only_the_call_with_the_very_id_is_cancelled(talk, place):
-    task = talk.data("assign", target="demo", task="demo: sleep 0.8; say here")["task"]
+    task = talk.data("assign", target="demo", task="demo: sleep 1.5; say here")["task"]
     for key, other in ((17, "17"), ("18", 18)):
         talk.send(call(key, "wait", tasks=[task]))
         talk.notify("notifications/cancelled", {"requestId": other})
@@ -1086,7 +1087,7 @@ def frozen(talk: Talk, what) -> None:
 @pytest.mark.tmux
 @pytest.mark.parametrize("named", [False, True], ids=["wait", "handoff"])
 def test_a_result_that_comes_with_the_cancellation_is_not_lost(talk, place, named):
-    script = "demo: sleep 0.3; say precious"
+    script = "demo: sleep 1; say precious"
     if named:
         key = talk.post_call("handoff", target="demo", task=script)
     else:
@@ -1599,7 +1600,7 @@ def test_a_task_that_fails_is_a_result_with_its_reason(talk):
 
 @pytest.mark.tmux
 def test_assign_returns_before_the_worker_is_done_and_wait_gives_the_result_once(talk):
-    task, _ = given(talk, "demo: sleep 0.6; say later")
+    task, _ = given(talk, "demo: sleep 1.5; say later")
     assert talk.data("wait", tasks=[task], timeout_s=0)["outcome"] == "running"
     result = talk.call("wait", tasks=[task])
     assert result["structuredContent"]["results"][0]["answer"] == "later"
@@ -1619,7 +1620,7 @@ def test_wait_beside_an_assign_in_the_making_is_no_error(talk, place):
 
 @pytest.mark.tmux
 def test_wait_all_waits_for_the_last_and_wait_for_the_first(talk):
-    slow, _ = given(talk, "demo: sleep 0.8; say slow")
+    slow, _ = given(talk, "demo: sleep 2; say slow")
     quick, _ = given(talk, "demo: say quick")
     first = talk.data("wait")
     assert ([r["task"] for r in first["results"]], first["running"]) == ([quick], [slow])
@@ -1716,7 +1717,7 @@ def test_a_permission_may_be_answered_where_the_profile_says_so(talk, place):
 
 @pytest.mark.tmux
 def test_a_receipt_says_how_far_a_message_came(talk, place):
-    task, session = given(talk, "demo: sleep 1; say first")
+    task, session = given(talk, "demo: sleep 1.5; say first")
     place.until_state(session, "working")
     busy = talk.call("send_message", target=session, message="and more")
     assert (busy["structuredContent"]["to"], busy["structuredContent"]["step"]) == (
@@ -1733,7 +1734,7 @@ def test_a_receipt_says_how_far_a_message_came(talk, place):
 
 @pytest.mark.tmux
 def test_a_workers_message_comes_before_its_result(talk):
-    result = talk.call("handoff", target="demo", task="demo: tell half way; sleep 0.7; say done")
+    result = talk.call("handoff", target="demo", task="demo: tell half way; sleep 1.5; say done")
     data = result["structuredContent"]
     (message,) = data["messages"]
     assert (message["kind"], message["text"]) == ("message", "half way")
@@ -1854,7 +1855,7 @@ def test_one_request_id_given_many_times_at_once_is_one_task(talk, place):
 @pytest.mark.tmux
 def test_before_the_clients_own_limit_handoff_says_running_and_wait_gets_the_answer(connect):
     talk = connect(CAO_CALL_CEILING_S="1")
-    result = talk.call("handoff", target="demo", task="demo: sleep 1.4; say at last")
+    result = talk.call("handoff", target="demo", task="demo: sleep 2.5; say at last")
     data = result["structuredContent"]
     assert (data["outcome"], "results" in data) == ("running", False)
     assert not result.get("isError")
@@ -1909,7 +1910,7 @@ def test_a_client_that_only_looks_leaves_no_folder(talk, place):
 def test_after_kill_9_a_second_server_of_the_client_finds_the_result(connect, place, in_a_call):
     first = connect()
     first.post_call(
-        "handoff" if in_a_call else "assign", target="demo", task="demo: sleep 0.4; say found again"
+        "handoff" if in_a_call else "assign", target="demo", task="demo: sleep 1.2; say found again"
     )
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")

@@ -118,7 +118,7 @@ def plan(place, at, mode):
 
 def test_cao_mcp_killed_in_a_handoff_and_the_next_one_gets_the_result(place):
     first = McpClient(place)
-    first.post_call("handoff", target="demo", task="demo: sleep 0.8; say it went on")
+    first.post_call("handoff", target="demo", task="demo: sleep 1.5; say it went on")
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     first.process.kill()
@@ -817,7 +817,7 @@ def fill(path):
 def test_a_full_disk_is_a_clear_error_and_all_goes_on_when_there_is_room(small_disk):
     place = small_disk
     session = idle_session(place)
-    busy, task = assign(place, "demo: sleep 1; say after the flood")
+    busy, task = assign(place, "demo: sleep 2; say after the flood")
     place.until_state(busy, "working")
     fill(place.folder / "filler")
     for argv in (
