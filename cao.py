@@ -1675,7 +1675,7 @@ module.exports = (pi) => {
   const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
     hook_event_name: name, session_id: ctx.sessionManager.getSessionId(),
     transcript_path: ctx.sessionManager.getSessionFile(), ...more }) });
-  let tries = 0, failed;
+  let tries = 0, failed;  // two timers: where the machine stood still, one is due with pi's own
   pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
   pi.on("session_shutdown", (_, ctx) => { say("SessionEnd", ctx); });
   pi.on("before_agent_start", (e, ctx) => { say("UserPromptSubmit", ctx, { prompt: e.prompt }); });
@@ -1686,7 +1686,8 @@ module.exports = (pi) => {
     const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
     const fail = () => { tries = 0; say("StopFailure", ctx, { error_message }); };
     if (last.stopReason === "error") {
-      failed = setTimeout(fail, again ? 2 ** ++tries * 1000 + 3000 : 0);
+      const wait = again ? 2 ** ++tries * 1000 + 2000 : 0;
+      failed = setTimeout(() => { failed = setTimeout(fail, again ? 1000 : 0); }, wait);
       return;
     }
     tries = 0;
@@ -5613,6 +5614,19 @@ class Watcher(Conversation):
         return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
 
 
+def look_until(look: Callable[[], Any], looks: int) -> Any:
+    """Return what a look at a screen gives once that is true, else what the last one gave.
+
+    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
+    no clock ends this.
+    """
+    for _ in range(looks):
+        if found := look():
+            return found
+        select.select([], [], [], 0.02)
+    return look()
+
+
 class Dialog:
     """The dialog in a pane: reads it, moves its cursor, types into its field."""
 
@@ -5625,13 +5639,13 @@ class Dialog:
 
     def until(self, holds: Callable[[Menu], bool]) -> Menu | None:
         """Return the dialog once something holds, or None where it does not within a second."""
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
+
+        def look() -> Menu | None:
             menu = self.menu()
-            if menu and holds(menu):
-                return menu
-            select.select([], [], [], 0.02)
-        return None
+            return menu if menu and holds(menu) else None
+
+        found: Menu | None = look_until(look, 50)
+        return found
 
     def answer(self, question: Question, answer: str) -> str:
         """Answer a question and return what was chosen. A dialog that follows is found by the
@@ -5694,13 +5708,14 @@ class Dialog:
     def _enter(self, said: str, shown: Menu | None, key: str = "Enter") -> str:
         """Press a key and wait until the dialog that was shown is gone."""
         self.tmux.keys(self.pane, key)
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
+
+        def gone() -> bool:
             menu = self.menu()
-            if not menu or not shown or _words(menu) != _words(shown):
-                return said
-            select.select([], [], [], 0.03)
-        raise CaoError("the dialog is still open")
+            return not menu or not shown or _words(menu) != _words(shown)
+
+        if not look_until(gone, 150):
+            raise CaoError("the dialog is still open")
+        return said
 
 
 def _words(menu: Menu) -> list[str]:
@@ -6035,11 +6050,8 @@ class Runner(Watcher):
             self.printed_from = self._line_now()
         tmux.paste(self.pane, split_pieces(text, *row.piece))
         self._log("typed", messages=ids, bytes=len(text))
-        until = time.monotonic() + 3
-        while row.composer and time.monotonic() < until:
-            if parse_draft(self._screen(ansi=True), row.composer):
-                break
-            select.select([], [], [], 0.02)
+        if row.composer:
+            look_until(lambda: parse_draft(self._screen(ansi=True), row.composer), 150)
         select.select([], [], [], row.settle_s)
         if not self._enter():
             return
