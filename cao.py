@@ -4108,6 +4108,9 @@ class Launcher(Sessions):
         with Held(f"{self.store.home}/lock"):
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
                 return self._put_task(session.name, text, options, profile)
+            # Its last runner may be leaving still, with the name, the lock, the entry in live/.
+            self.tmux.kill_session(session.name)
+            self.control(session.name, {}, lambda _: not self.store.is_locked(session.name), STOP_S)
             self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))

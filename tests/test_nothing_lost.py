@@ -353,6 +353,19 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     assert place.store.waiting(session) == []
 
 
+def test_a_session_whose_runner_is_leaving_goes_on_with_the_next_task(place, resuming):
+    put_loader(place)
+    held = plan(place, "/live/", "hold")
+    session = idle_session(place)
+    place.ok("stop", session)
+    until(held.exists)  # its state is `ended`, its runner is there, and so is its pane
+    (place.home / "fault.json").unlink()
+    threading.Timer(0.3, held.unlink).start()
+    task = resuming.assign(session, "demo: say again", cao.TaskOptions())
+    assert place.ok("wait", task) == "again\n"
+    assert place.live() == [session]
+
+
 def test_a_session_that_is_still_at_its_end_is_not_said_to_have_ended(place, verbs, monkeypatch):
     put_loader(place)
     held = plan(place, '"event": "ended"', "hold")
