@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -466,10 +468,11 @@ def test_a_check_sends_the_worker_back_until_it_passes(place):
     assert result["check"]["exit_status"] == 1
 
 
+CALC = "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n"
+
+
 def test_a_python_prompt_is_driven_by_a_profile_alone(place):
-    place.profile(
-        "calc", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n"
-    )
+    place.profile("calc", CALC)
     task = place.ok("assign", "calc", "6 * 7").strip()
     assert place.ok("wait", task) == "42\n"
     session = task.partition(".")[0]
@@ -478,6 +481,24 @@ def test_a_python_prompt_is_driven_by_a_profile_alone(place):
     gone = place.run("handoff", session, "exit()")
     assert gone.returncode == 1
     assert "exited" in gone.stderr
+
+
+def test_a_runner_seldom_looks_where_nothing_happens(place):
+    real, calls, stub = shutil.which("tmux"), place.folder / "calls", place.folder / "bin" / "tmux"
+    stub.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexec {real} "$@"\n')
+    stub.chmod(0o755)
+    place.profile("calc", CALC)
+    session = place.ok("assign", "demo", "demo: say hi").partition(".")[0]
+    place.until_state(session, "idle")
+    place.tmux("send-keys", "-t", f"={session}:", "a draft of a person's")
+    until(lambda: "draft" in place.screen(session))
+    task = place.ok("assign", session, "demo: say never").strip()
+    until(lambda: place.state(session).get("held_back"))
+    place.ok("handoff", "calc", "import time; time.sleep(4)")
+    assert place.state(session)["held_back"] == "a person has typed something"
+    assert place.store.load_result(task) is None
+    looks = re.findall("capture-pane|list-clients", calls.read_text())
+    assert 10 < len(looks) < 300  # hundreds a second where the end of one starts the next
 
 
 EXITING = """---
