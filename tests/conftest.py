@@ -20,7 +20,7 @@ from mock_llm import MockServer
 from side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CAO = [sys.executable, str(ROOT / "tests" / "start.py")]
+CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
 PINNED = {
     "claude": "2.1.330",
     "codex": "0.169.0",
@@ -45,15 +45,19 @@ def real_clis() -> dict[str, str]:
 
 
 def until(look, wanted=bool, timeout_s=60.0, show=lambda: ""):
-    """Return what look() gives once it is as wanted: the only waiting there is."""
+    """Return what look() gives once it is as wanted: the only waiting there is.
+
+    It looks for a third of the time at most: the machine is also that of what is waited for.
+    """
     end = time.monotonic() + timeout_s
     while True:
+        began = time.monotonic()
         seen = look()
         if wanted(seen) if callable(wanted) else seen == wanted:
             return seen
         if time.monotonic() > end:
             raise AssertionError(f"waited {timeout_s} s, still {seen!r}\n{show()}")
-        select.select([], [], [], 0.02)
+        select.select([], [], [], max(0.02, 2 * (time.monotonic() - began)))
 
 
 def kill(pid: int) -> None:
@@ -74,10 +78,11 @@ class Place:
             part.mkdir()
         (self.home / "profiles").mkdir(parents=True, mode=0o700)
         self.home.chmod(0o700)
+        stub = folder / "stub"
+        stub.write_text("#!/bin/sh\nexit 97\n")
+        stub.chmod(0o755)
         for name in PINNED:  # no real agent by accident
-            stub = folder / "bin" / name
-            stub.write_text("#!/bin/sh\nexit 97\n")
-            stub.chmod(0o755)
+            os.link(stub, folder / "bin" / name)
         self.env = {
             "PATH": f"{folder}/bin:{os.environ['PATH']}",
             "HOME": str(self.user),
@@ -182,7 +187,8 @@ class Place:
 
     def close(self) -> None:
         """End everything that was started here, and leave no file."""
-        self.tmux("kill-server")
+        if os.listdir(self.folder / "tmux"):
+            self.tmux("kill-server")
         for process in self.started:
             process.kill()
             process.wait()

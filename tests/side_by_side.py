@@ -7,6 +7,7 @@ own and is reported as ever. `--processes 1` runs all in one process, in order.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import pickle
@@ -20,7 +21,7 @@ NUMBER = struct.Struct("!I")
 
 def pytest_addoption(parser) -> None:
     parser.addoption(
-        "--processes", type=int, default=2 * (os.cpu_count() or 1), metavar="N",
+        "--processes", type=int, default=3 * (os.cpu_count() or 1), metavar="N",
         help="so many run the tests where they are 20 or more; 1: all run in this one",
     )  # fmt: skip
 
@@ -32,6 +33,7 @@ def pytest_runtestloop(session):
     if alone or option.processes < 2 or len(session.items) < 20:
         return None
     work = Work(session.items)
+    gc.freeze()  # what was collected is here to stay: not looked through by each of them
     running = [Process(session, work) for _ in range(option.processes)]
     try:
         left = report_all(session, work, running)
