@@ -363,9 +363,13 @@ def median_ms(seconds: list[float]) -> float:
 
 
 def kilobytes(pid: int, file: str, word: str) -> float:
-    """Return a figure of /proc/PID/FILE ("VmRSS:   12 kB") in kB."""
-    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(word)).split()[1])
+    """Return a figure of /proc/PID/FILE ("VmRSS:   12 kB") in kB; 0 where it has just ended:
+    a runner's fork is a runner by name, until it is the program that it starts."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        lines = []
+    return float(next((line for line in lines if line.startswith(word)), "- 0").split()[1])
 
 
 def memory(figure: str, pids: list[int], limit: float | None) -> Row:

@@ -19,6 +19,9 @@ import cao
 from mock_llm import MockServer
 from side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 
+# A shell starts what it puts into the background deaf to C-c, and so would be all we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
 PINNED = {

@@ -88,7 +88,7 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
     idle = begin(place, "say the tests pass")
     place.until_state(idle, "idle")
     shown = terminal(columns, lines, "watch")
-    screen = shown.sees(r"asks: Bash: rm build \(Yes / No\)")
+    screen = shown.sees(r"(?s)asks: Bash: rm build \(Yes / No\).*^enter attach")
     worker = next(name for name in place.live() if name not in (boss, idle))
     assert re.search(r"^cao  1 working  1 asking  1 done$", screen, re.M)
     assert re.search(rf"^  {boss}    working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
