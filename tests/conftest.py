@@ -180,10 +180,11 @@ class Place:
         """Return the processes whose environment names this place; not tmux's own."""
         mark = (mark or f"CAO_HOME={self.home}\0").encode()
         found = []
-        for entry in Path("/proc").glob("[0-9]*/environ"):
+        for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                if mark in entry.read_bytes():
-                    found.append(int(entry.parent.name))
+                with open(f"/proc/{pid}/environ", "rb") as environ:
+                    if mark in environ.read():
+                        found.append(int(pid))
             except OSError:
                 continue
         return [pid for pid in found if pid != os.getpid()]
@@ -214,6 +215,8 @@ def compiled():
     folder = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
     cao.install_copy(cao.Store(str(folder / "cao")))
     yield folder / "cao" / "lib"
+    (copy,) = folder.glob("cao/lib/*/cao.py")
+    assert copy.read_bytes() == (ROOT / "cao.py").read_bytes()  # places have links to it
     shutil.rmtree(folder)
 
 
@@ -233,7 +236,7 @@ def bare(monkeypatch):
 @pytest.fixture
 def place(bare, compiled):
     """A sealed place that has its copy of cao.py already."""
-    shutil.copytree(compiled, bare.home / "lib")
+    shutil.copytree(compiled, bare.home / "lib", copy_function=os.link)
     return bare
 
 

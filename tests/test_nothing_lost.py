@@ -103,6 +103,7 @@ def put_loader(place, more=""):
     (code,) = cao.install_copy(place.store)[-1:]
     folder = Path(re.search(r"'(/[^']+)'", code)[1])
     text = LOADER.format(tests=str(HERE), home=str(place.home), source=cao.__file__)
+    (folder / "cao.py").unlink()  # a link, to that of all places
     (folder / "cao.py").write_text(text + more)
 
 
