@@ -8902,16 +8902,14 @@ def _say_kept(ask: Ask, session: str) -> None:
     print(f"cao: kept: {'; '.join(kept)}", file=sys.stderr)
 
 
-def cmd_assign(ask: Ask) -> int:
+def cmd_assign(ask: Ask) -> None:
     task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
     _print(ask, {"task": task, "session": ask.store.session_of(task)}, task)
-    return EXIT_DONE
 
 
-def cmd_send(ask: Ask) -> int:
+def cmd_send(ask: Ask) -> None:
     receipt = ask.boss.send_message(ask.args.target, _given_task(ask))
     _print(ask, receipt, f"{receipt['to']}: {receipt['step']}")
-    return EXIT_DONE
 
 
 def cmd_wait(ask: Ask) -> int:
@@ -8923,7 +8921,7 @@ def cmd_wait(ask: Ask) -> int:
     return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=every, any_mail=mail))
 
 
-def cmd_ls(ask: Ask) -> int:
+def cmd_ls(ask: Ask) -> None:
     views = ask.boss.list_sessions(ask.args.all)
     if ask.args.asking:
         views = [v for v in views if v["state"] == "asking"]
@@ -8936,10 +8934,9 @@ def cmd_ls(ask: Ask) -> int:
         rows = [(name, state, re.sub(" {3,}", "  ", rest)) for name, state, rest in rows]
     lines = [(name + state + rest).rstrip() for name, state, rest in rows]
     _print(ask, views, "\n".join(lines) or "no session is running")
-    return EXIT_DONE
 
 
-def cmd_show(ask: Ask) -> int:
+def cmd_show(ask: Ask) -> None:
     name = ask.args.session
     view = ask.boss.read_session(name, ask.args.lines)
     profile, session = ask.boss.launched(name), ask.store.load(name)
@@ -8950,7 +8947,6 @@ def cmd_show(ask: Ask) -> int:
     scope = {k: v for k, v in {**scope, "environment": " ".join(sorted(env))}.items() if v}
     words = render_table([[k, v] for k, v in scope.items()])
     _print(ask, {**view, "scope": scope}, f"{render_session(view)}\n{words}\n{view['screen']}")
-    return EXIT_DONE
 
 
 def cmd_diff(ask: Ask) -> int:
@@ -8963,12 +8959,11 @@ def cmd_diff(ask: Ask) -> int:
     return os.execve(argv[0], argv, git_environment())  # its own colours, pager and bytes
 
 
-def cmd_merge(ask: Ask) -> int:
+def cmd_merge(ask: Ask) -> None:
     done = merge_worktree(ask.boss, ask.args.session)
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)
-    return EXIT_DONE
 
 
 def cmd_discard(ask: Ask) -> int:
@@ -8994,11 +8989,11 @@ def cmd_discard(ask: Ask) -> int:
     return EXIT_DONE
 
 
-def cmd_answer(ask: Ask) -> int:
+def cmd_answer(ask: Ask) -> None:
     if ask.args.answer is not None:
         done = ask.boss.answer(ask.args.session, ask.args.answer)
         _print(ask, done, f"{done['session']}: {done['answered']}")
-        return EXIT_DONE
+        return
     asking = [v for v in ask.boss.list_sessions() if v["state"] == "asking"]
     asking = [v for v in asking if ask.args.session in (None, v["session"])]
     if not asking:
@@ -9016,7 +9011,6 @@ def cmd_answer(ask: Ask) -> int:
                 continue
             _print(ask, done, f"{done['session']}: {done['answered']}")
             break
-    return EXIT_DONE
 
 
 def _typed_line(label: str) -> str:
@@ -9024,19 +9018,18 @@ def _typed_line(label: str) -> str:
     return sys.stdin.readline().strip()
 
 
-def cmd_stop(ask: Ask) -> int:
+def cmd_stop(ask: Ask) -> None:
     for name in ask.args.sessions:
         done = ask.boss.stop_session(name, ask.args.interrupt)
         _print(ask, done, f"{name}: {done['did']}")
-    return EXIT_DONE
 
 
-def cmd_attach(ask: Ask) -> int:
+def cmd_attach(ask: Ask) -> NoReturn:
     argv = attach_argv(ask.boss, ask.args.session)
     os.execve(argv[0], argv, {k: v for k, v in os.environ.items() if k != "TMUX"})
 
 
-def cmd_watch(ask: Ask) -> int:
+def cmd_watch(ask: Ask) -> None:
     import curses
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -9050,10 +9043,9 @@ def cmd_watch(ask: Ask) -> int:
     finally:
         signal.set_wakeup_fd(-1)
         watch.wake.close()
-    return EXIT_DONE
 
 
-def cmd_launch(ask: Ask) -> int:
+def cmd_launch(ask: Ask) -> None:
     cwd = os.path.realpath(ask.args.cwd or os.getcwd())
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
@@ -9066,28 +9058,26 @@ def cmd_launch(ask: Ask) -> int:
         if not ask.args.detach:
             print(f"cao: no terminal to attach to; later: cao attach {name}", file=sys.stderr)
         _print(ask, {"session": name}, name)
-        return EXIT_DONE
+        return
     ask.args.session = name
-    return cmd_attach(ask)
+    cmd_attach(ask)
 
 
-def cmd_trace(ask: Ask) -> int:
+def cmd_trace(ask: Ask) -> None:
     page = Trace(ask.boss, ask.args.root or "").render()
     if ask.args.output == "-":
         print(page, end="")
     else:
         ask.store.write(os.path.abspath(ask.args.output), page)
         print(os.path.abspath(ask.args.output))
-    return EXIT_DONE
 
 
-def cmd_why(ask: Ask) -> int:
+def cmd_why(ask: Ask) -> None:
     facts = explain(ask.boss, ask.args.session)
     _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
-    return EXIT_DONE
 
 
-def cmd_logs(ask: Ask) -> int:
+def cmd_logs(ask: Ask) -> None:
     """Print log lines; with -f go on, woken by the sessions themselves."""
     names = [ask.args.session] if ask.args.session else ask.store.all_sessions()
     wake, read = Wake(ask.store), dict.fromkeys(names, 0)
@@ -9107,7 +9097,7 @@ def cmd_logs(ask: Ask) -> int:
                 print(as_json if ask.args.json else _render_log(name, entry))
             sys.stdout.flush()
             if not ask.args.follow:
-                return EXIT_DONE
+                return
             wake.wait(60)
     finally:
         wake.close()
@@ -9121,7 +9111,7 @@ def _render_log(name: str, entry: dict[str, Any]) -> str:
     return f"{at}  {name}  {entry['event']}  {more}".rstrip()
 
 
-def cmd_config(ask: Ask) -> int:
+def cmd_config(ask: Ask) -> None:
     client = CLIENTS[ask.args.client]
     argv = own_command(ask.args.form)
     if client.add:
@@ -9129,14 +9119,13 @@ def cmd_config(ask: Ask) -> int:
     else:
         print(f"# put this into {client.file}:")
     print(render_entry(client, argv))
-    return EXIT_DONE
 
 
-def cmd_profiles(ask: Ask) -> int:
+def cmd_profiles(ask: Ask) -> None:
     if ask.args.profile:
         facts = explain_profile(ask.boss.profile(ask.args.profile, os.getcwd()))
         _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
-        return EXIT_DONE
+        return
     rows = []
     for name, path in sorted(find_profiles(ask.store.home, os.getcwd()).items()):
         try:
@@ -9154,28 +9143,26 @@ def cmd_profiles(ask: Ask) -> int:
     ]
     keys = ("name", "provider", "description", "source")
     _print(ask, [dict(zip(keys, row)) for row in rows], render_table(rows))
-    return EXIT_DONE
 
 
-def cmd_clean(ask: Ask) -> int:
+def cmd_clean(ask: Ask) -> None:
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     _print(ask, {"removed": removed, "kept": foreign}, "\n".join(lines))
     for words in foreign:
         print(f"cao: kept: {words}", file=sys.stderr)
-    return EXIT_DONE
 
 
 def cmd_demo(ask: Ask) -> int:
     return show_demo(ask.store, lambda text: print(text, flush=True))
 
 
-def cmd_schedule(ask: Ask) -> int:
+def cmd_schedule(ask: Ask) -> int | None:
     plan, action, name = Schedule(ask.store), ask.args.action, ask.args.name
     if not name and action in "add show run enable disable remove".split():
         way = "cao schedule add FILE" if action == "add" else "cao schedule list"
         raise UsageError(f"cao schedule {action} of which flow?", way)
-    more: dict[str, Callable[[Ask, Schedule], int]] = {
+    more: dict[str, Callable[[Ask, Schedule], int | None]] = {
         "list": _schedule_list,
         "log": _schedule_log,
         "run": _schedule_run,
@@ -9188,7 +9175,7 @@ def cmd_schedule(ask: Ask) -> int:
     if action == "remove":
         plan.remove(name)
         _print(ask, {"removed": name}, f"removed {name} and its history")
-        return EXIT_DONE
+        return None
     if action == "add":
         flow = plan.load(name := plan.add(name))
         try:
@@ -9201,17 +9188,16 @@ def cmd_schedule(ask: Ask) -> int:
     rows = [[key, str(value)] for key, value in facts.items() if value and key != "next"]
     rows += [["due", at] for at in facts["next"]]
     _print(ask, facts, render_table(rows))
-    return EXIT_DONE
+    return None
 
 
-def _schedule_list(ask: Ask, plan: Schedule) -> int:
+def _schedule_list(ask: Ask, plan: Schedule) -> None:
     views = [plan.view(name) for name in plan.names()]
     rows = [[v["name"], v["state"], v["next"][0], v["last"], v["schedule"]] for v in views]
     _print(ask, views, render_table(rows) or "no flow yet: cao schedule add FILE")
     if views and time.time() - written_at(f"{plan.folder}/ticked") > 150:
         fix = "cao schedule install, or cao schedule serve"
         _say_error(CaoError("nothing looks for what is due", fix))
-    return EXIT_DONE
 
 
 def _schedule_log(ask: Ask, plan: Schedule) -> int:
@@ -9258,7 +9244,7 @@ def _say_run(record: dict[str, Any]) -> None:
     print(f"cao: flow {record['flow']}: {words} ({took}, run {record['id']})", file=sys.stderr)
 
 
-def _schedule_tick(ask: Ask, plan: Schedule) -> int:
+def _schedule_tick(ask: Ask, plan: Schedule) -> None:
     """Carry out what is due, by default in a process of its own: an engine that waits for
     its job's end would else be late for the next."""
     begun = plan.take(plan.names(), time.time(), _say_fault)
@@ -9268,7 +9254,6 @@ def _schedule_tick(ask: Ask, plan: Schedule) -> int:
     if begun and (ask.args.wait or go_on_alone(log)):
         for thread in carry_all(plan, begun):
             thread.join()
-    return EXIT_DONE
 
 
 def carry_all(plan: Schedule, begun: Sequence[Begun]) -> list[Any]:
@@ -9291,7 +9276,7 @@ def _schedule_serve(_ask: Ask, plan: Schedule) -> int:
         time.sleep(60 - time.time() % 60)
 
 
-def _schedule_install(ask: Ask, _plan: Schedule) -> int:
+def _schedule_install(ask: Ask, _plan: Schedule) -> None:
     mark = f"# {tmux_socket(ask.store.home)} schedule"
     line = render_cron_line([sys.executable, os.path.abspath(__file__)], mark)
     if not ask.args.show:
@@ -9299,7 +9284,6 @@ def _schedule_install(ask: Ask, _plan: Schedule) -> int:
     did = "removed" if ask.args.remove else "in your crontab"
     did = f"would be {did}" if ask.args.show else did
     _print(ask, {"line": line, "did": did}, f"{did}:\n{line}")
-    return EXIT_DONE
 
 
 def cmd_doctor(ask: Ask) -> int:
@@ -9330,7 +9314,7 @@ class Command(NamedTuple):
     """One row of the command line."""
 
     name: str
-    call: Callable[[Ask], int]
+    call: Callable[[Ask], int | None]  # its exit code; None: done
     about: str
     example: str
     arguments: tuple[Any, ...] = ()
@@ -9496,7 +9480,7 @@ def run_command(argv: Sequence[str]) -> int:
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
     store = Store(runtime_home())
-    return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))))
+    return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
 
 
 if __name__ == "__main__":
