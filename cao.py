@@ -8745,11 +8745,8 @@ def shell_caller(store: Store) -> Caller:
     name = client_stem("shell")
     if not store.load(name):
         make_client(store, name)
-    agent = any(
-        os.environ.get(k)
-        for k in ("CLAUDECODE", "CODEX_SANDBOX", "CODEX_SESSION_ID", "GEMINI_CLI", "QWEN_CODE")
-    )
-    return Caller(name, person=not agent)
+    signs = "CLAUDECODE CODEX_SANDBOX CODEX_SESSION_ID GEMINI_CLI QWEN_CODE".split()
+    return Caller(name, person=not any(os.environ.get(sign) for sign in signs))
 
 
 class Ask(NamedTuple):
@@ -8849,17 +8846,13 @@ def _progress(ask: Ask) -> Callable[[str], None]:
     return tell
 
 
-def _as_ctrl_c(_number: int, _frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def cmd_run(ask: Ask) -> int:
     if ask.args.file:
         if ask.args.task is not None:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
     for number in (signal.SIGTERM, signal.SIGHUP):  # how CI cancels
-        signal.signal(number, _as_ctrl_c)
+        signal.signal(number, signal.default_int_handler)
     task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
     session, kept, tell = ask.store.session_of(task), ask.args.keep_on_failure, _progress(ask)
     made = ask.args.target != session
@@ -9220,7 +9213,7 @@ def _schedule_log(ask: Ask, plan: Schedule) -> int:
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _as_ctrl_c)
+        signal.signal(number, signal.default_int_handler)
     plan.entry(ask.args.name)
     begun = plan.take([ask.args.name], time.time(), _say_fault, due=False)
     record = plan.carry_out(begun[-1], _progress(ask)) if begun else plan.runs(ask.args.name)[-1]
@@ -9270,7 +9263,8 @@ def carry_all(plan: Schedule, begun: Sequence[Begun]) -> list[Any]:
 
 
 def _schedule_serve(_ask: Ask, plan: Schedule) -> int:
-    signal.signal(signal.SIGTERM, _as_ctrl_c)  # what is under way then, the next tick takes up
+    # What is under way at a SIGTERM, the next tick takes up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     while True:
         carry_all(plan, plan.take(plan.names(), time.time(), _say_fault))
         time.sleep(60 - time.time() % 60)
