@@ -6629,20 +6629,10 @@ class Call(NamedTuple):
     cancelled: Callable[[], bool] = lambda: False
     on_look: Callable[[Waited], None] = lambda _: None
 
-    def wait(
-        self, tasks: Sequence[str], timeout_s: float, want_all: bool = False, mail: bool = False
-    ) -> Answer:
+    def wait(self, tasks: Sequence[str], timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
-        found = self.boss.await_tasks(
-            tasks,
-            timeout_s,
-            want_all=want_all,
-            any_mail=mail,
-            told=self.told,
-            cancelled=self.cancelled,
-            on_look=self.on_look,
-        )
-        return view_waited(self, found)
+        how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
+        return view_waited(self, self.boss.await_tasks(tasks, timeout_s, **how))
 
 
 class Answer(NamedTuple):
@@ -6716,14 +6706,12 @@ def view_waited(call: Call, found: Waited) -> Answer:
         for result, shown in zip(found.results, data["results"]):
             text = render_result(result._replace(answer=shown["answer"]))
             parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
-    for message in found.messages:
-        parts.append(render_message(message, None))
     if found.messages:
+        parts += [render_message(message, None) for message in found.messages]
         keys = ("kind", "sender", "text", "id")
         data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
-    for ask in found.asking:
-        parts.append(render_asking(ask))
     if found.asking:
+        parts += map(render_asking, found.asking)
         data["asking"] = [dict(ask) for ask in found.asking]
     if found.running:
         data["running"] = list(found.running)
@@ -6773,11 +6761,10 @@ def render_asking(ask: dict[str, Any]) -> str:
     """Return a question as text, and who may answer it how."""
     question = ask["question"]
     lines = [render_question(ask["session"], question, ask["path"])]
+    name = ask["session"]
     if question["kind"] == "question":
-        name = ask["session"]
         lines.append(f"Answer it: the tool answer, or cao answer {name} OPTION. Then wait.")
     elif question["kind"] != "interrupted":
-        name = ask["session"]
         lines.append(
             f"A person has to answer: cao answer {name} OPTION, or cao attach {name}."
             " The work goes on after that; then wait."
@@ -6812,7 +6799,8 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
         return view_waited(call, Waited())  # no folder yet: nothing can be on its way
     tasks = list(given.get("tasks") or call.boss.tasks_given())
     limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
-    return call.wait(tasks, limit, bool(given.get("all")), not given.get("tasks"))
+    every, mail = bool(given.get("all")), not given.get("tasks")
+    return call.wait(tasks, limit, want_all=every, any_mail=mail)
 
 
 def render_session(view: dict[str, Any]) -> str:
@@ -6832,11 +6820,9 @@ def render_session(view: dict[str, Any]) -> str:
 
 def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     views = call.boss.list_sessions(bool(given.get("all")))
-    if call.boss.caller.worker:
-        reach = call.boss.known() | {
-            call.boss.caller.name,
-            *call.boss.ancestors(call.boss.caller.name),
-        }
+    me = call.boss.caller
+    if me.worker:
+        reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
     profiles = sorted({*find_profiles(call.boss.store.home, os.getcwd()), *PROVIDERS} - {"command"})
     lines = [render_session(view) for view in views] or ["No session is running."]
