@@ -997,9 +997,9 @@ def test_progress_comes_with_the_callers_token_and_ends_with_the_answer(quick):
         assert talk.answer(key)["result"]["structuredContent"]["outcome"] == "done"
     for token, key in zip(tokens, keys):
         notes = progress_of(talk, token)
-        assert 1 <= len(notes) <= 4
-        assert notes[0]["progress"] >= every_s * 0.9
-        assert "working" in notes[0]["message"]
+        at = [0.0, *(note["progress"] for note in notes)]
+        assert all(later - sooner >= every_s * 0.9 for sooner, later in zip(at, at[1:]))
+        assert any("working" in note["message"] for note in notes)
         order = [m.get("id", m.get("params", {}).get("progressToken")) for m in talk.seen]
         assert talk.seen.index(talk.told(key)[0]) > order.index(token)
     count = sum(len(progress_of(talk, token)) for token in tokens)
