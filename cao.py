@@ -4372,12 +4372,14 @@ class Orchestrator(Launcher):
             if any_mail:
                 wake.listen(self.caller.name)
             while True:
+                # Asked before the look: a result is in the inbox before its task is filed.
+                none_out = any_mail and not self.tasks_given()
                 found = self._look(tasks, sessions, any_mail, told)
                 self._after_burial(found.results)
                 enough = not found.running if want_all else bool(found.results)
                 if enough or found.messages or found.asking or cancelled():
                     return found
-                if any_mail and not found.running and not self.tasks_given():
+                if none_out and not found.running:
                     return found
                 left = until - time.monotonic()
                 if left <= 0:
@@ -4399,6 +4401,8 @@ class Orchestrator(Launcher):
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
     ) -> Waited:
         """Look once at everything a wait may end with, and claim what is found."""
+        # What another wait has taken is not ours to wait for. Before the inbox: see there.
+        out = set(self.store.tasks_out(self.caller.name) if any_mail else tasks)
         results = {t: result for t in tasks if (result := self.claim_result(t, any_mail))}
         messages = []
         below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
@@ -4413,10 +4417,7 @@ class Orchestrator(Launcher):
             if wanted and self.store.claim(self.caller.name, message.id):
                 messages.append(message)
         asking = []
-        running = tuple(task for task in tasks if task not in results)
-        if any_mail:  # what another wait has taken is not ours to wait for
-            out = self.store.tasks_out(self.caller.name)
-            running = tuple(task for task in running if task in out)
+        running = tuple(task for task in tasks if task in out and task not in results)
         at_work = {self.store.session_of(task) for task in running}
         for name in sorted(below):
             path = [name, *self.ancestors(name)]

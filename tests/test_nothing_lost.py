@@ -651,7 +651,23 @@ def test_the_same_request_is_one_task_and_with_another_text_an_error(place):
     assert len(place.live()) == 1
     other = place.run("assign", "demo", "goodbye", "--request-id", "r1")
     assert (other.returncode, "was used for another text" in other.stderr) == (2, True)
-    assert conversation(place, place.live()[0]) == ["hello"]
+    until(lambda: conversation(place, place.live()[0]), ["hello"])
+
+
+@pytest.mark.parametrize("want_all", [False, True])
+def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, want_all):
+    given = cao.TaskOptions()
+    tasks = [verbs.assign("demo", f"demo: sleep 1; say {w}", given) for w in ("one", "two")]
+    waiting = verbs.store.waiting
+
+    def slowly(name):  # all else happens between its look into the inbox and what it asks next
+        found = waiting(name)
+        until(lambda: verbs.store.tasks_out(name), [])
+        return found
+
+    monkeypatch.setattr(verbs.store, "waiting", slowly)
+    found = verbs.await_tasks(tasks, 60, want_all=want_all, any_mail=True)
+    assert sorted(result.answer for result in found.results) == ["one", "two"]
 
 
 def test_the_same_request_of_two_processes_at_once_is_one_task(place):
