@@ -965,8 +965,8 @@ class Provider(NamedTuple):
     tools: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never written to
     tools_bind_shell: bool = False  # what is taken away its shell cannot do either
     status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
-    read_status: Callable[[str], Look] = lambda _: Look("unknown", "status_file")
-    read_title: Callable[[str], Look] | None = None  # the pane's title, where it says the state
+    # the first letter of its pane's title -> its state, where the title says that
+    titles: dict[str, str] = {}  # noqa: RUF012 - never written to
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
     transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
@@ -998,7 +998,7 @@ class Provider(NamedTuple):
 
     def tells_state(self) -> bool:
         """Tell whether the CLI itself says where it stands, beside its events."""
-        return bool(self.status_path or self.read_title)
+        return bool(self.status_path or self.titles)
 
 
 def _toml(value: Any) -> str:
@@ -1109,10 +1109,6 @@ def _claude_home(env: dict[str, str]) -> str:
     return env.get("CLAUDE_CONFIG_DIR") or env.get("HOME", "") + "/.claude"
 
 
-def _claude_status_path(env: dict[str, str], _folder: str, pid: int) -> str:
-    return f"{_claude_home(env)}/sessions/{pid}.json"
-
-
 def read_status_json(text: str) -> Look:
     """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
     try:
@@ -1123,6 +1119,11 @@ def read_status_json(text: str) -> Look:
     words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
     state = words.get(str(found.get("status")), "unknown")
     return Look(state, "status_file", str(found.get("waitingFor") or ""))
+
+
+def read_title(titles: dict[str, str], title: str) -> Look:
+    """Read the title of a pane whose CLI says its state there."""
+    return Look(titles.get(title[:1], "unknown"), "title", title.strip())
 
 
 def read_hook(payload: dict[str, Any]) -> Event | None:
@@ -1480,12 +1481,6 @@ def read_gemini_chat(lines: Sequence[str]) -> Event | None:
     return last
 
 
-def read_gemini_title(title: str) -> Look:
-    """Read the title of Gemini CLI's pane (0.61.0)."""
-    words = {"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"}
-    return Look(words.get(title[:1], "unknown"), "title", title.strip())
-
-
 def _qwen_argv(launch: Launch) -> list[str]:
     profile = launch.profile
     argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
@@ -1546,12 +1541,6 @@ def read_qwen_chat(lines: Sequence[str]) -> Event | None:
             calls = any("functionCall" in p for p in parts)
             last = Event("ended", text, source="transcript") if ended and not calls else None
     return last
-
-
-def read_qwen_title(title: str) -> Look:
-    """Read the title of Qwen Code's pane (0.24.4)."""
-    words = {"Q": "idle", "◐": "busy", "✳": "asking"}
-    return Look(words.get(title[:1], "unknown"), "title", title.strip())
 
 
 _KIMI_HOOKS = (
@@ -2019,8 +2008,7 @@ PROVIDERS: dict[str, Provider] = {
         ),
         tools=_CLAUDE_TOOLS,
         permission_words={k: f"--permission-mode {v}" for k, v in _CLAUDE_MODES.items()},
-        status_path=_claude_status_path,
-        read_status=read_status_json,
+        status_path=lambda env, _folder, pid: f"{_claude_home(env)}/sessions/{pid}.json",
         read_transcript=read_claude_transcript,
         transcript_glob=lambda env, known: f"{_claude_home(env)}/projects/*/{known}.jsonl",
         composer=r"^❯\xa0(.*)",
@@ -2064,7 +2052,7 @@ PROVIDERS: dict[str, Provider] = {
         env_pass=("GEMINI_*", "GOOGLE_*"),
         tools=_GEMINI_TOOLS,
         permission_words={k: f"--approval-mode {v}" for k, v in _GEMINI_MODES.items()},
-        read_title=read_gemini_title,
+        titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
         read_transcript=read_gemini_chat,
         composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$",
@@ -2090,7 +2078,7 @@ PROVIDERS: dict[str, Provider] = {
         env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
         tools=_QWEN_TOOLS,
         permission_words={k: f"--approval-mode {v}" for k, v in _QWEN_MODES.items()},
-        read_title=read_qwen_title,
+        titles={"Q": "idle", "◐": "busy", "✳": "asking"},
         read_transcript=read_qwen_chat,
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
         composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
@@ -2242,7 +2230,6 @@ PROVIDERS: dict[str, Provider] = {
         "",  # cao.py itself
         lambda launch: ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])],
         status_path=lambda _env, folder, _pid: f"{folder}/status.json",
-        read_status=read_status_json,
         composer=r"^demo>(.*)",
         untypable=r"(?!)",
     ),
@@ -5394,9 +5381,9 @@ class Watcher(Conversation):
         if self.row.status_path:
             env = {**self.env, **self.row.env(self.launch)}
             path = self.row.status_path(env, self.launch.folder, self.child)
-            look = self.row.read_status(self.store.read_text(path))
-        elif self.row.read_title:
-            look = self.row.read_title(self.boss.tmux.ask(self.pane, "#{pane_title}"))
+            look = read_status_json(self.store.read_text(path))
+        elif self.row.titles:
+            look = read_title(self.row.titles, self.boss.tmux.ask(self.pane, "#{pane_title}"))
         else:
             return Look("unknown", "none", "this CLI keeps no state file")
         self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
@@ -5463,7 +5450,7 @@ class Watcher(Conversation):
         """Find the composer, or a dialog of the first run."""
         look = self._status()
         slow = self.delivery_open() or not self.row.tells_state()
-        if look.state == "idle" and not self.row.read_title and not self.delivery_open():
+        if look.state == "idle" and not self.row.titles and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
         late = self.delivery_open() and now - self.since > SUBMIT_S
