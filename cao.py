@@ -1574,10 +1574,15 @@ def _kimi_files(launch: Launch) -> dict[str, str]:
         only = 'matcher = "AskUserQuestion"' if event == "PreToolUse" else ""
         hook = f"event = {_toml(event)}\ncommand = {_toml(quote_argv(launch.hook))}\ntimeout = 30"
         config += ["[[hooks]]", hook, only]
+    servers = {}
+    known = ("command", "args", "env", "url", "headers", "cwd")  # no keys of Claude's own
+    for name, server in _worker_mcp_servers(launch).items():
+        servers[name] = {k: v for k, v in server.items() if k in known}
+        servers[name]["toolTimeoutMs"] = TOOL_TIMEOUT_S * 1000
     files = {
         "kimi/config.toml": "\n".join(config) + "\n",
         "kimi/AGENTS.md": f"{own.get('AGENTS.md', '')}\n{_OURS}\n\n{launch.system}\n",
-        "kimi/mcp.json": json.dumps({"mcpServers": _plain_mcp_servers(launch)}, indent=1),
+        "kimi/mcp.json": json.dumps({"mcpServers": servers}, indent=1),
         # No dialog may come between a prompt and its Enter.
         "kimi/tui.toml": "disable_feedback_survey = true\ncache_expiry_hint = false\n",
     }
@@ -1586,16 +1591,6 @@ def _kimi_files(launch: Launch) -> dict[str, str]:
             {"root": launch.cwd, "trustedAt": 0}
         )
     return files
-
-
-def _plain_mcp_servers(launch: Launch) -> dict[str, Any]:
-    """Return the MCP servers without Claude's own keys, their timeout as Kimi Code has it."""
-    servers = _worker_mcp_servers(launch)
-    known = ("command", "args", "env", "url", "headers", "cwd")
-    return {
-        name: {**{k: v for k, v in server.items() if k in known}, "toolTimeoutMs": 86_400_000}
-        for name, server in servers.items()
-    }
 
 
 def _kimi_folder_key(folder: str) -> str:
@@ -1621,11 +1616,6 @@ def _kimi_own(env: dict[str, str], *names: str) -> dict[str, str]:
     return {name: f"{home}/{name}" for name in names}
 
 
-def _kimi_links(env: dict[str, str]) -> dict[str, str]:
-    found = _kimi_own(env, "credentials", "device_id", "skills")
-    return {f"kimi/{name}": path for name, path in found.items()}
-
-
 def read_kimi_wire(lines: Sequence[str]) -> Event | None:
     """Return how the turn in lines of a Kimi Code wire.jsonl ended, or None."""
     last, text = None, ""
@@ -1639,12 +1629,12 @@ def read_kimi_wire(lines: Sequence[str]) -> Event | None:
             text = block_text(said.get("content")) if said.get("role") == "assistant" else text
         elif kind == "turn.ended" and entry.get("reason") == "failed":
             words = str(error.get("message") if isinstance(error, dict) else error or "")
-            last = Event("failed", words, classify_failure(words), "transcript")
-            last = last._replace(retry_at=retry_time(words)) if words else last
+            reason, again = classify_failure(words), retry_time(words)
+            last = Event("failed", words, reason, "transcript", retry_at=again)
+        elif kind == "turn.ended" and entry.get("reason") == "completed":
+            last = Event("ended", text, source="transcript")
         elif kind == "turn.ended":
-            ended = entry.get("reason") == "completed"
-            last = Event("ended" if ended else "interrupted", text if ended else "")
-            last = last._replace(source="transcript")
+            last = Event("interrupted", source="transcript")
     return last
 
 
@@ -2146,7 +2136,10 @@ PROVIDERS: dict[str, Provider] = {
         _kimi_argv,
         _kimi_files,
         _kimi_env,
-        links=_kimi_links,
+        links=lambda env: {
+            f"kimi/{n}": path
+            for n, path in _kimi_own(env, "credentials", "device_id", "skills").items()
+        },
         own_files=lambda env: _kimi_own(env, "config.toml", "AGENTS.md"),
         permission_words={
             k: " ".join(v) or "default_permission_mode manual" for k, v in _KIMI_FLAGS.items()
