@@ -1224,12 +1224,9 @@ def classify_failure(text: str) -> str:
 
 def retry_time(text: str) -> str:
     """Return when a limit lifts in the CLI's own words ("3pm", "in 2 hours"), or ""."""
-    match = re.search(
-        r"(?:resets?|try again|retry|available)\s+(?:again\s+)?"
-        r"((?:at |in )?(?:(?!\.(?!\d))[^;·|\n])*\d(?:(?!\.(?!\d))[^;·|\n])*)",
-        text,
-        re.I,
-    )
+    begins = r"(?i)(?:resets?|try again|retry|available)\s+(?:again\s+)?"
+    rest = r"(?:(?!\.(?!\d))[^;·|\n])*"
+    match = re.search(rf"{begins}((?:at |in )?{rest}\d{rest})", text)
     return match[1].strip() if match else ""
 
 
@@ -2237,19 +2234,9 @@ PROVIDERS: dict[str, Provider] = {
         by_output=True,
     ),
 }
-ALIASES = {
-    "claude_code": "claude",
-    "codex_cli": "codex",
-    "gemini_cli": "gemini",
-    "qwen_cli": "qwen",
-    "qwen_code": "qwen",
-    "copilot_cli": "copilot",
-    "opencode_cli": "opencode",
-    "kimi_cli": "kimi",
-    "kiro_cli": "kiro",
-    "q_cli": "kiro",
-    "cursor_cli": "cursor",
-}
+ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
+for _name in ("codex", "gemini", "qwen", "copilot", "opencode", "kimi", "kiro", "cursor"):
+    ALIASES[f"{_name}_cli"] = _name
 
 
 def unproven(name: str) -> str:
@@ -2446,10 +2433,8 @@ def explain_scope(profile: Profile) -> dict[str, str]:
     }
 
 
-_PERMISSION_MODES = {  # permissionMode of Claude Code and of the reference program
-    "default": "ask",
-    "manual": "ask",
-    "plan": "ask",
+# permissionMode of Claude Code and of the reference program; all others are `ask`.
+_PERMISSION_MODES = {
     "acceptEdits": "edits",
     "auto": "auto",
     "dontAsk": "auto",
@@ -2511,11 +2496,9 @@ def _command_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     for key in ("command", "ready"):
         if not settings.get(key):
             return f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
-    if not isinstance(settings["command"], list):
-        return (
-            f"'command' must be a list, got {settings['command']!r}",
-            "command: [python3, -i, -q]",
-        )
+    command = settings["command"]
+    if not isinstance(command, list):
+        return f"'command' must be a list, got {command!r}", "command: [python3, -i, -q]"
     for key in ("ready", "busy", "asking", "answer"):
         try:
             re.compile(str(settings.get(key) or ""))
