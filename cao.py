@@ -382,13 +382,10 @@ def first_difference(sent: str, got: str) -> str:
     """Return "exact", or where got first differs from sent."""
     if sent == got:
         return "exact"
-    at = next((i for i, (a, b) in enumerate(zip(sent, got)) if a != b), -1)
-    if at < 0:
-        at = min(len(sent), len(got))
-    return (
-        f"differs at character {at} of {len(sent)}: sent {sent[at : at + 20]!r},"
-        f" got {got[at : at + 20]!r}"
-    )
+    shorter = min(len(sent), len(got))
+    at = next((i for i in range(shorter) if sent[i] != got[i]), shorter)
+    there, here = sent[at : at + 20], got[at : at + 20]
+    return f"differs at character {at} of {len(sent)}: sent {there!r}, got {here!r}"
 
 
 def same_prompt(sent: str, got: str) -> bool:
@@ -649,9 +646,8 @@ def fit_columns(text: str, columns: int) -> str:
     kept, used = [], 0
     for letter in strip_controls(text).expandtabs().replace("\n", " "):
         bare = category(letter) in ("Mn", "Me", "Cf")
-        kept.append(
-            (letter, used := used + (0 if bare else 1 + (east_asian_width(letter) in "WF")))
-        )
+        used += 0 if bare else 1 + (east_asian_width(letter) in "WF")
+        kept.append((letter, used))
     if used > columns:
         kept = [(letter, end) for letter, end in kept if end < columns]
         used = kept[-1][1] if kept else 0
@@ -895,12 +891,10 @@ def parse_cron(text: str) -> Cron:
         _cron_field(text, word, *row) for word, row in zip(words, _CRON_FIELDS)
     )
     either = words[2][0] != "*" and words[4][0] != "*"
-    if not either and min(days) > max(29 if m == 2 else 30 + (m in _LONG_MONTHS) for m in months):
+    longest = max((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)[m - 1] for m in months)
+    if not either and min(days) > longest:
         raise UsageError(f"the schedule {text!r} is never due", "no such month has that day")
     return Cron(minutes, hours, days, months, frozenset(d % 7 for d in weekdays), either)
-
-
-_LONG_MONTHS = (1, 3, 5, 7, 8, 10, 12)
 
 
 def _cron_field(
