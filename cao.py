@@ -2579,10 +2579,8 @@ def find_program(name: str, path: str | None = None) -> str:
             return os.path.abspath(found)
         raise CaoError(f"{name} is not a program that can be run", "check the path")
     path = os.environ.get("PATH", "") if path is None else path
-    places = [os.path.expanduser(place) for place in (*path.split(":"), *USUAL_PLACES)]
-    places = list(dict.fromkeys(place for place in places if place))
-    for place in places:
-        found = os.path.join(place, name)
+    for place in filter(None, (*path.split(":"), *USUAL_PLACES)):
+        found = os.path.join(os.path.expanduser(place), name)
         if os.access(found, os.X_OK) and os.path.isfile(found):
             return found
     raise CaoError(
@@ -2591,16 +2589,22 @@ def find_program(name: str, path: str | None = None) -> str:
     )
 
 
+def _stat_words(pid: int | str) -> list[bytes]:
+    """Return /proc's words about a process from its state on; none where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
 def start_mark(pid: int, *, zombie: bool = True) -> str:
     """Return a mark of when a process started ("" if it is gone): pids are used again.
     zombie: one that has ended, and of whose end nobody heard, counts too."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            words = file.read().rpartition(b")")[2].split()
-            return "" if words[0] == b"Z" and not zombie else words[19].decode()
-    except OSError:
-        if os.path.isdir("/proc/self"):
-            return ""
+    if words := _stat_words(pid):
+        return "" if words[0] == b"Z" and not zombie else words[19].decode()
+    if os.path.isdir("/proc/self"):
+        return ""
     return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
 
 
@@ -2617,20 +2621,11 @@ def is_running(noted: dict[str, Any]) -> bool:
 def group_members(group: int) -> list[int]:
     """Return the pids in a process group; zombies are not counted."""
     if not os.path.isdir("/proc/self"):
-        rows = [
-            row.split() for row in run(["ps", "-A", "-o", "pid=,pgid=,stat="], 5).out.splitlines()
-        ]
+        listed = run(["ps", "-A", "-o", "pid=,pgid=,stat="], 5).out.splitlines()
+        rows = map(str.split, listed)
         return [int(r[0]) for r in rows if r[1] == str(group) and not r[2].startswith("Z")]
-    found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue  # it ended while we looked
-        if int(fields[2]) == group and fields[0] != b"Z":
-            found.append(int(entry))
-    return found
+    found = ((int(pid), _stat_words(pid)) for pid in os.listdir("/proc") if pid.isdigit())
+    return [pid for pid, w in found if w and int(w[2]) == group and w[0] != b"Z"]
 
 
 def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
@@ -2658,15 +2653,9 @@ def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
 
 # tmux says what went wrong in English only (exit status 1 for all); tmux 3.2a to 3.5.
 _TMUX_WORDS = {
-    "no server running on": "no server",
-    "error connecting to": "no server",
-    "server exited unexpectedly": "no server",
-    "lost server": "no server",
-    "can't find session": "gone",
-    "can't find pane": "gone",
-    "can't find window": "gone",
-    "no current target": "gone",
-    "duplicate session": "duplicate",
+    "no server": r"no server running on|error connecting to|server exited unexpectedly|lost server",
+    "gone": r"can't find (session|pane|window)|no current target",
+    "duplicate": r"duplicate session",
 }
 
 
@@ -2688,7 +2677,7 @@ class Tmux:
         if ran.status == 0:
             return ran.out
         words = ran.err.strip() or f"exit status {ran.status}"
-        meaning = next((m for phrase, m in _TMUX_WORDS.items() if phrase in words), "")
+        meaning = next((m for m, known in _TMUX_WORDS.items() if re.search(known, words)), "")
         raise TmuxError(f"tmux: {words}", meaning)
 
     def _run_there(self, *args: str) -> str | None:
@@ -2720,11 +2709,8 @@ class Tmux:
 
     def capture(self, pane: str, *, first: str = "", ansi: bool = False, join: bool = False) -> str:
         """Return a pane's screen; first: the line to start at ("-100": of the history)."""
-        flags = [
-            *(["-S", first] if first else []),
-            *(["-e"] if ansi else []),
-            *(["-J"] if join else []),
-        ]
+        flags = ["-S", first] if first else []
+        flags += ["-e"] * ansi + ["-J"] * join
         return self.run("capture-pane", "-p", "-t", pane, *flags)
 
     def ask(self, pane: str, form: str) -> str:
