@@ -2923,10 +2923,8 @@ def result_message_id(result: Result) -> str:
 
 def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
-    return (
-        json.dumps(record._asdict() if hasattr(record, "_asdict") else record, ensure_ascii=False)
-        + "\n"
-    )
+    plain = record._asdict() if hasattr(record, "_asdict") else record
+    return json.dumps(plain, ensure_ascii=False) + "\n"
 
 
 def _tuples(value: Any) -> Any:
@@ -2948,24 +2946,16 @@ class Store:
 
     def _check_home(self) -> None:
         """Make the runtime directory. Raises CaoError where others own or can write it."""
+        here, fix = f"the runtime directory {self.home}", "set CAO_HOME to a folder of yours"
         try:
             os.makedirs(self.home, 0o700, exist_ok=True)
             facts = os.stat(self.home)
         except OSError as error:
-            raise CaoError(
-                f"the runtime directory {self.home} cannot be made: {error.strerror}",
-                "set CAO_HOME to a folder of yours",
-            ) from error
+            raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
         if facts.st_uid != os.getuid():
-            raise CaoError(
-                f"the runtime directory {self.home} belongs to another user",
-                "set CAO_HOME to a folder of yours",
-            )
+            raise CaoError(f"{here} belongs to another user", fix)
         if facts.st_mode & 0o022:
-            raise CaoError(
-                f"the runtime directory {self.home} can be written by others",
-                f"chmod 700 {self.home}",
-            )
+            raise CaoError(f"{here} can be written by others", f"chmod 700 {self.home}")
         for name in ("sessions", "live", "wake", "lib"):
             os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
 
@@ -3081,11 +3071,9 @@ class Store:
         if found is None:
             return None
         if found.get("format") != FORMAT:
-            raise CaoError(
-                f"session {name} was made by cao {found.get('version')} in a format this"
-                f" cao {VERSION} does not know",
-                "use that version for it, or another CAO_HOME",
-            )
+            made = f"session {name} was made by cao {found.get('version')}"
+            fix = "use that version for it, or another CAO_HOME"
+            raise CaoError(f"{made} in a format this cao {VERSION} does not know", fix)
         session: Session | None = self.read_record(f"{self.folder(name)}/session.json", Session)
         return session
 
@@ -3225,14 +3213,9 @@ class Store:
                 "wait until it has read some, or give the work to another",
             )
         self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
-        self.log(
-            message.to,
-            "queued",
-            message=message.id,
-            kind=message.kind,
-            sender=message.sender,
-            bytes=len(message.text.encode(errors="surrogatepass")),
-        )
+        size = len(message.text.encode(errors="surrogatepass"))
+        who = {"message": message.id, "kind": message.kind, "sender": message.sender}
+        self.log(message.to, "queued", **who, bytes=size)
         self.poke(message.to)
 
     def put_once(self, message: Message) -> None:
@@ -3361,9 +3344,7 @@ class Store:
         if not result:
             return True
         ends = f"inbox/new/{result_message_id(result)}"
-        return not any(
-            os.path.exists(f"{self.folder(name)}/{ends}") for name in self.all_sessions()
-        )
+        return not any(os.path.exists(f"{self.folder(n)}/{ends}") for n in self.all_sessions())
 
     def read_text(self, path: str) -> str:
         """Return a file's text, "" where there is none."""
