@@ -2229,8 +2229,8 @@ PROVIDERS: dict[str, Provider] = {
     ),
 }
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
-for _name in ("codex", "gemini", "qwen", "copilot", "opencode", "kimi", "kiro", "cursor"):
-    ALIASES[f"{_name}_cli"] = _name
+_CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli cursor_cli"
+ALIASES.update((name, name[:-4]) for name in _CLIS.split())
 
 
 def unproven(name: str) -> str:
