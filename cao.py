@@ -3871,7 +3871,7 @@ class Launcher(Sessions):
 
         known = [*find_profiles(self.store.home, cwd), *PROVIDERS, *self.store.live()]
         known.remove("command")  # that needs a profile
-        near = difflib.get_close_matches(name, known, 3, 0.5) or sorted(set(known))
+        near = difflib.get_close_matches(name, known, 3, 0.7) or sorted(set(known))
         raise NotFoundError(
             f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
         )
@@ -5879,6 +5879,10 @@ class Runner(Watcher):
             words = f"no turn began in {NEVER_STARTED_S:.0f} s"
             self._end_task("failed", reason="never_started", detail=words)
             self.delivery = None
+        elif starting and now - self.since > NEVER_STARTED_S and self.store.waiting(self.name):
+            saw = (self.evidence.get("look") or {}).get("why") or "nothing said that it is"
+            words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
+            self._finish("failed", "never_started", words)
         if self._may_close() and now - self.since >= self.session.idle_close_s:
             self._finish("stopped", "idle", "it had been idle")
 
@@ -8684,6 +8688,10 @@ def _given_task(ask: Ask) -> str:
 
 def _given_options(ask: Ask) -> TaskOptions:
     a = ask.args
+    for word in ("cwd", "check", "request_id"):
+        if getattr(a, word) == "":  # an unset variable: not the same as none
+            option = "--" + word.replace("_", "-")
+            raise UsageError(f"{option} is empty", f"give it a value, or leave {option} out")
     return TaskOptions(
         a.cwd or "",
         a.worktree or None,
@@ -8818,11 +8826,12 @@ def cmd_send(ask: Ask) -> None:
 
 def cmd_wait(ask: Ask) -> int:
     tasks = ask.args.tasks or ask.boss.tasks_given()
-    if not tasks:
-        print("cao: no task was given out from this directory", file=sys.stderr)
     limit, mail = parse_seconds(ask.args.timeout), not ask.args.tasks
     every = ask.args.all or mail
-    return _report(ask, ask.boss.await_tasks(tasks, limit, want_all=every, any_mail=mail))
+    found = ask.boss.await_tasks(tasks, limit, want_all=every, any_mail=mail)
+    if found == Waited():
+        print("cao: nothing is open that was given out from this directory", file=sys.stderr)
+    return _report(ask, found)
 
 
 def cmd_ls(ask: Ask) -> None:
@@ -8837,7 +8846,8 @@ def cmd_ls(ask: Ask) -> None:
     if not terminal:  # an agent reads it: no padding
         rows = [(name, state, re.sub(" {3,}", "  ", rest)) for name, state, rest in rows]
     lines = [(name + state + rest).rstrip() for name, state, rest in rows]
-    _print(ask, views, "\n".join(lines) or "no session is running")
+    none = "no session asks anything" if ask.args.asking else "no session is running"
+    _print(ask, views, "\n".join(lines) or none)
 
 
 def cmd_show(ask: Ask) -> None:
@@ -8898,6 +8908,8 @@ def cmd_answer(ask: Ask) -> None:
         done = ask.boss.answer(ask.args.session, ask.args.answer)
         _print(ask, done, f"{done['session']}: {done['answered']}")
         return
+    if ask.args.session:
+        ask.store.find(ask.args.session)
     asking = [v for v in ask.boss.list_sessions() if v["state"] == "asking"]
     asking = [v for v in asking if ask.args.session in (None, v["session"])]
     if not asking:
@@ -9050,6 +9062,8 @@ def cmd_profiles(ask: Ask) -> None:
 
 
 def cmd_clean(ask: Ask) -> None:
+    if ask.args.older.isdigit():  # days were meant, perhaps: what is removed is gone
+        raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     _print(ask, {"removed": removed, "kept": foreign}, "\n".join(lines))
@@ -9260,7 +9274,7 @@ COMMANDS = (
             "cao handoff developer 'mend the failing test' --check 'pytest -q'", (*_GIVEN, *_KEPT)),
     Command("assign", cmd_assign, "give a task to an agent and go on; prints the task's name",
             "one=$(cao assign developer 'part one'); cao wait \"$one\"", (*_GIVEN, *_KEPT)),
-    Command("run", cmd_run, "do one task for a script or CI, print its answer, leave nothing",
+    Command("run", cmd_run, "do one task for a script or CI, print its answer, end its session",
             "cao run developer --file task.md --permissions edits --check 'pytest -q'",
             (*_GIVEN, _arg("--file", metavar="FILE", help="the task is in this file"),
              _flag("--keep-on-failure", "leave the session if not done"))),

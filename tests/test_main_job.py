@@ -483,6 +483,35 @@ def test_a_python_prompt_is_driven_by_a_profile_alone(place):
     assert "exited" in gone.stderr
 
 
+def test_a_program_that_is_never_ready_fails_its_task(place):
+    put_loader(place, "NEVER_STARTED_S = 1.0\n")
+    place.profile("calc", CALC.replace(">>> ", "ready> "))
+    failed = place.run("handoff", "calc", "6 * 7", "--json")
+    (result,) = json.loads(failed.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert "(last line: '>>> ')" in result["detail"]
+    until(place.live, [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        (["clean", "--older", "5"], 2, "--older 5 has no unit"),
+        (["handoff", "demo", "x", "--check", ""], 2, "--check is empty"),
+        (["run", "demo", "x", "--cwd", ""], 2, "--cwd is empty"),
+        (["answer", "nope"], 3, "there is no session 'nope'"),
+        (["ls", "--asking"], 0, "no session asks anything"),
+        (["wait"], 0, "nothing is open"),
+        (["launch", "nope"], 3, "claude, "),  # not the one name that is a little like it
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_was_meant_is_not_guessed(place, argv, status, words):
+    done = place.run(*argv)
+    assert (done.returncode, words in done.stdout + done.stderr) == (status, True), done.stderr
+    assert place.live() == []
+
+
 def test_a_runner_seldom_looks_where_nothing_happens(place):
     real, calls, stub = shutil.which("tmux"), place.folder / "calls", place.folder / "bin" / "tmux"
     stub.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexec {real} "$@"\n')

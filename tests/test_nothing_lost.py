@@ -666,6 +666,7 @@ def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, wa
         return found
 
     monkeypatch.setattr(verbs.store, "waiting", slowly)
+    monkeypatch.setattr(verbs, "watch", lambda *_: None)  # a thread, which outlives the test
     found = verbs.await_tasks(tasks, 60, want_all=want_all, any_mail=True)
     assert sorted(result.answer for result in found.results) == ["one", "two"]
 
