@@ -2514,7 +2514,7 @@ class Ran(NamedTuple):
 
 def run(
     argv: Sequence[str],
-    timeout_s: float,
+    timeout_s: float | None,  # None: without end, and without subprocess' 20 looks a second
     *,
     text: str = "",
     cwd: str | None = None,
@@ -3338,13 +3338,17 @@ class Store:
         entries = _listdir(f"{self.folder(name)}/results")
         return [entry[:-5] for entry in entries if entry.endswith(".json")]
 
-    def is_told(self, task: str) -> bool:
+    def unread(self) -> set[str]:
+        """Return the ids of all messages that nobody took, in any inbox."""
+        folders = (f"{self.folder(name)}/inbox/new" for name in self.all_sessions())
+        return {entry for folder in folders for entry in _listdir(folder)}
+
+    def is_told(self, task: str, unread: set[str]) -> bool:
         """Tell whether nobody waits for a task's result: no inbox has it unread."""
         result = self.load_result(task)
         if not result:
             return True
-        ends = f"inbox/new/{result_message_id(result)}"
-        return not any(os.path.exists(f"{self.folder(n)}/{ends}") for n in self.all_sessions())
+        return result_message_id(result) not in unread
 
     def read_text(self, path: str) -> str:
         """Return a file's text, "" where there is none."""
@@ -4905,6 +4909,7 @@ class Conversation:
         self.idle_looks = 0
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
         self.printed_from = 0  # by_output: the line of the pane where the turn began
+        self.overflow = 0  # by_output: all the lines tmux keeps, where the turn printed as many
         self.ready_at = 0.0  # by_output: since when the screen says ready
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something holds a message back
@@ -5138,6 +5143,9 @@ class Conversation:
                 f"written to side by side with {', '.join(more)}, and no worktree between them:"
                 f" each may have undone what another did in {self.session.cwd}"
             )
+        if self.overflow:
+            words = f"it printed as much as tmux keeps ({self.overflow} lines)"
+            notes.append(f"{words}: the beginning of its answer may be gone")
         self._end_check()
         if self.check:
             keys = ("command", "exit_status", "tail", "tries")
@@ -5487,8 +5495,10 @@ class Watcher(Conversation):
         now = time.time()
         if self.ending and now - self.ending_at < SETTLE_S * 2:
             return 0.02
-        if self.asked or self.ready_at:
+        if self.ready_at:
             return 0.05
+        if self.asked:
+            return max(0.05, (now - self.asked_at) / 2)
         if self.phase == "starting" or self.held_back:
             return rare_look_s(self.held_at if self.held_back else self.since)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
@@ -5517,7 +5527,11 @@ class Watcher(Conversation):
             if self.phase == "starting":
                 self._set_phase("idle", look.why)
             elif self._line_now() > self.printed_from:
-                printed = self._tmux_capture_from(self.printed_from)
+                size, most = self._history()
+                self.overflow = most if size >= most * 9 // 10 else 0  # it drops a tenth
+                printed = self.boss.tmux.capture(
+                    self.pane, first=str(self.printed_from - size), join=True
+                )
                 answer = parse_printed(self.launch.profile, printed)
                 self._end_turn("done", Event("ended", answer, source="screen"))
         elif look.state != "idle" and self.phase == "asking":
@@ -5529,9 +5543,10 @@ class Watcher(Conversation):
         history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
         return int(history) + int(line)
 
-    def _tmux_capture_from(self, line: int) -> str:
-        history = int(self.boss.tmux.ask(self.pane, "#{history_size}"))
-        return self.boss.tmux.capture(self.pane, first=str(line - history), join=True)
+    def _history(self) -> tuple[int, int]:
+        """Return how many lines the pane's history has, and how many tmux keeps of it."""
+        size, most = self.boss.tmux.ask(self.pane, "#{history_size} #{history_limit}").split()
+        return int(size), int(most)
 
 
 def rare_look_s(since: float) -> float:
@@ -5746,7 +5761,12 @@ class Runner(Watcher):
         try:
             self._read_events()
             for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
-                self.boss.watch(self.store.session_of(task), self.wake.poke)
+                name = self.store.session_of(task)
+                if self.store.load_state(name).get("state") not in (None, "ended"):
+                    self.boss.watch(name, self.wake.poke)
+                elif not self.store.sent_at(task) and not self.store.load_result(task):
+                    # Who gave it was killed between its note and its message.
+                    self.store.drop_out(self.name, task)
             self._advance(time.time())
             self._save()
             if self.saved["state"] not in (self.counted, "ended"):
@@ -5986,6 +6006,10 @@ class Runner(Watcher):
         self.delivery = Delivery(ids, text, "typed", time.time())
         self.last_sent = text
         if row.by_output:
+            size, most = self._history()
+            if size > most // 4:  # when it is full tmux drops lines, and counts the others anew
+                tmux.run("clear-history", "-t", self.pane)
+            self.overflow = 0
             self.printed_from = self._line_now()
         tmux.paste(self.pane, split_pieces(text, *row.piece))
         self._log("typed", messages=ids, bytes=len(text))
@@ -6414,6 +6438,10 @@ class Schedule:
             if not left["task"]:
                 words = "what carried it out was killed before the task was given"
                 left.update(outcome="lost", reason="killed", detail=words)
+        busy = bool(going) and flow.overlap != "parallel"
+        waits = not entry["enabled"] or (busy and flow.overlap == "queue")  # it stays due
+        if due and waits:
+            return begun
         past = [r["due_at"] for r in records if r["due_at"] <= now]  # the clock may be set back
         # Not more than a year back: a clock that was wrong must not cost minutes.
         zone, since = find_zone(flow.timezone), max([entry["since"], now - 366 * 86400, *past])
@@ -6424,9 +6452,7 @@ class Schedule:
                 if one > now:
                     break
                 at, count = one, count + 1
-        busy = bool(going) and flow.overlap != "parallel"
-        waits = not entry["enabled"] or (busy and flow.overlap == "queue")  # it stays due
-        if not count or (due and waits):
+        if not count:
             return begun
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
         record: dict[str, Any] = {"flow": flow.name, "due_at": at if due else 0.0}
@@ -7840,14 +7866,14 @@ def _drop_worktree(store: Store, session: Session) -> bool:
     return True
 
 
-def _is_done_with(store: Store, name: str) -> bool:
+def _is_done_with(store: Store, name: str, unread: set[str]) -> bool:
     """Tell whether an ended session's folder is of no use to anybody."""
     if not os.path.exists(f"{store.folder(name)}/session.json"):
         return True  # killed while it was made
     session = store.peek(name)
     if not session or store.waiting(name) or store.tasks_out(name):
         return False
-    if any(not store.is_told(task) for task in store.results(name)):
+    if any(not store.is_told(task, unread) for task in store.results(name)):
         return False
     return not session.worktree or _drop_worktree(store, session)
 
@@ -7865,6 +7891,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         if boss.state_of(name).get("state") == "ended":
             store.set_live(name, False)  # killed between its two last steps
     needed = {above for name in store.live() for above in boss.ancestors(name)}
+    unread = store.unread()
     for name in store.all_sessions():
         if name in needed or name in store.live() or store.is_locked(name):
             continue
@@ -7875,7 +7902,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             continue
         folder = store.folder(name)
         age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
-        if age < older_s or not _is_done_with(store, name):
+        if age < older_s or not _is_done_with(store, name, unread):
             continue
         shutil.rmtree(folder)
         removed.append(name)
@@ -8140,7 +8167,7 @@ class Watch:
             argv = attach_argv(self.boss, self.selected)
             curses.endwin()
             env = {k: v for k, v in os.environ.items() if k != "TMUX"}
-            status = run(argv, 1e8, env=env, terminal=True).status
+            status = run(argv, None, env=env, terminal=True).status
             self.said = f"tmux ended with exit status {status}" if status else ""
         except CaoError as error:
             self.said = error.what
@@ -8996,15 +9023,22 @@ def cmd_why(ask: Ask) -> None:
 def cmd_logs(ask: Ask) -> None:
     """Print log lines; with -f go on, woken by the sessions themselves."""
     names = [ask.args.session] if ask.args.session else ask.store.all_sessions()
-    wake, read = Wake(ask.store), dict.fromkeys(names, 0)
+    wake, read, sizes = Wake(ask.store), dict.fromkeys(names, 0), dict.fromkeys(names, -1)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # its links would stay
+        signal.signal(number, signal.default_int_handler)
     try:
         while True:
             lines = []
             for name in names:
-                ask.store.find(name)
-                if ask.args.follow:
-                    wake.listen(name)
-                text = ask.store.read_text(f"{ask.store.folder(name)}/log.jsonl")
+                path = f"{ask.store.folder(name)}/log.jsonl"
+                if sizes[name] < 0:
+                    ask.store.find(name)
+                    if ask.args.follow:
+                        wake.listen(name)
+                size = file_mark(path)[0]
+                if size == sizes[name]:
+                    continue
+                sizes[name], text = size, ask.store.read_text(path)
                 whole = text[: text.rfind("\n") + 1]
                 lines += [(entry, name) for entry in _jsonl(whole[read[name] :].split("\n"))]
                 read[name] = len(whole)

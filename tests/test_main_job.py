@@ -512,6 +512,23 @@ def test_what_was_meant_is_not_guessed(place, argv, status, words):
     assert place.live() == []
 
 
+def test_the_answers_of_a_program_are_whole_when_tmux_has_no_room_for_more(place):
+    conf = place.folder / "tmux.conf"
+    conf.write_text("set -g history-limit 200\n")
+    place.profile("calc", CALC)
+    session = "calc"
+    for many in (80, 90, 100, 110, 120):
+        given = ("handoff", session, f"print(*range({many}), sep='\\n')", "--json")
+        (result,) = json.loads(place.ok(*given, CAO_TMUX_CONF=str(conf)))["results"]
+        assert result["answer"].split() == [str(n) for n in range(many)]
+        assert result["notes"] == []
+        session = result["session"]
+    given = ("handoff", session, "print(*range(1000), sep='\\n')", "--json")
+    (result,) = json.loads(place.ok(*given))["results"]
+    assert result["answer"].endswith("\n998\n999")
+    assert "(200 lines): the beginning of its answer may be gone" in result["notes"][0]
+
+
 def test_a_runner_seldom_looks_where_nothing_happens(place):
     real, calls, stub = shutil.which("tmux"), place.folder / "calls", place.folder / "bin" / "tmux"
     stub.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexec {real} "$@"\n')

@@ -654,6 +654,19 @@ def test_the_same_request_is_one_task_and_with_another_text_an_error(place):
     until(lambda: conversation(place, place.live()[0]), ["hello"])
 
 
+def test_the_note_of_a_task_that_was_never_given_is_forgotten(place):
+    """Who gave it was killed between its note and its message; its worker has ended."""
+    boss = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(boss, "idle")
+    worker, _ = assign(place, "demo: say hi", CAO_SESSION=boss)
+    place.ok("stop", worker)
+    place.store.set_out(boss, f"{worker}.2345")
+    place.store.set_out(boss, "demo-2345.2345")  # a session that is no more
+    place.store.poke(boss)
+    until(lambda: place.store.tasks_out(boss), [])
+    assert place.ok("handoff", boss, "demo: say still here") == "still here\n"
+
+
 @pytest.mark.parametrize("want_all", [False, True])
 def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, want_all):
     given = cao.TaskOptions()
