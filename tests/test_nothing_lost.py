@@ -347,7 +347,7 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     if given.returncode:
         assert given.returncode == 3, given.stderr
     elif verb == "send":
-        assert any("too late?" in text for text in notices(place))
+        until(lambda: any("too late?" in text for text in notices(place)))
     else:
         done = place.run("wait", given.stdout.strip(), "--json", "--timeout", "30s")
         assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["stopped"]
