@@ -2036,7 +2036,8 @@ PROVIDERS: dict[str, Provider] = {
         titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
         read_transcript=read_gemini_chat,
-        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$",
+        # An earlier prompt looks the same, but has a line of ─ below it.
+        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$(?!(?:.*\n)*?─{20})",
         busy=r"esc to cancel",
         logged_out=r"Enter the authorization code",
         settle_s=0.3,
@@ -5342,6 +5343,29 @@ class Watcher(Conversation):
         """Return the dialog on the screen, if there is one."""
         return parse_menu(self._screen(ansi=True))
 
+    def _draft(self) -> str | None:
+        """Return what stands in the input line, None where there is none on the screen."""
+        return parse_draft(self._screen(ansi=True), self.row.composer)
+
+    def _swallowed(self) -> bool:
+        """Wait until the input line shows what was typed; tell whether it got lost there.
+
+        Gemini CLI 0.61.0 takes the line away as it loads a conversation, and brings it back
+        empty. A line that only stays empty belongs to a CLI that has not read its input yet.
+        """
+        drafts: list[str | None] = []
+
+        def look() -> str | None:
+            drafts.append(self._draft())
+            return drafts[-1]
+
+        if self.row.composer:
+            look_until(look, 150)
+        select.select([], [], [], self.row.settle_s)
+        if self.row.composer and look() is None:
+            look_until(lambda: look() is not None or self._menu(), 500)
+        return drafts[-1:] == [""] and any(draft != "" for draft in drafts)
+
     def _advance_ending(self, now: float) -> None:
         """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
         and work in the background may start another."""
@@ -5868,7 +5892,7 @@ class Runner(Watcher):
             self._taken("unknown: the CLI sent no prompt event")
             self._begin_turn()
             return
-        draft = parse_draft(self._screen(ansi=True), self.row.composer) if self.row.composer else ""
+        draft = self._draft() if self.row.composer else ""
         if d.enters < 3:
             self.delivery = d._replace(enters=d.enters + 1, at=now)
             if draft:
@@ -6011,11 +6035,13 @@ class Runner(Watcher):
                 tmux.run("clear-history", "-t", self.pane)
             self.overflow = 0
             self.printed_from = self._line_now()
-        tmux.paste(self.pane, split_pieces(text, *row.piece))
-        self._log("typed", messages=ids, bytes=len(text))
-        if row.composer:
-            look_until(lambda: parse_draft(self._screen(ansi=True), row.composer), 150)
-        select.select([], [], [], row.settle_s)
+        for _ in range(3):
+            tmux.paste(self.pane, split_pieces(text, *row.piece))
+            self._log("typed", messages=ids, bytes=len(text))
+            if not self._swallowed():
+                break
+            self._log("swallowed", messages=ids)
+            tmux.keys(self.pane, *row.clear)
         if not self._enter():
             return
         if row.by_output:

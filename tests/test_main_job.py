@@ -441,6 +441,35 @@ def test_enter_is_not_pressed_into_another_program(place):
     assert [e["event"] for e in place.log(session)].count("submitted") == 1  # the first task
 
 
+# Gemini CLI 0.61.0, while it loads a conversation: the line goes, and comes back empty.
+LINE_DRAWN_ANEW = """
+draft, key = Runner._draft, DemoAgent.key
+def noted(self):
+    found = draft(self)
+    with open("{home}/drafts", "a") as file:
+        file.write(repr(found))
+    return found
+def forgets(self, timeout_s=None):
+    got = key(self, timeout_s)
+    if got == b"\\x1b[201~" and not os.path.exists("{home}/forgot"):
+        open("{home}/forgot", "w").close()
+        self.show("\\r\\x1b[K")
+        while "None" not in open("{home}/drafts").read():
+            select.select([], [], [], 0.01)
+        self.keys = b"\\x15" + self.keys
+    return got
+Runner._draft, DemoAgent.key = noted, forgets
+"""
+
+
+def test_what_the_input_line_lost_before_enter_is_typed_again(place):
+    put_loader(place, LINE_DRAWN_ANEW.format(home=place.home))
+    (place.home / "drafts").touch()
+    session = idle_session(place)
+    assert place.ok("handoff", session, "demo: say mine") == "mine\n"
+    assert [e["event"] for e in place.log(session)].count("swallowed") == 1
+
+
 def test_nothing_is_typed_while_another_program_has_the_terminal(place):
     put_loader(place, TERMINAL_TAKEN + TAKEN_WHEN_IDLE)
     session = idle_session(place)

@@ -285,6 +285,12 @@ def test_the_input_line_is_read_as_empty_as_a_draft_or_as_not_there(path):
     assert draft == expected.get(state_of(path), "")
 
 
+def test_an_earlier_prompt_is_no_input_line():
+    screen = (HERE / "screens/gemini/starting-resumes.txt").read_text()
+    assert "\n > MOCK:say again 2\n" in screen
+    assert cao.parse_draft(screen, cao.PROVIDERS["gemini"].composer) is None
+
+
 @pytest.mark.parametrize("path", params("screens", ".txt"))
 def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
     busy = re.search(row_of(path).busy, path.read_text())
@@ -324,7 +330,8 @@ def test_every_recorded_screen_has_the_place_of_its_expectation():
     assert {i for i in ids if "/draft-" in i} == set(DRAFTS)
     states = {i.partition("/")[2].partition("-")[0] for i in ids}
     assert states == {
-        *("asking", "ready", "working", "finished", "interrupted", "draft", "failed", "exited")
+        *("asking", "draft", "exited", "failed", "finished"),
+        *("interrupted", "ready", "starting", "working"),
     }
 
 

@@ -235,7 +235,7 @@ def cli(request, place, mock_llm):
 def handoff(place, target, task, *flags, code=0):
     """Hand off by the shell and return what --json printed."""
     done = place.run("handoff", target, "--json", *flags, stdin=task)
-    assert done.returncode == code, (done.stdout, done.stderr)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"  # a tuple would be cut short
     return json.loads(done.stdout)
 
 
