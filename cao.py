@@ -158,6 +158,7 @@ ROLES = {  # role -> its tools, where the profile has no allowedTools
 }
 OWN_SETTINGS = ("claudeConfig", "codexConfig", "codexProfile")  # a CLI's, in its own words
 GRANT_KEYS = ("permissions", "tools", "profiles", "env")
+ENV_KEYS = ("pass", "deny", "set")
 CHECK_RETRIES = 2
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
     "name description provider role allowedTools model effort permissions permissionMode trust"
@@ -2326,9 +2327,9 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
         model=str(settings.get("model") or ""),
         effort=str(settings.get("effort") or ""),
         permissions=str(mode),
-        trust=settings.get("trust") is True,
+        trust=bool(settings.get("trust")),
         approve=str(settings.get("approve") or ""),
-        keep=settings.get("keep") is True,
+        keep=bool(settings.get("keep")),
         settings=settings,
         unknown=tuple(
             [key for key in settings if key not in PROFILE_KEYS]
@@ -2453,6 +2454,13 @@ def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     )
 
 
+_SHAPE_WORDS: dict[Any, tuple[str, str]] = {
+    dict: ("a mapping", "indent its entries below it"),
+    list: ("a list", "indent its entries below it"),
+    bool: ("yes or no", "write yes or no, without quotes"),
+}
+
+
 def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     """Return (what, fix) of the first key whose value has the wrong shape."""
     env, servers, grant = (
@@ -2464,19 +2472,22 @@ def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
         ("allowedTools", settings.get("allowedTools"), list),
         *((f"grant: {key}", grant.get(key), list) for key in GRANT_KEYS[1:]),
         *((f"mcpServers: {name}", server, dict) for name, server in servers.items()),
-        *((f"env: {key}", env.get(key), list) for key in ("pass", "deny")),
+        *((f"env: {key}", env.get(key), list) for key in ENV_KEYS[:2]),
         ("env: set", env.get("set"), dict),
+        *((key, settings.get(key), bool) for key in ("trust", "keep", "worktree")),
     ]
     for key, value, kind in shapes:
         if value is not None and not isinstance(value, kind):
-            word = "a mapping" if kind is dict else "a list"
-            return f"'{key}' must be {word}, got {value!r}", "indent its entries below it"
+            word, fix = _SHAPE_WORDS[kind]
+            return f"'{key}' must be {word}, got {value!r}", fix
     for name in servers:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             return f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
-    for key in grant:  # a slip of the pen must not fall open
-        if key not in GRANT_KEYS:
-            return f"'grant': {key!r} does not exist", "one of: " + ", ".join(GRANT_KEYS)
+    # A slip of the pen must not fall open.
+    for name, given, known in (("grant", grant, GRANT_KEYS), ("env", env, ENV_KEYS)):
+        for key in given:
+            if key not in known:
+                return f"'{name}': {key!r} does not exist", "one of: " + ", ".join(known)
     if grant.get("permissions") not in (None, *PERMISSIONS):
         wrong = f"grant: permissions {grant['permissions']!r} does not exist"
         return wrong, "one of: " + ", ".join(PERMISSIONS)
@@ -4198,9 +4209,7 @@ class Orchestrator(Launcher):
                 return task
             return self._resume(session, self.state_of(target), text, options)
         if options.cwd and not os.path.isdir(options.cwd):
-            raise UsageError(
-                f"the directory {options.cwd} does not exist", "make it, or leave cwd out"
-            )
+            raise UsageError(f"{options.cwd} is no directory", "make it, or leave cwd out")
         cwd = os.path.realpath(options.cwd or os.getcwd())
         profile = self.profile(target, cwd, options.permissions)
         if options.provider:
@@ -6419,8 +6428,9 @@ class Schedule:
         """Return what there is to say of a flow, as data."""
         flow, last = self.load(name), self.runs(name)[-1:]
         zone = find_zone(flow.timezone)
-        times = zip(range(5), due_times(parse_cron(flow.schedule), zone, time.time()))
         state = "broken" if flow.fault else "on" if self.entry(name)["enabled"] else "off"
+        due = due_times(parse_cron(flow.schedule), zone, time.time()) if state != "off" else ()
+        times = zip(range(5), due)
         facts = {"state": state, "next": [render_moment(at, zone) for _, at in times]}
         facts["last"] = f"{last[0]['outcome'] or 'under way'} {last[0]['id']}" if last else "-"
         return {"name": name, **facts, **flow._asdict()}
@@ -8745,11 +8755,14 @@ def _given_options(ask: Ask) -> TaskOptions:
         if getattr(a, word) == "":  # an unset variable: not the same as none
             option = "--" + word.replace("_", "-")
             raise UsageError(f"{option} is empty", f"give it a value, or leave {option} out")
+    timeout_s = parse_seconds(a.timeout)
+    if timeout_s < 1 or (a.check_retries or 0) < 0:
+        raise UsageError("--timeout is at least 1s, --check-retries at least 0", "--timeout 10m")
     return TaskOptions(
         a.cwd or "",
         a.worktree or None,
         a.check or "",
-        parse_seconds(a.timeout),
+        timeout_s,
         a.keep or None,
         a.request_id or "",
         a.permissions or "",
@@ -8995,6 +9008,8 @@ def cmd_stop(ask: Ask) -> None:
 
 def cmd_attach(ask: Ask) -> NoReturn:
     argv = attach_argv(ask.boss, ask.args.session)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("cao attach needs a terminal", "cao show, or cao logs -f")
     os.execve(argv[0], argv, {k: v for k, v in os.environ.items() if k != "TMUX"})
 
 
@@ -9163,7 +9178,8 @@ def cmd_schedule(ask: Ask) -> int | None:
     elif action != "show":
         plan.note(name, enabled=action == "enable", since=time.time())
     facts = plan.view(name)
-    rows = [[key, str(value)] for key, value in facts.items() if value and key != "next"]
+    listed = {k: ", ".join(v) if isinstance(v, tuple) else str(v) for k, v in facts.items() if v}
+    rows = [[key, words] for key, words in listed.items() if key != "next"]
     rows += [["due", at] for at in facts["next"]]
     _print(ask, facts, render_table(rows))
     return None
@@ -9171,7 +9187,7 @@ def cmd_schedule(ask: Ask) -> int | None:
 
 def _schedule_list(ask: Ask, plan: Schedule) -> None:
     views = [plan.view(name) for name in plan.names()]
-    rows = [[v["name"], v["state"], v["next"][0], v["last"], v["schedule"]] for v in views]
+    rows = [[v["name"], v["state"], (v["next"] or "-")[0], v["last"], v["schedule"]] for v in views]
     _print(ask, views, render_table(rows) or "no flow yet: cao schedule add FILE")
     if views and time.time() - written_at(f"{plan.folder}/ticked") > 150:
         fix = "cao schedule install, or cao schedule serve"

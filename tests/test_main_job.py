@@ -230,6 +230,8 @@ def test_a_message_to_an_idle_session_is_taken_exactly(place):
     place.until_state(session, "idle")
     receipt = json.loads(place.ok("send", session, "good morning", "--json"))
     assert (receipt["step"], receipt["exact"]) == ("taken", "exact")
+    attached = place.run("attach", session)
+    assert (attached.returncode, "needs a terminal" in attached.stderr) == (2, True)
 
 
 def test_a_worker_tells_its_supervisor_before_it_is_done(place):
@@ -613,7 +615,10 @@ def test_a_shell_is_told_commands_not_tools(place):
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
-    (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "does not exist", "make it"),
+    (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "make it"),
+    (["handoff", "demo", "x", "--cwd", "/etc/passwd"], 2, "is no directory", "make it"),
+    (["handoff", "demo", "x", "--timeout", "0s"], 2, "at least 1s", "10m"),
+    (["run", "demo", "x", "--check", "true", "--check-retries", "-1"], 2, "at least 0", ""),
     (["handoff", "demo", "x", "--worktree"], 2, "not in a git repository", "leave worktree out"),
     (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
     (["handoff", "bad-role", "x"], 1, "role 'king' does not exist", "one of"),

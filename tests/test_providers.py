@@ -946,8 +946,7 @@ def test_a_profile_has_all_that_its_frontmatter_says():
         ("permissionMode: newMode", "permissions", "ask"),
         ("permissionMode: bypassPermissions\npermissions: ask", "permissions", "ask"),
         ("trust: yes", "trust", True),
-        ("trust: 'yes'", "trust", False),
-        ("trust: 1", "trust", False),
+        ("worktree: no", "unknown", ()),
         ("keep: on", "keep", True),
         ("model: 4.5", "model", "4.5"),
         ("approve: person", "approve", "person"),
@@ -970,6 +969,10 @@ STRING_COMMAND = "cao.py _profile_fault: a command that is no list is cut into l
 @pytest.mark.parametrize(
     ("frontmatter", "what", "fix"),
     [
+        ("trust: 'yes'", "'trust' must be yes or no, got 'yes'", "without quotes"),
+        ("keep: 1", "'keep' must be yes or no, got 1", "without quotes"),
+        ("worktree: maybe", "'worktree' must be yes or no, got 'maybe'", "without quotes"),
+        ("env:\n  pas: [TOKEN]", "'env': 'pas' does not exist", "pass, deny, set"),
         ("provider: kiro2", "provider 'kiro2' does not exist", "claude"),
         ("provider: [claude]", "provider ['claude'] does not exist", "claude"),
         ("role: boss", "role 'boss' does not exist", "supervisor, developer, reviewer"),

@@ -377,8 +377,10 @@ def test_one_flows_fault_keeps_no_other_from_running(plan, monkeypatch):
 
 
 def test_a_disabled_flow_is_not_due_and_makes_up_for_nothing_when_enabled(plan):
-    name = plan.write(catch_up="yes")
-    plan.place.ok("schedule", "disable", name)
+    name = plan.write(catch_up="yes", colour="red")
+    shown = plan.place.ok("schedule", "disable", name)
+    assert ("due" in shown, re.findall(r"unknown +(.*)", shown)) == (False, ["colour"])
+    assert plan.place.ok("schedule", "list").split()[:3] == [name, "off", "-"]
     assert tick(plan, time.time() + 3600) == []
     plan.place.ok("schedule", "enable", name)
     assert tick(plan) == []
