@@ -8016,6 +8016,7 @@ WATCH_VERBS: dict[str, tuple[str, Callable[[Orchestrator, str, str, str], str]]]
 }
 _AT_WORK = ("working", "asking")
 WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  tab next  q quit"
+READ_KEYS = "r back to the list  page up, page down  enter attach  a answer  q quit"
 
 
 class Watch:
@@ -8103,7 +8104,7 @@ class Watch:
             put(y, len(name) + len(state), rest, mark)
         for y, line in enumerate(self.details(height - len(shown) - 2), len(shown) + 1):
             put(y, 0, line, curses.A_UNDERLINE if y == len(shown) + 1 else 0)
-        last = self.said or WATCH_KEYS
+        last = self.said or (READ_KEYS if self.reading else WATCH_KEYS)
         if self.verb:
             label = f"{self.target[0]}: {WATCH_VERBS[self.verb][0]}: "
             last = label + self.typed[-max(1, columns - len(label) - 1) :]
@@ -8143,12 +8144,15 @@ class Watch:
                 self.type_key(key)
             elif key == "q":
                 return False
-            elif key in ("\n", "\r", curses.KEY_ENTER):
+            elif key in ("\n", "\r", curses.KEY_ENTER) and self.selected:
                 self.attach(screen)
             elif key in WATCH_VERBS and self.selected:
-                self.verb, self.typed = str(key), ""
                 view = next(v for v in self.views if v["session"] == self.selected)
                 self.target = self.selected, (view.get("question") or {}).get("id", "")
+                if key == "a" and not self.target[1]:
+                    self.said = f"{self.selected} asks nothing"
+                    continue
+                self.verb, self.typed = str(key), ""
                 if not WATCH_VERBS[self.verb][0]:
                     self.obey()
             else:
@@ -8496,6 +8500,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "from": profile.source,
         "about": profile.description,
         "provider": profile.provider + unproven(profile.provider),
+        **{key: str(profile.settings.get(key) or "") for key in _COMMAND_KEYS},
         "model": profile.model,
         "effort": profile.effort and f"{profile.effort}{'' if row.effort else '  (not passed on)'}",
         **explain_scope(profile),
@@ -8514,10 +8519,11 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value}
 
 
+_COMMAND_KEYS = ("command", "ready", "busy", "asking", "answer", "exit")
 _KEYS_OF = {  # keys that mean something to one provider only
     "claudeConfig": "claude",
     **dict.fromkeys(("codexConfig", "codexProfile"), "codex"),
-    **dict.fromkeys(("command", "ready", "busy", "asking", "answer", "exit"), "command"),
+    **dict.fromkeys(_COMMAND_KEYS, "command"),
 }
 _UNUSED_KEYS = (
     "tags capabilities skills toolsSettings toolAliases resources hooks useLegacyMcpJson tools"

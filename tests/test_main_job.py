@@ -517,6 +517,7 @@ def test_a_python_prompt_is_driven_by_a_profile_alone(place):
 def test_a_program_that_is_never_ready_fails_its_task(place):
     put_loader(place, "NEVER_STARTED_S = 1.0\n")
     place.profile("calc", CALC.replace(">>> ", "ready> "))
+    assert re.search(r"^ready +\S*ready> ", place.ok("profiles", "calc"), re.M)
     failed = place.run("handoff", "calc", "6 * 7", "--json")
     (result,) = json.loads(failed.stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "never_started")

@@ -112,8 +112,11 @@ def test_watch_obeys_its_keys(place, terminal, columns, lines):
     shown.press("a", "7", "BSpace", "b", "l", "u", "Enter")
     shown.sees(rf"^{session}: blue$")
     shown.sees("working 60 s")  # its screen
+    shown.press("a")
+    shown.sees(rf"^{session} asks nothing$")
     shown.press("r")
     shown.sees(r"^demo agent: it needs no account")
+    shown.sees("^r back to the list")
     shown.press("r", "s")
     shown.press("-l", "and you?")
     shown.sees(rf"^{session}: message: and you")
