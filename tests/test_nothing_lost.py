@@ -536,7 +536,7 @@ def test_at_the_cap_the_longest_idle_session_without_keep_ends_for_a_new_one(pla
     place.until_state(kept, "idle")
     older, younger = idle_session(place, **cap), idle_session(place, **cap)
     newest = idle_session(place, **cap)
-    assert place.live() == sorted([kept, younger, newest])
+    until(place.live, sorted([kept, younger, newest]))
     assert place.state(older)["why"]
     assert unanswered(place.home) == []
 

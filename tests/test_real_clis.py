@@ -280,7 +280,7 @@ def test_doctor_proves_a_cli_by_a_real_turn_and_says_whether_it_is_logged_in(pla
     assert (out if cao.PROVIDERS[cli].login_status else "login unknown") in row["detail"]
     (row,) = json.loads(place.ok("doctor", "--live", f"real-{cli}", "--json"))
     assert row["state"] == "ok"
-    assert place.live() == []
+    until(place.live, [])
 
 
 @pytest.mark.parametrize("turn", ["first", "second"])

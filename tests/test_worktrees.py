@@ -247,7 +247,7 @@ def test_discard_asks_where_there_is_work_and_ends_the_session(repo):
     git(path, "checkout", "-q", "main", "--detach")  # the branch still has it
     refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
     repo.ok("discard", session, "--yes")
-    assert repo.live() == []
+    until(repo.live, [])
     assert not path.exists()
     assert git(repo.work, "branch", "--list", "cao/*") == ""
     refused(repo, "merge", session, code=3, said="is gone", fix="branch --list")
