@@ -5043,9 +5043,9 @@ class Conversation:
         if self.task and self.task.id in d.messages:
             self.task_exact = exact
 
-    def _begin_turn(self) -> None:
-        if self.begun and self.transcript and self.phase != "working":
-            self.offset, self.inode = file_mark(self.transcript)
+    def _begin_turn(self, *, marked: bool = False) -> None:
+        if self.phase != "working" and not marked:
+            self._mark_transcript()
         self.begun, self.stuck = True, False
         self.held_end = self.ending = self.asked = None
         self.said = ""
@@ -5317,6 +5317,11 @@ class Conversation:
             return None  # it is made with the first words
         return self.row.read_transcript(lines)
 
+    def _mark_transcript(self) -> None:
+        """What stands in the transcript so far is of turns that were."""
+        if self.begun and self.transcript:
+            self.offset, self.inode = file_mark(self.transcript)
+
     def _screen(self, *, ansi: bool = False, join: bool = False, history: bool = False) -> str:
         """Return the pane's screen, "" where it is gone."""
         try:
@@ -5432,10 +5437,7 @@ class Watcher(Conversation):
             self._set_phase("idle", "ready")
             return
         late = self.delivery_open() and now - self.since > SUBMIT_S
-        if late and (look.state == "busy" or self._transcript_event()):
-            self._hook_missed("UserPromptSubmit")
-            self._taken("unknown: the CLI sent no prompt event")
-            self._begin_turn()
+        if late and self._began_unheard(look):
             return
         if slow and now - self.since < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
@@ -5462,6 +5464,17 @@ class Watcher(Conversation):
         ready = not self.row.mcp or os.path.exists(listed) or now - self.since > TOOLS_S
         if watch and ready and parse_draft(screen, self.row.composer) is not None:
             self._set_phase("idle", "its input line is drawn")
+
+    def _began_unheard(self, look: Look) -> bool:
+        """See whether a turn runs, or is over, of which no prompt event came: a managed
+        policy may switch our hooks off. Where they come, a later turn is theirs to tell."""
+        known = self.heard and self.begun
+        if look.state != "busy" and (known or not self._transcript_event()):
+            return False
+        self._hook_missed("UserPromptSubmit")
+        self._taken("unknown: the CLI sent no prompt event")
+        self._begin_turn(marked=True)
+        return True
 
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
@@ -5897,9 +5910,7 @@ class Runner(Watcher):
         d = self.delivery
         if not d or self.phase != "idle" or now - d.at < SUBMIT_S:
             return
-        if self._status().state == "busy":
-            self._taken("unknown: the CLI sent no prompt event")
-            self._begin_turn()
+        if self._began_unheard(self._status()):
             return
         draft = self._draft() if self.row.composer else ""
         if d.enters < 3:
@@ -6044,6 +6055,7 @@ class Runner(Watcher):
                 tmux.run("clear-history", "-t", self.pane)
             self.overflow = 0
             self.printed_from = self._line_now()
+        self._mark_transcript()
         for _ in range(3):
             tmux.paste(self.pane, split_pieces(text, *row.piece))
             self._log("typed", messages=ids, bytes=len(text))

@@ -442,6 +442,8 @@ def test_without_any_hook_the_next_source_decides_and_the_log_says_so(place, moc
         line["hook"] for line in place.log(result["session"]) if line["event"] == "hook_missed"
     ]
     assert missed[-1:] == ["Stop"]
+    again = handoff(place, result["session"], "MOCK:say it again")["results"][0]
+    assert (again["outcome"], again["answer"]) == ("done", "it again")
 
 
 def test_exit_by_a_person_ends_the_task(place, cli):
