@@ -5353,6 +5353,11 @@ class Watcher(Conversation):
         """Say in the log that a hook did not come and the next source decided."""
         self._log("hook_missed", hook=name)
 
+    def _unheard(self) -> str:
+        """Return what an error adds where no hook has come, of a CLI that has them."""
+        off = not self.heard and not self.row.by_output
+        return "; none of its hooks came: are they switched off?" if off else ""
+
     def _menu(self) -> Menu | None:
         """Return the dialog on the screen, if there is one."""
         return parse_menu(self._screen(ansi=True))
@@ -5940,7 +5945,7 @@ class Runner(Watcher):
             self._press_interrupt()
         starting = not self.begun and self.phase == "starting"
         if self.task and starting and now - self.since > NEVER_STARTED_S:
-            words = f"no turn began in {NEVER_STARTED_S:.0f} s"
+            words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
             self._end_task("failed", reason="never_started", detail=words)
             self.delivery = None
         elif starting and now - self.since > NEVER_STARTED_S and self.store.waiting(self.name):
@@ -6084,7 +6089,7 @@ class Runner(Watcher):
     def _undeliverable(self, d: Delivery) -> None:
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=d.messages)
-        why = "the CLI did not take it as a prompt"
+        why = f"the CLI did not take it as a prompt{self._unheard()}"
         if self.task and self.task.id in d.messages:
             self._end_task("failed", reason="never_started", detail=why)
         for message in filter(None, (self.store.taken(self.name, i) for i in d.messages)):

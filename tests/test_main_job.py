@@ -525,6 +525,15 @@ def test_a_program_that_is_never_ready_fails_its_task(place):
     until(place.live, [])
 
 
+def test_a_cli_whose_hooks_are_off_is_not_said_to_have_done_nothing(place):
+    put_loader(place, "NEVER_STARTED_S = 1.0\nDemoAgent.hook = lambda *_, **more: None\n")
+    failed = place.run("handoff", "demo", "demo: say hi", "--json")
+    (result,) = json.loads(failed.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert "none of its hooks came" in result["detail"]
+    assert "* hi" in result["screen"]
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [
