@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -564,14 +565,19 @@ def test_of_two_new_sessions_at_once_the_second_waits_for_the_first(place):
 
 def test_at_the_cap_an_idle_session_that_is_owed_a_result_is_not_ended(place):
     cap = {"CAO_MAX_SESSIONS": "2", "CAO_IDLE_CLOSE_S": "1"}
-    boss = idle_session(place, **cap)
-    place.ok("send", boss, "demo: assign demo {demo: sleep 3; say late}")
-    until(lambda: place.store.tasks_out(boss))
-    place.until_state(boss, "idle")
+    boss, _ = assign(place, "demo: ask Ready?|Yes", **cap)
+    place.until_state(boss, "asking")
+    given = "demo: assign demo {demo: sleep 60}"  # by another: no part of its task
+    assert "queued" in place.ok("send", boss, given, CAO_CLIENT="another")
+    place.ok("answer", boss, "Yes")
+    (out,) = until(lambda: place.store.tasks_out(boss))
+    since = place.until_state(boss, "idle")["since"]
     full = place.run("assign", "demo", "x", **cap)
     assert (full.returncode, "the most that may be (2)" in full.stderr) == (1, True)
     # Nor does it close by itself: the result finds it.
-    until(lambda: "late" in "".join(conversation(place, boss)[2:]))
+    until(lambda: time.time() > since + 1.5)
+    place.ok("stop", out.partition(".")[0], "--interrupt")
+    until(lambda: f"Result of {out} (interrupted" in "".join(conversation(place, boss)))
 
 
 def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
