@@ -4302,6 +4302,7 @@ class Orchestrator(Launcher):
         told = set() if told is None else told
         wake = Wake(self.store)
         until = time.monotonic() + timeout_s
+        ours: dict[str, Result] = {}
         try:
             sessions = {self.task_session(task) for task in tasks}
             for name in sessions:
@@ -4313,15 +4314,17 @@ class Orchestrator(Launcher):
                 # Asked before the look: a result is in the inbox before its task is filed.
                 none_out = any_mail and not self.tasks_given()
                 found = self._look(tasks, sessions, any_mail, told)
-                self._after_burial(found.results)
-                enough = not found.running if want_all else bool(found.results)
-                if enough or found.messages or found.asking or cancelled():
-                    return found
-                if none_out and not found.running:
-                    return found
                 left = until - time.monotonic()
-                if left <= 0:
-                    return found
+                over = found.messages or found.asking or cancelled() or left <= 0
+                over = over or (none_out and not found.running)
+                if over or (not found.running if want_all else found.results):
+                    # Not before: who is killed in a wait has taken nothing.
+                    for seen in found.results:
+                        if result := self.claim_result(seen.task, any_mail):
+                            ours[seen.task] = result
+                    self._after_burial([*ours.values()])
+                    if over or ours or not found.running:
+                        return found._replace(results=tuple(ours.values()))
                 on_look(found)
                 wake.wait(min(left, PROGRESS_S / 2))  # progress is then late by half at the most
         finally:
@@ -4338,16 +4341,15 @@ class Orchestrator(Launcher):
     def _look(
         self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
     ) -> Waited:
-        """Look once at everything a wait may end with, and claim what is found."""
+        """Look once at everything a wait may end with; claim the messages among it."""
         # What another wait has taken is not ours to wait for. Before the inbox: see there.
         out = set(self.store.tasks_out(self.caller.name) if any_mail else tasks)
-        results = {t: result for t in tasks if (result := self.claim_result(t, any_mail))}
+        results = {t: result for t in tasks if (result := self.owed_result(t, any_mail))}
         messages = []
         below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
         for message in self.store.waiting(self.caller.name):
             if message.kind == "result" and any_mail and message.task not in results:
-                result = self.claim_result(message.task)
-                if result:
+                if result := self.store.load_result(message.task):
                     results[message.task] = result
                 continue
             ours = any_mail or message.sender in below or message.kind == "notice"
@@ -4369,23 +4371,29 @@ class Orchestrator(Launcher):
                 )
         return Waited(tuple(results.values()), tuple(messages), tuple(asking), running)
 
-    def claim_result(self, task: str, once: bool = False) -> Result | None:
-        """Return a task's result if it is ours to give: claimed here, or told before (once:
-        not if it was told before)."""
+    def owed_result(self, task: str, once: bool = False) -> Result | None:
+        """Return a task's result if it is ours to give: it waits for us, or was told before
+        (once: not if it was told before)."""
         result = self.store.load_result(task)
-        if not result:
-            return None
-        if task not in self.store.tasks_out(self.caller.name) and not os.path.exists(
-            f"{self.store.folder(self.caller.name)}/in/{task}"
+        mine = self.store.folder(self.caller.name)
+        if not result or not (
+            task in self.store.tasks_out(self.caller.name) or os.path.exists(f"{mine}/in/{task}")
         ):
-            return result  # somebody else's task: read, not claimed
+            return result  # none yet, or somebody else's task: read, not claimed
         message_id = result_message_id(result)
-        if self.store.claim(self.caller.name, message_id):
+        # In neither: it is on its way, and a poke will come.
+        there = os.path.exists(f"{mine}/inbox/new/{message_id}")
+        told = os.path.exists(f"{mine}/inbox/cur/{message_id}")
+        return result if there or (told and not once) else None
+
+    def claim_result(self, task: str, once: bool = False) -> Result | None:
+        """Return what owed_result does, and take it: no other wait gives it now."""
+        result = self.owed_result(task, once)
+        if result and self.store.claim(self.caller.name, result_message_id(result)):
             self.store.file_in(self.caller.name, task)  # before the caller goes on, and ends
-            return result
-        cur = f"{self.store.folder(self.caller.name)}/inbox/cur/{message_id}"
-        # Neither claimed nor in cur/: it is on its way, and a poke will come.
-        return result if os.path.exists(cur) and not once else None
+        elif result and once:
+            return None  # another wait was quicker
+        return result
 
     # ---- talking, watching, ending ----
 

@@ -66,6 +66,25 @@ def test_wait_without_names_gives_all_results_of_this_directory(place):
     assert json.loads(place.ok("wait", "--json"))["results"] == []  # each once
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["it goes on", "one was killed"])
+def test_a_wait_for_all_gives_what_came_early_too(place, killed):
+    early = place.ok("assign", "demo", "demo: say early").strip()
+    late = place.ok("assign", "demo", "demo: sleep 60").strip()
+    session = late.partition(".")[0]
+    place.until_state(session, "working")
+    until(lambda: place.store.load_result(early))
+    heard = place.home / "sessions" / session / "wake"
+    before = len(os.listdir(heard))
+    waiting = place.start("wait", "--json")
+    until(lambda: len(os.listdir(heard)) > before)
+    if killed:
+        waiting.kill()
+        waiting = place.start("wait", "--json")
+    place.ok("stop", session, "--interrupt")
+    results = json.loads(waiting.communicate(timeout=60)[0])["results"]
+    assert {r["task"]: r["outcome"] for r in results} == {early: "done", late: "interrupted"}
+
+
 def test_a_worker_with_workers_of_its_own_answers_after_them(place):
     inner = "{demo: sleep 0.5; say from below}"
     done = place.run(
