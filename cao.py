@@ -2554,8 +2554,9 @@ def run(
             env=env,
             start_new_session=not terminal,
         )
-    except OSError as error:
-        raise CaoError(f"{argv[0]} could not be started: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL, a letter the locale lacks
+        words = getattr(error, "strerror", None) or error
+        raise CaoError(f"{argv[0]} could not be started: {words}") from error
     started(child.pid)
     try:
         data = None if terminal else text.encode(errors=errors)
@@ -4758,8 +4759,13 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if to_change:
         boss.check_mine(name)
         state = boss.state_of(name)
-        if (task := state.get("task")) and state["state"] != "ended":
-            raise UsageError(f"{name} is at work on {task}", f"cao wait {task}, or cao stop {name}")
+        task = state.get("task")  # "": it may be at work on a message
+        if state["state"] != "ended" and (
+            task or state["state"] != "idle" or boss.store.waiting(name)
+        ):
+            wait = f"cao wait {task}, or " if task else ""
+            words = f"{name} is at work on {task or 'a message'}"
+            raise UsageError(words, f"{wait}cao stop {name}")
     return session
 
 
@@ -5742,9 +5748,12 @@ class Runner(Watcher):
             lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
             if lock is None:
                 raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+            since = float(self.store.load_state(self.name).get("since") or 0)  # of this launch
             self._save()  # from here on a free lock means that we are dead
-            before = self.store.events(self.name)
-            self.store.drop_events(self.name, [entry for entry, _, _ in before])
+            # What the run before left unread; an order that was given just now counts.
+            events = self.store.events(self.name)
+            before = [e for e, at, said in events if at < since or "cao" not in said]
+            self.store.drop_events(self.name, before)
             woken = self._hear_signals()
             self.wake.listen(self.name)
             self._begin()
@@ -8849,11 +8858,12 @@ def cmd_handoff(ask: Ask) -> int:
         raise
 
 
-def _progress(ask: Ask) -> Callable[[str], None]:
+def _progress(ask: Ask, still_wanted: Callable[[], None]) -> Callable[[str], None]:
     """Return what prints a session's state on stderr, when it has changed."""
     seen, started = [""], time.monotonic()
 
     def tell(session: str) -> None:
+        still_wanted()
         words = ask.boss.render_progress(session)
         if re.sub(r"[^\w ]", "", words) != seen[0]:  # a spinner is no news
             seen[0] = re.sub(r"[^\w ]", "", words)
@@ -8862,15 +8872,37 @@ def _progress(ask: Ask) -> Callable[[str], None]:
     return tell
 
 
+def end_by(*numbers: int) -> Callable[[], None]:
+    """Let signals end us as Ctrl-C does, those that nohup or a shell had us ignore left out.
+
+    Returns what is to be called now and then: it raises once more where Python dropped the
+    KeyboardInterrupt, as it does with one that falls into a destructor.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def still_wanted() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    return still_wanted
+
+
 def cmd_run(ask: Ask) -> int:
     if ask.args.file:
         if ask.args.task is not None:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # how CI cancels
-        signal.signal(number, signal.default_int_handler)
+    still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how CI cancels
     task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
-    session, kept, tell = ask.store.session_of(task), ask.args.keep_on_failure, _progress(ask)
+    session, kept = ask.store.session_of(task), ask.args.keep_on_failure
+    tell = _progress(ask, still_wanted)
     made = ask.args.target != session
     print(f"cao: task {task}", file=sys.stderr)
     try:
@@ -9096,10 +9128,10 @@ def cmd_logs(ask: Ask) -> None:
     """Print log lines; with -f go on, woken by the sessions themselves."""
     names = [ask.args.session] if ask.args.session else ask.store.all_sessions()
     wake, read, sizes = Wake(ask.store), dict.fromkeys(names, 0), dict.fromkeys(names, -1)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # its links would stay
-        signal.signal(number, signal.default_int_handler)
+    still_wanted = end_by(signal.SIGTERM, signal.SIGHUP)  # else its links would stay
     try:
         while True:
+            still_wanted()
             lines = []
             for name in names:
                 path = f"{ask.store.folder(name)}/log.jsonl"
@@ -9244,11 +9276,10 @@ def _schedule_log(ask: Ask, plan: Schedule) -> int:
 
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    tell = _progress(ask, end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     plan.entry(ask.args.name)
     begun = plan.take([ask.args.name], time.time(), _say_fault, due=False)
-    record = plan.carry_out(begun[-1], _progress(ask)) if begun else plan.runs(ask.args.name)[-1]
+    record = plan.carry_out(begun[-1], tell) if begun else plan.runs(ask.args.name)[-1]
     if ask.args.json or record["outcome"] == "done":
         _print(ask, record, record["answer"])
     else:
@@ -9296,8 +9327,9 @@ def carry_all(plan: Schedule, begun: Sequence[Begun]) -> list[Any]:
 
 def _schedule_serve(_ask: Ask, plan: Schedule) -> int:
     # What is under way at a SIGTERM, the next tick takes up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    still_wanted = end_by(signal.SIGTERM)
     while True:
+        still_wanted()
         carry_all(plan, plan.take(plan.names(), time.time(), _say_fault))
         time.sleep(60 - time.time() % 60)
 
@@ -9505,6 +9537,8 @@ def run_command(argv: Sequence[str]) -> int:
             args = parser.parse_args(argv)
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
+    for stream in (sys.stdout, sys.stderr):  # a half of a pair (JSON's \ud83d), a poor locale
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     store = Store(runtime_home())
     return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
 

@@ -553,6 +553,44 @@ def test_a_cli_whose_hooks_are_off_is_not_said_to_have_done_nothing(place):
     assert "* hi" in result["screen"]
 
 
+# Its answer holds a half of a surrogate pair, as a JavaScript CLI's may that was cut in one.
+HALF_A_PAIR = """
+hook = DemoAgent.hook
+def cut(self, name, **fields):
+    if name == "Stop":
+        fields["last_assistant_message"] = "half \\ud83d end"
+    hook(self, name, **fields)
+DemoAgent.hook = cut
+"""
+
+
+def test_an_answer_that_no_terminal_can_show_whole_is_printed_all_the_same(place):
+    put_loader(place, HALF_A_PAIR)
+    task = place.ok("assign", "demo", "demo: say x").strip()
+    assert place.ok("wait", task) == "half \\ud83d end\n"
+    (result,) = json.loads(place.ok("wait", "--json", task))["results"]
+    assert result["answer"] == "half \ud83d end"
+
+
+# The runner comes to its events when an order stands among them.
+ORDERED_AT_START = """
+save = Runner._save
+def late(self):
+    while not self.saved and not self.store.events(self.name):
+        select.select([], [], [], 0.01)
+    save(self)
+Runner._save = late
+"""
+
+
+def test_a_session_that_is_told_to_end_while_it_starts_ends_at_once(place):
+    put_loader(place, ORDERED_AT_START)
+    task = place.ok("assign", "demo", "demo: sleep 60").strip()
+    assert place.ok("stop", task.partition(".")[0]).endswith(": ended\n")
+    (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("stopped", "stopped")
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "words"),
     [

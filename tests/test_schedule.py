@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zoneinfo
 from datetime import datetime, timedelta, timezone
@@ -744,6 +745,30 @@ def test_run_is_stopped_cleanly_and_says_what_is_kept(place, number, keep):
     until(place.live, [session] if keep else [])
     (task,) = until(lambda: place.store.results(session))
     assert place.result(task)["outcome"] == ("interrupted" if keep else "stopped")
+
+
+@pytest_tmux
+def test_run_is_stopped_also_where_python_drops_the_first_interrupt(place):
+    """Python ignores what is raised in a destructor, a signal's KeyboardInterrupt too."""
+    script = f"""if True:
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import cao
+        class Struck:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        render = cao.Orchestrator.render_progress
+        def strikes(self, name):
+            if self.state_of(name)["state"] == "working" and struck:
+                struck.clear()
+            return render(self, name)
+        struck = [Struck()]
+        cao.Orchestrator.render_progress = strikes
+        sys.exit(cao.main(["run", "demo", "demo: sleep 60"]))"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, env=place.env,
+                          cwd=place.work, capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert "Exception ignored" in done.stderr
+    assert done.returncode == 130
 
 
 @pytest_tmux

@@ -256,6 +256,15 @@ def test_discard_asks_where_there_is_work_and_ends_the_session(repo):
     assert not (repo.home / "sessions" / session).exists()
 
 
+def test_a_worker_at_work_on_a_message_is_neither_merged_nor_discarded(repo):
+    session, path = worker(repo)
+    repo.ok("send", session, "demo: sleep 60")
+    repo.until_state(session, "working")
+    for verb in ("merge", "discard"):
+        refused(repo, verb, session, code=2, said="is at work on a message", fix="cao stop")
+    assert path.exists()
+
+
 @pytest.mark.parametrize(("key", "left"), [("y", False), ("", True)])
 def test_discard_asks_a_person_at_a_terminal(repo, key, left):
     import pty
