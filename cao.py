@@ -3581,6 +3581,9 @@ class Sessions:
 
         One whose runner is dead is buried first: then it is `ended`.
         """
+        if not os.path.isdir(self.store.folder(name)):  # removed under us, or by hand
+            self.store.set_live(name, False)
+            return {"state": "ended", "since": 0.0, "why": "its folder is gone"}
         state = self.store.load_state(name)
         if state.get("state") == "ended":
             self._sweep(name, state)
@@ -5591,13 +5594,13 @@ class Watcher(Conversation):
             self.ready_at = 0.0
             if self.phase == "starting":
                 self._set_phase("idle", look.why)
-            elif self._line_now() > self.printed_from:
+            elif (line := self._line_now()) != self.printed_from:
+                cleared = line < self.printed_from  # with what was above, our prompt line too
                 size, most = self._history()
                 self.overflow = most if size >= most * 9 // 10 else 0  # it drops a tenth
-                printed = self.boss.tmux.capture(
-                    self.pane, first=str(self.printed_from - size), join=True
-                )
-                answer = parse_printed(self.launch.profile, printed)
+                first = str((0 if cleared else self.printed_from) - size)
+                printed = self.boss.tmux.capture(self.pane, first=first, join=True)
+                answer = parse_printed(self.launch.profile, "\n" * cleared + printed)
                 self._end_turn("done", Event("ended", answer, source="screen"))
         elif look.state != "idle" and self.phase == "asking":
             self.question = None
@@ -6121,6 +6124,10 @@ class Runner(Watcher):
     def _interrupt(self, outcome: str) -> None:
         """End the turn that runs, by the CLI's own key."""
         submitted = self.phase == "idle" and self.delivery_open()  # pressed again once it runs
+        if self.task and self.phase == "idle" and not submitted and outcome == "interrupted":
+            self.interrupted_at = 0.0  # no turn runs: its check does, or its workers
+            self._end_task("interrupted", reason="by_order")
+            return
         if not (submitted or self.phase in ("working", "asking")) or self.ordered:
             return
         self.ordered = outcome
@@ -7971,10 +7978,12 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             foreign.append(error.what)
             continue
         folder = store.folder(name)
-        age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
-        if age < older_s or not _is_done_with(store, name, unread):
-            continue
-        shutil.rmtree(folder)
+        with Held(f"{store.home}/lock"):  # it may be going on just now
+            age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
+            busy = name in store.live() or store.is_locked(name)
+            if busy or age < older_s or not _is_done_with(store, name, unread):
+                continue
+            shutil.rmtree(folder)
         removed.append(name)
     _sweep_up(store, older_s)
     return removed, foreign

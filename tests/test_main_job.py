@@ -499,6 +499,16 @@ def test_nothing_is_typed_while_another_program_has_the_terminal(place):
     assert "typed" not in [e["event"] for e in place.log(session)]
 
 
+def test_a_task_whose_check_runs_can_be_interrupted(place):
+    task = place.ok("assign", "demo", "demo: say x", "--check", "sleep 61").strip()
+    session = task.partition(".")[0]
+    until(lambda: "turn_ended" in [e["event"] for e in place.log(session)])
+    assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
+    (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    assert place.ok("handoff", session, "demo: say next") == "next\n"
+
+
 def test_a_check_sends_the_worker_back_until_it_passes(place):
     (place.work / "check.py").write_text(
         "import pathlib, sys\np = pathlib.Path('count')\n"
@@ -531,6 +541,15 @@ def test_a_python_prompt_is_driven_by_a_profile_alone(place):
     gone = place.run("handoff", session, "exit()")
     assert gone.returncode == 1
     assert "exited" in gone.stderr
+
+
+def test_a_program_that_clears_its_screen_ends_its_turn(place):
+    place.profile("calc", CALC)
+    first = json.loads(place.ok("handoff", "calc", "print('a\\n' * 30)", "--json"))["results"][0]
+    assert first["answer"] == "\n".join("a" * 30)
+    clears = r"print('\x1b[H\x1b[2J\x1b[3J'); print('after')"
+    assert place.ok("handoff", first["session"], clears) == "after\n"
+    assert place.ok("handoff", first["session"], "6 * 7") == "42\n"
 
 
 def test_a_program_that_is_never_ready_fails_its_task(place):

@@ -1004,14 +1004,21 @@ def test_clean_goes_on_though_one_worktree_cannot_be_read(place):
     assert not folder_of(place, plain).exists()
 
 
-@pytest.mark.parametrize("what", ["ended but in live/", "a folder without session.json"])
+IN_BETWEEN = ["ended but in live/", "a folder without session.json", "in live/ without a folder"]
+
+
+@pytest.mark.parametrize("what", IN_BETWEEN)
 def test_clean_removes_what_a_kill_left_in_between(place, what):
-    if what.startswith("ended"):
+    if what == IN_BETWEEN[0]:
         session = idle_session(place)
         place.ok("stop", session)
-        place.store.set_live(session, True)
     else:
         session = place.store.new_folder("demo")
+    if "live/" in what:
+        place.store.set_live(session, True)
+    if what == IN_BETWEEN[2]:
+        folder_of(place, session).rmdir()
+        assert place.ok("run", "demo", "demo: say hi") == "hi\n"
     place.ok("clean", "--older", "0s")
     assert not folder_of(place, session).exists()
     assert place.live() == []
