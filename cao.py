@@ -9546,8 +9546,9 @@ def run_command(argv: Sequence[str]) -> int:
             args = parser.parse_args(argv)
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
-    for stream in (sys.stdout, sys.stderr):  # a half of a pair (JSON's \ud83d), a poor locale
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed
+        # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
+        stream.reconfigure(errors="backslashreplace")
     store = Store(runtime_home())
     return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
 

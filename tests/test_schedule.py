@@ -772,12 +772,16 @@ def test_run_is_stopped_also_where_python_drops_the_first_interrupt(place):
 
 
 @pytest_tmux
-def test_run_works_with_no_home_no_terminal_and_a_closed_stdin(place):
+def test_run_works_with_no_home_no_terminal_and_what_is_closed(place):
     env = {key: place.env[key] for key in ("PATH", "CAO_HOME", "TMUX_TMPDIR")}
     words = cao.quote_argv(["python3", str(ROOT / "cao.py"), "run", "demo", "demo: say bare"])
     done = subprocess.run(["sh", "-c", f"exec {words} <&-"], check=False, env=env, cwd=place.work,
                           capture_output=True, text=True, timeout=60)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "bare\n"), done.stderr
+    words = words.replace("say bare", "say unheard")
+    done = subprocess.run(["sh", "-c", f"exec {words} <&- >&- 2>&-"], check=False, env=env,
+                          cwd=place.work, timeout=60)  # fmt: skip
+    assert done.returncode == 0
 
 
 @pytest_tmux
