@@ -4169,7 +4169,9 @@ class Orchestrator(Launcher):
             return self._assign(target, task, options)
         import hashlib
 
-        request = hashlib.sha256(f"{target}\0{options.request_id}".encode()).hexdigest()[:32]
+        request = hashlib.sha256(
+            f"{target}\0{options.request_id}".encode(errors="surrogatepass")
+        ).hexdigest()[:32]
         text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
         path = f"{self.store.folder(self.caller.name)}/requests/{request}"
 

@@ -887,6 +887,8 @@ def test_a_task_with_a_lone_surrogate_is_delivered_or_refused_with_words(talk):
         assert "cao failed" not in text(result)
     else:
         assert result["structuredContent"]["outcome"] == "done"
+    named = talk.call("handoff", target="demo", task="demo: say x", request_id="a \ud800 b")
+    assert named["structuredContent"]["outcome"] == "done"
 
 
 # ---- many, fast, slow ----
