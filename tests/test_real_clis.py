@@ -199,8 +199,9 @@ def install(place, name: str, port: int) -> None:
     stub.unlink()
     stub.symlink_to(program)
     place.profile(f"real-{name}", PROFILES[name].format(name=f"real-{name}", port=port))
-    (place.folder / "tmp").mkdir(exist_ok=True)  # they leave sockets and unpacked libraries
-    place.env["TMPDIR"] = str(place.folder / "tmp")
+    if name != "copilot":  # which asks before it writes outside the temporary folder
+        (place.folder / "tmp").mkdir(exist_ok=True)  # they leave sockets, unpacked libraries
+        place.env["TMPDIR"] = str(place.folder / "tmp")
     if name == "claude":  # offline, its first-run screen would end it
         seen = {"hasCompletedOnboarding": True, "hasSeenAutoDefaultNotice": True}
         (place.user / ".claude.json").write_text(json.dumps(seen))
