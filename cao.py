@@ -5560,6 +5560,12 @@ class Watcher(Conversation):
             and not self.store.waiting(self.name)
         )
 
+    def _left_s(self) -> float:
+        """Return the seconds that the open task has left, by a clock that stands still while
+        the machine sleeps; not counted is the time in which it asks."""
+        worked = time.monotonic() - self.task_at - self.paused_s
+        return self.task.timeout_s - worked if self.task else 0.0
+
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
         now = time.time()
@@ -5576,6 +5582,8 @@ class Watcher(Conversation):
         dues = [self.since + self.session.idle_close_s] if self._may_close() else []
         if self.interrupted_at:
             dues.append(self.interrupted_at + self.session.interrupted_s)
+        if self.held_end:
+            dues.append(now + self._left_s())
         return max(0.01, min(dues) - now) if dues else 86400.0
 
     def _look_at_output(self, now: float) -> None:
@@ -5954,12 +5962,11 @@ class Runner(Watcher):
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
-        # By a clock that stands still while the machine sleeps.
-        working = time.monotonic() - self.task_at - self.paused_s
-        if self.task and self.phase == "working" and working > self.task.timeout_s:
+        if self.task and self.phase == "working" and self._left_s() < 0:
             self._interrupt("timeout")
-        elif self.task and self.check and working > self.task.timeout_s:
-            words = f"its check still ran after {render_seconds(self.task.timeout_s)}"
+        elif self.task and (self.check or self.held_end) and self._left_s() < 0:
+            what = "its check still ran" if self.check else "its workers had not answered"
+            words = f"{what} after {render_seconds(self.task.timeout_s)}"
             self._end_task("timeout", reason="timeout", detail=words)
         # Kimi Code 2.1.0 does not hear Esc between its prompt event and its first request.
         deaf = self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S
@@ -6130,7 +6137,8 @@ class Runner(Watcher):
             self.interrupted_at = 0.0  # no turn runs: its check does, or its workers
             self._end_task("interrupted", reason="by_order")
             return
-        if not (submitted or self.phase in ("working", "asking")) or self.ordered:
+        again = self.ordered in (outcome, "timeout")
+        if again or not (submitted or self.phase in ("working", "asking")):
             return
         self.ordered = outcome
         if outcome == "timeout":

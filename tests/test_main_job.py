@@ -372,6 +372,24 @@ def test_a_task_that_takes_too_long_is_a_timeout(place):
     assert json.loads(done.stdout)["results"][0]["outcome"] == "timeout"
 
 
+def test_a_task_whose_turn_does_not_hear_its_interruption_still_ends_at_its_timeout(place):
+    deaf = "demo: handoff demo {demo: sleep 60}"  # it reads no key while it waits
+    task = place.ok("assign", "demo", deaf, "--timeout", "2s").strip()
+    session = task.partition(".")[0]
+    until(lambda: len(place.live()) == 2)
+    place.store.put_event(place.store.folder(session), json.dumps({"cao": "interrupt"}))
+    done = place.run("wait", task, "--json", timeout_s=30)
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["timeout"]
+
+
+def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
+    task = place.ok("assign", "demo", "demo: assign demo {demo: sleep 60}", "--timeout", "2s")
+    done = place.run("wait", task.strip(), "--json", timeout_s=30)
+    (result,) = json.loads(done.stdout)["results"]
+    said = (result["outcome"], result["detail"])
+    assert said == ("timeout", "its workers had not answered after 2.0 s")
+
+
 def test_the_time_that_a_question_is_open_is_not_the_workers(place):
     task = place.ok("assign", "demo", "demo: ask Go on?|yes|no", "--timeout", "4s").strip()
     session = task.partition(".")[0]
