@@ -6067,7 +6067,8 @@ class Runner(Watcher):
         draft = parse_draft(screen, self.row.composer)
         if draft is None:
             return "its input line is not on the screen"
-        if draft and self.last_sent and self.last_sent.split("\n")[0].strip().startswith(draft):
+        sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
+        if draft and sent.startswith(draft) and len(draft) >= min(len(sent), 40):
             self.boss.tmux.keys(self.pane, *self.row.clear)  # our own prompt, put back by Esc
             return "clearing the input line"
         return "a person has typed something" if draft else ""

@@ -222,6 +222,29 @@ DemoAgent.key = deaf
 """
 
 
+WORDLESS = """
+step = DemoAgent.step
+def asks(self, verb, rest):
+    if verb == "wordless":
+        self.status("waiting")
+        self.hook("PermissionRequest", tool_name="Bash", tool_input={"command": "make"})
+        self.key(4)  # no key comes: longer than the runner's next looks
+        self.status("busy")
+        return "went on"
+    return step(self, verb, rest)
+DemoAgent.step = asks
+"""
+
+
+def test_a_question_without_a_dialog_that_can_be_read_stays_one_question(place):
+    put_loader(place, WORDLESS)
+    found = json.loads(place.run("handoff", "demo", "demo: wordless", "--json").stdout)
+    assert [a["question"]["text"] for a in found["asking"]] == ["Bash: make"]
+    assert until(lambda: place.store.load_result(*found["running"])).answer == "went on"
+    log = place.log(found["asking"][0]["session"])
+    assert [e["state"] for e in log if e["event"] == "answered"] in ([], ["busy"])
+
+
 def test_an_option_that_the_cursor_does_not_reach_is_not_chosen_nor_another(place):
     put_loader(place, DEAF)
     task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
@@ -407,18 +430,20 @@ def test_an_idle_worker_closes_itself_and_keep_keeps_it(place):
     assert place.store.load(kept).keep
 
 
-def test_nothing_is_typed_into_a_persons_half_typed_line(place):
+@pytest.mark.parametrize("draft", ["my own draft", "hel"])  # as our last prompt began
+def test_nothing_is_typed_into_a_persons_half_typed_line(place, draft):
     session = place.ok("assign", "demo", "hello").strip().partition(".")[0]
     place.until_state(session, "idle")
-    place.tmux("send-keys", "-t", f"={session}:", "-l", "my own draft")
-    until(lambda: "my own draft" in place.screen(session))
+    place.ok("handoff", session, "hello")
+    place.tmux("send-keys", "-t", f"={session}:", "-l", draft)
+    until(lambda: f"demo> {draft}\n" in place.screen(session))
     task = place.ok("assign", session, "demo: say mine").strip()
     until(lambda: place.state(session).get("held_back"), "a person has typed something")
     full = place.run("assign", "demo", "x", CAO_MAX_SESSIONS="1")
     assert full.returncode == 1  # with work in its inbox it is not ended for another
     place.tmux("send-keys", "-t", f"={session}:", "C-u")
     assert place.ok("wait", task) == "mine\n"
-    assert "my own draftdemo" not in place.screen(session)
+    assert f"{draft}demo" not in place.screen(session)
 
 
 # What may happen between our look and our Enter.
