@@ -499,6 +499,20 @@ def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so
 # ---- limits ----
 
 
+def test_what_met_a_session_just_after_its_end_is_answered_though_its_sender_was_killed(place):
+    session = idle_session(place)
+    place.ok("stop", session)
+    until(lambda: place.store.is_locked(session), False)
+    task = f"{session}.late"
+    place.store.set_out(me(place), task)
+    place.store.put(
+        cao.Message(f"{time.time_ns():020d}-{task}", "task", me(place), session, "x", task=task)
+    )
+    done = place.run("wait", task, "--json", timeout_s=30)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["task"], result["outcome"]) == (task, "stopped")
+
+
 LATE = """
 SUBMIT_S = 0.2
 hook = DemoAgent.hook

@@ -691,6 +691,13 @@ def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
     assert cao.PROVIDERS[provider].read_transcript(lines) is None
 
 
+def test_a_message_of_copilots_is_no_end_before_the_line_that_ends_its_turn():
+    lines = (HERE / "transcripts/copilot/ended-one-turn.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"assistant.turn_end"' not in line]
+    assert len(kept) == len(lines) - 1
+    assert cao.read_copilot_events(kept) is None
+
+
 def test_a_claude_transcript_with_words_for_blocks_is_read():
     assert cao.read_claude_transcript(['{"type":"user","message":{"content":["x"]}}']) is None
 
