@@ -3433,10 +3433,16 @@ PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's n
 
 def find_profiles(home: str, cwd: str) -> dict[str, str]:
     """Return name -> file of the profiles there are, the first place winning."""
+    return _first_profiles(profile_places(home, cwd))
+
+
+def _first_profiles(places: Sequence[str]) -> dict[str, str]:
+    """Return name -> file of the profiles in places, the first winning. Beside cao.py there
+    may be a `profiles` of somebody else's: only Markdown files count."""
     found: dict[str, str] = {}
-    for place in profile_places(home, cwd):
-        for entry in _listdir(place):
-            if entry.endswith(".md"):
+    for place in places:
+        for entry in _listdir(place) if os.path.isdir(place) else ():
+            if entry.endswith(".md") and os.path.isfile(f"{place}/{entry}"):
                 found.setdefault(entry[:-3], f"{place}/{entry}")
     return found
 
@@ -3493,10 +3499,9 @@ def _shipped(home: str) -> tuple[dict[str, str], str]:
     """Return what a session gets a copy of (name -> path), and a hash of it all."""
     import hashlib
 
-    files = {"cao.py": os.path.abspath(__file__)}
-    for place in profile_places(home, "/")[2:]:
-        for entry in _listdir(place):
-            files.setdefault(f"profiles/{entry}", f"{place}/{entry}")
+    shipped = _first_profiles(profile_places(home, "/")[2:])
+    files = {f"profiles/{name}.md": path for name, path in shipped.items()}
+    files["cao.py"] = os.path.abspath(__file__)
     sha = hashlib.sha256()
     for name, path in sorted(files.items()):
         with open(path, "rb") as file:
@@ -6437,9 +6442,11 @@ class Schedule:
 
     def entry(self, name: str) -> dict[str, Any]:
         """Return what was noted of a flow: file, enabled, since, schedule, timezone."""
-        if name not in self.names():
+        path = f"{self.folder}/{name}/flow.json"
+        found = self.store.read_json(path) if name in _listdir(self.folder) else None
+        if not found:
             raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
-        return self.store.read_json(f"{self.folder}/{name}/flow.json") or {}
+        return found
 
     def note(self, name: str, **changed: Any) -> None:
         """Change what is noted of a flow."""
@@ -7201,6 +7208,8 @@ class McpEngine:
             reply(_error(key, error.code, str(error), error.data))
         except CaoError as error:
             reply(_error(key, -32603, str(error)))
+        except Exception as error:  # noqa: BLE001 - as in run_tool: it must not end the server
+            reply(_error(key, -32603, _fault_words(error)))
 
     # ---- methods ----
 
@@ -7356,11 +7365,8 @@ class McpEngine:
             return tool.call(self.make_call(boss, cancelled.is_set, token), arguments), {}
         except CaoError as error:
             return Answer(str(error), None), {"isError": True}
-        except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
-            import traceback
-
-            traceback.print_exc()
-            return Answer(f"cao failed: {error!r}\ntry: cao doctor", None), {"isError": True}
+        except Exception as error:  # noqa: BLE001 - a bug, or a bad disk, must not end the server
+            return Answer(_fault_words(error), None), {"isError": True}
 
     def end_call(
         self, key: Any, cancelled: Any, done: Answer, beside: dict[str, Any]
@@ -7588,6 +7594,14 @@ def _tool_result(answer: Answer) -> dict[str, Any]:
     """Return an answer as the result of tools/call."""
     data = {"structuredContent": answer.data} if answer.data is not None else {}
     return {"content": [{"type": "text", "text": answer.text}], **data}
+
+
+def _fault_words(error: Exception) -> str:
+    """Return what to say of a fault that nothing foresaw; the trace goes to stderr."""
+    import traceback
+
+    traceback.print_exc()
+    return f"cao failed: {error!r}\ntry: cao doctor"
 
 
 def _is_owed_an_answer(message: Any) -> bool:

@@ -1422,6 +1422,16 @@ def test_a_broken_supervisor_profile_is_an_error_that_names_it(talk, place):
     talk.is_quiet()
 
 
+def test_a_fault_that_nothing_foresaw_is_an_error_and_ends_no_server(talk, place):
+    place.work.rename(place.folder / "moved")
+    (place.folder / "moved").rmdir()  # the directory in which the server stands
+    answer = talk.request("prompts/get", {"name": "supervisor"}, timeout_s=3)
+    assert answer["error"]["code"] == -32603
+    assert "FileNotFoundError" in answer["error"]["message"]
+    assert b"Traceback" in talk.process.stderr.read1()
+    talk.is_quiet()
+
+
 @pytest.mark.tmux
 def test_resources_are_the_sessions_and_each_whole_answer(connect):
     talk = connect("codex-mcp-client")

@@ -105,14 +105,21 @@ def test_a_worker_of_the_wheel_does_its_task(installed, bare):
     assert ran(*argv, env=bare.env, cwd=bare.work) == "packed\n"
 
 
-def test_the_file_alone_in_an_empty_folder_hands_off(bare):
+@pytest.mark.parametrize("beside", ["nothing", "a file", "a folder of somebody else's"])
+def test_the_file_alone_in_a_folder_hands_off(bare, beside):
     shutil.rmtree(bare.home)  # so that CAO_HOME is still to be made
     alone = bare.folder / "alone"
     alone.mkdir()
     shutil.copy(ROOT / "cao.py", alone)
+    if beside == "a file":
+        (alone / "profiles").touch()
+    elif beside != "nothing":
+        (alone / "profiles/work.md").mkdir(parents=True)
+        (alone / "profiles/large.bin").touch()
     argv = (sys.executable, alone / "cao.py", "handoff", "demo", "demo: say alone")
     assert ran(*argv, env=bare.env, cwd=bare.work) == "alone\n"
     assert bare.home.stat().st_mode & 0o777 == 0o700
+    assert [*bare.home.glob("lib/*/profiles/*")] == []
 
 
 def program(name: str) -> str:

@@ -365,11 +365,14 @@ def test_a_flow_whose_file_is_broken_or_gone_fails_at_its_due_time_only(plan):
     assert "No such file" in plan.place.ok("schedule", "show", name)
 
 
-def test_one_flows_fault_keeps_no_other_from_running(plan, monkeypatch):
+BROKEN = {"file": "x", "schedule": "x", "timezone": "", "enabled": True, "since": 0}
+
+
+@pytest.mark.parametrize("noted", [json.dumps(BROKEN), "{"], ids=["wrong", "torn"])
+def test_one_flows_fault_keeps_no_other_from_running(plan, noted):
     plan.write(name="a", script="exit 1")
     plan.write(name="b", script="exit 1")
-    broken = {"file": "x", "schedule": "x", "timezone": "", "enabled": True, "since": 0}
-    (plan.place.home / "flows/a/flow.json").write_text(json.dumps(broken))
+    (plan.place.home / "flows/a/flow.json").write_text(noted)
     told = []
     (begun,) = plan.take(plan.names(), time.time(), told.append)
     assert begun[0].name == "b"
