@@ -6571,7 +6571,7 @@ class Schedule:
         try:
             if not record["outcome"]:
                 self._work(flow, record, on_look)
-        except CaoError as error:
+        except (CaoError, OSError) as error:
             record.update(outcome="failed", reason="error", detail=str(error).replace("\n", "; "))
         except KeyboardInterrupt:
             record.update(outcome="interrupted", reason="by_order")
@@ -7203,13 +7203,11 @@ class McpEngine:
                 raise RpcError(-32600, "the method must be a string")
             if not isinstance(params, dict):
                 raise RpcError(-32602, "params must be an object")
-            self.dispatch(key, method, params, reply)
+            self.foreseen(lambda: self.dispatch(key, method, params, reply))
         except RpcError as error:
             reply(_error(key, error.code, str(error), error.data))
         except CaoError as error:
             reply(_error(key, -32603, str(error)))
-        except Exception as error:  # noqa: BLE001 - as in run_tool: it must not end the server
-            reply(_error(key, -32603, _fault_words(error)))
 
     # ---- methods ----
 
@@ -7356,17 +7354,34 @@ class McpEngine:
     ) -> tuple[Answer, dict[str, Any]]:
         """Return a tool's answer, or its error as one (the model can act on both), and
         what its result says beside."""
-        try:
+
+        def work() -> tuple[Answer, dict[str, Any]]:
             if handle:
                 handed = self.new_task(given)
                 return Answer("", None, (handed["taskId"],)), handed
             arguments = check_arguments(tool, given)
             boss = self.open(tool.delegates)
             return tool.call(self.make_call(boss, cancelled.is_set, token), arguments), {}
+
+        try:
+            answered: tuple[Answer, dict[str, Any]] = self.foreseen(work)
         except CaoError as error:
             return Answer(str(error), None), {"isError": True}
-        except Exception as error:  # noqa: BLE001 - a bug, or a bad disk, must not end the server
-            return Answer(_fault_words(error), None), {"isError": True}
+        return answered
+
+    @staticmethod
+    def foreseen(work: Callable[[], Any]) -> Any:
+        """Do some work; a fault in it that nothing foresaw becomes a CaoError, and its trace goes
+        to stderr."""
+        try:
+            return work()
+        except (RpcError, CaoError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
+            import traceback
+
+            traceback.print_exc()
+            raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
 
     def end_call(
         self, key: Any, cancelled: Any, done: Answer, beside: dict[str, Any]
@@ -7594,14 +7609,6 @@ def _tool_result(answer: Answer) -> dict[str, Any]:
     """Return an answer as the result of tools/call."""
     data = {"structuredContent": answer.data} if answer.data is not None else {}
     return {"content": [{"type": "text", "text": answer.text}], **data}
-
-
-def _fault_words(error: Exception) -> str:
-    """Return what to say of a fault that nothing foresaw; the trace goes to stderr."""
-    import traceback
-
-    traceback.print_exc()
-    return f"cao failed: {error!r}\ntry: cao doctor"
 
 
 def _is_owed_an_answer(message: Any) -> bool:
@@ -9097,10 +9104,16 @@ def _typed_line(label: str) -> str:
     return sys.stdin.readline().strip()
 
 
-def cmd_stop(ask: Ask) -> None:
+def cmd_stop(ask: Ask) -> int:
+    code = EXIT_DONE
     for name in ask.args.sessions:
-        done = ask.boss.stop_session(name, ask.args.interrupt)
-        _print(ask, done, f"{name}: {done['did']}")
+        try:
+            done = ask.boss.stop_session(name, ask.args.interrupt)
+            _print(ask, done, f"{name}: {done['did']}")
+        except CaoError as error:  # of one: the others are stopped all the same
+            _say_error(error)
+            code = error.exit_code
+    return code
 
 
 def cmd_attach(ask: Ask) -> NoReturn:
@@ -9160,31 +9173,33 @@ def cmd_why(ask: Ask) -> None:
 
 def cmd_logs(ask: Ask) -> None:
     """Print log lines; with -f go on, woken by the sessions themselves."""
-    names = [ask.args.session] if ask.args.session else ask.store.all_sessions()
-    wake, read, sizes = Wake(ask.store), dict.fromkeys(names, 0), dict.fromkeys(names, -1)
+    one, follow = ask.args.session, ask.args.follow
+    if one:
+        ask.store.find(one)
+    wake, read, sizes = Wake(ask.store), {}, {}  # type: Wake, dict[str, int], dict[str, int]
     still_wanted = end_by(signal.SIGTERM, signal.SIGHUP)  # else its links would stay
     try:
+        if follow and not one:
+            wake.listen("")  # sessions that start later
         while True:
             still_wanted()
             lines = []
-            for name in names:
+            for name in [one] if one else ask.store.all_sessions():
+                if follow and name not in sizes:
+                    wake.listen(name)
                 path = f"{ask.store.folder(name)}/log.jsonl"
-                if sizes[name] < 0:
-                    ask.store.find(name)
-                    if ask.args.follow:
-                        wake.listen(name)
                 size = file_mark(path)[0]
-                if size == sizes[name]:
+                if size == sizes.get(name):
                     continue
                 sizes[name], text = size, ask.store.read_text(path)
                 whole = text[: text.rfind("\n") + 1]
-                lines += [(entry, name) for entry in _jsonl(whole[read[name] :].split("\n"))]
+                lines += [(entry, name) for entry in _jsonl(whole[read.get(name, 0) :].split("\n"))]
                 read[name] = len(whole)
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
                 as_json = json.dumps({"session": name, **entry}, ensure_ascii=False)
                 print(as_json if ask.args.json else _render_log(name, entry))
             sys.stdout.flush()
-            if not ask.args.follow:
+            if not follow:
                 return
             wake.wait(60)
     finally:
@@ -9312,7 +9327,10 @@ def _schedule_log(ask: Ask, plan: Schedule) -> int:
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
     tell = _progress(ask, end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     plan.entry(ask.args.name)
-    begun = plan.take([ask.args.name], time.time(), _say_fault, due=False)
+    faults: list[str] = []
+    begun = plan.take([ask.args.name], time.time(), faults.append, due=False)
+    if faults:
+        raise CaoError(faults[0])
     record = plan.carry_out(begun[-1], tell) if begun else plan.runs(ask.args.name)[-1]
     if ask.args.json or record["outcome"] == "done":
         _print(ask, record, record["answer"])

@@ -842,6 +842,29 @@ def test_a_log_line_cut_by_a_power_cut_spoils_no_other_line(place):
     assert [entry["event"] for entry in entries].count("turn_ended") == 2
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_logs_that_are_followed_go_on_and_leave_no_link_behind(place, named):
+    session = idle_session(place)
+    following = place.start("logs", "-f", "--json", *([session] if named else []))
+    os.set_blocking(following.stdout.fileno(), False)
+    seen = []
+
+    def is_told(event):
+        seen.append((following.stdout.read() or b"").decode())
+        entries = map(json.loads, "".join(seen).splitlines())
+        return any(e["session"] == session and e["event"] == event for e in entries)
+
+    until(lambda: is_told("turn_ended"))
+    if not named:  # nor is one left out that starts later
+        session = idle_session(place)
+        until(lambda: is_told("turn_ended"))
+    place.ok("stop", session)
+    until(lambda: is_told("ended"))
+    following.terminate()
+    assert following.wait(30) == 130
+    assert [*place.home.rglob(f"{following.pid}-*")] == []
+
+
 def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
     """So is a client left that was killed between its note and the message."""
     session = idle_session(place)
@@ -945,6 +968,7 @@ def test_a_session_of_another_format_does_not_stop_the_others(place):
     assert place.ok("handoff", "demo", "demo: say unhindered") == "unhindered\n"
     (session,) = [n for n in place.live() if n != foreign]
     assert session in place.ok("ls")
+    assert session in place.ok("logs")
     place.ok("stop", session)
     assert place.state(session)["state"] == "ended"
     assert "9.9" in place.run("clean", "--older", "0s").stderr + place.run("ls", "--all").stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import errno
 import json
 import os
 import re
@@ -378,6 +379,27 @@ def test_one_flows_fault_keeps_no_other_from_running(plan, noted):
     assert begun[0].name == "b"
     assert "flow a:" in told[0]
     os.close(begun[2])
+
+
+def test_a_disk_that_is_full_fails_a_run_and_holds_up_no_later_one(plan, monkeypatch):
+    plan.write()
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cao.Orchestrator, "assign", full)
+    (record,) = tick(plan)
+    assert (record["outcome"], record["reason"]) == ("failed", "error")
+    assert "No space left" in record["detail"]
+
+
+def test_a_flow_that_cannot_be_taken_is_an_error_of_run(plan):
+    name = plan.write()
+    plan.note(name, timezone="Nowhere/Land")
+    (plan.place.work / f"{name}.md").unlink()
+    done = plan.place.run("schedule", "run", name)
+    assert (done.returncode, "Nowhere/Land" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_disabled_flow_is_not_due_and_makes_up_for_nothing_when_enabled(plan):
