@@ -3945,7 +3945,7 @@ class Launcher(Sessions):
                 self.store.save_state(name, fresh_state())
                 self.store.set_live(name, True)
             except BaseException:
-                self.forget(name)
+                self.forget(name, session)
                 raise
         return name
 
@@ -4031,11 +4031,11 @@ class Launcher(Sessions):
                 raise
         return self.tmux.new_session(name, cwd, env, argv)
 
-    def forget(self, name: str) -> None:
-        """Remove a session that never started."""
+    def forget(self, name: str, made: Session | None = None) -> None:
+        """Remove a session that never started; made: its record, if that is not written yet."""
         import shutil
 
-        session = self.store.load(name)
+        session = made or self.store.load(name)
         if session and session.worktree:
             remove_worktree(self.store, session)
         for task in self.store.tasks_out(self.caller.name):

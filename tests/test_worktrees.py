@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import cao
 from conftest import CAO, until
 
 pytestmark = pytest.mark.tmux
@@ -341,6 +342,24 @@ def test_git_hooks_that_call_cao_do_not_lead_it_astray(repo):
     (path / "new.txt").write_text("new\n")
     repo.ok("merge", session, **astray)
     assert (repo.work / "new.txt").exists()
+
+
+def test_a_session_that_could_not_be_written_leaves_no_worktree(repo, monkeypatch):
+    for key, value in repo.env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(repo.work)
+    before = all_of(repo)
+    cao.make_client(repo.store, "person")
+
+    def full(*_args):
+        raise cao.CaoError("session.json could not be written: No space left on device")
+
+    monkeypatch.setattr(cao.Store, "create", full)
+    boss = cao.Orchestrator(repo.store, cao.Caller("person", person=True))
+    with pytest.raises(cao.CaoError, match="No space left"):
+        boss.assign("demo", "x", cao.TaskOptions(worktree=True))
+    assert all_of(repo) == before
+    assert (repo.live(), repo.store.all_sessions()) == ([], ["person"])
 
 
 def test_a_worktree_that_cannot_be_read_is_said_and_ends_no_task(repo):
