@@ -5073,6 +5073,7 @@ class Conversation:
         self.begun, self.stuck = True, False
         self.held_end = self.ending = self.asked = None
         self.said = ""
+        self.paused_s += time.time() - self.interrupted_at if self.interrupted_at else 0.0
         self.interrupted_at = 0.0
         self.question = None
         self.turn_at = time.time()
@@ -5567,9 +5568,10 @@ class Watcher(Conversation):
 
     def _left_s(self) -> float:
         """Return the seconds that the open task has left, by a clock that stands still while
-        the machine sleeps; not counted is the time in which it asks."""
-        worked = time.monotonic() - self.task_at - self.paused_s
-        return self.task.timeout_s - worked if self.task else 0.0
+        the machine sleeps; not counted is the time in which a person is waited for."""
+        if not self.task or self.interrupted_at:
+            return 1e9
+        return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
 
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
@@ -5587,9 +5589,8 @@ class Watcher(Conversation):
         dues = [self.since + self.session.idle_close_s] if self._may_close() else []
         if self.interrupted_at:
             dues.append(self.interrupted_at + self.session.interrupted_s)
-        if self.held_end:
-            dues.append(now + self._left_s())
-        return max(0.01, min(dues) - now) if dues else 86400.0
+        dues.append(now + self._left_s())
+        return max(0.01, min(*dues, now + 86400.0) - now)
 
     def _look_at_output(self, now: float) -> None:
         """Read the screen of a program that gives no events (provider: command)."""
@@ -5967,10 +5968,11 @@ class Runner(Watcher):
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
-        if self.task and self.phase == "working" and self._left_s() < 0:
+        if self.phase == "working" and self._left_s() < 0:
             self._interrupt("timeout")
-        elif self.task and (self.check or self.held_end) and self._left_s() < 0:
-            what = "its check still ran" if self.check else "its workers had not answered"
+        elif self.task and self.phase == "idle" and self._left_s() < 0 and not self.delivery_open():
+            what = "its workers had not answered" if self.held_end else self.held_back
+            what = "its check still ran" if self.check else what or "it had not gone on"
             words = f"{what} after {render_seconds(self.task.timeout_s)}"
             self._end_task("timeout", reason="timeout", detail=words)
         # Kimi Code 2.1.0 does not hear Esc between its prompt event and its first request.

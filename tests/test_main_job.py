@@ -414,6 +414,29 @@ def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
     assert said == ("timeout", "its workers had not answered after 2.0 s")
 
 
+def test_a_task_that_a_person_holds_up_ends_at_its_timeout(place):
+    check = "sh -c 'sleep 1; exit 1'"
+    task = place.ok("assign", "demo", "hello", "--check", check, "--timeout", "3s").strip()
+    session = task.partition(".")[0]
+    until(lambda: place.screen(session).rstrip().endswith("demo>"))
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "a draft")  # while the check runs
+    done = place.run("wait", task, "--json", timeout_s=30)
+    (result,) = json.loads(done.stdout)["results"]
+    said = (result["outcome"], result["detail"])
+    assert said == ("timeout", "a person has typed something after 3.0 s")
+
+
+def test_the_time_after_an_interruption_is_not_the_workers(place):
+    task = place.ok("assign", "demo", "demo: sleep 60", "--timeout", "2s").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    asked_at = place.until_state(session, "asking")["question"]["asked_at"]
+    until(lambda: time.time() - asked_at > 2.5)
+    place.tmux("send-keys", "-t", f"={session}:", "demo: sleep 0.5; say in time", "Enter")
+    assert until(lambda: place.store.load_result(task)).answer == "in time"
+
+
 def test_the_time_that_a_question_is_open_is_not_the_workers(place):
     task = place.ok("assign", "demo", "demo: ask Go on?|yes|no", "--timeout", "4s").strip()
     session = task.partition(".")[0]
