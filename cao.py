@@ -5071,11 +5071,10 @@ class Conversation:
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, False
-        self.held_end = self.ending = self.asked = None
+        self.held_end = self.ending = self.asked = self.question = None
         self.said = ""
         self.paused_s += time.time() - self.interrupted_at if self.interrupted_at else 0.0
         self.interrupted_at = 0.0
-        self.question = None
         self.turn_at = time.time()
         self._set_phase("working")
 
