@@ -2790,6 +2790,14 @@ def runtime_home() -> str:
     return os.path.join(state, "cao")
 
 
+def current_directory() -> str:
+    """Return the current directory. Raises CaoError where it was removed under us."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise CaoError("the current directory is gone", "cd to one that is there") from None
+
+
 def random_letters(count: int = 4) -> str:
     """Return letters for a name that is not taken yet, most likely."""
     return "".join(NAME_LETTERS[b % len(NAME_LETTERS)] for b in os.urandom(count))
@@ -4221,7 +4229,7 @@ class Orchestrator(Launcher):
             return self._resume(session, self.state_of(target), text, options)
         if options.cwd and not os.path.isdir(options.cwd):
             raise UsageError(f"{options.cwd} is no directory", "make it, or leave cwd out")
-        cwd = os.path.realpath(options.cwd or os.getcwd())
+        cwd = os.path.realpath(options.cwd or current_directory())
         profile = self.profile(target, cwd, options.permissions)
         if options.provider:
             profile = profile._replace(provider=options.provider)
@@ -4598,7 +4606,7 @@ class Orchestrator(Launcher):
 def make_client(store: Store, name: str) -> None:
     """Make a client's folder."""
     os.makedirs(store.folder(name), 0o700, exist_ok=True)
-    store.create(Session(name, "client", cwd=os.getcwd(), launched_at=time.time()))
+    store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
 
 
 def choose_option(options: Sequence[Option], answer: str) -> tuple[Option | None, str]:
@@ -6875,7 +6883,9 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     if me.worker:
         reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
-    profiles = sorted({*find_profiles(call.boss.store.home, os.getcwd()), *PROVIDERS} - {"command"})
+    profiles = sorted(
+        {*find_profiles(call.boss.store.home, current_directory()), *PROVIDERS} - {"command"}
+    )
     lines = [render_session(view) for view in views] or ["No session is running."]
     lines.append("Profiles for new sessions: " + ", ".join(profiles))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
@@ -7495,7 +7505,7 @@ class McpServer(McpEngine):
             raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
         if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
             raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store.home, os.getcwd())
+        profile = load_profile("supervisor", self.store.home, current_directory())
         text = (profile.prompt if profile else "") or INSTRUCTIONS
         text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
         return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
@@ -7658,7 +7668,7 @@ def client_stem(program: str) -> str:
         return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
     if os.environ.get("CLAUDE_CODE_SESSION_ID"):
         return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
-    here = zlib.crc32(os.getcwd().encode()) & 0xFFFF
+    here = zlib.crc32(current_directory().encode()) & 0xFFFF
     return f"{render_slug(program, 24) or 'client'}-{here:04x}"
 
 
@@ -8662,7 +8672,7 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
     look = (state.get("evidence") or {}).get("look") or {}
-    row = PROVIDERS[boss.profile(target, os.getcwd()).provider]
+    row = PROVIDERS[boss.profile(target, current_directory()).provider]
     boss.end(name)
     result = next(iter(found.results), Result(task, name, "unfinished"))
     signals = {
@@ -9141,7 +9151,7 @@ def cmd_watch(ask: Ask) -> None:
 
 
 def cmd_launch(ask: Ask) -> None:
-    cwd = os.path.realpath(ask.args.cwd or os.getcwd())
+    cwd = os.path.realpath(ask.args.cwd or current_directory())
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
     try:
@@ -9227,13 +9237,13 @@ def cmd_config(ask: Ask) -> None:
 
 def cmd_profiles(ask: Ask) -> None:
     if ask.args.profile:
-        facts = explain_profile(ask.boss.profile(ask.args.profile, os.getcwd()))
+        facts = explain_profile(ask.boss.profile(ask.args.profile, current_directory()))
         _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
         return
     rows = []
-    for name, path in sorted(find_profiles(ask.store.home, os.getcwd()).items()):
+    for name, path in sorted(find_profiles(ask.store.home, current_directory()).items()):
         try:
-            profile = load_profile(name, ask.store.home, os.getcwd())
+            profile = load_profile(name, ask.store.home, current_directory())
         except CaoError as error:
             rows.append([name, "broken", error.what, path])
             continue

@@ -1423,12 +1423,19 @@ def test_a_broken_supervisor_profile_is_an_error_that_names_it(talk, place):
 
 
 def test_a_fault_that_nothing_foresaw_is_an_error_and_ends_no_server(talk, place):
-    place.work.rename(place.folder / "moved")
-    (place.folder / "moved").rmdir()  # the directory in which the server stands
-    answer = talk.request("prompts/get", {"name": "supervisor"}, timeout_s=3)
+    (place.home / "live").rmdir()
+    (place.home / "live").touch()
+    answer = talk.request("resources/read", {"uri": "cao://sessions"}, timeout_s=3)
     assert answer["error"]["code"] == -32603
-    assert "FileNotFoundError" in answer["error"]["message"]
+    assert "NotADirectoryError" in answer["error"]["message"]
     assert b"Traceback" in talk.process.stderr.read1()
+    talk.is_quiet()
+
+
+def test_a_server_whose_directory_was_removed_says_so_and_lives(talk, place):
+    place.work.rmdir()
+    answer = talk.request("prompts/get", {"name": "supervisor"}, timeout_s=3)
+    assert "the current directory is gone" in answer["error"]["message"]
     talk.is_quiet()
 
 
