@@ -5978,9 +5978,10 @@ class Runner(Watcher):
         if self.phase == "working" and self._left_s() < 0:
             self._interrupt("timeout")
         elif self.task and self.phase == "idle" and self._left_s() < 0 and not self.delivery_open():
-            what = "its workers had not answered" if self.held_end else self.held_back
-            what = "its check still ran" if self.check else what or "it had not gone on"
-            words = f"{what} after {render_seconds(self.task.timeout_s)}"
+            why = self.held_back or "it had not gone on"
+            why = "its workers had not answered" if self.held_end else why
+            why = "its check still ran" if self.check else why
+            words = f"no answer in {render_seconds(self.task.timeout_s)}: {why}"
             self._end_task("timeout", reason="timeout", detail=words)
         # Kimi Code 2.1.0 does not hear Esc between its prompt event and its first request.
         deaf = self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S

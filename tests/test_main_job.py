@@ -411,7 +411,7 @@ def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
     done = place.run("wait", task.strip(), "--json", timeout_s=30)
     (result,) = json.loads(done.stdout)["results"]
     said = (result["outcome"], result["detail"])
-    assert said == ("timeout", "its workers had not answered after 2.0 s")
+    assert said == ("timeout", "no answer in 2.0 s: its workers had not answered")
 
 
 def test_a_task_that_a_person_holds_up_ends_at_its_timeout(place):
@@ -423,7 +423,7 @@ def test_a_task_that_a_person_holds_up_ends_at_its_timeout(place):
     done = place.run("wait", task, "--json", timeout_s=30)
     (result,) = json.loads(done.stdout)["results"]
     said = (result["outcome"], result["detail"])
-    assert said == ("timeout", "a person has typed something after 3.0 s")
+    assert said == ("timeout", "no answer in 3.0 s: a person has typed something")
 
 
 def test_the_time_after_an_interruption_is_not_the_workers(place):
