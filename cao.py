@@ -3609,6 +3609,11 @@ class Sessions:
         self.bury(name)
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
+    def is_over(self, name: str) -> bool:
+        """Tell whether a session has ended, or is at its end because it was idle for long."""
+        state = self.state_of(name)
+        return state["state"] == "ended" or bool(state.get("closing"))
+
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
         """Tell whether a session that has no lock yet may still get it."""
         runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
@@ -4053,11 +4058,10 @@ class Launcher(Sessions):
         self.store.set_live(name, False)
         shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
-    def _resume(
-        self, session: Session, state: dict[str, Any], text: str, options: TaskOptions
-    ) -> str:
+    def _resume(self, session: Session, text: str, options: TaskOptions) -> str:
         """Start an ended session again with its conversation and give it a task."""
         profile = self.launched(session.name)  # its scope is the one it had
+        state = self.state_of(session.name)
         conversation = str(state.get("conversation") or "")
         anew = f"use the profile's name, {session.profile}, for a new session"
         if not PROVIDERS[session.provider].resumes or not conversation or not profile:
@@ -4065,6 +4069,7 @@ class Launcher(Sessions):
             raise NotFoundError(f"session {session.name} has ended ({why}) for good", anew)
         if not os.path.isdir(session.cwd):
             raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
+        self.control(session.name, {}, lambda state: not state.get("closing"), STOP_S)
         with Held(f"{self.store.home}/lock"):
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
                 return self._put_task(session.name, text, options, profile)
@@ -4219,14 +4224,13 @@ class Orchestrator(Launcher):
             if elsewhere or options.worktree or options.permissions:
                 what = f"{target} is a session: its directory and permissions are fixed"
                 raise UsageError(what, "leave them out, or name a profile for a new session")
-            state = self.state_of(target)
-            if state["state"] == "ended":
-                return self._resume(session, state, text, options)
+            if self.is_over(target):
+                return self._resume(session, text, options)
             self._check_ring(target)
             task = self._put_task(target, text, options, self.launched(target))
-            if self.state_of(target)["state"] != "ended" or not self.take_back(target, task):
+            if not self.is_over(target) or not self.take_back(target, task):
                 return task
-            return self._resume(session, self.state_of(target), text, options)
+            return self._resume(session, text, options)
         if options.cwd and not os.path.isdir(options.cwd):
             raise UsageError(f"{options.cwd} is no directory", "make it, or leave cwd out")
         cwd = os.path.realpath(options.cwd or current_directory())
@@ -4435,7 +4439,7 @@ class Orchestrator(Launcher):
                 f"{target} is not your supervisor, sibling or worker",
                 "list_sessions shows whom you may reach",
             )
-        if session.kind == "agent" and self.state_of(target)["state"] == "ended":
+        if session.kind == "agent" and self.is_over(target):
             raise NotFoundError(
                 f"session {target} has ended; the message was not sent",
                 "handoff or assign to it goes on with its conversation, if its CLI can",
@@ -4456,7 +4460,7 @@ class Orchestrator(Launcher):
     def _receipt(self, session: Session, message: Message, wait_s: float) -> dict[str, Any]:
         """Return how far a message came, waiting a little where it can be typed at once."""
         target = session.name
-        gone = session.kind == "agent" and self.state_of(target)["state"] == "ended"
+        gone = session.kind == "agent" and self.is_over(target)
         if gone and self.store.claim(target, message.id):
             raise NotFoundError(f"session {target} has just ended; the message was not sent")
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
@@ -4932,7 +4936,7 @@ class Conversation:
         self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None
         self.turns: list[str] = []
-        self.task_at = self.turn_at = self.paused_s = 0.0
+        self.task_at = self.turn_at = self.paused_s = self.look_at = 0.0
         self.task_exact, self.tries = "", 0
         self.begun = False  # has a turn ever begun?
         self.stuck = False  # it took no prompt: results wait until a turn has begun
@@ -4948,7 +4952,8 @@ class Conversation:
         self.question: Question | None = None
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
         self.ordered, self.pressed_at = "", 0.0  # we interrupt: "interrupted" or "timeout"
-        self.idle_looks = 0
+        self.idle_looks = self.signal = 0
+        self.closing = False  # it was idle for long, and is at its end
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
         self.printed_from = 0  # by_output: the line of the pane where the turn began
         self.overflow = 0  # by_output: all the lines tmux keeps, where the turn printed as many
@@ -4958,8 +4963,6 @@ class Conversation:
         self.evidence: dict[str, Any] = {}
         self.reply: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
-        self.look_at = 0.0
-        self.signal = 0
         self.counted = ""  # the state that tmux's status line counts
 
     # ---- what state.json says ----
@@ -4998,6 +5001,7 @@ class Conversation:
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
             "held_back": self.held_back,
+            "closing": self.closing and self.phase != "ended",
             "why": self.why,
             "exit_status": self.exit_status,
             "evidence": self.evidence,
@@ -5573,6 +5577,16 @@ class Watcher(Conversation):
             and not self.store.waiting(self.name)
         )
 
+    def _close_if_idle(self, now: float) -> None:
+        """End where nothing was to be done for long. Who gives a task looks, once it is put,
+        whether we are at that, and starts us again; we look, once that is said, for a task."""
+        if now - self.since >= self.session.idle_close_s and self._may_close():
+            self.closing = True
+            self._save()
+            if self._may_close():
+                self._finish("stopped", "idle", "it had been idle")
+            self.closing = False
+
     def _left_s(self) -> float:
         """Return the seconds that the open task has left, by a clock that stands still while
         the machine sleeps; not counted is the time in which a person is waited for."""
@@ -5996,8 +6010,7 @@ class Runner(Watcher):
             saw = (self.evidence.get("look") or {}).get("why") or "nothing said that it is"
             words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
             self._finish("failed", "never_started", words)
-        if self._may_close() and now - self.since >= self.session.idle_close_s:
-            self._finish("stopped", "idle", "it had been idle")
+        self._close_if_idle(now)
 
     # ---- delivery ----
 

@@ -368,6 +368,53 @@ def test_a_session_whose_runner_is_leaving_goes_on_with_the_next_task(place, res
     assert place.live() == [session]
 
 
+CLOSES_SLOWLY = """
+finish = Runner._finish
+def slow(self, outcome, reason, detail):
+    time.sleep(1 if reason == "idle" else 0)
+    finish(self, outcome, reason, detail)
+Runner._finish = slow
+"""
+
+
+def test_a_session_that_closes_for_it_was_idle_goes_on_with_the_next_task(place, resuming):
+    put_loader(place, CLOSES_SLOWLY)
+    (found,) = json.loads(place.ok("handoff", "demo", "x", "--json", CAO_IDLE_CLOSE_S="0.3"))[
+        "results"
+    ]
+    session = found["session"]
+    until(lambda: place.state(session)["closing"])
+    late = place.run("send", session, "anybody there?")
+    assert (late.returncode, "has ended" in late.stderr) == (3, True)
+    task = resuming.assign(session, "demo: say again", cao.TaskOptions())
+    assert place.ok("wait", task) == "again\n"
+    events = [entry["event"] for entry in place.log(session)]
+    assert events.count("started") == 2
+
+
+HELD_AS_IT_CLOSES = """
+save = Runner._save
+def held(self):
+    while self.closing and os.path.exists(self.store.home + "/hold"):
+        self.store.write(self.store.home + "/held", "")
+        select.select([], [], [], 0.01)
+    save(self)
+Runner._save = held
+"""
+
+
+def test_a_session_to_which_a_task_comes_as_it_closes_goes_on(place):
+    put_loader(place, HELD_AS_IT_CLOSES)
+    (place.home / "hold").touch()
+    (found,) = json.loads(place.ok("handoff", "demo", "x", "--json", CAO_IDLE_CLOSE_S="0.3"))[
+        "results"
+    ]
+    until((place.home / "held").exists)
+    task = place.ok("assign", found["session"], "demo: say just in time").strip()
+    (place.home / "hold").unlink()
+    assert place.ok("wait", task) == "just in time\n"
+
+
 def test_a_session_that_is_still_at_its_end_is_not_said_to_have_ended(place, verbs, monkeypatch):
     put_loader(place)
     held = plan(place, '"event": "ended"', "hold")
