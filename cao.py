@@ -9331,11 +9331,14 @@ def _schedule_list(ask: Ask, plan: Schedule) -> None:
         _say_error(CaoError("nothing looks for what is due", fix))
 
 
-def _schedule_log(ask: Ask, plan: Schedule) -> int:
+def _schedule_log(ask: Ask, plan: Schedule) -> None:
     names = [ask.args.name] if ask.args.name else plan.names()
     records = [record for name in names if plan.entry(name) for record in plan.runs(name)]
     if ask.args.run:
         records = [record for record in records if record["id"] == ask.args.run]
+        if not records:
+            words = f"{ask.args.name} has no run {ask.args.run!r}"
+            raise NotFoundError(words, f"cao schedule log {ask.args.name}")
         rows = [[key, str(value)] for record in records for key, value in record.items() if value]
     else:
         rows = [
@@ -9346,7 +9349,6 @@ def _schedule_log(ask: Ask, plan: Schedule) -> int:
             for r in sorted(records, key=lambda r: r["started_at"])
         ]
     _print(ask, records, render_table(rows) or "no run")
-    return EXIT_DONE if records or not ask.args.run else EXIT_NOT_FOUND
 
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:

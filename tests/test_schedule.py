@@ -280,6 +280,8 @@ def test_what_is_due_runs_once_and_its_history_is_kept(plan):
     assert plan.view(name)["last"] == f"done {record['id']}"
     assert "done" in plan.place.ok("schedule", "log", name)
     assert record["task"] in plan.place.ok("schedule", "log", name, record["id"])
+    wrong = plan.place.run("schedule", "log", name, "20000101T000000Z")
+    assert (wrong.returncode, "has no run '20000101T000000Z'" in wrong.stderr) == (3, True)
 
 
 @pytest.mark.parametrize(("script", "words"), [
