@@ -9069,7 +9069,8 @@ def cmd_diff(ask: Ask) -> int:
 
 
 def cmd_merge(ask: Ask) -> None:
-    done = merge_worktree(ask.boss, ask.args.session)
+    with Held(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
+        done = merge_worktree(ask.boss, ask.args.session)
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)

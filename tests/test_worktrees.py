@@ -139,6 +139,20 @@ def test_merge_takes_all_there_is_into_the_branch_the_repository_is_on(repo):
     repo.ok("discard", session)  # all is merged: there is nothing to ask
 
 
+def test_two_merges_at_once_are_done_one_after_the_other(repo):
+    merges = []
+    for session, path in (worker(repo), worker(repo)):
+        (path / f"{session}.txt").write_text("new\n")
+        merges.append(session)
+    hook = repo.work / ".git" / "hooks" / "post-checkout"  # in the middle of each
+    hook.write_text("#!/bin/sh\nsleep 0.3\n")
+    hook.chmod(0o755)
+    running = [repo.start("merge", session) for session in merges]
+    said = [merge.communicate(timeout=60)[1].decode() for merge in running]
+    assert [merge.returncode for merge in running] == [0, 0], said
+    assert all((repo.work / f"{session}.txt").exists() for session in merges)
+
+
 def conflicting(repo, path):
     (path / "a.txt").write_text("theirs\n")
     (path / "new.txt").write_text("new\n")
