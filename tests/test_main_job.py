@@ -362,7 +362,8 @@ def test_interrupt_ends_the_turn_and_the_session_lives(place):
     session = task.partition(".")[0]
     place.until_state(session, "working")
     assert "interrupted" in place.ok("stop", "--interrupt", session)
-    assert place.result(task)["outcome"] == "interrupted"
+    result = place.result(task)
+    assert (result["outcome"], result["source"]) == ("interrupted", "hook:Interrupt")
     assert place.ok("handoff", session, "demo: say still here") == "still here\n"
 
 
@@ -808,6 +809,28 @@ def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code
     assert place.live() == []
     kinds = [place.store.load(n).kind for n in place.store.all_sessions()]
     assert "agent" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "said"),
+    [
+        ("2.1.330 (Claude Code)", "ok", "logged in (ANTHROPIC_API_KEY)"),
+        ("2.1.99", "older", "2.1.99, proven with 2.1.330"),
+        ("10.0", "newer", "10.0, proven with"),
+    ],
+)
+def test_doctor_says_what_there_is(place, version, state, said):
+    stub = place.folder / "bin" / "claude"
+    stub.unlink(missing_ok=True)
+    stub.write_text(f"#!/bin/sh\necho '{version}'\n")
+    stub.chmod(0o755)
+    found = place.ok("doctor", "--json", ANTHROPIC_API_KEY="x")
+    rows = {row["what"]: (row["state"], row["detail"]) for row in json.loads(found)}
+    assert rows["runtime directory"] == ("ok", str(place.home))
+    assert rows["tmux"][0] == rows["python"][0] == "ok"
+    assert rows["claude"][0] == state
+    assert said in rows["claude"][1]
+    assert rows["claude"][1].endswith(str(stub))
 
 
 def test_a_missing_or_old_tmux_is_named(place):
