@@ -408,32 +408,34 @@ def test_a_task_whose_turn_does_not_hear_its_interruption_still_ends_at_its_time
 
 
 def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
-    task = place.ok("assign", "demo", "demo: assign demo {demo: sleep 60}", "--timeout", "2s")
+    task = place.ok("assign", "demo", "demo: assign demo {demo: sleep 60}", "--timeout", "4s")
     done = place.run("wait", task.strip(), "--json", timeout_s=30)
     (result,) = json.loads(done.stdout)["results"]
     said = (result["outcome"], result["detail"])
-    assert said == ("timeout", "no answer in 2.0 s: its workers had not answered")
+    assert said == ("timeout", "no answer in 4.0 s: its workers had not answered")
 
 
 def test_a_task_that_a_person_holds_up_ends_at_its_timeout(place):
-    check = "sh -c 'sleep 1; exit 1'"
-    task = place.ok("assign", "demo", "hello", "--check", check, "--timeout", "3s").strip()
+    check = "sh -c 'until [ -e go ]; do sleep 0.02; done; exit 1'"
+    task = place.ok("assign", "demo", "hello", "--check", check, "--timeout", "5s").strip()
     session = task.partition(".")[0]
     until(lambda: place.screen(session).rstrip().endswith("demo>"))
-    place.tmux("send-keys", "-t", f"={session}:", "-l", "a draft")  # while the check runs
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "a draft")
+    until(lambda: place.screen(session).rstrip().endswith("demo> a draft"))
+    (place.work / "go").touch()
     done = place.run("wait", task, "--json", timeout_s=30)
     (result,) = json.loads(done.stdout)["results"]
     said = (result["outcome"], result["detail"])
-    assert said == ("timeout", "no answer in 3.0 s: a person has typed something")
+    assert said == ("timeout", "no answer in 5.0 s: a person has typed something")
 
 
 def test_the_time_after_an_interruption_is_not_the_workers(place):
-    task = place.ok("assign", "demo", "demo: sleep 60", "--timeout", "2s").strip()
+    task = place.ok("assign", "demo", "demo: sleep 60", "--timeout", "4s").strip()
     session = task.partition(".")[0]
     place.until_state(session, "working")
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
     asked_at = place.until_state(session, "asking")["question"]["asked_at"]
-    until(lambda: time.time() - asked_at > 2.5)
+    until(lambda: time.time() - asked_at > 4.5)
     place.tmux("send-keys", "-t", f"={session}:", "demo: sleep 0.5; say in time", "Enter")
     assert until(lambda: place.store.load_result(task)).answer == "in time"
 

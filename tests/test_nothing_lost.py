@@ -658,18 +658,18 @@ def test_a_fork_bomb_stops_at_the_caps_and_every_task_is_answered(place):
 
 
 def test_an_answer_held_for_a_worker_is_given_when_a_wait_of_the_agents_own_took_its_result(place):
-    inner = "demo: sleep 2; say found"
+    inner = "demo: ask Go on?|yes|no; say found"
     boss, task = assign(place, f"demo: assign demo {{{inner}}}; say I have given it away")
     log = place.home / "sessions" / boss / "log.jsonl"
     until(log.read_text, lambda text: "turn_ended" in text)
     (out,) = place.store.tasks_out(boss)
-    runner = runner_of(place, boss)
-    os.kill(runner, signal.SIGSTOP)  # else it would put the result into the conversation
-    try:
-        assert place.ok("wait", out, CAO_SESSION=boss) == "found\n"
-    finally:
-        os.kill(runner, signal.SIGCONT)
-    assert place.ok("wait", task, timeout_s=20) == "I have given it away\n"
+    below = out.partition(".")[0]
+    place.until_state(below, "asking")
+    place.tmux("send-keys", "-t", f"={boss}:", "-l", "a draft")  # it holds the result back
+    until(lambda: place.screen(boss).rstrip().endswith("demo> a draft"))
+    place.ok("answer", below, "yes")
+    assert place.ok("wait", out, CAO_SESSION=boss) == "yes\nfound\n"
+    assert place.ok("wait", task) == "I have given it away\n"
 
 
 def test_a_result_that_was_claimed_is_owed_no_more_when_the_wait_returns(place, verbs):
