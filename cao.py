@@ -3267,6 +3267,15 @@ class Store:
             return False
         return True
 
+    def withdraw(self, name: str, message_id: str) -> bool:
+        """Remove a message that nobody took, as if it had not been put; tell whether it was
+        still there. One step: who is killed here leaves nothing half done."""
+        try:
+            os.unlink(f"{self.folder(name)}/inbox/new/{message_id}")
+        except FileNotFoundError:
+            return False
+        return True
+
     def put_back(self, name: str, message_id: str) -> None:
         """Undo a claim: the message is waiting again."""
         inbox = f"{self.folder(name)}/inbox"
@@ -4164,10 +4173,9 @@ class Launcher(Sessions):
     def take_back(self, name: str, task: str) -> bool:
         """Take a task back that a session, ending just then, has not answered."""
         mine = [m for m in self.store.waiting(name) if m.task == task]
-        if not mine or not self.store.claim(name, mine[0].id):
+        if not mine or not self.store.withdraw(name, mine[0].id):
             return False
         self.store.drop_out(self.caller.name, task)
-        _unlink(f"{self.store.folder(name)}/inbox/cur/{mine[0].id}")
         return True
 
 
@@ -4461,7 +4469,7 @@ class Orchestrator(Launcher):
         """Return how far a message came, waiting a little where it can be typed at once."""
         target = session.name
         gone = session.kind == "agent" and self.is_over(target)
-        if gone and self.store.claim(target, message.id):
+        if gone and self.store.withdraw(target, message.id):
             raise NotFoundError(f"session {target} has just ended; the message was not sent")
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
         state = self.state_of(target) if session.kind == "agent" else {}

@@ -546,6 +546,27 @@ def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so
 # ---- limits ----
 
 
+def test_a_message_that_met_a_session_just_after_its_end_is_refused_and_counts_as_never_put(
+    place, verbs, monkeypatch
+):
+    session = idle_session(place)
+    put, locks = cao.Store.put, []
+
+    def late(store, message):
+        place.ok("stop", session)
+        until(lambda: place.store.is_locked(session), False)
+        # Who answers what is left in an inbox has been there, and is on his way out.
+        locks.append(store.lock(f"{folder_of(place, session)}/lock"))
+        put(store, message)
+
+    monkeypatch.setattr(cao.Store, "put", late)
+    with pytest.raises(cao.NotFoundError, match="has just ended; the message was not sent"):
+        verbs.send_message(session, "too late")
+    os.close(*locks)
+    texts = [p.read_text() for p in folder_of(place, session).glob("inbox/*/*") if p.is_file()]
+    assert "too late" not in "".join(texts)
+
+
 def test_what_met_a_session_just_after_its_end_is_answered_though_its_sender_was_killed(place):
     session = idle_session(place)
     place.ok("stop", session)
