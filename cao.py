@@ -4789,6 +4789,8 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if to_change:
         boss.check_mine(name)
         state = boss.state_of(name)
+        if (task := state.get("task")) and boss.store.load_result(task):  # it says so in a moment
+            state = boss.control(name, {}, lambda now: now.get("task") != task, STOP_S)
         task = state.get("task")  # "": it may be at work on a message
         if state["state"] != "ended" and (
             task or state["state"] != "idle" or boss.store.waiting(name)

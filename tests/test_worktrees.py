@@ -13,6 +13,7 @@ import pytest
 
 import cao
 from conftest import CAO, until
+from test_nothing_lost import put_loader
 
 pytestmark = pytest.mark.tmux
 
@@ -137,6 +138,23 @@ def test_merge_takes_all_there_is_into_the_branch_the_repository_is_on(repo):
     assert (repo.work / "new.txt").read_text() == "newer\n"
     assert git(repo.work, "worktree", "list").count("\n") == 1  # the trial's is gone
     repo.ok("discard", session)  # all is merged: there is nothing to ask
+
+
+SLOW_TO_SAY_SO = """
+end = Runner._end_task
+def slow(self, outcome, **fields):
+    end(self, outcome, **fields)
+    time.sleep(1)  # its result is there, its state is not yet
+Runner._end_task = slow
+"""
+
+
+def test_a_worker_can_be_merged_as_soon_as_its_answer_is_there(repo):
+    put_loader(repo, SLOW_TO_SAY_SO)
+    session, path = worker(repo)
+    assert "nothing to merge" in repo.ok("merge", session)
+    repo.ok("discard", session)
+    assert not path.exists()
 
 
 def test_two_merges_at_once_are_done_one_after_the_other(repo):
