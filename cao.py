@@ -348,7 +348,7 @@ class Launch(NamedTuple):
     conversation: str  # a fresh UUID
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
-    own: dict[str, str] = {}  # noqa: RUF012 - the user's files of Provider.own_files, as text
+    own: dict[str, str] = {}  # noqa: RUF012 - Provider.own_files of the user, as text
     env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of ours
 
 
@@ -936,7 +936,7 @@ def cron_day_matches(cron: Cron, month: int, day: int, weekday: int) -> bool:
 # ==== 5. Providers ====================================================================
 #
 # One row per CLI. To add one: a row in PROVIDERS, its functions for what only it does
-# (argv, files, hooks, transcript), a folder of recorded screens in tests/, a README line.
+# (settings, hooks, transcript), a folder of recorded screens in tests/, a README line.
 # What a CLI really does stands, with the version measured, beside the code it explains.
 
 
@@ -944,27 +944,36 @@ class Provider(NamedTuple):
     """How one CLI is launched, prompted, watched and ended."""
 
     name: str
-    program: str
-    argv: Callable[[Launch], list[str]]
-    files: Callable[[Launch], dict[str, str]] = lambda _: {}  # path in launch/ -> text
-    env: Callable[[Launch], dict[str, str]] = lambda _: {}
-    # path in launch/ -> the user's file or folder it is a link to, where there is one: the
-    # login, for a CLI that can only be told things by a home of its own
-    links: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
-    # name -> the user's file whose text `files` needs, as launch.own: settings that a home of
-    # its own would else leave out
-    own_files: Callable[[dict[str, str]], dict[str, str]] = lambda _: {}
+    program: str  # "": cao.py itself, or what the profile names
+    # Its command line, in groups of words: {facts} of the launch are filled in, and a group in
+    # which one is empty is left out. {mode}: its permission_words, {own}: what own_flags gives.
+    flags: tuple[str, ...] = ()
+    own_flags: Callable[[Launch], Iterable[str]] = lambda _: ()
+    env_words: dict[str, str] = {}  # noqa: RUF012 - its environment, filled in the same way
+    env_trust: dict[str, str] = {}  # noqa: RUF012 - ... and what it gets under `trust: yes`
+    env_own: Callable[[Launch], dict[str, str]] = lambda _: {}
+    # path in launch/ -> text, or what is written there as JSON
+    files: Callable[[Launch], dict[str, Any]] = lambda _: {}
+    # Where the user's own files of it are: in the folder that a variable names, else below HOME.
+    home: tuple[str, str] = ("", "")
+    # A CLI that can only be told things by a home of its own has that here in launch/, with
+    # links to some of the user's files (the login), and settings made of others (launch.own).
+    shadow: str = ""
+    links: tuple[str, ...] = ()
+    own_files: tuple[str, ...] = ()
     env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
     # a word of TOOL_WORDS -> what holds an agent to it, in this CLI's own words (its tools, or
-    # flags that take them away: the row's argv or files use it); a word not here is only told
+    # flags that take them away); a word not here is only told
     tools: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never written to
     tools_bind_shell: bool = False  # what is taken away its shell cannot do either
-    status_path: Callable[[dict[str, str], str, int], str] | None = None  # env, launch/, pid
+    # permission -> its flags, or, without a dash, words on what is done instead
+    permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
+    status: str = ""  # its own state file: {home}, {folder} or {pid}
     # the first letter of its pane's title -> its state, where the title says that
     titles: dict[str, str] = {}  # noqa: RUF012 - never written to
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
-    transcript_glob: Callable[[dict[str, str], str], str] | None = None  # env, conversation
+    transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     composer: str = ""  # regex on the input line and those below it, its group the draft
     mcp: bool = True  # it takes MCP servers
     own_tools: str = ""  # the answer where it asks about a tool of cao's, and no setting may
@@ -976,24 +985,63 @@ class Provider(NamedTuple):
     typed_bytes: int = 32_000  # longer text goes as a file
     letters: str = ""  # ... in this folder in launch/, where it reads none but its own
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
-    untypable: str = r"\A\s*[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
+    untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
     # words of its folder-trust dialog, and the option that trusts for this session only:
     # pressed under `trust: yes`, for a CLI that has no flag for it
     trusts: tuple[str, str] = ("", "")
-    effort: bool = False  # its launch passes the profile's effort on
+    effort: bool = True  # its launch passes the profile's effort on
     login: str = ""  # the command that logs in
     login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
     login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
-    resumes: bool = False
-    permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
+    resumes: bool = True  # it goes on with a conversation by its id
     by_output: bool = False  # no events: its output wakes the runner, the screen decides
     proven: str = ""  # the version the tests run; "": never run by us
 
     def tells_state(self) -> bool:
         """Tell whether the CLI itself says where it stands, beside its events."""
-        return bool(self.status_path or self.titles)
+        return bool(self.status or self.titles)
+
+    def argv(self, launch: Launch) -> list[str]:
+        """Return what stands behind the program on its command line."""
+        argv: list[str] = []
+        facts = _launch_facts(launch)
+        mode = self.permission_words.get(effective_permissions(launch.profile), "")
+        for group in self.flags:
+            if group == "{own}":
+                argv += self.own_flags(launch)
+            elif group == "{mode}":
+                argv += mode.split() if mode[:1] == "-" else []
+            else:
+                argv += _fill(group.split(), facts)
+        return argv
+
+    def env(self, launch: Launch) -> dict[str, str]:
+        """Return the variables it is started with, beside those that a worker gets."""
+        words = {**self.env_words, **(self.env_trust if launch.profile.trust else {})}
+        facts = _launch_facts(launch)
+        pairs = ((key, value) for key, word in words.items() for value in _fill([word], facts))
+        return {**dict(pairs), **self.env_own(launch)}
+
+    def home_in(self, env: dict[str, str]) -> str:
+        """Return where the files of its own are, for whoever has this environment."""
+        variable, below = self.home
+        return env.get(variable) or f"{env.get('HOME', '')}/{below}".rstrip("/")
+
+
+def _launch_facts(launch: Launch) -> dict[str, Any]:
+    """Return what may stand in a row's {}. fresh, first: of a new conversation only."""
+    profile, new = launch.profile, not launch.resume
+    own = {"model": profile.model, "effort": profile.effort}
+    own.update(fresh=launch.conversation if new else "", first=launch.prompt if new else "")
+    return {**launch._asdict(), **own}
+
+
+def _fill(words: Sequence[str], facts: dict[str, Any]) -> list[str]:
+    """Return words with their {facts}; none where one of these is empty."""
+    wanted = re.findall(r"\{(\w+)\}", " ".join(words))
+    return [word.format_map(facts) for word in words] if all(map(facts.get, wanted)) else []
 
 
 def _toml(value: Any) -> str:
@@ -1010,115 +1058,68 @@ def quote_argv(argv: Iterable[str]) -> str:
     return " ".join("'" + word.replace("'", "'\"'\"'") + "'" for word in argv)
 
 
-def _worker_mcp_servers(launch: Launch) -> dict[str, Any]:
+# ---- what several of them are given ----
+
+
+def _servers(launch: Launch) -> dict[str, Any]:
     """Return the profile's MCP servers and our own, Claude-shaped.
 
     The reference program's own server is left out: it talks to a daemon we do not have.
     """
     servers = dict(launch.profile.settings.get("mcpServers") or {})
     servers.pop("cao-mcp-server", None)
-    argv = list(launch.mcp)
-    servers["cao"] = {
-        "command": argv[0],
-        "args": argv[1:],
-        "env": launch.mcp_env,
-        "timeout": TOOL_TIMEOUT_S * 1000,
-        "alwaysLoad": True,  # never behind Claude Code's tool search
-    }
+    command, *args = launch.mcp
+    limit = {"timeout": TOOL_TIMEOUT_S * 1000, "alwaysLoad": True}  # not behind a tool search
+    servers["cao"] = {"command": command, "args": args, "env": launch.mcp_env, **limit}
     return servers
 
+
+def _hook(launch: Launch, timeout: int = 30, awaits: bool = False) -> dict[str, Any]:
+    """Return our hook as Claude-shaped settings have it; awaits: it ends when the CLI has
+    asked for cao's tools, for one that connects MCP servers beside its first turn."""
+    argv = (*launch.hook, "await-tools") if awaits else launch.hook
+    return {"type": "command", "command": quote_argv(argv), "timeout": timeout}
+
+
+def _hooks(launch: Launch, awaits: str = "") -> dict[str, Any]:
+    return {e: [{"hooks": [_hook(launch, awaits=e == awaits)]}] for e in _CLAUDE_HOOKS}
+
+
+def _taken(profile: Profile) -> list[str]:
+    """Return a CLI's own names of the tools that an agent may not use."""
+    tools = PROVIDERS[profile.provider].tools
+    return [name for word in lacking(profile) for name in tools.get(word, ())]
+
+
+def _left(profile: Profile) -> list[str]:
+    """Return a CLI's own names of the tools that an agent has."""
+    return [n for word in profile.tools for n in PROVIDERS[profile.provider].tools.get(word, ())]
+
+
+# ---- what they say: hooks ----
 
 _CLAUDE_HOOKS = (
     "SessionStart UserPromptSubmit PermissionRequest Stop StopFailure SessionEnd".split()
 )
-
-
-def _claude_argv(launch: Launch) -> list[str]:
-    profile, folder = launch.profile, launch.folder
-    mode = _CLAUDE_MODES[profile.permissions]
-    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
-    argv += ["--name", launch.name, "--permission-mode", mode]
-    argv += ["--model", profile.model] if profile.model else []
-    argv += ["--effort", profile.effort] if profile.effort else []
-    argv += ["--settings", f"{folder}/settings.json"]
-    argv += ["--mcp-config", f"{folder}/mcp.json", "--strict-mcp-config"]
-    argv += ["--append-system-prompt-file", f"{folder}/system.md"]
-    # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
-    argv += [f"--allowedTools=mcp__cao,Read(/{folder}/**)"]
-    if lacking(profile):  # a list of what there is: of what is not, the next version has more
-        own = [name for word in profile.tools for name in _CLAUDE_TOOLS[word]]
-        argv += ["--tools=" + ",".join((*_CLAUDE_HARMLESS, *own))]
-    return argv + (["--", launch.prompt] if launch.prompt else [])
-
-
-# 2.1.330, of the mock's requests. What starts agents or programs goes with the shell: they
-# can do what it can.
-_CLAUDE_TOOLS = {
-    "execute_bash": ("Bash", "BashOutput", "KillShell", "Monitor", "Agent", "Task", "Workflow"),
-    "fs_read": ("Read",),
-    "fs_list": ("Glob", "Grep"),
-    "fs_write": ("Edit", "Write", "NotebookEdit"),
-    "web_fetch": ("WebFetch", "WebSearch"),
+_HOOK_KINDS = {
+    "SessionStart": "started",
+    "UserPromptSubmit": "submitted",
+    "BeforeAgent": "submitted",  # Gemini's names
+    "AfterAgent": "ended",
+    "PermissionRequest": "asked",
+    "Stop": "ended",
+    "StopFailure": "failed",
+    "Interrupt": "interrupted",
+    "SessionEnd": "leaving",
+    "agentSpawn": "started",
+    "userPromptSubmit": "submitted",
+    "beforeSubmitPrompt": "submitted",
+    "afterAgentResponse": "said",
+    "stop": "ended",
+    "sessionEnd": "leaving",
 }
-_CLAUDE_HARMLESS = ("AskUserQuestion", "TodoWrite", "ToolSearch", "EnterPlanMode", "ExitPlanMode")
-
-
-_CLAUDE_MODES = {
-    "ask": "manual",
-    "edits": "acceptEdits",
-    "auto": "auto",
-    "all": "bypassPermissions",
-}
-
-
-def _claude_files(launch: Launch) -> dict[str, str]:
-    settings: dict[str, Any] = {"hooks": {}}
-    for event in _CLAUDE_HOOKS:
-        # It connects MCP servers beside the first turn, but waits for this hook.
-        more = ("await-tools",) if event == "SessionStart" else ()
-        hook = {"type": "command", "command": quote_argv((*launch.hook, *more)), "timeout": 30}
-        settings["hooks"][event] = [{"hooks": [hook]}]
-    if launch.profile.permissions == "all":
-        settings["skipDangerousModePermissionPrompt"] = True
-    config = launch.profile.settings.get("claudeConfig")
-    if isinstance(config, dict):
-        settings = {**config, **settings}
-    return {
-        "settings.json": json.dumps(settings, indent=1),
-        "mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
-    }
-
-
-def _claude_env(launch: Launch) -> dict[str, str]:
-    env = {
-        "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
-        "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
-        "DISABLE_AUTOUPDATER": "1",
-    }
-    if launch.profile.trust:
-        env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers the trust dialog for this launch only
-    return env
-
-
-def _claude_home(env: dict[str, str]) -> str:
-    return env.get("CLAUDE_CONFIG_DIR") or env.get("HOME", "") + "/.claude"
-
-
-def read_status_json(text: str) -> Look:
-    """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return Look("unknown", "status_file", "not JSON")
-    found = found if isinstance(found, dict) else {}
-    words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
-    state = words.get(str(found.get("status")), "unknown")
-    return Look(state, "status_file", str(found.get("waitingFor") or ""))
-
-
-def read_title(titles: dict[str, str], title: str) -> Look:
-    """Read the title of a pane whose CLI says its state there."""
-    return Look(titles.get(title[:1], "unknown"), "title", title.strip())
+# The tools by which the CLIs ask a question of their model's, no permission.
+QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "Ask User")
 
 
 def read_hook(payload: dict[str, Any]) -> Event | None:
@@ -1137,35 +1138,57 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     if not kind:
         return None
     said = ("last_assistant_message", "assistant_response", "text")
-    text = next((payload[key] for key in said if payload.get(key)), "")
-    reason = ""
+    text = str(next((payload[key] for key in said if payload.get(key)), ""))
+    event = Event(kind, text)
     if kind == "submitted":
-        text = block_text(payload.get("prompt"))
-    if kind == "failed":
-        text = text or payload.get("error_message")
-        reason = classify_failure(f"{payload.get('error') or ''} {text or ''}")
-    if kind == "asked":
-        reason = str(payload.get("tool_name") or "")
-        text = render_request(reason, payload.get("tool_input"))
+        event = Event(kind, block_text(payload.get("prompt")))
+    elif kind == "failed":
+        text = text or str(payload.get("error_message") or "")
+        event = failed_event(text, payload.get("error") or "")
+    elif kind == "asked":
+        tool = str(payload.get("tool_name") or "")
+        event = Event(kind, render_request(tool, payload.get("tool_input")), tool)
     tasks = payload.get("background_tasks")
     running = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     running = [t for t in running if t.get("status", "running") in ("running", "pending")]
     kinds = [str(t.get("type") or "task") for t in running]
-    return Event(
-        kind,
-        str(text or ""),
-        reason=reason,
-        retry_at=retry_time(str(text or "")) if reason == "rate_limit" else "",
+    names = (str(t.get("description") or t.get("id") or "") for t in running)
+    return event._replace(
         source=f"hook:{name}",
         conversation=str(payload.get("session_id") or payload.get("conversation_id") or ""),
         transcript=str(payload.get("transcript_path") or ""),
-        background=tuple(
-            f"{kind} {task.get('description') or task.get('id') or ''}".strip()
-            for kind, task in zip(kinds, running)
-        ),
+        background=tuple(f"{kind} {name}".strip() for kind, name in zip(kinds, names)),
         # An agent or a tool call in the background starts a turn when it ends; a shell does not.
         blocking=any("shell" not in kind and "bash" not in kind for kind in kinds),
     )
+
+
+def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a hook of Gemini CLI says (0.61.0): Claude-shaped, with names of its own."""
+    details = payload.get("details")
+    if payload.get("notification_type") != "ToolPermission" or not isinstance(details, dict):
+        # No text of AfterAgent's prompt_response: that is all of a turn's, with spaces between
+        # the pieces it came in, or none after a failure. The chat file has the last one.
+        return read_hook(payload)
+    if details.get("title") == "Ask User":  # what is asked stands on the screen only
+        return Event("asked", "", "Ask User", "hook:Notification")
+    named = map(details.get, ("command", "filePath", "toolDisplayName", "prompt"))
+    given = {"command": next(filter(None, named), payload.get("message"))}
+    asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
+    event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
+    return event and event._replace(source="hook:Notification")
+
+
+def read_copilot_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a hook of Copilot 1.0.102 says: Claude-shaped under Claude's names, but
+    for the one that comes when a person is asked."""
+    kinds = {"permission_prompt": "", "elicitation_dialog": "AskUserQuestion"}
+    kind = kinds.get(str(payload.get("notification_type")))
+    if kind is None:
+        return read_hook(payload)
+    text = "" if kind else str(payload.get("message") or "")
+    known = str(payload.get("sessionId") or "")
+    return Event("asked", text, kind, "hook:Notification", conversation=known)
 
 
 def block_text(content: Any) -> str:
@@ -1173,25 +1196,6 @@ def block_text(content: Any) -> str:
     blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
     blocks = [b if isinstance(b, dict) else {"type": "text", "text": b} for b in blocks]
     return "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
-
-
-_HOOK_KINDS = {
-    "SessionStart": "started",
-    "UserPromptSubmit": "submitted",
-    "BeforeAgent": "submitted",  # Gemini's names
-    "AfterAgent": "ended",
-    "PermissionRequest": "asked",
-    "Stop": "ended",
-    "StopFailure": "failed",
-    "Interrupt": "interrupted",
-    "SessionEnd": "leaving",
-    "agentSpawn": "started",
-    "userPromptSubmit": "submitted",
-    "beforeSubmitPrompt": "submitted",
-    "afterAgentResponse": "said",
-    "stop": "ended",
-    "sessionEnd": "leaving",
-}
 
 
 def render_request(tool: str, given: Any) -> str:
@@ -1205,6 +1209,13 @@ def render_request(tool: str, given: Any) -> str:
     why = given.get("description")
     text = f"{tool}: {what or json.dumps(given, ensure_ascii=False)}"
     return f"{text} ({why})" if why else text
+
+
+def failed_event(text: str, code: Any = "", source: str = "transcript") -> Event:
+    """Return the failure that a CLI tells in its own words."""
+    reason = classify_failure(f"{code} {text}")
+    again = retry_time(text) if reason == "rate_limit" else ""
+    return Event("failed", text, reason, source, retry_at=again)
 
 
 def classify_failure(text: str) -> str:
@@ -1225,6 +1236,26 @@ def retry_time(text: str) -> str:
     return match[1].strip() if match else ""
 
 
+# ---- what they write: state files, titles, transcripts ----
+
+
+def read_status_json(text: str) -> Look:
+    """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return Look("unknown", "status_file", "not JSON")
+    found = found if isinstance(found, dict) else {}
+    words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
+    state = words.get(str(found.get("status")), "unknown")
+    return Look(state, "status_file", str(found.get("waitingFor") or ""))
+
+
+def read_title(titles: dict[str, str], title: str) -> Look:
+    """Read the title of a pane whose CLI says its state there."""
+    return Look(titles.get(title[:1], "unknown"), "title", title.strip())
+
+
 def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield the objects in lines; the last line of a file may be half written."""
     for line in lines:
@@ -1236,62 +1267,181 @@ def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def read_claude_transcript(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Claude Code transcript ended, or None."""
-    last: Event | None = None
-    for entry in _jsonl(lines):
-        message = entry.get("message")
-        if entry.get("isSidechain") or not isinstance(message, dict):
-            continue
-        text = block_text(message.get("content"))
-        if entry.get("type") == "user":
-            stopped = text.startswith("[Request interrupted by user")
-            last = Event("interrupted", source="transcript") if stopped else None
-        elif entry.get("isApiErrorMessage"):
-            reason = classify_failure(text)
-            again = retry_time(text) if reason == "rate_limit" else ""
-            last = Event("failed", text, reason, "transcript", retry_at=again)
-        elif entry.get("type") == "assistant":
-            ended = message.get("stop_reason") == "end_turn" and text
-            last = Event("ended", text, source="transcript") if ended else None
-    return last
+def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str = "") -> Any:
+    """Return what reads a transcript's lines: how the turn in them ended, or None.
+
+    entry_says takes an entry, and what the agent said last, and returns an Event (`said`, or
+    the turn's end), None where the turn goes on, or ... where it says nothing of that. final:
+    a kind of Event after which nothing counts.
+    """
+
+    def read(lines: Sequence[str]) -> Event | None:
+        last: Event | None = None
+        said: str | None = None
+        for entry in _jsonl(lines):
+            found = entry_says(entry, said)
+            if found is ...:
+                continue
+            said = found.text if found and found.kind == "said" else None
+            last = found if said is None else None
+            if found and found.kind == final:
+                break
+        return last
+
+    return read
+
+
+def _ended(text: str) -> Event:
+    return Event("ended", text, source="transcript")
+
+
+_STOPPED = Event("interrupted", source="transcript")
+
+
+def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
+    message = entry.get("message")
+    if entry.get("isSidechain") or not isinstance(message, dict):
+        return ...
+    text = block_text(message.get("content"))
+    if entry.get("type") == "user":
+        return _STOPPED if text.startswith("[Request interrupted by user") else None
+    if entry.get("isApiErrorMessage"):
+        return failed_event(text)
+    if entry.get("type") != "assistant":
+        return ...
+    return _ended(text) if message.get("stop_reason") == "end_turn" and text else None
+
+
+def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
+    """0.169.0 writes task_complete, with `error` where the API failed (no hook fires then),
+    and turn_aborted."""
+    payload = entry.get("payload")
+    if entry.get("type") != "event_msg" or not isinstance(payload, dict):
+        return ...
+    kind, error = payload.get("type"), payload.get("error")
+    if kind == "task_complete" and error:
+        error = error if isinstance(error, dict) else {"message": error}
+        return failed_event(str(error.get("message")), error.get("codex_error_info"))
+    if kind == "task_complete":
+        return _ended(str(payload.get("last_agent_message") or ""))
+    return {"task_started": None, "turn_aborted": _STOPPED}.get(str(kind), ...)
+
+
+def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
+    kind, text = entry.get("type"), entry.get("content")
+    if kind == "gemini":
+        return _ended(str(text)) if text and not entry.get("toolCalls") else None
+    if kind == "error":
+        return failed_event(str(text))
+    if kind == "info" and text == "Request cancelled.":
+        return _STOPPED  # final: it writes all it knows anew
+    return None if kind == "user" else ...
+
+
+def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
+    """0.24.4 writes neither the API's errors there, as a turn's end, nor interruptions."""
+    message = entry.get("message")
+    if not isinstance(message, dict):
+        return ...
+    parts = [p for p in message.get("parts") or () if isinstance(p, dict)]
+    text = "".join(str(p.get("text") or "") for p in parts if not p.get("thought"))
+    calls = any("functionCall" in p for p in parts)
+    return _ended(text) if text and message.get("role") == "model" and not calls else None
+
+
+def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
+    kind, reason, error = (entry.get(key) for key in ("type", "reason", "error"))
+    message = entry.get("message")
+    if kind == "agent.message.appended" and isinstance(message, dict):
+        inner = message.get("message") or {}
+        words = Event("said", block_text(inner.get("content")))
+        return words if inner.get("role") == "assistant" else ...
+    if kind == "turn.ended" and reason == "failed":
+        return failed_event(str(error.get("message") if isinstance(error, dict) else error or ""))
+    if kind == "turn.ended":
+        return _ended(said or "") if reason == "completed" else _STOPPED
+    return None if kind == "turn.prompt" else ...
+
+
+def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
+    """After an error pi may try again, so that one is told by its event alone."""
+    message = entry.get("message")
+    if not isinstance(message, dict):
+        return ...
+    ended = _ended(block_text(message.get("content")))
+    return {"stop": ended, "aborted": _STOPPED}.get(str(message.get("stopReason")))
+
+
+def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
+    """1.0.102 calls each request to the model a turn: the last one's message asks for no tool."""
+    kind, data = entry.get("type"), entry.get("data")
+    if entry.get("agentId") or not isinstance(data, dict):
+        return ...  # a sub-agent's
+    if kind == "assistant.message":
+        return None if data.get("toolRequests") else Event("said", str(data.get("content") or ""))
+    if kind == "assistant.turn_end":
+        return ... if said is None else _ended(said)
+    if kind == "session.error":
+        code = f"{data.get('errorType')} {data.get('statusCode')}"
+        return failed_event(str(data.get("message") or ""), code)
+    ends = {"user.message": None, "assistant.turn_start": None, "abort": _STOPPED}
+    return ends.get(str(kind), ...)
+
+
+# ---- what only one of them needs ----
+
+# No list of Claude Code's tools that are taken away, but of those there are: the next version
+# has more. What starts agents or programs goes with the shell: they can do what it can.
+_CLAUDE_HARMLESS = ("AskUserQuestion", "TodoWrite", "ToolSearch", "EnterPlanMode", "ExitPlanMode")
+
+
+def _claude_flags(launch: Launch) -> list[str]:
+    kept = (*_CLAUDE_HARMLESS, *_left(launch.profile))
+    return ["--tools=" + ",".join(kept)] if lacking(launch.profile) else []
+
+
+def _claude_files(launch: Launch) -> dict[str, Any]:
+    config = launch.profile.settings.get("claudeConfig")
+    settings = dict(config) if isinstance(config, dict) else {}
+    settings["hooks"] = _hooks(launch, awaits="SessionStart")
+    if launch.profile.permissions == "all":
+        settings["skipDangerousModePermissionPrompt"] = True
+    return {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
 
 
 _CODEX_HOOKS = "SessionStart UserPromptSubmit PermissionRequest Stop Interrupt SessionEnd".split()
 
 
-def _codex_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    lacks = [word for word in lacking(profile) if word in _CODEX_TOOLS]
-    argv = ["--no-daemon", *_CODEX_MODES[effective_permissions(profile)]]
+def _codex_flags(launch: Launch) -> list[str]:
+    profile, row = launch.profile, PROVIDERS["codex"]
+    mode, lacks = row.permission_words[effective_permissions(profile)].split(), lacking(profile)
     if "fs_write" in lacks:
-        argv[2] = "read-only"
-    argv += _CODEX_TOOLS["web_fetch"] if "web_fetch" in lacks else ()
-    if profile.trust:  # answers a question that is the user's: only under `trust: yes`
-        argv += ["-c", "projects=" + _toml({launch.cwd: {"trust_level": "trusted"}})]
-    argv += ["-m", profile.model] if profile.model else []
-    argv += ["-c", f"model_reasoning_effort={_toml(profile.effort)}"] if profile.effort else []
+        mode[1] = "read-only"
+    argv = [*(["resume"] if launch.resume else []), "--no-daemon", *mode]
+    argv += row.tools["web_fetch"] if "web_fetch" in lacks else ()
     named = profile.settings.get("codexProfile")
     argv += ["--profile", str(named)] if named else []
-    for key, value in (profile.settings.get("codexConfig") or {}).items():
-        argv += ["-c", f"{key}={_toml(value)}"]
-    argv += ["-c", "check_for_update_on_startup=false"]
-    argv += ["-c", f"developer_instructions={_toml(launch.system)}"]
-    for name, server in _worker_mcp_servers(launch).items():
+    config: dict[str, Any] = {}
+    if profile.trust:  # answers a question that is the user's: only under `trust: yes`
+        config["projects"] = {launch.cwd: {"trust_level": "trusted"}}
+    if profile.effort:
+        config["model_reasoning_effort"] = profile.effort
+    config.update(profile.settings.get("codexConfig") or {})
+    config["check_for_update_on_startup"] = False
+    config["developer_instructions"] = launch.system
+    for name, server in _servers(launch).items():
         entry = {k: v for k, v in server.items() if k in ("command", "args", "env", "url")}
         entry["tool_timeout_sec"] = TOOL_TIMEOUT_S
         if name == "cao":
             entry["default_tools_approval_mode"] = "approve"
-        argv += ["-c", f"mcp_servers.{name}={_toml(entry)}"]
-    trusted = {}
+        config[f"mcp_servers.{name}"] = entry
+    trusted: dict[str, Any] = {}
     for event in _CODEX_HOOKS:
-        timeout_s = 3 if event in ("Interrupt", "SessionEnd") else 30  # 3 is the most there
-        hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": timeout_s}
-        argv += ["-c", f"hooks.{event}=" + _toml([{"hooks": [hook]}])]
+        hook = _hook(launch, 3 if event in ("Interrupt", "SessionEnd") else 30)  # the most there
+        config[f"hooks.{event}"] = [{"hooks": [hook]}]
         trusted.update(_codex_trust(event, hook))
-    argv += ["-c", "hooks.state=" + _toml(trusted)]
-    argv = ["resume", *argv, launch.resume] if launch.resume else argv
-    return argv + (["--", launch.prompt] if launch.prompt else [])
+    config["hooks.state"] = trusted
+    return argv + [word for k, v in config.items() for word in ("-c", f"{k}={_toml(v)}")]
 
 
 def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
@@ -1309,63 +1459,12 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     return {f"/<session-flags>/config.toml:{name}:0:0": {"trusted_hash": f"sha256:{sha}"}}
 
 
-_CODEX_MODES = {
-    "ask": ("-s", "read-only", "-a", "on-request"),
-    "edits": ("-s", "workspace-write", "-a", "on-request"),
-    "auto": ("-s", "workspace-write", "-a", "never"),
-    "all": ("--dangerously-bypass-approvals-and-sandbox",),
-}
+_GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
 
 
-# 0.169.0. It reads by its shell, so that stays; the sandbox holds the shell too.
-_CODEX_TOOLS = {
-    "fs_write": ("-s read-only",),
-    "web_fetch": ("-cweb_search=disabled", "-csandbox_workspace_write.network_access=false"),
-}
-
-
-def read_codex_rollout(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Codex rollout ended, or None.
-
-    0.169.0 writes task_complete, with `error` where the API failed (no hook fires then),
-    and turn_aborted.
-    """
-    last: Event | None = None
-    for entry in _jsonl(lines):
-        payload = entry.get("payload")
-        if entry.get("type") != "event_msg" or not isinstance(payload, dict):
-            continue
-        kind, error = payload.get("type"), payload.get("error")
-        if kind == "task_started":
-            last = None
-        elif kind == "task_complete" and error:
-            text = str(error.get("message") if isinstance(error, dict) else error)
-            code = str(error.get("codex_error_info") or "") if isinstance(error, dict) else ""
-            reason = classify_failure(f"{code} {text}")
-            last = Event("failed", text, reason, "transcript", retry_at=retry_time(text))
-        elif kind == "task_complete":
-            answer = str(payload.get("last_agent_message") or "")
-            last = Event("ended", answer, source="transcript")
-        elif kind == "turn_aborted":
-            last = Event("interrupted", source="transcript")
-    return last
-
-
-def _gemini_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
-    argv += ["--approval-mode", _GEMINI_MODES[profile.permissions]]
-    return argv + (["-m", profile.model] if profile.model else [])
-
-
-# It has no mode that decides by itself: `auto` asks for commands, as `edits` does.
-_GEMINI_MODES = {"ask": "default", "edits": "auto_edit", "auto": "auto_edit", "all": "yolo"}
-
-
-def _gemini_files(launch: Launch) -> dict[str, str]:
-    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30_000}
-    hook["name"] = "cao"  # what it shows while one runs: else the command
-    servers = _worker_mcp_servers(launch)
+def _gemini_files(launch: Launch) -> dict[str, Any]:
+    hook = {**_hook(launch, 30_000), "name": "cao"}  # what it shows while one runs
+    servers = _servers(launch)
     del servers["cao"]["alwaysLoad"]
     servers["cao"]["trust"] = True  # its tools run without a question
     settings = {
@@ -1376,48 +1475,21 @@ def _gemini_files(launch: Launch) -> dict[str, str]:
         "hooks": {event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
-        "tools": {"exclude": _taken(launch.profile, _GEMINI_TOOLS)},
+        "tools": {"exclude": _taken(launch.profile)},
     }
     if effort := launch.profile.effort:  # a level (Gemini 3: low, high), or a budget in tokens
         key, value = ("Budget", int(effort)) if effort.isdigit() else ("Level", effort.upper())
-        thinking = {"thinkingConfig": {f"thinking{key}": value}}
-        override = {
-            "match": {"overrideScope": "core"},
-            "modelConfig": {"generateContentConfig": thinking},
-        }
+        config = {"generateContentConfig": {"thinkingConfig": {f"thinking{key}": value}}}
+        override = {"match": {"overrideScope": "core"}, "modelConfig": config}
         settings["modelConfigs"] = {"overrides": [override]}
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
     return {
-        "home/.gemini/settings.json": json.dumps(settings, indent=1),
-        "home/.gemini/extensions/cao/gemini-extension.json": json.dumps(extension),
+        "home/.gemini/settings.json": settings,
+        "home/.gemini/extensions/cao/gemini-extension.json": extension,
         "home/.gemini/extensions/cao/system.md": launch.system,
         # Names the folder of the project's temporary files: one of those it may read.
-        "home/.gemini/projects.json": json.dumps({"projects": {launch.cwd: "cao"}}),
+        "home/.gemini/projects.json": {"projects": {launch.cwd: "cao"}},
     }
-
-
-def _taken(profile: Profile, tools: dict[str, tuple[str, ...]]) -> list[str]:
-    """Return a CLI's own names of the tools that an agent may not use."""
-    return [name for word in lacking(profile) for name in tools.get(word, ())]
-
-
-# 0.61.0, of the mock's requests; what starts agents goes with the shell.
-_GEMINI_TOOLS = {
-    "execute_bash": ("run_shell_command", "invoke_agent"),
-    "fs_read": ("read_file",),
-    "fs_list": ("list_directory", "glob", "grep_search"),
-    "fs_write": ("write_file", "replace"),
-    "web_fetch": ("web_fetch", "google_web_search"),
-}
-_GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
-
-
-def _gemini_env(launch: Launch) -> dict[str, str]:
-    env = {"GEMINI_CLI_HOME": f"{launch.folder}/home"}
-    env["NO_BROWSER"] = "true"  # a login is asked for in the terminal, where we see it
-    if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
-        env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
-    return env
 
 
 def _gemini_login(launch: Launch) -> str:
@@ -1426,162 +1498,65 @@ def _gemini_login(launch: Launch) -> str:
         return "vertex-ai"
     if launch.env.get("GEMINI_API_KEY"):
         return "gemini-api-key"
-    chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', launch.own.get("settings.json", ""))
+    own = launch.own.get(".gemini/settings.json", "")
+    chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', own)
     return chosen[1] if chosen else "oauth-personal"
 
 
-def _gemini_home(env: dict[str, str]) -> str:
-    return f"{env.get('GEMINI_CLI_HOME') or env.get('HOME', '')}/.gemini"
-
-
-_GEMINI_LINKS = (
-    *("oauth_creds.json", "google_accounts.json", "gemini-credentials.json", "GEMINI.md"),
-    *("trustedFolders.json", "commands", "skills", "agents", "policies"),
-)
-
-
-def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
-    """Return what a hook of Gemini CLI says (0.61.0): Claude-shaped, with names of its own."""
-    details = payload.get("details")
-    if payload.get("notification_type") == "ToolPermission" and isinstance(details, dict):
-        if details.get("title") == "Ask User":  # what is asked stands on the screen only
-            return Event("asked", "", "Ask User", "hook:Notification")
-        named = map(details.get, ("command", "filePath", "toolDisplayName", "prompt"))
-        given = {"command": next(filter(None, named), payload.get("message"))}
-        asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
-        event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
-        return event and event._replace(source="hook:Notification")
-    # No text of AfterAgent's prompt_response: that is all of a turn's, with spaces between the
-    # pieces in which they came, or none after a failure. The chat file has the last one.
-    return read_hook(payload)
-
-
-def read_gemini_chat(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Gemini CLI chat file ended, or None."""
-    last: Event | None = None
-    for entry in _jsonl(lines):
-        kind, text = entry.get("type"), entry.get("content")
-        if kind == "user":
-            last = None
-        elif kind == "gemini":
-            ended = text and not entry.get("toolCalls")
-            last = Event("ended", str(text), source="transcript") if ended else None
-        elif kind == "error":
-            last = Event("failed", str(text), classify_failure(str(text)), "transcript")
-        elif kind == "info" and text == "Request cancelled.":
-            return Event("interrupted", source="transcript")  # it writes all it knows anew
-    return last
-
-
-def _qwen_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    argv = ["--resume", launch.resume] if launch.resume else ["--session-id", launch.conversation]
-    argv += ["--approval-mode", _QWEN_MODES[profile.permissions]]
-    argv += ["-m", profile.model] if profile.model else []
-    argv += ["--mcp-config", f"{launch.folder}/mcp.json", "--add-dir", launch.folder]
-    return [*argv, "--append-system-prompt", launch.system]
-
-
-_QWEN_MODES = {"ask": "default", "edits": "auto-edit", "auto": "auto", "all": "yolo"}
-
-
-def _qwen_files(launch: Launch) -> dict[str, str]:
-    hook = {"type": "command", "command": quote_argv(launch.hook), "timeout": 30_000}
-    servers = _worker_mcp_servers(launch)
+def _qwen_files(launch: Launch) -> dict[str, Any]:
+    servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
+    hook = [{"hooks": [_hook(launch, 30_000)]}]
     settings: dict[str, Any] = {
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
-        "hooks": {event: [{"hooks": [hook]}] for event in _CLAUDE_HOOKS},
-        "permissions": {"deny": _taken(launch.profile, _QWEN_TOOLS)},
+        "hooks": dict.fromkeys(_CLAUDE_HOOKS, hook),
+        "permissions": {"deny": _taken(launch.profile)},
     }
     if launch.profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
     if launch.profile.trust:
         settings["security"] = {"folderTrust": {"enabled": False}}
-    return {
-        "settings.json": json.dumps(settings, indent=1),
-        "mcp.json": json.dumps({"mcpServers": servers}, indent=1),
-    }
-
-
-# 0.24.4, of the mock's requests; what starts agents goes with the shell.
-_QWEN_TOOLS = {
-    "execute_bash": ("run_shell_command", "agent"),
-    "fs_read": ("read_file",),
-    "fs_list": ("list_directory", "glob", "grep_search"),
-    "fs_write": ("write_file", "edit"),
-    "web_fetch": ("web_fetch",),
-}
-
-
-def read_qwen_chat(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Qwen Code chat file ended, or None.
-
-    0.24.4 writes neither the API's errors there, as a turn's end, nor interruptions.
-    """
-    last: Event | None = None
-    for entry in _jsonl(lines):
-        message = entry.get("message")
-        if isinstance(message, dict):
-            parts = [p for p in message.get("parts") or () if isinstance(p, dict)]
-            text = "".join(str(p.get("text") or "") for p in parts if not p.get("thought"))
-            ended = text and message.get("role") == "model"
-            calls = any("functionCall" in p for p in parts)
-            last = Event("ended", text, source="transcript") if ended and not calls else None
-    return last
+    return {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
 
 
 _KIMI_HOOKS = (
     "SessionStart UserPromptSubmit PreToolUse PermissionRequest Stop StopFailure Interrupt"
     " SessionEnd"
 ).split()
-# Asked or not, it writes unasked in a folder that git knows, and asks for cao's own tools: the
-# [[permission.rules]] of 2.1.0 are read, but nothing comes of them.
-_KIMI_FLAGS = {"ask": (), "edits": (), "auto": ("--yolo",), "all": ("--auto",)}
 _OURS = "# What follows is cao's, for this session alone."
 
 
-def _kimi_argv(launch: Launch) -> list[str]:
-    argv = ["--session", launch.resume] if launch.resume else []
-    argv += ["--model", launch.profile.model] if launch.profile.model else []
-    return [*argv, *_KIMI_FLAGS[launch.profile.permissions]]
-
-
-def _kimi_files(launch: Launch) -> dict[str, str]:
+def _kimi_files(launch: Launch) -> dict[str, Any]:
     """A home of its own, with the user's settings and ours behind them: Kimi Code 2.1.0 takes
     hooks, servers and rules from there alone. In its system prompt is that home's AGENTS.md."""
     own = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
     # A session that is to ask must not begin in a mode that the user chose for another.
     modes = r"(?m)^\s*(default_permission_mode|default_plan_mode|yolo)\s*=.*\n?"
-    config = [
-        'default_permission_mode = "manual"',
-        re.sub(modes, "", own.get("config.toml", "")),
-        _OURS,
-    ]
+    users = re.sub(modes, "", own.get("config.toml", ""))
+    config = ['default_permission_mode = "manual"', users, _OURS]
     for event in _KIMI_HOOKS:
         only = 'matcher = "AskUserQuestion"' if event == "PreToolUse" else ""
         hook = f"event = {_toml(event)}\ncommand = {_toml(quote_argv(launch.hook))}\ntimeout = 30"
         config += ["[[hooks]]", hook, only]
     servers = {}
     known = ("command", "args", "env", "url", "headers", "cwd")  # no keys of Claude's own
-    for name, server in _worker_mcp_servers(launch).items():
+    for name, server in _servers(launch).items():
         servers[name] = {k: v for k, v in server.items() if k in known}
         servers[name]["toolTimeoutMs"] = TOOL_TIMEOUT_S * 1000
-    files = {
+    files: dict[str, Any] = {
         "kimi/config.toml": "\n".join(config) + "\n",
         "kimi/AGENTS.md": f"{own.get('AGENTS.md', '')}\n{_OURS}\n\n{launch.system}\n",
-        "kimi/mcp.json": json.dumps({"mcpServers": servers}, indent=1),
+        "kimi/mcp.json": {"mcpServers": servers},
         # No dialog may come between a prompt and its Enter.
         "kimi/tui.toml": "disable_feedback_survey = true\ncache_expiry_hint = false\n",
     }
     if launch.profile.trust:
-        files[f"kimi/workspace-trust/{_kimi_folder_key(launch.cwd)}"] = json.dumps(
-            {"root": launch.cwd, "trustedAt": 0}
-        )
+        record = {"root": launch.cwd, "trustedAt": 0}
+        files[f"kimi/workspace-trust/{_kimi_folder_key(launch.cwd)}"] = record
     return files
 
 
@@ -1594,40 +1569,6 @@ def _kimi_folder_key(folder: str) -> str:
     slug = slug[:40].strip("-")
     slug = "workspace" if slug in ("", ".", "..") else slug
     return f"wd_{slug}_{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
-
-
-def _kimi_env(launch: Launch) -> dict[str, str]:
-    env = {"KIMI_CODE_HOME": f"{launch.folder}/kimi", "KIMI_CODE_NO_AUTO_UPDATE": "1"}
-    if launch.profile.effort:
-        env["KIMI_MODEL_THINKING_EFFORT"] = launch.profile.effort
-    return env
-
-
-def _kimi_own(env: dict[str, str], *names: str) -> dict[str, str]:
-    home = env.get("KIMI_CODE_HOME") or env.get("HOME", "") + "/.kimi-code"
-    return {name: f"{home}/{name}" for name in names}
-
-
-def read_kimi_wire(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Kimi Code wire.jsonl ended, or None."""
-    last, text = None, ""
-    for entry in _jsonl(lines):
-        kind, error = entry.get("type"), entry.get("error")
-        message = entry.get("message")
-        if kind == "turn.prompt":
-            last, text = None, ""
-        elif kind == "agent.message.appended" and isinstance(message, dict):
-            said = message.get("message") or {}
-            text = block_text(said.get("content")) if said.get("role") == "assistant" else text
-        elif kind == "turn.ended" and entry.get("reason") == "failed":
-            words = str(error.get("message") if isinstance(error, dict) else error or "")
-            reason, again = classify_failure(words), retry_time(words)
-            last = Event("failed", words, reason, "transcript", retry_at=again)
-        elif kind == "turn.ended" and entry.get("reason") == "completed":
-            last = Event("ended", text, source="transcript")
-        elif kind == "turn.ended":
-            last = Event("interrupted", source="transcript")
-    return last
 
 
 # pi 0.73.1 asks for no permission, so its extension does; and an error of a kind that passes
@@ -1676,7 +1617,13 @@ module.exports = (pi) => {
 """
 
 
-def _pi_files(launch: Launch) -> dict[str, str]:
+def _pi_flags(launch: Launch) -> list[str]:
+    own = _left(launch.profile)
+    kept = ["--tools", ",".join(own)] if own else ["--no-tools"]
+    return kept if lacking(launch.profile) else []
+
+
+def _pi_files(launch: Launch) -> dict[str, Any]:
     script = f"{launch.folder}/cao.sh"
     free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": launch.profile.permissions, "cwd": launch.cwd, "free": free}
@@ -1694,190 +1641,45 @@ def _pi_files(launch: Launch) -> dict[str, str]:
     }
 
 
-_PI_TOOLS = {
-    "execute_bash": ("bash",),
-    "fs_read": ("read",),
-    "fs_list": ("grep", "find", "ls"),
-    "fs_write": ("edit", "write"),
-}
-
-
-def _pi_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    argv = ["--session", launch.resume] if launch.resume else []
-    argv += ["--model", profile.model] if profile.model else []
-    argv += ["--thinking", profile.effort] if profile.effort else []
-    if lacking(profile):
-        own = [name for word in profile.tools for name in _PI_TOOLS.get(word, ())]
-        argv += ["--tools", ",".join(own)] if own else ["--no-tools"]
-    argv += ["--extension", f"{launch.folder}/extension.js"]
-    argv += ["--append-system-prompt", f"{launch.folder}/system.md"]
-    return argv + ([launch.prompt] if launch.prompt else [])
-
-
-def read_pi_session(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a pi session file ended, or None. After an error pi may
-    try again, so that one is told by its event alone."""
-    last: Event | None = None
-    for entry in _jsonl(lines):
-        message = entry.get("message")
-        if not isinstance(message, dict):
-            continue
-        kind = {"stop": "ended", "aborted": "interrupted"}.get(str(message.get("stopReason")))
-        text = block_text(message.get("content")) if kind == "ended" else ""
-        last = Event(kind, text, source="transcript") if kind else None
-    return last
-
-
 # Kiro CLI and Cursor take hooks from the user's home or the project alone, and cao writes to
 # neither: their HOME is a folder of ours, with links to what else they and git look for there.
 _HOME = (".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library")
 
 
-def _home_links(env: dict[str, str], *names: str) -> dict[str, str]:
-    return {f"home/{name}": f"{env.get('HOME', '')}/{name}" for name in (*_HOME, *names)}
-
-
-def _kiro_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    argv = ["chat", "--agent", "cao", *_KIRO_MODES[profile.permissions]]
-    argv += ["--model", profile.model] if profile.model else []
-    argv += ["--effort", profile.effort] if profile.effort else []
-    return argv + (["--", launch.prompt] if launch.prompt else [])
-
-
-_KIRO_MODES = {
-    "ask": (),
-    "edits": ("--trust-tools=fs_read,fs_write",),
-    "auto": ("--trust-tools=fs_read,fs_write",),  # it has nothing between this and all
-    "all": ("--trust-all-tools",),
-}
-
-
-def _kiro_files(launch: Launch) -> dict[str, str]:
+def _kiro_files(launch: Launch) -> dict[str, Any]:
     command = [{"command": quote_argv(launch.hook)}]
     agent = {
         "name": "cao",
         "prompt": launch.system,
-        "mcpServers": _worker_mcp_servers(launch),
+        "mcpServers": _servers(launch),
         "tools": [*launch.profile.tools, "@cao"] if lacking(launch.profile) else ["*"],
         "allowedTools": ["@cao"],
         "hooks": dict.fromkeys(("agentSpawn", "userPromptSubmit", "stop"), command),
     }
-    return {"home/.kiro/agents/cao.json": json.dumps(agent, indent=1)}
+    return {"home/.kiro/agents/cao.json": agent}
 
 
-def _cursor_argv(launch: Launch) -> list[str]:
-    profile = launch.profile
-    argv = ["--model", profile.model] if profile.model else []
-    argv += ["--force"] if profile.permissions == "all" else []
-    # Without it the tools of cao wait for a person: it approves a project's servers as well.
-    argv += ["--trust", "--approve-mcps"] if profile.trust else []
-    return argv + ([launch.prompt] if launch.prompt else [])
-
-
-def _cursor_files(launch: Launch) -> dict[str, str]:
+def _cursor_files(launch: Launch) -> dict[str, Any]:
     command = [{"command": quote_argv(launch.hook)}]
     events = ("beforeSubmitPrompt", "afterAgentResponse", "stop")  # an unknown name voids all
-    hooks = {"version": 1, "hooks": dict.fromkeys(events, command)}
     return {
-        "home/.cursor/hooks.json": json.dumps(hooks, indent=1),
-        "home/.cursor/mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
+        "home/.cursor/hooks.json": {"version": 1, "hooks": dict.fromkeys(events, command)},
+        "home/.cursor/mcp.json": {"mcpServers": _servers(launch)},
     }
 
 
-def _copilot_argv(launch: Launch) -> list[str]:
-    profile, folder = launch.profile, launch.folder
-    argv = ["--no-auto-update", *_COPILOT_MODES[profile.permissions]]
-    argv += [f"--resume={launch.resume}"] if launch.resume else []
-    argv += [] if launch.resume else ["--session-id", launch.conversation, "--name", launch.name]
-    argv += ["--model", profile.model] if profile.model else []
-    argv += ["--reasoning-effort", profile.effort] if profile.effort else []
-    argv += ["--additional-mcp-config", f"@{folder}/mcp.json", "--allow-tool=cao"]
-    argv += ["--plugin-dir", f"{folder}/copilot", "--add-dir", folder]
-    argv += [flag for word in lacking(profile) for flag in _COPILOT_TOOLS.get(word, ())]
-    return argv + ([f"--interactive={launch.prompt}"] if launch.prompt else [])
-
-
-# Outside its directory and /tmp it asks even under `auto`, but it guesses a shell command's
-# paths from its text: `touch /var/x` asked, the same done by `python3 -c` did not (1.0.102).
-_COPILOT_MODES = {
-    "ask": (),
-    "edits": ("--allow-tool=write",),
-    "auto": ("--allow-all-tools",),
-    "all": ("--allow-all",),
-}
-
-
-# A denial goes before what any other flag allows; for reading there is none.
-_COPILOT_TOOLS: dict[str, tuple[str, ...]] = {
-    "execute_bash": ("--deny-tool=shell",),
-    "fs_write": ("--deny-tool=write",),
-    "web_fetch": ("--deny-tool=url",),
-}
-
-
-def _copilot_files(launch: Launch) -> dict[str, str]:
-    hooks = {}
-    for event in ("SessionStart", "UserPromptSubmit", "Notification", "Stop"):
-        more = ("await-tools",) if event == "SessionStart" else ()  # sent with the first prompt
-        command = quote_argv((*launch.hook, *more))
-        hooks[event] = [{"type": "command", "command": command, "timeout": 30}]
+def _copilot_files(launch: Launch) -> dict[str, Any]:
+    # A session's start is told with its first prompt.
+    events = ("SessionStart", "UserPromptSubmit", "Notification", "Stop")
+    hooks = {event: [_hook(launch, awaits=event == "SessionStart")] for event in events}
     told = "copilot/.github/instructions/cao.instructions.md"
     return {
-        "mcp.json": json.dumps({"mcpServers": _worker_mcp_servers(launch)}, indent=1),
-        "copilot/plugin.json": json.dumps({"name": "cao", "version": VERSION, "hooks": "h.json"}),
-        "copilot/h.json": json.dumps({"version": 1, "hooks": hooks}, indent=1),
+        "mcp.json": {"mcpServers": _servers(launch)},
+        "copilot/plugin.json": {"name": "cao", "version": VERSION, "hooks": "h.json"},
+        "copilot/h.json": {"version": 1, "hooks": hooks},
         told: f'---\napplyTo: "**"\n---\n{launch.system}\n',
     }
 
-
-def _copilot_events(env: dict[str, str], known: str) -> str:
-    home = env.get("COPILOT_HOME") or env.get("HOME", "") + "/.copilot"
-    return f"{home}/session-state/{known}/events.jsonl"
-
-
-def read_copilot_hook(payload: dict[str, Any]) -> Event | None:
-    """Return what a hook of Copilot 1.0.102 says: Claude-shaped under Claude's names, but
-    for the one that comes when a person is asked."""
-    kinds = {"permission_prompt": "", "elicitation_dialog": "AskUserQuestion"}
-    kind = kinds.get(str(payload.get("notification_type")))
-    if kind is None:
-        return read_hook(payload)
-    text = "" if kind else str(payload.get("message") or "")
-    known = str(payload.get("sessionId") or "")
-    return Event("asked", text, kind, "hook:Notification", conversation=known)
-
-
-def read_copilot_events(lines: Sequence[str]) -> Event | None:
-    """Return how the turn in lines of a Copilot events.jsonl ended, or None.
-
-    1.0.102 calls each request to the model a turn: the last one's message asks for no tool.
-    """
-    last: Event | None = None
-    answer: str | None = None
-    for entry in _jsonl(lines):
-        kind, data = entry.get("type"), entry.get("data")
-        if entry.get("agentId") or not isinstance(data, dict):
-            continue  # a sub-agent's
-        if kind in ("user.message", "assistant.turn_start"):
-            last = answer = None
-        elif kind == "assistant.message":
-            answer = None if data.get("toolRequests") else str(data.get("content") or "")
-        elif kind == "assistant.turn_end" and answer is not None:
-            last = Event("ended", answer, source="transcript")
-        elif kind == "abort":
-            last = Event("interrupted", source="transcript")
-        elif kind == "session.error":
-            text = str(data.get("message") or "")
-            reason = classify_failure(f"{data.get('errorType')} {data.get('statusCode')} {text}")
-            again = retry_time(text) if reason == "rate_limit" else ""
-            last = Event("failed", text, reason, "transcript", retry_at=again)
-    return last
-
-
-# The tools by which the CLIs ask a question of their model's, no permission.
-QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "Ask User")
 
 # OpenCode tells its plugins what happens; this one passes it on as Claude-shaped hooks, one
 # after another. 1.18.33 says session.idle twice after an error, and after a refused tool too:
@@ -1924,22 +1726,17 @@ export const cao = async ({ client }) => {
 """
 
 
-def _opencode_argv(launch: Launch) -> list[str]:
-    if launch.resume:  # it takes no prompt beside it: 1.18.33 leaves that one lying
-        return ["--session", launch.resume]
-    return [f"--prompt={launch.prompt}"] if launch.prompt else []
-
-
 def _opencode_env(launch: Launch) -> dict[str, str]:
     """Return what is laid over the user's own configuration, for this launch only."""
     profile, folder, servers = launch.profile, launch.folder, {}
-    for name, server in _worker_mcp_servers(launch).items():
+    for name, server in _servers(launch).items():
         entry = {"type": "remote", "url": server["url"]} if "url" in server else {
             "type": "local",
             "command": [server.get("command"), *server.get("args", [])],
             "environment": server.get("env", {}),
         }  # fmt: skip
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
+    words = PROVIDERS["opencode"].permission_words[profile.permissions].split()
     wide = "allow" if profile.permissions == "all" else "ask"
     config = {
         "autoupdate": False,
@@ -1949,8 +1746,8 @@ def _opencode_env(launch: Launch) -> dict[str, str]:
         "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
         "tools": {"question": False},  # it asks in its answer instead: no dialog to read
         "permission": {
-            **_OPENCODE_MODES[profile.permissions],
-            **{tool: "deny" for word in lacking(profile) for tool in _OPENCODE_TOOLS[word]},
+            **dict(word.split("=") for word in words),
+            **dict.fromkeys(_taken(profile), "deny"),
             "external_directory": {"*": wide, f"{folder}/**": "allow"},
         },
         **({"model": profile.model} if profile.model else {}),
@@ -1961,275 +1758,304 @@ def _opencode_env(launch: Launch) -> dict[str, str]:
     return env if profile.trust else {**env, "OPENCODE_DISABLE_PROJECT_CONFIG": "1"}
 
 
-_OPENCODE_TOOLS = {
-    "execute_bash": ("bash",),
-    "fs_read": ("read",),
-    "fs_list": ("glob", "grep", "list"),
-    "fs_write": ("edit",),
-    "web_fetch": ("webfetch", "websearch"),
-}
-_OPENCODE_MODES = {
-    "ask": {"edit": "ask", "bash": "ask", "webfetch": "ask"},
-    "edits": {"edit": "allow", "bash": "ask", "webfetch": "ask"},
-    "auto": {"edit": "allow", "bash": "allow", "webfetch": "allow"},
-    "all": {"*": "allow"},
-}
+# ---- the rows ----
 
+_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z"  # beside what else: blanks at the ends, ! and /, a last backslash
 
-PROVIDERS: dict[str, Provider] = {
-    "claude": Provider(
-        "claude",
-        "claude",
-        _claude_argv,
-        _claude_files,
-        _claude_env,
-        env_pass=(
-            *("ANTHROPIC_*", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_*"),
-            *("CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*"),
-            *("MAX_THINKING_TOKENS", "AWS_REGION", "AWS_PROFILE"),
-        ),
-        tools=_CLAUDE_TOOLS,
-        permission_words={k: f"--permission-mode {v}" for k, v in _CLAUDE_MODES.items()},
-        status_path=lambda env, _folder, pid: f"{_claude_home(env)}/sessions/{pid}.json",
-        read_transcript=read_claude_transcript,
-        transcript_glob=lambda env, known: f"{_claude_home(env)}/projects/*/{known}.jsonl",
-        composer=r"^❯\xa0(.*)",
-        busy=r"esc to interrupt",
-        piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
-        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t",
-        effort=True,
-        login="claude /login",
+# fmt: off
+PROVIDERS: dict[str, Provider] = {row.name: row for row in (
+    Provider(
+        "claude", "claude", login="claude /login", login_status=("auth", "status"),
         login_signs=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
-        login_status=("auth", "status"),
-        resumes=True,
-        proven="2.1.330",
+        flags=(
+            "--resume {resume}", "--session-id {fresh}", "--name {name}", "{mode}",
+            "--model {model}", "--effort {effort}", "--settings {folder}/settings.json",
+            "--mcp-config {folder}/mcp.json --strict-mcp-config",
+            "--append-system-prompt-file {folder}/system.md",
+            # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
+            "--allowedTools=mcp__cao,Read(/{folder}/**)", "{own}", "-- {prompt}",
+        ),
+        own_flags=_claude_flags,
+        files=_claude_files,
+        env_words={
+            "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
+            "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
+            "DISABLE_AUTOUPDATER": "1",
+        },
+        env_trust={"CLAUDE_CODE_SANDBOXED": "1"},  # answers its dialog for this launch only
+        env_pass=(
+            "ANTHROPIC_*", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_*",
+            "CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*",
+            "MAX_THINKING_TOKENS", "AWS_REGION", "AWS_PROFILE",
+        ),
+        home=("CLAUDE_CONFIG_DIR", ".claude"),
+        tools={  # 2.1.330, of the mock's requests
+            "execute_bash": (
+                "Bash", "BashOutput", "KillShell", "Monitor", "Agent", "Task", "Workflow",
+            ),
+            "fs_read": ("Read",),
+            "fs_list": ("Glob", "Grep"),
+            "fs_write": ("Edit", "Write", "NotebookEdit"),
+            "web_fetch": ("WebFetch", "WebSearch"),
+        },
+        permission_words={
+            "ask": "--permission-mode manual", "edits": "--permission-mode acceptEdits",
+            "auto": "--permission-mode auto", "all": "--permission-mode bypassPermissions",
+        },
+        status="{home}/sessions/{pid}.json",
+        read_transcript=_reader(_claude_says),
+        transcript="{home}/projects/*/{conversation}.jsonl",
+        composer=r"^❯\xa0(.*)", busy=r"esc to interrupt",
+        piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
+        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.330",
     ),
-    "codex": Provider(
-        "codex",
-        "codex",
-        _codex_argv,
+    Provider(
+        "codex", "codex", login="codex login", login_status=("login", "status"),
+        flags=("{own}", "-m {model}", "{resume}", "-- {prompt}"),
+        own_flags=_codex_flags,
         env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
-        tools=_CODEX_TOOLS,
+        # 0.169.0. It reads by its shell, so that stays; the sandbox holds the shell too.
+        tools={
+            "fs_write": ("-s read-only",),
+            "web_fetch": (
+                "-cweb_search=disabled", "-csandbox_workspace_write.network_access=false",
+            ),
+        },
         tools_bind_shell=True,
-        permission_words={k: " ".join(v) for k, v in _CODEX_MODES.items()},
-        read_transcript=read_codex_rollout,
-        composer=r"^›(.*)",
-        busy=r"esc to interrupt",
-        failure=r"^■ (.*)",
-        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z",
-        effort=True,
-        login="codex login",
-        login_status=("login", "status"),
-        resumes=True,
-        proven="0.169.0",
+        permission_words={
+            "ask": "-s read-only -a on-request", "edits": "-s workspace-write -a on-request",
+            "auto": "-s workspace-write -a never",
+            "all": "--dangerously-bypass-approvals-and-sandbox",
+        },
+        read_transcript=_reader(_codex_says),
+        composer=r"^›(.*)", busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.169.0",
     ),
-    "gemini": Provider(
-        "gemini",
-        "gemini",
-        _gemini_argv,
-        _gemini_files,
-        _gemini_env,
-        lambda env: {f"home/.gemini/{n}": f"{_gemini_home(env)}/{n}" for n in _GEMINI_LINKS},
-        own_files=lambda env: {"settings.json": f"{_gemini_home(env)}/settings.json"},
+    Provider(
+        "gemini", "gemini", login="gemini",
+        login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
+        flags=("--resume {resume}", "--session-id {fresh}", "{mode}", "-m {model}"),
+        files=_gemini_files,
+        # NO_BROWSER: a login is asked for in the terminal, where we see it.
+        env_words={"GEMINI_CLI_HOME": "{folder}/home", "NO_BROWSER": "true"},
+        # --skip-trust comes too late for the folder's own settings.
+        env_trust={"GEMINI_CLI_TRUST_WORKSPACE": "true"},
         env_pass=("GEMINI_*", "GOOGLE_*"),
-        tools=_GEMINI_TOOLS,
-        permission_words={k: f"--approval-mode {v}" for k, v in _GEMINI_MODES.items()},
+        home=("GEMINI_CLI_HOME", ""), shadow="home", own_files=(".gemini/settings.json",),
+        links=tuple(f".gemini/{name}" for name in (
+            "oauth_creds.json google_accounts.json gemini-credentials.json GEMINI.md"
+            " trustedFolders.json commands skills agents policies").split()),
+        tools={  # 0.61.0, of the mock's requests; what starts agents goes with the shell
+            "execute_bash": ("run_shell_command", "invoke_agent"),
+            "fs_read": ("read_file",),
+            "fs_list": ("list_directory", "glob", "grep_search"),
+            "fs_write": ("write_file", "replace"),
+            "web_fetch": ("web_fetch", "google_web_search"),
+        },
+        # It has no mode that decides by itself: `auto` asks for commands, as `edits` does.
+        permission_words={
+            "ask": "--approval-mode default", "edits": "--approval-mode auto_edit",
+            "auto": "--approval-mode auto_edit", "all": "--approval-mode yolo",
+        },
         titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
-        read_transcript=read_gemini_chat,
+        read_transcript=_reader(_gemini_says, final="interrupted"),
         # An earlier prompt looks the same, but has a line of ─ below it.
         composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$(?!(?:.*\n)*?─{20})",
-        busy=r"esc to cancel",
-        logged_out=r"Enter the authorization code",
-        settle_s=0.3,
+        busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
-        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S",
-        letters="home/.gemini/tmp/cao/",
-        login="gemini",
-        login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
-        effort=True,
-        resumes=True,
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
         proven="0.61.0",
     ),
-    "qwen": Provider(
-        "qwen",
-        "qwen",
-        _qwen_argv,
-        _qwen_files,
+    Provider(
+        "qwen", "qwen", login="qwen", login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
+        flags=(
+            "--resume {resume}", "--session-id {fresh}", "{mode}", "-m {model}",
+            "--mcp-config {folder}/mcp.json --add-dir {folder}",
+            "--append-system-prompt {system}",
+        ),
+        files=_qwen_files,
         # Laid over the user's settings, which stay as they are.
-        lambda launch: {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{launch.folder}/settings.json"},
+        env_words={"QWEN_CODE_SYSTEM_SETTINGS_PATH": "{folder}/settings.json"},
         env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
-        tools=_QWEN_TOOLS,
-        permission_words={k: f"--approval-mode {v}" for k, v in _QWEN_MODES.items()},
+        tools={  # 0.24.4, of the mock's requests; what starts agents goes with the shell
+            "execute_bash": ("run_shell_command", "agent"),
+            "fs_read": ("read_file",),
+            "fs_list": ("list_directory", "glob", "grep_search"),
+            "fs_write": ("write_file", "edit"),
+            "web_fetch": ("web_fetch",),
+        },
+        permission_words={
+            "ask": "--approval-mode default", "edits": "--approval-mode auto-edit",
+            "auto": "--approval-mode auto", "all": "--approval-mode yolo",
+        },
         titles={"Q": "idle", "◐": "busy", "✳": "asking"},
-        read_transcript=read_qwen_chat,
+        read_transcript=_reader(_qwen_says),
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
         composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
-        busy=r"esc to cancel",
+        busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
-        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@",
-        logged_out=r"│ Connect a Provider ",
-        settle_s=0.3,
-        login="qwen",
-        login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
-        effort=True,
-        resumes=True,
-        proven="0.24.4",
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4",
     ),
-    "copilot": Provider(
-        "copilot",
-        "copilot",
-        _copilot_argv,
-        _copilot_files,
-        lambda launch: {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{launch.folder}/copilot"},
-        env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
-        tools=_COPILOT_TOOLS,
-        permission_words={k: " ".join(v) or "no flag" for k, v in _COPILOT_MODES.items()},
-        read_event=read_copilot_hook,
-        read_transcript=read_copilot_events,
-        transcript_glob=_copilot_events,
-        composer=r"^❯(.*)",
-        busy=r"Working .*esc esc (?:interrupt|edit prompt)",
-        logged_out=r"(?m)^Please use /login ",
-        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
-        interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
-        trusts=("Do you trust the files in this folder?", "Yes"),
-        effort=True,
-        login="copilot login",
+    Provider(
+        "copilot", "copilot", login="copilot login",
         login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
-        resumes=True,
-        proven="1.0.102",
-    ),
-    "opencode": Provider(
-        "opencode",
-        "opencode",
-        _opencode_argv,
-        lambda launch: {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)},
-        _opencode_env,
-        env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
-        tools=_OPENCODE_TOOLS,
+        flags=(
+            "--no-auto-update", "{mode}", "--resume={resume}", "--session-id {fresh} --name {name}",
+            "--model {model}", "--reasoning-effort {effort}",
+            "--additional-mcp-config @{folder}/mcp.json --allow-tool=cao",
+            "--plugin-dir {folder}/copilot --add-dir {folder}", "{own}", "--interactive={prompt}",
+        ),
+        own_flags=lambda launch: _taken(launch.profile),
+        files=_copilot_files,
+        env_words={"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": "{folder}/copilot"},
+        env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
+        home=("COPILOT_HOME", ".copilot"),
+        # A denial goes before what any other flag allows; for reading there is none.
+        tools={
+            "execute_bash": ("--deny-tool=shell",),
+            "fs_write": ("--deny-tool=write",),
+            "web_fetch": ("--deny-tool=url",),
+        },
+        # Outside its directory and /tmp it asks even under `auto`, but it guesses a shell
+        # command's paths from its text: `touch /var/x` asked, the same done by `python3 -c` did
+        # not (1.0.102).
         permission_words={
-            mode: " ".join(f"{tool}={value}" for tool, value in words.items())
-            for mode, words in _OPENCODE_MODES.items()
+            "ask": "no flag", "edits": "--allow-tool=write", "auto": "--allow-all-tools",
+            "all": "--allow-all",
+        },
+        read_event=read_copilot_hook,
+        read_transcript=_reader(_copilot_says),
+        transcript="{home}/session-state/{conversation}/events.jsonl",
+        composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
+        logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
+        interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
+        trusts=("Do you trust the files in this folder?", "Yes"), proven="1.0.102",
+    ),
+    Provider(
+        "opencode", "opencode", login="opencode auth login",
+        # It takes no prompt beside a conversation: 1.18.33 leaves that one lying.
+        flags=("--session {resume}", "--prompt={first}"),
+        files=lambda launch: {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)},
+        env_own=_opencode_env,
+        env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
+        tools={
+            "execute_bash": ("bash",),
+            "fs_read": ("read",),
+            "fs_list": ("glob", "grep", "list"),
+            "fs_write": ("edit",),
+            "web_fetch": ("webfetch", "websearch"),
+        },
+        permission_words={
+            "ask": "edit=ask bash=ask webfetch=ask", "edits": "edit=allow bash=ask webfetch=ask",
+            "auto": "edit=allow bash=allow webfetch=allow", "all": "*=allow",
         },
         # The box above its agent's name; right of it, in a wide pane, is a side bar.
         composer=r" *┃ {0,2}(?:Ask anything.*|(\S(?:(?! {3}).)*)?)(?: {3}.*| *)\n"
-        r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
-        busy=r"esc (?:again to )?interrupt|\[retrying",
-        untypable=r"\A\s|\A[!/]|\s\Z|\\\Z|\t",
-        interrupt=("Escape", "Escape"),
-        login="opencode auth login",
-        effort=True,
-        resumes=True,
-        proven="1.18.33",
+                 r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
+        busy=r"esc (?:again to )?interrupt|\[retrying", untypable=_TYPED + r"|\t",
+        interrupt=("Escape", "Escape"), proven="1.18.33",
     ),
-    "kimi": Provider(
-        "kimi",
-        "kimi",
-        _kimi_argv,
-        _kimi_files,
-        _kimi_env,
-        links=lambda env: {
-            f"kimi/{n}": path
-            for n, path in _kimi_own(env, "credentials", "device_id", "skills").items()
-        },
-        own_files=lambda env: _kimi_own(env, "config.toml", "AGENTS.md"),
-        permission_words={
-            k: " ".join(v) or "default_permission_mode manual" for k, v in _KIMI_FLAGS.items()
+    Provider(
+        "kimi", "kimi", login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
+        flags=("--session {resume}", "--model {model}", "{mode}"),
+        files=_kimi_files,
+        env_words={
+            "KIMI_CODE_HOME": "{folder}/kimi", "KIMI_CODE_NO_AUTO_UPDATE": "1",
+            "KIMI_MODEL_THINKING_EFFORT": "{effort}",
         },
         env_pass=("KIMI_*", "MOONSHOT_*"),
-        read_transcript=read_kimi_wire,
-        transcript_glob=lambda env, known: (
-            f"{env['KIMI_CODE_HOME']}/sessions/*/{known}/agents/main/wire.jsonl"
-        ),
-        composer=r"\s*│ >(.*?)│?$",
+        home=("KIMI_CODE_HOME", ".kimi-code"), shadow="kimi",
+        links=("credentials", "device_id", "skills"), own_files=("config.toml", "AGENTS.md"),
+        # Asked or not, it writes unasked in a folder that git knows, and asks for cao's own
+        # tools: the [[permission.rules]] of 2.1.0 are read, but nothing comes of them.
+        permission_words={
+            **dict.fromkeys(("ask", "edits"), "default_permission_mode manual"),
+            "auto": "--yolo", "all": "--auto",
+        },
+        read_transcript=_reader(_kimi_says),
+        transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
+        composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", own_tools="Approve once",
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
-        busy=r"(?m)^ *[🌑-🌘⠁-⣿] ",
-        own_tools="Approve once",
         argv_bytes=0,  # it takes no first prompt and stays
-        untypable=r"\A\s|\A[!/]|\s\Z|\t",  # a tab becomes four blanks
-        settle_s=0.2,
-        effort=True,
-        login="kimi login",
-        login_signs=("KIMI_MODEL_API_KEY",),
-        resumes=True,
-        proven="2.1.0",
+        untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
     ),
-    "pi": Provider(
-        "pi",
-        "pi",
-        _pi_argv,
-        _pi_files,
-        mcp=False,
-        tools=_PI_TOOLS,
+    Provider(
+        "pi", "pi", login="pi, then /login",
+        flags=(
+            "--session {resume}", "--model {model}", "--thinking {effort}", "{own}",
+            "--extension {folder}/extension.js --append-system-prompt {folder}/system.md",
+            "{prompt}",
+        ),
+        own_flags=_pi_flags,
+        files=_pi_files,
+        env_words={"PI_SKIP_VERSION_CHECK": "1"},
+        env_pass=(
+            "PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY",
+            "OPENROUTER_API_KEY", "GROQ_API_KEY", "XAI_API_KEY", "MISTRAL_API_KEY",
+            "DEEPSEEK_API_KEY", "MOONSHOT_API_KEY", "KIMI_API_KEY", "AWS_REGION", "AWS_PROFILE",
+        ),
+        tools={
+            "execute_bash": ("bash",),
+            "fs_read": ("read",),
+            "fs_list": ("grep", "find", "ls"),
+            "fs_write": ("edit", "write"),
+        },
         permission_words={
             "ask": "all but reading is asked",
             "edits": "all but reading, and changes below its directory",
             "auto": "all but reading, and changes below its directory",
             "all": "nothing is asked",
         },
-        env=lambda _: {"PI_SKIP_VERSION_CHECK": "1"},
-        env_pass=(
-            *("PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY"),
-            *("OPENROUTER_API_KEY", "GROQ_API_KEY", "XAI_API_KEY", "MISTRAL_API_KEY"),
-            *("DEEPSEEK_API_KEY", "MOONSHOT_API_KEY", "KIMI_API_KEY", "AWS_REGION", "AWS_PROFILE"),
-        ),
-        read_transcript=read_pi_session,
-        composer=r"(.*)\n─{20,}",
+        mcp=False,
+        read_transcript=_reader(_pi_says),
+        composer=r"(.*)\n─{20,}", busy=r"(?m)^ *[⠁-⣿] ",
         logged_out=r"No models available|No API key found",
-        busy=r"(?m)^ *[⠁-⣿] ",
-        untypable=r"\A\s|\A[!/]|\s\Z|\t",
-        settle_s=0.1,
-        effort=True,
-        login="pi, then /login",
-        resumes=True,
-        proven="0.73.1",
+        untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
     ),
-    "kiro": Provider(
-        "kiro",
-        "kiro-cli",
-        _kiro_argv,
-        _kiro_files,
-        lambda launch: {"HOME": f"{launch.folder}/home"},
-        links=lambda env: _home_links(
-            env, *(f".kiro/{name}" for name in ("settings", "steering", "prompts", "sessions"))
+    Provider(
+        "kiro", "kiro-cli", login="kiro-cli login",
+        flags=(
+            "chat --agent cao", "{mode}", "--model {model}", "--effort {effort}", "-- {prompt}",
         ),
+        files=_kiro_files,
+        env_words={"HOME": "{folder}/home"},
         env_pass=("KIRO_*", "AWS_*"),
-        permission_words={k: "".join(v) or "no tool is trusted" for k, v in _KIRO_MODES.items()},
-        interrupt=("C-c",),
-        effort=True,
-        login="kiro-cli login",
+        shadow="home",
+        links=(*_HOME, ".kiro/settings", ".kiro/steering", ".kiro/prompts", ".kiro/sessions"),
+        permission_words={  # it has nothing between this and all
+            "ask": "no tool is trusted",
+            **dict.fromkeys(("edits", "auto"), "--trust-tools=fs_read,fs_write"),
+            "all": "--trust-all-tools",
+        },
+        interrupt=("C-c",), resumes=False,
     ),
-    "cursor": Provider(
-        "cursor",
-        "cursor-agent",
-        _cursor_argv,
-        _cursor_files,
-        lambda launch: {"HOME": f"{launch.folder}/home"},
-        links=lambda env: _home_links(env, ".cursor/cli-config.json", ".cursor/chats"),
+    Provider(
+        "cursor", "cursor-agent", login="cursor-agent login",
+        flags=("--model {model}", "{mode}", "{own}", "{prompt}"),
+        # Without it the tools of cao wait for a person: it approves a project's servers as well.
+        own_flags=lambda launch: ["--trust", "--approve-mcps"] if launch.profile.trust else [],
+        files=_cursor_files,
+        env_words={"HOME": "{folder}/home"},
         env_pass=("CURSOR_*",),
+        shadow="home", links=(*_HOME, ".cursor/cli-config.json", ".cursor/chats"),
         permission_words={**dict.fromkeys(PERMISSIONS, "no flag"), "all": "--force"},
-        login="cursor-agent login",
+        effort=False, resumes=False,
     ),
-    "demo": Provider(
-        "demo",
-        "",  # cao.py itself
-        lambda launch: ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])],
-        status_path=lambda _env, folder, _pid: f"{folder}/status.json",
-        composer=r"^demo>(.*)",
-        untypable=r"(?!)",
+    Provider(
+        "demo", "",
+        flags=("demo-agent {folder}", "{prompt}"),
+        status="{folder}/status.json",
+        composer=r"^demo>(.*)", untypable=r"(?!)", effort=False, resumes=False,
     ),
-    "command": Provider(
-        "command",
-        "",  # the profile names it
-        lambda launch: list(launch.profile.settings["command"][1:]),
-        typed_bytes=1000,
-        argv_bytes=0,
-        piece=(0, 1000),
-        untypable=r"\n|[^ -~]",
-        by_output=True,
+    Provider(
+        "command", "",
+        flags=("{own}",),
+        own_flags=lambda launch: launch.profile.settings["command"][1:],
+        typed_bytes=1000, argv_bytes=0, piece=(0, 1000), untypable=r"\n|[^ -~]",
+        by_output=True, effort=False, resumes=False,
     ),
-}
+)}
+# fmt: on
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
 _CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli cursor_cli"
 ALIASES.update((name, name[:-4]) for name in _CLIS.split())
@@ -2272,8 +2098,11 @@ def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
     return pieces
 
 
+# ---- provider: command ----
+
+
 def screen_look(profile: Profile, screen: str) -> Look:
-    """Return the state a profile's own patterns see on a screen (provider: command)."""
+    """Return the state a profile's own patterns see on a screen."""
     asking, busy = (str(profile.settings.get(key) or "") for key in ("asking", "busy"))
     lines = [line for line in screen.split("\n") if line.strip()]
     # At the bottom only: a question further up has been answered.
@@ -2287,11 +2116,9 @@ def screen_look(profile: Profile, screen: str) -> Look:
 
 
 def parse_printed(profile: Profile, printed: str) -> str:
-    """Return the answer in what a command program printed after its prompt line."""
-    pattern = str(profile.settings.get("answer") or "")
-    if pattern:
-        found = re.findall(pattern, printed, re.M)
-        last = found[-1] if found else ""
+    """Return the answer in what a program printed after its prompt line."""
+    if pattern := str(profile.settings.get("answer") or ""):
+        last = (re.findall(pattern, printed, re.M) or [""])[-1]
         return str(last[0] if isinstance(last, tuple) else last)
     lines = printed.rstrip("\n").split("\n")
     while lines and not lines[-1].strip():
@@ -2301,41 +2128,49 @@ def parse_printed(profile: Profile, printed: str) -> str:
     return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
 
 
-def parse_profile(text: str, name: str, source: str) -> Profile:
-    """Return the profile in text.
+# ---- profiles ----
 
-    name is used where the frontmatter has none. Raises CaoError for a role, provider or
-    permission that does not exist: falling open would be worse. Unknown keys are kept.
+# permissionMode of Claude Code and of the reference program; all others are `ask`.
+_PERMISSION_MODES = {
+    "acceptEdits": "edits",
+    "auto": "auto",
+    "dontAsk": "auto",
+    "bypassPermissions": "all",
+}
+
+
+def parse_profile(text: str, name: str, source: str) -> Profile:
+    """Return the profile in text; name is what one targets, whatever its `name:` says.
+
+    Raises CaoError for a role, provider or permission that does not exist: falling open would
+    be worse. Unknown keys are kept.
     """
     settings, body = parse_frontmatter(text, source)
-    wrong = _profile_fault(settings)
-    if wrong:
-        raise CaoError(f"{source}: {wrong[0]}", wrong[1])
-    role = str(settings.get("role") or "developer")
+    for what, fix in _profile_faults(settings):
+        raise CaoError(f"{source}: {what}", fix)
+    words = ("provider", "role", "prompt", "description", "model", "effort", "approve")
+    said = {key: str(settings.get(key) or "") for key in words}
+    role, mode = said["role"] or "developer", str(settings.get("permissionMode") or "")
     listed = settings.get("allowedTools")
     listed = ROLES[role] if listed is None else listed
-    mode = settings.get("permissions") or _PERMISSION_MODES.get(
-        str(settings.get("permissionMode") or ""), "ask"
-    )
+    strange = [w for w in listed if str(w)[:1] != "@" and not tool_words([w])]
+    unknown = [key for key in settings if key not in PROFILE_KEYS]
     return Profile(
-        name=name,  # what one targets: the file's name, whatever `name:` says
-        source=source,
-        provider=provider_name(str(settings.get("provider") or "")),
-        prompt=body or str(settings.get("prompt") or ""),
-        description=str(settings.get("description") or ""),
-        role=role,
-        model=str(settings.get("model") or ""),
-        effort=str(settings.get("effort") or ""),
-        permissions=str(mode),
-        trust=bool(settings.get("trust")),
-        approve=str(settings.get("approve") or ""),
-        keep=bool(settings.get("keep")),
-        settings=settings,
-        unknown=tuple(
-            [key for key in settings if key not in PROFILE_KEYS]
-            + [f"allowedTools: {w}" for w in listed if str(w)[:1] != "@" and not tool_words([w])]
-        ),
-        tools=tool_words(listed),
+        name,
+        source,
+        provider_name(said["provider"]),
+        body or said["prompt"],
+        said["description"],
+        role,
+        said["model"],
+        said["effort"],
+        str(settings.get("permissions") or _PERMISSION_MODES.get(mode, "ask")),
+        bool(settings.get("trust")),
+        said["approve"],
+        bool(settings.get("keep")),
+        settings,
+        (*unknown, *(f"allowedTools: {word}" for word in strange)),
+        tool_words(listed),
     )
 
 
@@ -2376,15 +2211,11 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     """
     granted = grant.get("profiles")
     if granted is not None and not is_listed(profile.name, granted):
-        raise UsageError(
-            f"your profile's grant does not allow {profile.name!r} as a worker",
-            "one of: " + ", ".join(map(str, granted)),
-        )
+        what = f"your profile's grant does not allow {profile.name!r} as a worker"
+        raise UsageError(what, "one of: " + ", ".join(map(str, granted)))
     if profile.provider == "command" and granted is None:
-        raise UsageError(
-            f"{profile.name!r} runs a program of its own, which no grant can hold",
-            "name it in the grant's `profiles:` if it may run all the same",
-        )
+        what = f"{profile.name!r} runs a program of its own, which no grant can hold"
+        raise UsageError(what, "name it in the grant's `profiles:` if it may run all the same")
     settings, took = dict(profile.settings), []
     permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
     if permissions != profile.permissions:
@@ -2404,8 +2235,9 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
         new = [n for n in dict.fromkeys(old + names) if is_listed(n, old) and is_listed(n, names)]
         settings["env"] = {**env, "pass": new}
         took += [f"env {name}" for name in old if name not in new]
+    clipped = (*profile.clipped, *took)
     return profile._replace(
-        permissions=permissions, tools=tools, settings=settings, clipped=(*profile.clipped, *took)
+        permissions=permissions, tools=tools, settings=settings, clipped=clipped
     )
 
 
@@ -2429,31 +2261,6 @@ def explain_scope(profile: Profile) -> dict[str, str]:
     }
 
 
-# permissionMode of Claude Code and of the reference program; all others are `ask`.
-_PERMISSION_MODES = {
-    "acceptEdits": "edits",
-    "auto": "auto",
-    "dontAsk": "auto",
-    "bypassPermissions": "all",
-}
-
-
-def _profile_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
-    """Return (what, fix) of the first thing in a frontmatter that must not pass."""
-    provider = str(settings.get("provider") or "")
-    for key, value, allowed in (
-        ("provider", provider_name(provider), tuple(PROVIDERS)),
-        ("role", settings.get("role"), tuple(ROLES)),
-        ("permissions", settings.get("permissions"), PERMISSIONS),
-        ("approve", settings.get("approve"), ("supervisor", "person")),
-    ):
-        if value and value not in allowed:
-            return f"{key} {settings[key]!r} does not exist", "one of: " + ", ".join(allowed)
-    return _shape_fault(settings) or (
-        _command_fault(settings) if provider_name(provider) == "command" else None
-    )
-
-
 _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
     dict: ("a mapping", "indent its entries below it"),
     list: ("a list", "indent its entries below it"),
@@ -2461,12 +2268,24 @@ _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
 }
 
 
-def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
-    """Return (what, fix) of the first key whose value has the wrong shape."""
+def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (what, fix) of what in a frontmatter must not pass; only the first is to be
+    trusted, as what comes later takes for granted what was looked at before."""
+    provider = provider_name(str(settings.get("provider") or ""))
     env, servers, grant = (
         settings[key] if isinstance(settings.get(key), dict) else {}
         for key in ("env", "mcpServers", "grant")
     )
+    for key, value, allowed in (
+        ("provider", provider, PROVIDERS),
+        ("role", settings.get("role"), ROLES),
+        ("permissions", settings.get("permissions"), PERMISSIONS),
+        ("approve", settings.get("approve"), ("supervisor", "person")),
+        ("grant: permissions", grant.get("permissions"), PERMISSIONS),
+    ):
+        if value and value not in tuple(allowed):
+            word = settings["provider"] if key == "provider" else value
+            yield f"{key} {word!r} does not exist", "one of: " + ", ".join(allowed)
     shapes: list[tuple[str, Any, Any]] = [
         *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env", "grant")),
         ("allowedTools", settings.get("allowedTools"), list),
@@ -2478,39 +2297,40 @@ def _shape_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
     ]
     for key, value, kind in shapes:
         if value is not None and not isinstance(value, kind):
-            word, fix = _SHAPE_WORDS[kind]
-            return f"'{key}' must be {word}, got {value!r}", fix
+            yield f"'{key}' must be {_SHAPE_WORDS[kind][0]}, got {value!r}", _SHAPE_WORDS[kind][1]
+    yield from _scope_faults(servers, grant, env)
+    retries = settings.get("check_retries", 0)
+    if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
+        yield "'check' must be a command, 'check_retries' a number", "check: pytest -q"
+    if provider == "command":
+        yield from _command_faults(settings)
+
+
+def _scope_faults(
+    servers: dict[str, Any], grant: dict[str, Any], env: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield the slips of the pen by which a scope would fall open."""
     for name in servers:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
-            return f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
-    # A slip of the pen must not fall open.
+            yield f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
     for name, given, known in (("grant", grant, GRANT_KEYS), ("env", env, ENV_KEYS)):
         for key in given:
             if key not in known:
-                return f"'{name}': {key!r} does not exist", "one of: " + ", ".join(known)
-    if grant.get("permissions") not in (None, *PERMISSIONS):
-        wrong = f"grant: permissions {grant['permissions']!r} does not exist"
-        return wrong, "one of: " + ", ".join(PERMISSIONS)
-    retries = settings.get("check_retries", 0)
-    if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
-        return "'check' must be a command, 'check_retries' a number", "check: pytest -q"
-    return None
+                yield f"'{name}': {key!r} does not exist", "one of: " + ", ".join(known)
 
 
-def _command_fault(settings: dict[str, Any]) -> tuple[str, str] | None:
-    """Return (what, fix) where a `provider: command` is not described well enough."""
+def _command_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield where a `provider: command` is not described well enough."""
     for key in ("command", "ready"):
         if not settings.get(key):
-            return f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
-    command = settings["command"]
-    if not isinstance(command, list):
-        return f"'command' must be a list, got {command!r}", "command: [python3, -i, -q]"
+            yield f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
+    if not isinstance(command := settings["command"], list):
+        yield f"'command' must be a list, got {command!r}", "command: [python3, -i, -q]"
     for key in ("ready", "busy", "asking", "answer"):
         try:
             re.compile(str(settings.get(key) or ""))
         except re.error as error:
-            return f"'{key}' is not a regular expression: {error}", "quote it with '…'"
-    return None
+            yield f"'{key}' is not a regular expression: {error}", "quote it with '…'"
 
 
 # ==== 6. Processes ====================================================================
@@ -4022,19 +3842,20 @@ class Launcher(Sessions):
         who = (name, f"{folder}/launch", session.cwd, profile, system)
         ways = ((*cao, "hook", folder), (*cao, "mcp"), mcp_env)
         launch = Launch(*who, *ways, session.conversation, resume)
-        own = {k: self.store.read_text(path) for k, path in provider.own_files(env).items()}
+        home = provider.home_in(env)
+        own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
         files = {"system.md": system, **provider.files(launch._replace(own=own, env=env))}
-        files["env.json"] = dump(env)
-        files["launch.json"] = dump({**launch._asdict(), "profile": profile._asdict()})
+        files["env.json"] = env
+        files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
         for file, text in files.items():
             path = self.store.launch_file(name, file)
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            self.store.write(path, text)
-        for link, target in provider.links(env).items():
-            path = self.store.launch_file(name, link)
-            if os.path.exists(target) and not os.path.lexists(path):
+            self.store.write(path, text if isinstance(text, str) else dump(text))
+        for link in provider.links:
+            path = self.store.launch_file(name, f"{provider.shadow}/{link}")
+            if os.path.exists(f"{home}/{link}") and not os.path.lexists(path):
                 os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-                os.symlink(target, path)
+                os.symlink(f"{home}/{link}", path)
         self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
         argv = [*cao, "run-session", name]
@@ -5343,11 +5164,10 @@ class Conversation:
 
     def _transcript_event(self) -> Event | None:
         """Return how the turn ended by the CLI's transcript, if it says so."""
-        if not self.transcript and self.row.transcript_glob:
+        if not self.transcript and self.row.transcript:
             import glob
 
-            env = {**self.env, **self.row.env(self.launch)}
-            found = glob.glob(self.row.transcript_glob(env, self.conversation))
+            found = glob.glob(self._own_file(self.row.transcript))
             self.transcript = found[0] if found else ""
         if not self.transcript:
             return None
@@ -5362,6 +5182,12 @@ class Conversation:
         except OSError:
             return None  # it is made with the first words
         return self.row.read_transcript(lines)
+
+    def _own_file(self, form: str) -> str:
+        """Return the path of a file that the CLI writes, by its row's words."""
+        home = self.row.home_in({**self.env, **self.row.env(self.launch)})
+        known = {"folder": self.launch.folder, "pid": self.child}
+        return form.format(home=home, conversation=self.conversation, **known)
 
     def _mark_transcript(self) -> None:
         """What stands in the transcript so far is of turns that were."""
@@ -5384,10 +5210,8 @@ class Watcher(Conversation):
 
     def _status(self) -> Look:
         """Read the CLI's own state file, or its pane's title, where it has one."""
-        if self.row.status_path:
-            env = {**self.env, **self.row.env(self.launch)}
-            path = self.row.status_path(env, self.launch.folder, self.child)
-            look = read_status_json(self.store.read_text(path))
+        if self.row.status:
+            look = read_status_json(self.store.read_text(self._own_file(self.row.status)))
         elif self.row.titles:
             look = read_title(self.row.titles, self.boss.tmux.ask(self.pane, "#{pane_title}"))
         else:
@@ -5531,7 +5355,7 @@ class Watcher(Conversation):
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
         look = self._status()
         # A title says nothing of some dialogs: Gemini CLI's, whether to go on after a 500.
-        drawn = not self.row.status_path and self._menu()
+        drawn = not self.row.status and self._menu()
         if (look.state == "asking" or drawn) and not self.asked:
             source = look.source if look.state == "asking" else "screen"
             self.asked, self.asked_at = Event("asked", source=source), now
@@ -5564,7 +5388,7 @@ class Watcher(Conversation):
     def _look_at_dialog(self) -> None:
         """See whether a person answered, or the dialog changed."""
         look = self._status()
-        sure = self.row.status_path and look.state in ("idle", "busy")  # a title may lie
+        sure = self.row.status and look.state in ("idle", "busy")  # a title may lie
         menu = None if sure else self._menu()
         if menu and self.question:
             if menu[1] != self.question.options:

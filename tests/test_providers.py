@@ -695,11 +695,11 @@ def test_a_message_of_copilots_is_no_end_before_the_line_that_ends_its_turn():
     lines = (HERE / "transcripts/copilot/ended-one-turn.jsonl").read_text().splitlines()
     kept = [line for line in lines if '"assistant.turn_end"' not in line]
     assert len(kept) == len(lines) - 1
-    assert cao.read_copilot_events(kept) is None
+    assert cao.PROVIDERS["copilot"].read_transcript(kept) is None
 
 
 def test_a_claude_transcript_with_words_for_blocks_is_read():
-    assert cao.read_claude_transcript(['{"type":"user","message":{"content":["x"]}}']) is None
+    assert CLAUDE.read_transcript(['{"type":"user","message":{"content":["x"]}}']) is None
 
 
 # ---- typing ----
@@ -979,7 +979,8 @@ def test_a_shipped_profile_is_valid_and_knows_all_its_keys(path):
 
 
 def launch(**more):
-    profile = cao.Profile("dev", "p.md", "codex", "You work.", **more.pop("profile", {}))
+    provider = more.pop("provider", "codex")
+    profile = cao.Profile("dev", "p.md", provider, "You work.", **more.pop("profile", {}))
     base = {
         "name": "dev-7k2m",
         "folder": "/home/u/.cao/sessions/dev-7k2m/launch",
@@ -1000,7 +1001,7 @@ def settings_of(argv):
 
 
 def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
-    settings = settings_of(cao._codex_argv(launch()))
+    settings = settings_of(CODEX.argv(launch()))
     trusted = json.loads(
         settings["hooks.state"].replace("=", ":").replace('"trusted_hash":', '"h":')
     )
@@ -1036,7 +1037,7 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
             "h": "sha256:" + hashlib.sha256(text.encode()).hexdigest()
         }
     assert trusted == expected
-    assert not any("bypass-hook-trust" in word for word in cao._codex_argv(launch()))
+    assert not any("bypass-hook-trust" in word for word in CODEX.argv(launch()))
 
 
 def test_the_hash_of_a_codex_hook_is_that_of_its_canonical_json():
@@ -1082,7 +1083,7 @@ UNQUOTED = "cao.py _codex_argv: mcp_servers.{name} without quotes"
 def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
     tomllib = pytest.importorskip("tomllib")
     server = {"type": "stdio", "command": "uvx", "args": ["--x"], "env": {"A": "b"}}
-    argv = cao._codex_argv(launch(profile={"settings": {"mcpServers": {name: server}}}))
+    argv = CODEX.argv(launch(profile={"settings": {"mcpServers": {name: server}}}))
     lines = [word for word in argv if word.startswith("mcp_servers.")]
     found = tomllib.loads("\n".join(lines))["mcp_servers"]
     assert set(found) == {name, "cao"}
@@ -1097,33 +1098,37 @@ def test_every_hook_command_is_one_shell_word_per_argument():
 
 @pytest.mark.parametrize("mode", cao.PERMISSIONS)
 def test_no_cli_skips_its_permission_checks_unless_the_profile_says_all(mode):
-    asked = launch(profile={"permissions": mode}, prompt="do it")
-    words = " ".join(cao._claude_argv(asked) + cao._codex_argv(asked))
-    words += cao._claude_files(asked)["settings.json"]
+    asked = {"profile": {"permissions": mode}, "prompt": "do it"}
+    claude = launch(provider="claude", **asked)
+    words = " ".join(CLAUDE.argv(claude) + CODEX.argv(launch(**asked)))
+    words += repr(CLAUDE.files(claude)["settings.json"])
     skips = re.search("bypassPermissions|dangerously|skipDangerous", words)
     assert bool(skips) is (mode == "all")
 
 
-@pytest.mark.parametrize("build", [cao._claude_argv, cao._codex_argv])
-def test_the_first_prompt_stands_behind_a_double_dash(build):
-    assert build(launch(prompt="-x; do it"))[-2:] == ["--", "-x; do it"]
-    assert "--" not in build(launch())
+@pytest.mark.parametrize("row", [CLAUDE, CODEX], ids=["claude", "codex"])
+def test_the_first_prompt_stands_behind_a_double_dash(row):
+    assert row.argv(launch(provider=row.name, prompt="-x {y}; do it"))[-2:] == [
+        "--",
+        "-x {y}; do it",
+    ]
+    assert "--" not in row.argv(launch(provider=row.name))
 
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_a_folder_is_trusted_only_where_the_profile_says_so(trust):
     asked = launch(profile={"trust": trust})
-    assert ("CLAUDE_CODE_SANDBOXED" in cao._claude_env(asked)) is trust
-    assert ("projects" in settings_of(cao._codex_argv(asked))) is trust
+    assert ("CLAUDE_CODE_SANDBOXED" in CLAUDE.env(asked)) is trust
+    assert ("projects" in settings_of(CODEX.argv(asked))) is trust
 
 
 def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_server_is_left_out():
     servers = {"cao-mcp-server": {"command": "uvx"}, "lab": {"command": "x"}}
-    asked = launch(profile={"settings": {"mcpServers": servers}})
-    assert not any("exact" in word for word in cao._claude_argv(asked))
-    files = cao._claude_files(asked)
-    assert set(json.loads(files["mcp.json"])["mcpServers"]) == {"lab", "cao"}
-    hooks = json.loads(files["settings.json"])["hooks"]
+    asked = launch(provider="claude", profile={"settings": {"mcpServers": servers}})
+    assert not any("exact" in word for word in CLAUDE.argv(asked))
+    files = CLAUDE.files(asked)
+    assert set(files["mcp.json"]["mcpServers"]) == {"lab", "cao"}
+    hooks = files["settings.json"]["hooks"]
     assert set(hooks) == {
         *(
             "SessionStart",
@@ -1142,10 +1147,10 @@ def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_serv
 
 
 def test_a_resumed_conversation_is_named_to_the_cli():
-    argv = cao._claude_argv(launch(resume="ID"))
+    argv = CLAUDE.argv(launch(provider="claude", resume="ID"))
     assert argv[:2] == ["--resume", "ID"]
     assert "--session-id" not in argv
-    argv = cao._codex_argv(launch(resume="ID", prompt="go"))
+    argv = CODEX.argv(launch(resume="ID", prompt="go"))
     assert (argv[0], argv[-3:]) == ("resume", ["ID", "--", "go"])
 
 
@@ -1211,9 +1216,8 @@ def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_a
     assert row.proven == ""
     assert "unproven" in cao.unproven(name)
     assert all(file.startswith("home/") for file in row.files(launch_of(name)))
-    links = row.links({"HOME": "/home/dev"})
-    assert all(target == f"/home/dev/{link[5:]}" for link, target in links.items())
-    assert not set(links) & set(row.files(launch_of(name)))
+    assert row.home_in({"HOME": "/home/dev"}) == "/home/dev"
+    assert not {f"{row.shadow}/{link}" for link in row.links} & set(row.files(launch_of(name)))
     assert row.env(launch_of(name)) == {"HOME": "/h/launch/home"}
     for mode in cao.PERMISSIONS:
         skips = {"--trust-all-tools", "--force"} & set(row.argv(launch_of(name, permissions=mode)))
