@@ -5114,16 +5114,8 @@ class Conversation:
         if self.phase == "ended":
             return
         screen = self._screen(history=True)
-        base = Result(
-            "",
-            self.name,
-            outcome,
-            source="",
-            turns=tuple(self.turns),
-            exit_status=self.exit_status,
-            exact=self.task_exact,
-            screen=tail_lines(screen, PANE_LINES),
-        )
+        base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
+        base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
         self._end_check()
@@ -5554,21 +5546,27 @@ class Dialog:
         return self._enter(option.text, menu)
 
     def _move(self, menu: Menu, options: Sequence[Option], to: int) -> Menu:
-        """Move the cursor to an option; what it does not reach is not chosen."""
-        still = 0
-        for _ in range(3 * len(options)):
-            step = to - menu.cursor
-            if not step:
-                return menu
-            if still == 3:  # a second each
-                break
-            self.tmux.keys(self.pane, *[menu.keys[step > 0]] * abs(step))
-            now = self._moved(menu.cursor) or self.menu()
+        """Move the cursor to an option; what it does not reach is not chosen.
+
+        A key at a time: with two on their way a look between them asks for a third, and that
+        leads past the end of a menu that goes round (Codex 0.169.0).
+        """
+        keys = moves = still = 0
+        while menu.cursor != to or keys > moves:  # one that seemed lost may still come
+            if still == 3 or keys == 3 * len(options):
+                raise CaoError("its cursor did not come to that option")
+            if menu.cursor != to:
+                self.tmux.keys(self.pane, menu.keys[to > menu.cursor])
+                keys += 1
+            now = self._moved(menu.cursor)
+            if not now and menu.cursor == to:
+                break  # it was lost: nothing comes between us and Enter
+            now = now or self.menu()
             if not now or not same_options(now.options, options):
                 raise CaoError("the dialog changed while it was answered")
-            still = still + 1 if now.cursor == menu.cursor else 0
+            moves, still = (moves, still + 1) if now.cursor == menu.cursor else (moves + 1, 0)
             menu = now
-        raise CaoError("its cursor did not come to that option")
+        return menu
 
     def _moved(self, left: int) -> Menu | None:
         return self.until(lambda menu: menu.cursor != left)

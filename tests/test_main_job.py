@@ -256,6 +256,46 @@ def test_an_option_that_the_cursor_does_not_reach_is_not_chosen_nor_another(plac
     place.ok("answer", session, "Yes")
 
 
+RING = """
+LATE = {late}
+def ring(self, verb, question, options):
+    at = 0
+    self.hook("PermissionRequest", tool_name="Bash", tool_input={{"command": question}})
+    self.status("waiting")
+    self.show(f"{{'-' * 40}}\\n{{question}}\\n")
+    while True:
+        for number, option in enumerate(options):
+            self.show(f" {{'❯' if number == at else ' '}} {{number + 1}}. {{option}}\\x1b[K\\n")
+        self.show("Enter to confirm")
+        key = self.key()
+        select.select([], [], [], LATE.pop() if LATE else 0.1)
+        if key == b"\\r":
+            self.status("busy")
+            self.show("\\x1b[2J\\x1b[H")
+            return options[at]
+        at = (at + {{b"\\x1b[A": -1, b"\\x1b[B": 1}}[key]) % len(options)
+        self.show(f"\\r\\x1b[{{len(options)}}A")
+DemoAgent.ask = ring
+"""
+
+
+@pytest.mark.parametrize(
+    ("late", "wanted"),
+    [
+        pytest.param([], "c", id="slow"),
+        pytest.param([1.5], "b", id="the-first-key-late"),
+        pytest.param([0.1, 1.5], "c", id="the-last-key-late"),
+    ],
+)
+def test_a_slow_menu_that_goes_round_gets_the_option_that_was_meant(place, late, wanted):
+    put_loader(place, RING.format(late=late))
+    task = place.ok("assign", "demo", "demo: permit which?|a|b|c|d").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    place.ok("answer", session, wanted)
+    assert place.ok("wait", task) == f"{wanted}\n"
+
+
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
     task = place.ok("assign", "demo", "demo: sleep 1.5; say first").strip()
     session = task.partition(".")[0]
