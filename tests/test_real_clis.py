@@ -556,7 +556,9 @@ def test_a_models_own_question_is_answered_by_an_option_or_by_words(place, mock_
     (ask,) = found["asking"]
     assert ask["question"]["kind"] == "question"
     assert "Which colour?" in ask["question"]["text"]
-    field = next(o for o in map(cao.Option._make, ask["question"]["options"]) if cao.takes_words(o))
+    field = next(
+        o for o in (cao.Option(*o) for o in ask["question"]["options"]) if cao.takes_words(o)
+    )
     refused = place.run("answer", ask["session"], field.key)
     assert (refused.returncode, "YOUR WORDS" in refused.stderr) == (2, True), refused.stderr
     place.ok("answer", ask["session"], answer.replace("Other words", field.key))
@@ -611,7 +613,9 @@ def test_a_no_may_say_what_to_do_instead(place, mock_llm, name):
     task = SHELL[name].replace("say went on", "result").format(file=place.user / "no")
     found = handoff(place, f"real-{name}", task, code=6)
     (ask,) = found["asking"]
-    field = next(o for o in map(cao.Option._make, ask["question"]["options"]) if cao.takes_words(o))
+    field = next(
+        o for o in (cao.Option(*o) for o in ask["question"]["options"]) if cao.takes_words(o)
+    )
     place.ok("answer", ask["session"], f"{field.text}: use 2 tabs, 1 blank")
     assert "use 2 tabs, 1 blank" in place.ok("wait", *found["running"])
     assert not (place.user / "no").exists()
