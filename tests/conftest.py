@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import select
@@ -10,8 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
+import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -71,6 +77,66 @@ def kill(pid: int) -> None:
         pass
 
 
+def run_cao(args, env, cwd, stdin="", timeout_s=180.0) -> subprocess.CompletedProcess:
+    """Run a cao command to its end, in a fork of this process: it has read cao.py already, and
+    starting Python is most of what a command costs. What is started otherwise (servers,
+    runners, hooks; CAO) is a Python of its own, and so is this beside threads.
+    """
+    argv = [*CAO, *map(str, args)]
+    if threading.active_count() > 1 or not hasattr(os, "pidfd_open"):
+        return subprocess.run(argv, check=False, input=stdin, capture_output=True, text=True,
+                              timeout=timeout_s, cwd=cwd, env=env)  # fmt: skip
+    with contextlib.ExitStack() as open_files:
+        files = [open_files.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(stdin.encode())
+        files[0].seek(0)
+        pid = os.fork()
+        if not pid:
+            be_cao(argv, files, env, cwd)
+        ending = os.pidfd_open(pid)
+        late = not select.select([ending], [], [], timeout_s)[0]
+        os.close(ending)
+        if late:
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for file in files:
+            file.seek(0)
+        out, err = (io.TextIOWrapper(io.BytesIO(file.read())).read() for file in files[1:])
+    if late:
+        raise subprocess.TimeoutExpired(argv, timeout_s, out, err)
+    return subprocess.CompletedProcess(argv, status, out, err)
+
+
+def be_cao(argv, files, env, cwd) -> NoReturn:
+    """Be the process of a command: what tests/start.py is to a shell."""
+    status = 70
+    try:
+        for fd, file in enumerate(files):
+            os.dup2(file.fileno(), fd)
+        os.closerange(3, 4096)  # also what this one tells another by
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        time.tzset()
+        warnings.simplefilter("ignore")
+        sys.argv = argv[len(CAO) - 1 :]
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - until we end
+            for fd, mode in enumerate("rww")
+        )
+        try:
+            status = cao.main()
+        except SystemExit as leaving:
+            status = leaving.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001 - says it, as Python does at its end
+        traceback.print_exc()
+        status = 1
+    finally:
+        os._exit(status)
+
+
 class Place:
     """One sealed place: its folders, its environment, and cao run in it."""
 
@@ -96,16 +162,7 @@ class Place:
 
     def run(self, *args, stdin="", timeout_s=180, cwd=None, **env):
         """Run a cao command and return the finished process, its output as text."""
-        return subprocess.run(
-            [*CAO, *args],
-            check=False,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=cwd or self.work,
-            env={**self.env, **env},
-        )
+        return run_cao(args, {**self.env, **env}, cwd or self.work, stdin, timeout_s)
 
     def ok(self, *args, **more) -> str:
         """Run a cao command that must succeed and return its stdout."""
