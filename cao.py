@@ -3761,12 +3761,8 @@ class Launcher(Sessions):
         top: a supervisor for a person, with nobody above it.
         """
         check_tmux(self.tmux.program)
-        program = program_of(profile)
-        if program:
+        if program := program_of(profile):
             find_program(program)
-        elif profile.provider == "command":
-            words = f"{profile.source}: 'command' must be a list"
-            raise CaoError(words, "command: [python3, -i, -q]")
         depth = 0 if top else self.caller.depth + 1
         if depth > MAX_DEPTH:
             raise CaoError(
@@ -4351,19 +4347,13 @@ class Orchestrator(Launcher):
                     views[name] = view
         ordered: list[dict[str, Any]] = []
 
-        def walk(above: str, depth: int) -> None:
-            for name in sorted(views):
-                if views[name]["supervisor"] == above and "depth" not in views[name]:
-                    views[name]["depth"] = depth
-                    ordered.append(views[name])
-                    walk(name, depth + 1)
-
-        walk("", 0)
-        for name in sorted(views):
-            if "depth" not in views[name]:  # what is above it is not shown
-                views[name]["depth"] = 0
+        def walk(above: set[str], depth: int) -> None:
+            for name in sorted(n for n, view in views.items() if view["supervisor"] in above):
+                views[name]["depth"] = depth
                 ordered.append(views[name])
-                walk(name, 1)
+                walk({name}, depth + 1)
+
+        walk({view["supervisor"] for view in views.values()} - set(views), 0)
         return ordered
 
     def read_session(self, name: str, lines: int) -> dict[str, Any]:
@@ -6212,7 +6202,7 @@ def parse_flow(text: str, file: str) -> Flow:
         ("name", re.fullmatch(r"[\w-]{1,64}", str(given["name"]), re.A), "daily-report"),
         ("schedule", "schedule" in given, "'0 9 * * 1-5'"),
         ("agent_profile", given["agent_profile"], "developer"),
-        ("provider", given["provider"] in ("", *PROVIDERS), ", ".join(PROVIDERS)),
+        ("provider", given["provider"] in {"", *PROVIDERS} - {"command"}, ", ".join(PROVIDERS)),
         ("overlap", given["overlap"] in OVERLAPS, ", ".join(OVERLAPS)),
         ("catch_up", isinstance(given["catch_up"], bool), "yes"),
         ("on_failure", isinstance(given["on_failure"], (list, tuple)), "[program, argument]"),

@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 import cao
 from conftest import McpClient, until
-from test_nothing_lost import idle_session, put_loader
+from test_nothing_lost import assign, conversation, idle_session, put_loader
 
 pytestmark = pytest.mark.tmux
 
@@ -294,6 +295,91 @@ def test_a_slow_menu_that_goes_round_gets_the_option_that_was_meant(place, late,
     place.until_state(session, "asking")
     place.ok("answer", session, wanted)
     assert place.ok("wait", task) == f"{wanted}\n"
+
+
+# As a CLI that keeps no state file: then its events, its screen and its transcript are all.
+NO_STATE_FILE = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(status="")
+"""
+
+
+def test_a_dialog_that_a_person_answers_in_the_pane_is_over_by_the_screen_too(place):
+    put_loader(place, NO_STATE_FILE)
+    session, task = assign(place, "demo: permit rm a|Yes|No; sleep 2; permit rm b|Yes|Never")
+    place.until_state(session, "asking")
+    place.tmux("send-keys", "-t", f"={session}:", "Down", "Enter")
+    place.until_state(session, "working")
+    asked = place.until_state(session, "asking")["question"]
+    assert asked["options"] == [["1", "Yes"], ["2", "Never"]]
+    place.ok("answer", session, "never")
+    assert place.ok("wait", task) == "No\nNever\n"
+
+
+SAYS_NOTHING_OF_IT = (
+    NO_STATE_FILE
+    + """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(failure="^■ (.*)", busy="esc to interrupt")
+hook = DemoAgent.hook
+def silent(self, name, **fields):
+    if name == "StopFailure":
+        self.show(f"■ {fields['last_assistant_message']}\\n")
+    else:
+        hook(self, name, **fields)
+DemoAgent.hook = silent
+"""
+)
+
+
+def test_a_failure_that_only_the_screen_tells_is_found_there_and_says_so(place):
+    put_loader(place, SAYS_NOTHING_OF_IT)
+    task = place.ok("assign", "demo", "demo: fail 429 slow down; resets 3pm").strip()
+    (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (result["outcome"], result["source"]) == ("failed", "screen")
+    assert (result["reason"], result["detail"]) == ("rate_limit", "429 slow down")
+
+
+def test_a_cli_that_ends_right_after_its_answer_has_given_it(place):
+    put_loader(place, """
+hook = DemoAgent.hook
+def last(self, name, **fields):
+    hook(self, name, **fields)
+    if name == "Stop":
+        os._exit(3)
+DemoAgent.hook = last
+""")  # fmt: skip
+    done = json.loads(place.ok("handoff", "demo", "demo: say farewell", "--json"))["results"][0]
+    assert (done["outcome"], done["answer"], done["exit_status"]) == ("done", "farewell", 3)
+
+
+def test_an_interrupt_that_the_cli_did_not_hear_is_pressed_again(place):
+    put_loader(place, """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(busy="esc to interrupt")
+pressed, presses = DemoAgent.pressed_escape, []
+def deaf(self, seconds):
+    presses.append(pressed(self, seconds))
+    return len(presses) > 1 or pressed(self, seconds)
+DemoAgent.pressed_escape = deaf
+""")  # fmt: skip
+    session, task = assign(place, "demo: sleep 60")
+    until(lambda: "working 60 s" in place.screen(session))
+    assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
+    assert (
+        json.loads(place.run("wait", "--json", task).stdout)["results"][0]["reason"] == "by_order"
+    )
+
+
+def test_what_cannot_be_typed_goes_apart_from_the_messages_beside_it(place):
+    session, _ = assign(place, "demo: sleep 2; say done")
+    place.until_state(session, "working")
+    long = "/" + "x" * 40_000
+    for text in ("first", long, "last"):
+        place.ok("send", session, text)
+    until(lambda: len(conversation(place, session)) == 4)
+    first, file, last = conversation(place, session)[1:]
+    assert first.endswith(":\nfirst")
+    assert last.endswith(":\nlast")
+    path = re.search(r"is in the file (\S+) \(\d+ bytes\)", file)[1]
+    assert Path(path).read_text().endswith(long)
 
 
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
@@ -774,6 +860,50 @@ def test_a_runner_seldom_looks_where_nothing_happens(place):
     assert 10 < len(looks) < 300  # hundreds a second where the end of one starts the next
 
 
+ASKER = """---
+provider: command
+command: [sh, -c, 'while printf "? "; read a; do printf "Sure? [y/n] "; read x; echo got $x; done']
+ready: '^\\? $'
+asking: '\\[y/n\\] *$'
+---
+"""
+
+
+def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_words(place):
+    place.profile("asker", ASKER)
+    found = json.loads(place.run("handoff", "asker", "delete it", "--json").stdout)
+    (ask,) = found["asking"]
+    assert (ask["question"]["kind"], ask["question"]["text"]) == ("question", "[y/n]")
+    place.ok("answer", ask["session"], "no, keep it")
+    assert place.ok("wait", *found["running"]) == "Sure? [y/n] no, keep it\ngot no, keep it\n"
+
+
+def test_a_programs_question_that_a_person_answers_in_the_pane_is_over(place):
+    place.profile("asker", ASKER.replace("echo", "sleep 1.5; echo"))
+    session, task = assign(place, "delete it", "asker")
+    place.until_state(session, "asking")
+    place.tmux("send-keys", "-t", f"={session}:", "y", "Enter")
+    place.until_state(session, "working")
+    assert place.ok("wait", task).endswith("got y\n")
+
+
+@pytest.mark.parametrize("order", ["stop", "timeout"])
+def test_a_programs_turn_is_broken_off_by_its_own_interrupt(place, order):
+    place.profile("calc", CALC)
+    limit = () if order == "stop" else ("--timeout", "1s")
+    task = place.ok("assign", "calc", "import time; time.sleep(60)", *limit).strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "working")
+    if order == "stop":
+        assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
+    (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (result["outcome"], result["reason"]) == {
+        "stop": ("interrupted", "by_order"), "timeout": ("timeout", "timeout")
+    }[order]  # fmt: skip
+    place.until_state(session, "idle")
+    assert place.ok("handoff", session, "6 * 7") == "42\n"  # it lives on
+
+
 EXITING = """---
 provider: command
 command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]
@@ -829,6 +959,8 @@ BAD = [
     (["attach", "nobody-xxxx"], 3, "is running", "cao ls"),
     (["handoff", "demo", "x", "--timeout", "soon"], 2, "not a duration", "90s"),
     (["nonsense"], 2, "nonsense", ""),
+    (["handoff", "no-file", "x"], 1, "is not a program that can be run", "check the path"),
+    (["trace"], 3, "no session has left a log", "cao handoff demo"),
 ]
 
 
@@ -842,6 +974,7 @@ def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code
     place.profile(
         "no-program", "---\nprovider: command\ncommand: [not-there-at-all]\nready: x\n---\n"
     )
+    place.profile("no-file", "---\nprovider: command\ncommand: [./nope]\nready: x\n---\n")
     long = len(argv[-1]) > 100_000  # not on a command line
     done = place.run(*argv[: -1 if long else None], stdin=argv[-1] if long else "")
     assert done.returncode == code, done.stderr

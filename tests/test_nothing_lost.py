@@ -450,6 +450,17 @@ def test_a_cli_is_ended_though_its_runner_does_not_answer(place, verbs, monkeypa
     assert place.result(task)["outcome"] in ("lost", "stopped")
 
 
+DEAF = """
+SUBMIT_S = 0.3
+take = DemoAgent.read_prompt
+def read_prompt(self):
+    while text := take(self):
+        if not os.path.exists(self.store.home + "/deaf"):
+            return text
+DemoAgent.read_prompt = read_prompt
+"""
+
+
 def test_a_message_to_an_ended_session_is_refused_at_once(place):
     session = idle_session(place)
     place.ok("stop", session)
@@ -467,6 +478,54 @@ def test_messages_not_delivered_when_a_session_is_stopped_come_back_as_notices(p
     told = notices(place)
     assert ["first thing" in told[0], "second thing" in told[1], len(told)] == [True, True, 2]
     assert place.result(task)["outcome"] == "stopped"
+
+
+def test_an_agent_reads_in_its_conversation_that_its_message_was_not_delivered(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    worker, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)
+    place.until_state(worker, "working")
+    place.ok("send", worker, "too late?", CAO_SESSION=boss)
+    place.ok("stop", worker)
+    notice = f"Notice from cao: Your message to {worker} ('too late?') was not delivered"
+    until(lambda: [p for p in conversation(place, boss) if notice in p])
+
+
+def test_a_message_that_the_cli_does_not_take_comes_back_to_its_sender(place):
+    put_loader(place, DEAF)
+    session = idle_session(place)
+    (place.home / "deaf").touch()
+    assert place.ok("send", session, "anybody there?") != f"{session}: taken\n"
+    (told,) = until(lambda: notices(place))
+    assert "'anybody there?'" in told
+    assert "the CLI did not take it as a prompt" in told
+
+
+def test_a_runner_that_is_told_to_end_answers_what_is_open(place):
+    session, task = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    os.kill(runner_of(place, session), signal.SIGTERM)
+    result = until(lambda: place.store.load_result(task))
+    assert (result.outcome, result.reason) == ("stopped", "terminated")
+    until(place.live, [])
+    assert not place.pids()
+
+
+def test_a_session_has_one_runner(place):
+    session = idle_session(place)
+    assert place.run("run-session", session).returncode == 1
+    assert "has a runner already" in (folder_of(place, session) / "runner.log").read_text()
+    assert place.ok("handoff", session, "demo: say still mine") == "still mine\n"
+
+
+def test_a_session_whose_directory_is_gone_does_not_go_on(place, resuming):
+    where = place.work / "gone"
+    where.mkdir()
+    session, task = assign(place, "demo: say hi", "demo", cwd=where)
+    place.ok("wait", task, cwd=where)
+    place.ok("stop", session)
+    where.rmdir()
+    with pytest.raises(cao.NotFoundError, match="the directory of"):
+        resuming.assign(session, "demo: say again", cao.TaskOptions())
 
 
 def test_a_session_that_goes_on_is_neither_lost_nor_ended_by_an_order_it_never_read(
@@ -504,17 +563,6 @@ def test_a_session_that_goes_on_counts_for_the_cap(place, resuming, monkeypatch)
     with pytest.raises(cao.CaoError, match=r"the most that may be \(1\)"):
         resuming.assign(session, "demo: say again", cao.TaskOptions())
     assert (place.live(), place.store.tasks_out("person")) == ([other], [])
-
-
-DEAF = """
-SUBMIT_S = 0.3
-take = DemoAgent.read_prompt
-def read_prompt(self):
-    while text := take(self):
-        if not os.path.exists(self.store.home + "/deaf"):
-            return text
-DemoAgent.read_prompt = read_prompt
-"""
 
 
 def test_a_result_that_the_cli_did_not_take_is_told_after_its_next_turn(place):
@@ -715,6 +763,29 @@ def test_rings_of_tasks_are_refused(place):
     back = place.run("assign", left, "x", CAO_SESSION=right)
     assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
     assert place.store.tasks_out(right) == []
+
+
+def test_a_ring_of_three_is_refused_too(place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    one, two, three = (assign(place, "demo: sleep 60", CAO_SESSION=boss)[0] for _ in range(3))
+    assign(place, "demo: sleep 60", two, CAO_SESSION=one)
+    assign(place, "demo: sleep 60", three, CAO_SESSION=two)
+    back = place.run("assign", one, "x", CAO_SESSION=three)
+    assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
+    assert place.store.tasks_out(three) == []
+
+
+def test_nobody_writes_to_itself_and_a_client_is_no_agent(place):
+    session = idle_session(place)
+    for argv, words in (
+        (("assign", session, "x"), "that is yourself"),
+        (("send", session, "x"), "that is yourself"),
+        (("assign", me(place), "x"), "is a client, not an agent"),
+        (("stop", me(place)), "is a client, not an agent"),
+    ):
+        refused = place.run(*argv, CAO_SESSION=session)
+        assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+    assert conversation(place, session) == ["hello"]
 
 
 def test_a_worker_reaches_its_supervisor_and_siblings_and_no_stranger(place):

@@ -134,7 +134,7 @@ class Ground:
 
     def start(self, *args: str) -> subprocess.Popen:
         """Start a cao command."""
-        argv = [sys.executable, str(HERE / "start.py"), *args]
+        argv = [sys.executable, "-S", str(HERE / "start.py"), *args]
         pipe = subprocess.PIPE
         child = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         self.children.append(child)
@@ -142,7 +142,7 @@ class Ground:
 
     def run(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess:
         """Run a cao command to its end."""
-        argv = [sys.executable, str(HERE / "start.py"), *args]
+        argv = [sys.executable, "-S", str(HERE / "start.py"), *args]
         return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     def tmux(self, *args: str) -> str:
