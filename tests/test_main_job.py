@@ -9,13 +9,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import cao
-from conftest import McpClient, until
+from conftest import CAO, McpClient, until
 from test_nothing_lost import assign, conversation, idle_session, put_loader
 
 pytestmark = pytest.mark.tmux
@@ -380,6 +381,51 @@ def test_what_cannot_be_typed_goes_apart_from_the_messages_beside_it(place):
     assert last.endswith(":\nlast")
     path = re.search(r"is in the file (\S+) \(\d+ bytes\)", file)[1]
     assert Path(path).read_text().endswith(long)
+
+
+def test_a_wait_prints_messages_beside_the_answers(place):
+    task = place.ok("assign", "demo", "demo: tell half way; say the end").strip()
+    until(lambda: place.store.load_result(task))
+    done = place.run("wait")
+    assert (done.returncode, done.stdout) == (0, "the end\n")
+    assert re.search(r"Message from demo-\w+:\nhalf way", done.stderr)
+
+
+def test_a_handoff_that_is_interrupted_says_how_to_go_on_and_ends_nothing(place):
+    waiting = place.start("handoff", "demo", "demo: sleep 3; say the end")
+    (session,) = until(place.live)
+    place.until_state(session, "working")
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    (task,) = re.findall(r"the task goes on; cao wait (\S+) gets its answer", err.decode())
+    assert place.ok("wait", task) == "the end\n"
+
+
+def test_messages_go_together_but_none_overtakes_a_task_it_came_after():
+    def letter(n, kind):
+        return cao.Message(str(n), kind, "a", "b", "x")
+
+    waiting = [letter(n, k) for n, k in enumerate(["message", "result", "task", "message"])]
+    open_task = letter(9, "task")
+    for taken, task, ids in (
+        (waiting, None, "01"),
+        (waiting[2:], None, "2"),
+        (waiting, open_task, "013"),
+        (waiting[2:3], open_task, ""),
+        ([], None, ""),
+    ):
+        assert "".join(m.id for m in cao.next_delivery(taken, task)) == ids
+
+
+def test_a_result_in_words_says_when_a_limit_lifts_and_what_a_check_said():
+    check = {"command": "pytest", "exit_status": 1, "tail": "1 failed", "tries": 3}
+    failed = cao.Result("a-2222.bcde", "a-2222", "failed", reason="rate_limit", detail="slow down",
+                        retry_at="at 3pm", seconds=2, check=check)  # fmt: skip
+    assert cao.render_result(failed) == (
+        "Result of a-2222.bcde (failed, rate_limit, lifts at 3pm, 2.0 s):\nslow down\n"
+        "Check `pytest` ended with 1, try 3.\nIts output ends with:\n1 failed"
+    )
 
 
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
@@ -934,6 +980,29 @@ def test_a_program_is_ended_by_its_own_word_and_given_only_what_can_be_typed(pla
     assert "try: handoff or assign to it" in over.stderr
 
 
+def test_a_hook_for_a_folder_that_is_no_sessions_harms_nothing(place):
+    for folder in (place.folder, place.folder / "nowhere", ""):
+        done = place.run("hook", str(folder), stdin='{"hook_event_name": "Stop"}')
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(place):
+    place.ok("handoff", "demo", "demo: say x")
+    command = cao.quote_argv([*CAO, "logs"])
+    script = f"{command} 2>errors | :; {command} >/dev/full 2>>errors || cat errors"
+    done = subprocess.run(["sh", "-c", script], cwd=place.work, env=place.env,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "No space left on device" in done.stdout
+
+
+def test_a_broken_profile_is_listed_as_that_beside_the_others(place):
+    place.profile("bad", "---\nrole: king\n---\n")
+    rows = {row["name"]: row for row in json.loads(place.ok("profiles", "--json"))}
+    assert (rows["bad"]["provider"], rows["developer"]["provider"] != "broken") == ("broken", True)
+    assert "role 'king' does not exist" in rows["bad"]["description"]
+
+
 def test_a_shell_is_told_commands_not_tools(place):
     assert "try: cao ls --all shows them" in place.run("send", "nobody-2222", "x").stderr
 
@@ -1018,6 +1087,61 @@ def test_a_missing_or_old_tmux_is_named(place):
     assert cao.check_tmux(f"{place.folder}/bin/tmux") == "3.2"  # the oldest that will do
 
 
+def nowhere(place, monkeypatch):
+    """Return an environment for commands to which nothing is installed."""
+    monkeypatch.setattr(cao, "USUAL_PLACES", [])  # read by what is forked from here
+    return {"PATH": f"{place.folder}/empty"}
+
+
+def test_where_there_is_no_tmux_that_is_said_with_what_to_install(place, monkeypatch):
+    env = nowhere(place, monkeypatch)
+    none = place.run("handoff", "demo", "x", **env)
+    assert (none.returncode, "tmux is not installed" in none.stderr) == (4, True)
+    assert "try: install tmux 3.2 or newer" in none.stderr
+    told = place.run("doctor", **env)
+    assert told.returncode == 4
+    assert re.search(
+        "^tmux +missing +tmux is not installed.*; try: install tmux", told.stdout, re.M
+    )
+
+
+def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(place, monkeypatch):
+    place.profile("any", "---\ndescription: x\n---\n")
+
+    def provider(**env):
+        return re.search(r"^provider +(\S+)", place.ok("profiles", "any", **env), re.M)[1]
+
+    assert provider(CAO_PROVIDER="codex_cli") == "codex"
+    assert provider(**nowhere(place, monkeypatch)) == "claude"
+    wrong = place.run("profiles", "any", CAO_PROVIDER="gpt")
+    assert (wrong.returncode, "CAO_PROVIDER 'gpt' does not exist" in wrong.stderr) == (2, True)
+
+
+def test_a_cli_that_does_not_say_its_version_is_broken(place):
+    stub = place.folder / "bin" / "claude"
+    stub.unlink()
+    stub.write_bytes(b"\0 no program")
+    stub.chmod(0o755)
+    rows = {row["what"]: row for row in json.loads(place.ok("doctor", "--json"))}
+    assert rows["claude"]["state"] == "broken"
+    assert "could not be started" in rows["claude"]["detail"]
+
+
+def test_where_there_is_no_home_the_files_are_below_tmp(place, monkeypatch):
+    for name in ("CAO_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is without HOME, or name
+    assert cao.runtime_home() == f"/tmp/cao-{os.getuid()}/cao"
+
+
+def test_the_socket_is_cao_for_the_users_own_home_alone():
+    import pwd
+
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    assert cao.tmux_socket(f"{home}/.local/state/cao") == "cao"
+    assert re.fullmatch("cao-[0-9a-f]{8}", cao.tmux_socket(f"{home}/.local/state/cao2"))
+
+
 def test_a_runtime_directory_that_others_can_write_is_refused(place):
     place.home.chmod(0o777)
     done = place.run("ls")
@@ -1057,6 +1181,20 @@ def test_ten_handoffs_run_side_by_side_and_a_ping_is_answered_at_once(place):
     for n, key in enumerate(calls):
         assert client.answer(key)["result"]["structuredContent"]["results"][0]["answer"] == str(n)
     client.close()
+
+
+@pytest.mark.parametrize("form", ["uvx", "pipx", "copy"])
+def test_the_entry_names_cao_in_the_form_that_is_asked_for(place, form):
+    stub = place.folder / "bin" / form
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    printed = place.ok("config", "cursor", "--form", form)
+    server = json.loads(printed.partition("\n")[2])["mcpServers"]["cao"]
+    assert [server["command"], *server["args"]] == {
+        "uvx": [str(stub), "cao-mcp"],
+        "pipx": [str(stub), "run", "cao-mcp"],
+        "copy": [sys.executable, cao.__file__, "mcp"],
+    }[form]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import struct
 import tempfile
@@ -1807,6 +1808,43 @@ def test_list_sessions_shows_the_tree_what_each_asks_and_the_profiles(talk, plac
     assert {"mine", "demo", "claude", "codex", "developer"} <= set(
         result["structuredContent"]["profiles"]
     )
+
+
+@pytest.mark.tmux
+def test_a_worker_is_shown_whom_it_may_reach_and_nobody_else(connect, place):
+    boss = place.ok("launch", "demo", "--detach").strip()
+    stranger = place.ok("launch", "demo", "--detach").strip()
+    worker, sibling = (
+        place.ok("assign", "demo", "demo: sleep 60", CAO_SESSION=boss).partition(".")[0]
+        for _ in range(2)
+    )
+    result = connect(CAO_SESSION=worker).call("list_sessions")
+    views = result["structuredContent"]["sessions"]
+    assert [v["session"] for v in views] == [boss, *sorted((worker, sibling))]
+    assert stranger not in text(result)
+
+
+@pytest.mark.tmux
+def test_a_worker_outlives_the_folder_of_who_is_above_it_in_the_list(talk, place):
+    _, session = given(talk, "demo: sleep 60")
+    (client,) = [n for n in place.store.all_sessions() if place.store.load(n).kind == "client"]
+    place.ok("ls")  # as a person, from a shell: another client
+    shutil.rmtree(place.home / "sessions" / client)
+    views = json.loads(place.ok("ls", "--json"))
+    assert [(v["session"], v["depth"]) for v in views if v["kind"] == "agent"] == [(session, 0)]
+
+
+@pytest.mark.tmux
+def test_a_session_of_another_format_is_listed_as_unknown_with_the_reason(talk, place):
+    _, session = given(talk, "demo: sleep 60")
+    place.until_state(session, "working")
+    path = place.home / "sessions" / session / "session.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "format": 99, "version": "9.9"}))
+    assert f"{session}  unknown for 0.0 s   ()  session {session} was made by cao 9.9" in text(
+        talk.call("list_sessions")
+    )
+    path.write_text(json.dumps(record))
 
 
 @pytest.mark.tmux

@@ -507,7 +507,7 @@ def test_a_runner_that_is_told_to_end_answers_what_is_open(place):
     result = until(lambda: place.store.load_result(task))
     assert (result.outcome, result.reason) == ("stopped", "terminated")
     until(place.live, [])
-    assert not place.pids()
+    until(place.pids, [])
 
 
 def test_a_session_has_one_runner(place):

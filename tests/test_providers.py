@@ -1193,6 +1193,28 @@ def test_kimi_is_told_that_a_folder_is_trusted_only_under_trust_yes(folder, key)
     assert file.startswith(f"kimi/workspace-trust/{key}")
 
 
+@pytest.mark.parametrize(
+    ("env", "own", "chosen"),
+    [
+        ({"GOOGLE_GENAI_USE_VERTEXAI": "true", "GEMINI_API_KEY": "x"}, "", "vertex-ai"),
+        ({"GEMINI_API_KEY": "x"}, '{"selectedType": "oauth-personal"}', "gemini-api-key"),
+        ({}, '{"security": {"auth": {"selectedType": "cloud-shell"}}}', "cloud-shell"),
+        ({}, "", "oauth-personal"),
+    ],
+)
+def test_gemini_logs_in_as_the_environment_says_or_the_user_chose(env, own, chosen):
+    asked = launch_of("gemini")._replace(env=env, own={".gemini/settings.json": own})
+    files = cao.PROVIDERS["gemini"].files(asked)
+    settings = files["home/.gemini/settings.json"]
+    assert settings["security"]["auth"]["selectedType"] == chosen
+
+
+def test_what_a_sub_agent_of_copilots_says_ends_no_turn():
+    lines = (HERE / "transcripts/copilot/ended-one-turn.jsonl").read_text().splitlines()
+    below = [json.dumps({**json.loads(line), "agentId": "a1"}) for line in lines]
+    assert cao.PROVIDERS["copilot"].read_transcript(below) is None
+
+
 def test_what_pi_may_run_unasked_is_caos_command_and_nothing_behind_it():
     text = cao.PROVIDERS["pi"].files(launch_of("pi"))["extension.js"]
     facts = json.loads(json.loads(re.search(r"JSON.parse\((.*)\)", text)[1]))

@@ -15,6 +15,7 @@ import time
 import zoneinfo
 from datetime import datetime, timedelta, timezone
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
 
@@ -214,6 +215,7 @@ def flow_text(body="demo: say done", **settings) -> str:
     ({"schedule": ""}, "'schedule' cannot be left out"),
     ({"agent_profile": ""}, "'agent_profile' cannot be left out"),
     ({"overlap": "maybe"}, "'maybe'"), ({"provider": "nope"}, "'nope'"),
+    ({"provider": "command"}, "'command'"),  # it says nothing of which
     ({"catch_up": "often"}, "'often'"),
     ({"on_failure": "rm"}, "[program, argument]"), ({"timezone": "Mars/Base"}, "Mars/Base"),
     ({"timezone": "../../etc/passwd"}, "not known"), ({"timeout": "soon"}, "'soon'"),
@@ -573,6 +575,51 @@ def test_a_flow_is_run_by_hand_and_prints_its_answer(plan):
 
 
 @pytest.mark.tmux
+def test_a_flow_may_name_another_provider_than_its_profile(plan):
+    plan.place.profile("worker", "---\nprovider: claude\n---\n")
+    name = plan.write(agent_profile="worker", provider="demo")
+    assert plan.place.ok("schedule", "run", name) == "done\n"
+
+
+@pytest.mark.tmux
+def test_a_run_by_hand_that_is_interrupted_says_so_in_the_history(plan):
+    name = plan.write(body="demo: sleep 60", since=0.0)
+    running = plan.place.start("schedule", "run", name)
+    (session,) = until(plan.place.live)
+    plan.place.until_state(session, "working")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    assert [(r["outcome"], r["reason"]) for r in plan.runs(name)] == [("interrupted", "by_order")]
+
+
+def test_a_command_that_cannot_be_told_of_a_failure_is_noted_in_the_run(plan):
+    name = plan.write(script="exit 1", on_failure="[./not-there]")
+    (record,) = tick(plan)
+    assert (record["outcome"], plan.runs(name)) == ("failed", [record])
+    assert "on_failure: ./not-there could not be started" in record["notes"][0]
+
+
+def test_a_tick_says_which_flow_it_could_not_take(plan):
+    plan.write(name="torn")
+    (plan.place.home / "flows" / "torn" / "flow.json").write_text("[]")
+    plan.write(name="whole", script="exit 1")
+    ticked = plan.place.run("schedule", "tick", "--wait")
+    assert ticked.returncode == 0
+    assert "cao: flow torn: there is no flow 'torn'" in ticked.stderr
+    assert "cao: flow whole: failed" in ticked.stderr
+
+
+def test_a_changed_schedule_is_noted_and_counts_while_the_file_is_broken(plan):
+    name = plan.write(since=0.0)
+    file = Path(plan.entry(name)["file"])
+    file.write_text(file.read_text().replace(plan.entry(name)["schedule"], "0 9 * * 1"))
+    assert plan.load(name).schedule == "0 9 * * 1"
+    file.write_text("---\nno head")
+    broken = plan.load(name)
+    assert (broken.schedule, "never closed" in broken.fault) == ("0 9 * * 1", True)
+
+
+@pytest.mark.tmux
 def test_serve_runs_what_is_due_where_there_is_no_cron(plan):
     name = plan.write()
     serving = plan.place.start("schedule", "serve")
@@ -741,6 +788,13 @@ def test_a_question_ends_the_run_at_once_naming_the_flag(place):
     assert place.ok("wait", "--all") == ""  # its end was said
     found = json.loads(place.run("run", "demo", "demo: permit rm|Yes|No", "--json").stdout)
     assert found["asking"][0]["question"]["kind"] == "permission"
+
+
+@pytest_tmux
+def test_what_a_worker_says_on_the_way_is_shown_and_the_run_goes_on(place):
+    done = place.run("run", "demo", "demo: tell half way; sleep 1; say the end")
+    assert (done.returncode, done.stdout) == (0, "the end\n")
+    assert re.search(r"Message from demo-\w+:\nhalf way", done.stderr)
 
 
 @pytest_tmux

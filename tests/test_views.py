@@ -227,6 +227,49 @@ def test_watch_rings_the_bell_when_one_asks_or_ends_and_not_before(place, termin
 
 
 @pytest.mark.tmux
+def test_the_arrow_keys_select_and_stop_at_the_ends(place, terminal):
+    names = sorted(begin(place, f"say number {n}") for n in range(3))
+    for name in names:
+        place.until_state(name, "idle")
+    shown = terminal(80, 24, "watch")
+    shown.sees(rf"(?s)^{names[0]}  demo  demo .*^enter attach")
+    for key, at in (("Down", 1), ("j", 2), ("Down", 2), ("Up", 1), ("k", 0)):
+        shown.press(key)
+        shown.sees(rf"^{names[at]}  demo  demo ")
+    shown.press("Up")  # the client that is above them
+    shown.sees(r"^shell-\w+  ")
+
+
+@pytest.mark.tmux
+def test_a_terminal_that_curses_does_not_know_is_named(place, terminal):
+    shown = terminal(80, 24, "watch")
+    shown.sees("q quit")
+    name = shown.ask("#{session_name}")
+    command = cao.quote_argv(["env", "TERM=no-such", *CAO, "watch"])
+    shown.tmux("new-window", "-t", f"{name}:", "-c", str(place.work), "sh", "-c", f"{command}; cat")
+    shown.sees(r"(?s)this terminal \(no-such\).*try: set TERM")
+
+
+@pytest.mark.tmux
+def test_launch_attaches_the_terminal_and_without_one_says_how(place, terminal):
+    shown = terminal(80, 24, "launch", "demo")
+    shown.sees("demo agent: it needs no account")
+    (session,) = place.live()
+    until(lambda: shown.ask("#{pane_current_command}"), "tmux")
+    shown.press("C-b", "d")
+    shown.sees(r"Pane is dead \(status 0")  # ours; the session goes on
+    assert place.until_state(session, "idle")
+    told = place.run("launch", "demo")
+    assert f"later: cao attach {told.stdout.strip()}" in told.stderr
+
+
+@pytest.mark.tmux
+def test_a_task_that_nobody_gives_is_asked_for(place, terminal):
+    shown = terminal(80, 24, "handoff", "demo")
+    shown.sees(r"(?s)there is no task.*pipe it in")
+
+
+@pytest.mark.tmux
 def test_watch_follows_the_size_of_its_terminal(place, terminal):
     names = [begin(place, "say hello") for _ in range(3)]
     shown = terminal(80, 24, "watch")
@@ -277,6 +320,18 @@ def test_answer_alone_goes_through_all_questions(place):
     assert order[1] in place.ok("ls", "--asking")
     assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: blue\n"
     assert "no session asks" in place.run("answer").stderr
+
+
+@pytest.mark.tmux
+def test_answer_alone_leaves_out_what_a_person_interrupted(place):
+    session = begin(place, "sleep 60")
+    until(lambda: "working 60 s" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    assert place.until_state(session, "asking")["question"]["kind"] == "interrupted"
+    done = place.run("answer", stdin="1\n")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "a person interrupted the turn" in done.stderr
+    assert "answer (nothing" not in done.stderr
 
 
 @pytest.mark.tmux

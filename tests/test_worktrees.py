@@ -55,6 +55,12 @@ def worker(place, *flags, **more) -> tuple[str, Path]:
     return result["session"], place.home / "worktrees" / result["session"]
 
 
+@pytest.mark.tmux
+def test_show_names_the_worktree_and_its_branch(repo):
+    session, path = worker(repo)
+    assert re.search(rf"^worktree +cao/{session}  {path}$", repo.ok("show", session), re.M)
+
+
 def all_of(place, *paths) -> list:
     """Return all there is to see of repositories: refs, index, files, what is unfinished."""
     seen = []
