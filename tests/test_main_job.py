@@ -733,6 +733,45 @@ def test_what_the_input_line_lost_before_enter_is_typed_again(place):
     assert [e["event"] for e in place.log(session)].count("swallowed") == 1
 
 
+# At its prompt, keys of a person's: C-t opens a menu, C-y is work that no hook tells of.
+AT_THE_PROMPT = """
+key = DemoAgent.key
+def obeys(self, timeout_s=None):
+    got = key(self, timeout_s)
+    if got == b"\\x14":
+        self.show("\\n ❯ 1. small\\n   2. large\\nEnter to confirm")
+        while key(self) != b"\\r":
+            pass
+        self.show("\\x1b[2J\\x1b[Hdemo> ")
+        return obeys(self, timeout_s)
+    if got == b"\\x19":
+        self.status("busy")
+        while key(self) != b"\\r":
+            pass
+        self.status("idle")
+        return obeys(self, timeout_s)
+    return got
+DemoAgent.key = obeys
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [("C-t", "a dialog is open"), ("C-y", "the CLI is not idle")],
+    ids=["menu", "work"],
+)
+def test_nothing_is_typed_into_what_a_person_began_at_the_prompt(place, key, why):
+    put_loader(place, AT_THE_PROMPT)
+    session = idle_session(place)
+    status = place.store.launch_file(session, "status.json")
+    place.tmux("send-keys", "-t", f"={session}:", key)
+    until(lambda: "small" in place.screen(session) or "busy" in place.store.read_text(status))
+    assert place.ok("send", session, "hello") == f"{session}: queued\n"
+    until(lambda: place.state(session).get("held_back"), why)
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    until(lambda: [p for p in conversation(place, session) if p.endswith(":\nhello")])
+
+
 def test_nothing_is_typed_while_another_program_has_the_terminal(place):
     put_loader(place, TERMINAL_TAKEN + TAKEN_WHEN_IDLE)
     session = idle_session(place)

@@ -392,6 +392,23 @@ def test_a_session_that_closes_for_it_was_idle_goes_on_with_the_next_task(place,
     assert events.count("started") == 2
 
 
+def test_a_task_put_as_its_session_closes_is_taken_back_and_given_again(
+    place, resuming, monkeypatch
+):
+    put_loader(place, CLOSES_SLOWLY)
+    (found,) = json.loads(place.ok("handoff", "demo", "x", "--json", CAO_IDLE_CLOSE_S="0.3"))[
+        "results"
+    ]
+    session = found["session"]
+    until(lambda: place.state(session)["closing"])
+    looks, look = [], resuming.is_over
+    monkeypatch.setattr(resuming, "is_over", lambda name: looks.append(name) or len(looks) > 1)
+    task = resuming.assign(session, "demo: say again", cao.TaskOptions())
+    assert look(session) is False
+    assert place.ok("wait", task) == "again\n"
+    assert place.store.results(session) == sorted([found["task"], task])
+
+
 HELD_AS_IT_CLOSES = """
 save = Runner._save
 def held(self):
