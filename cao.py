@@ -6762,23 +6762,17 @@ def _is(kind: str, description: str, **more: Any) -> dict[str, Any]:
     return {"type": kind, "description": description, **more}
 
 
+# fmt: off
 _TASK_ARGUMENTS: dict[str, Any] = {
-    "target": _is(
-        "string",
-        "A profile or provider for a new session (developer, reviewer, claude, codex …),"
-        " or a session's name to go on with its conversation.",
-    ),
+    "target": _is("string", "A profile or provider for a new session (developer, reviewer, claude,"
+                  " codex …), or a session's name to go on with its conversation."),
     "task": _is("string", "All the worker needs to know: it sees nothing of your conversation."),
     "cwd": _is("string", "Working directory, absolute; default: yours."),
     "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
-    "check": _is(
-        "string",
-        "Command that must exit 0 in the worker's directory before the task is done,"
-        " e.g. pytest -q.",
-    ),
-    "check_retries": _is(
-        "number", "How often the check's output goes back to the worker; default 2.", minimum=0
-    ),
+    "check": _is("string", "Command that must exit 0 in the worker's directory before the task is"
+                 " done, e.g. pytest -q."),
+    "check_retries": _is("number", "How often the check's output goes back to the worker; default"
+                         " 2.", minimum=0),
     "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
     "keep": _is("boolean", "Do not close the new session when it is idle."),
     "request_id": _is("string", "The same id again is the same task, not a second one."),
@@ -6787,113 +6781,54 @@ _SESSION = {"session": _is("string", "The session's name, like developer-7k2m.")
 _STRING, _LIST = {"type": "string"}, {"type": "array"}
 _WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
 
-TOOLS: dict[str, Tool] = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "handoff",
-            "Hand off a task",
-            "Give a task to another coding agent and wait for its whole answer. It works in a"
-            " session of its own, with its own context. Returns early when the worker asks"
-            " something, or before your client's limit for one call; the work goes on, and wait"
-            " goes on waiting. For tasks side by side use assign.",
-            _TASK_ARGUMENTS,
-            ("target", "task"),
-            _WAITED,
-            _call_handoff,
-            delegates=True,
-        ),
-        Tool(
-            "assign",
-            "Assign a task",
-            "Give a task to another coding agent and go on at once. Returns the names of task and"
-            " session. The result comes with wait, or by itself if you run inside cao.",
-            _TASK_ARGUMENTS,
-            ("target", "task"),
-            {"task": _STRING, "session": _STRING},
-            _call_assign,
-            delegates=True,
-        ),
-        Tool(
-            "send_message",
-            "Send a message",
-            "Send a message to a session, or to your supervisor. A worker at work reads it after"
-            " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
-            {
-                "target": _is("string", 'A session\'s name, or "supervisor".'),
-                "message": _is("string", "The text."),
-            },
-            ("target", "message"),
-            {"message": _STRING, "to": _STRING, "step": _STRING},
-            _call_send_message,
-            delegates=True,
-        ),
-        Tool(
-            "wait",
-            "Wait for results",
-            "Wait for the next results, messages and questions from your workers.",
-            {
-                "tasks": _is("array", "Only these tasks.", items=_STRING),
-                "all": _is("boolean", "Wait for all of them, not the first."),
-                "timeout_s": _is("number", "Seconds at the most.", minimum=0),
-            },
-            (),
-            _WAITED,
-            _call_wait,
-        ),
-        Tool(
-            "list_sessions",
-            "List sessions",
-            "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
-            {"all": _is("boolean", "The ended ones too.")},
-            (),
-            {"sessions": _LIST, "profiles": _LIST},
-            _call_list_sessions,
-            reads=True,
-        ),
-        Tool(
-            "read_session",
-            "Read a session",
-            "Show a session's screen as it is now, its state and the evidence for it. To get an"
-            " answer use wait: the screen is not the answer.",
-            {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
-            ("session",),
-            {"session": _STRING, "state": _STRING, "screen": _STRING},
-            _call_read_session,
-            reads=True,
-        ),
-        Tool(
-            "answer",
-            "Answer a question",
-            "Answer what a worker asks, if it still asks the same. Permissions are a person's to"
-            " give unless the worker's profile says `approve: supervisor`.",
-            {
-                **_SESSION,
-                "answer": _is(
-                    "string",
-                    "An option's number or text, with your words after a colon where it takes"
-                    " some (`4: use tabs`); free text where there are no options.",
-                ),
-            },
-            ("session", "answer"),
-            {"session": _STRING, "answered": _STRING},
-            _call_answer,
-        ),
-        Tool(
-            "stop_session",
-            "Stop a session",
-            "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-            {
-                **_SESSION,
-                "interrupt": _is("boolean", "Only interrupt its turn; the session lives."),
-            },
-            ("session",),
-            {"session": _STRING, "did": _STRING},
-            _call_stop_session,
-            ends=True,
-        ),
-    )
-}
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (
+    Tool("handoff", "Hand off a task",
+         "Give a task to another coding agent and wait for its whole answer. It works in a session"
+         " of its own, with its own context. Returns early when the worker asks something, or"
+         " before your client's limit for one call; the work goes on, and wait goes on waiting."
+         " For tasks side by side use assign.",
+         _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True),
+    Tool("assign", "Assign a task",
+         "Give a task to another coding agent and go on at once. Returns the names of task and"
+         " session. The result comes with wait, or by itself if you run inside cao.",
+         _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
+         _call_assign, delegates=True),
+    Tool("send_message", "Send a message",
+         "Send a message to a session, or to your supervisor. A worker at work reads it after its"
+         " turn. The receipt says how far it came: queued, typed, submitted or taken.",
+         {"target": _is("string", 'A session\'s name, or "supervisor".'),
+          "message": _is("string", "The text.")},
+         ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
+         _call_send_message, delegates=True),
+    Tool("wait", "Wait for results",
+         "Wait for the next results, messages and questions from your workers.",
+         {"tasks": _is("array", "Only these tasks.", items=_STRING),
+          "all": _is("boolean", "Wait for all of them, not the first."),
+          "timeout_s": _is("number", "Seconds at the most.", minimum=0)},
+         (), _WAITED, _call_wait),
+    Tool("list_sessions", "List sessions",
+         "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
+         {"all": _is("boolean", "The ended ones too.")},
+         (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True),
+    Tool("read_session", "Read a session",
+         "Show a session's screen as it is now, its state and the evidence for it. To get an answer"
+         " use wait: the screen is not the answer.",
+         {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
+         ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
+         _call_read_session, reads=True),
+    Tool("answer", "Answer a question",
+         "Answer what a worker asks, if it still asks the same. Permissions are a person's to give"
+         " unless the worker's profile says `approve: supervisor`.",
+         {**_SESSION, "answer": _is("string", "An option's number or text, with your words after a"
+                                    " colon where it takes some (`4: use tabs`); free text where"
+                                    " there are no options.")},
+         ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer),
+    Tool("stop_session", "Stop a session",
+         "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
+         {**_SESSION, "interrupt": _is("boolean", "Only interrupt its turn; the session lives.")},
+         ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
+)}
+# fmt: on
 
 
 def render_tool(tool: Tool) -> dict[str, Any]:
