@@ -469,6 +469,7 @@ OR_ESCAPE = "(Esc to stop)"  # such an option of Copilot's waits for words at En
 _FIELD_OPEN = r"(?i)\btype (feedback|answer)\b.*↵"
 # A question without options (Copilot 1.0.102): its words, and a field between two rules.
 _FIELD = r"(?s)needs information\.\n(.*?)\n *─+\n ❯.*\n *─+\n\n +enter accept"
+_BOX_END = r"\s*╰─+╯\s*$"  # what stands below it is a footer, with tips of Enter and Esc
 _CONFIRM_ABOVE = r"(?im)^↑↓.* enter select\b"  # Kimi Code 2.1.0
 
 
@@ -493,8 +494,9 @@ def parse_menu(ansi_screen: str) -> Menu | None:
         run = sorted(rows)
         below = [line for line in lines[run[-1] + 1 :] if line.strip(" │|")]
         question = _menu_question(lines, run[0])
-        boxed = re.fullmatch(r"\s*╰─+╯\s*", "".join(below))
-        told = [line for line in below[:4] if re.search(_CONFIRM, line)]
+        boxed = re.fullmatch(_BOX_END, "".join(below))
+        ends = next((n for n, line in enumerate(below[:4]) if re.match(_BOX_END, line)), 4)
+        told = [line for line in below[:ends] if re.search(_CONFIRM, line)]
         if len(run) > 1 and (boxed or told or re.search(_CONFIRM_ABOVE, question)):
             return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
     field = re.search(_FIELD, "\n".join(lines[-40:]))
@@ -1093,10 +1095,6 @@ def _hook(launch: Launch, timeout: int = 30, awaits: bool = False) -> dict[str, 
     return {"type": "command", "command": quote_argv(argv), "timeout": timeout}
 
 
-def _hooks(launch: Launch, awaits: str = "") -> dict[str, Any]:
-    return {e: [{"hooks": [_hook(launch, awaits=e == awaits)]}] for e in _CLAUDE_HOOKS}
-
-
 def _taken(profile: Profile) -> list[str]:
     """Return a CLI's own names of the tools that an agent may not use."""
     tools = PROVIDERS[profile.provider].tools
@@ -1415,7 +1413,8 @@ def _claude_flags(launch: Launch) -> list[str]:
 def _claude_files(launch: Launch) -> dict[str, Any]:
     config = launch.profile.settings.get("claudeConfig")
     settings = dict(config) if isinstance(config, dict) else {}
-    settings["hooks"] = _hooks(launch, awaits="SessionStart")
+    hooks = {event: _hook(launch, awaits=event == "SessionStart") for event in _CLAUDE_HOOKS}
+    settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     if launch.profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
     return {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
@@ -8582,7 +8581,6 @@ def cmd_mcp() -> int:
     server.signals.append(woken)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, leave)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     server.serve()
     os._exit(0)  # not sys.exit: a thread may be in the middle of a call
 

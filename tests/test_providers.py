@@ -249,6 +249,17 @@ def test_an_earlier_prompt_is_no_input_line():
     assert cao.parse_draft(screen, cao.PROVIDERS["gemini"].composer) is None
 
 
+@pytest.mark.parametrize("tip", ["shift+enter: newline | ctrl+c: cancel", "esc: back", ""])
+def test_a_list_in_a_draft_above_kimis_tips_is_no_dialog(tip):
+    text = (HERE / "screens/kimi/draft-line.ansi").read_text()
+    head, line, foot = re.split(r"(?m)^(.*half a line.*\n)", text)
+    quoted = line.replace("> half a line", "  > quoted   ") + line.replace("> half", "  indented")
+    foot = foot.replace("/goal for multi-step work with a clear finish line", tip)
+    assert cao.parse_menu(head + line + quoted + foot) is None
+    draft = cao.parse_draft(head + line + quoted + foot, cao.PROVIDERS["kimi"].composer)
+    assert draft == "half a line"
+
+
 @pytest.mark.parametrize("path", params("screens", ".txt"))
 def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
     busy = re.search(row_of(path).busy, path.read_text())
