@@ -418,6 +418,20 @@ def test_messages_go_together_but_none_overtakes_a_task_it_came_after():
         assert "".join(m.id for m in cao.next_delivery(taken, task)) == ids
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"diffstat": " 1 file changed", "dirty": True},
+         "Branch cao/a-2222:  1 file changed, with uncommitted changes"),
+        ({"diffstat": "", "dirty": False}, "Branch cao/a-2222: no change"),
+    ],
+)  # fmt: skip
+def test_a_result_in_words_names_the_branch_and_what_is_not_committed(facts, words):
+    done = cao.Result("a-2222.bcde", "a-2222", "done", answer="yes", seconds=2,
+                      worktree={"branch": "cao/a-2222", **facts})  # fmt: skip
+    assert cao.render_result(done) == f"Result of a-2222.bcde (done, 2.0 s):\nyes\n{words}"
+
+
 def test_a_result_in_words_says_when_a_limit_lifts_and_what_a_check_said():
     check = {"command": "pytest", "exit_status": 1, "tail": "1 failed", "tries": 3}
     failed = cao.Result("a-2222.bcde", "a-2222", "failed", reason="rate_limit", detail="slow down",
