@@ -473,12 +473,16 @@ _BOX_END = r"\s*╰─+╯\s*$"  # what stands below it is a footer, with tips o
 _CONFIRM_ABOVE = r"(?im)^↑↓.* enter select\b"  # Kimi Code 2.1.0
 
 
-def parse_menu(ansi_screen: str) -> Menu | None:
+def parse_menu(ansi_screen: str, composer: str = "", sent: str = "") -> Menu | None:
     """Return the last menu on a screen, or None.
 
     A menu is a run of lines of which one has the cursor (❯, › or >; ● in a box), numbered
     or of one indentation, and below it a line that says how it is confirmed, or the end of
-    the box and of the screen: a list in a prompt or in an answer has no such line.
+    the box and of the screen: a list in a prompt or in an answer has no such line. Where it
+    has one, the input line is below it, or above it with what we sent: that quotes a menu.
+    No CLI draws its input line below a dialog (the recorded screens in tests/screens).
+
+    composer is a regex on the input line (see parse_draft), sent what may stand in it.
     """
     if found := _row_menu(ansi_screen):
         return found
@@ -498,7 +502,12 @@ def parse_menu(ansi_screen: str) -> Menu | None:
         ends = next((n for n, line in enumerate(below[:4]) if re.match(_BOX_END, line)), 4)
         told = [line for line in below[:ends] if re.search(_CONFIRM, line)]
         if len(run) > 1 and (boxed or told or re.search(_CONFIRM_ABOVE, question)):
-            return Menu(question, tuple(Option(*rows[n]) for n in run), run.index(at))
+            options = tuple(Option(*rows[n]) for n in run)
+            typed_at = _input_line(lines, composer) if composer else -1
+            ours = all("".join(o.text.split()) in "".join(sent.split()) for o in options)
+            if typed_at > run[-1] or (0 <= typed_at < run[0] and ours):
+                return None
+            return Menu(question, options, run.index(at))
     field = re.search(_FIELD, "\n".join(lines[-40:]))
     return Menu(re.sub(r"\s*\n\s*", "\n", field[1]).strip(), (), 0) if field else None
 
@@ -599,21 +608,29 @@ def _plain_rows(lines: Sequence[str], at: int, column: int) -> dict[int, tuple[s
     return {n: (str(count), text) for count, (n, text) in enumerate(texts, 1)}
 
 
-def parse_draft(ansi_screen: str, composer: str) -> str | None:
+def _input_line(lines: Sequence[str], composer: str) -> int:
+    """Return where a CLI's input line is, -1 if it is not on the screen."""
+    below = ""
+    for at in range(len(lines) - 1, -1, -1):
+        below = f"{lines[at]}\n{below}"
+        if re.match(composer, below, re.M):
+            return at
+    return -1
+
+
+def parse_draft(ansi_screen: str, composer: str, sent: str = "") -> str | None:
     """Return what stands in a CLI's input line, or None where there is no such line.
 
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
     on the line without colours and those below it, its group the text.
     """
-    if parse_menu(ansi_screen):
+    raw = ansi_screen.split("\n")
+    lines = [strip_ansi(line) for line in raw]
+    at = _input_line(lines, composer)
+    if at < 0 or parse_menu(ansi_screen, composer, sent):
         return None
-    below = ""
-    for line in reversed(ansi_screen.split("\n")):
-        if re.match(composer, f"{strip_ansi(line)}\n{below}", re.M):
-            match = re.match(composer, f"{_bright(line)}\n{below}", re.M)
-            return (match[1] or "").strip() if match else ""
-        below = f"{strip_ansi(line)}\n{below}"
-    return None
+    match = re.match(composer, "\n".join([_bright(raw[at]), *lines[at + 1 :], ""]), re.M)
+    return (match[1] or "").strip() if match else ""
 
 
 def _bright(line: str) -> str:
@@ -2019,7 +2036,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         mcp=False,
         read_transcript=_reader(_pi_says),
-        composer=r"(.*)\n─{20,}", busy=r"(?m)^ *[⠁-⣿] ",
+        composer=r"(?:─{20,}|─── ↑ .*)\n\s*(.*)\n(?:.*\n)*?(?:─{20,}|─── ↓ )",
+        busy=r"(?m)^ *[⠁-⣿] ",
         logged_out=r"No models available|No API key found",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
     ),
@@ -5223,11 +5241,15 @@ class Watcher(Conversation):
 
     def _menu(self) -> Menu | None:
         """Return the dialog on the screen, if there is one."""
-        return parse_menu(self._screen(ansi=True))
+        return parse_menu(self._screen(ansi=True), self.row.composer, self._typed())
 
     def _draft(self) -> str | None:
         """Return what stands in the input line, None where there is none on the screen."""
-        return parse_draft(self._screen(ansi=True), self.row.composer)
+        return parse_draft(self._screen(ansi=True), self.row.composer, self._typed())
+
+    def _typed(self) -> str:
+        """Return our own text, as long as it may stand in the input line."""
+        return self.last_sent if self.delivery_open() else ""
 
     def _swallowed(self) -> bool:
         """Wait until the input line shows what was typed; tell whether it got lost there.
@@ -5310,7 +5332,7 @@ class Watcher(Conversation):
         if slow and now - self.since < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
         screen = self._screen(ansi=True)
-        menu = parse_menu(screen)
+        menu = parse_menu(screen, self.row.composer, self._typed())
         if self.row.logged_out and re.search(self.row.logged_out, strip_ansi(screen)):
             self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             return
@@ -5923,9 +5945,9 @@ class Runner(Watcher):
         if not self.row.composer:
             return ""
         screen = self._screen(ansi=True)
-        if parse_menu(screen):
+        if parse_menu(screen, self.row.composer, self.last_sent):
             return "a dialog is open"
-        draft = parse_draft(screen, self.row.composer)
+        draft = parse_draft(screen, self.row.composer, self.last_sent)
         if draft is None:
             return "its input line is not on the screen"
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows

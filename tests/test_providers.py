@@ -260,6 +260,33 @@ def test_a_list_in_a_draft_above_kimis_tips_is_no_dialog(tip):
     assert draft == "half a line"
 
 
+QUOTED = "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n"
+
+
+@pytest.mark.parametrize(
+    "path", params("screens", ".ansi", states=["ready", "working", "finished", "failed", "draft"])
+)
+def test_a_dialog_quoted_above_the_input_line_or_by_our_own_text_in_it_is_none(path):
+    composer, screen = row_of(path).composer, path.read_text()
+    draft = cao.parse_draft(screen, composer)
+    assert draft is not None
+    assert cao.parse_menu(f"{QUOTED}\n{screen}")
+    assert cao.parse_menu(f"{QUOTED}\n{screen}", composer) is None
+    assert cao.parse_draft(f"{QUOTED}\n{screen}", composer) == draft
+    raw = screen.split("\n")
+    at = max(
+        n for n in range(len(raw)) if cao.parse_draft("\n".join(raw[n:]), composer) is not None
+    )
+    at += path.parent.name == "pi"  # whose match begins at the rule above
+    bar = re.match(r"\s*[│┃]?", cao.strip_ansi(raw[at]))[0]
+    inside = [bar + "   " + line for line in QUOTED.rstrip().split("\n")]
+    typed = "\n".join(raw[: at + 1] + inside + raw[at + 1 :])
+    if path.parent.name != "opencode":  # inside its ┃ there is no menu anyway
+        assert cao.parse_menu(typed, composer, "something else: Yes")
+    assert cao.parse_menu(typed, composer, QUOTED) is None
+    assert cao.parse_draft(typed, composer, QUOTED) is not None
+
+
 @pytest.mark.parametrize("path", params("screens", ".txt"))
 def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
     busy = re.search(row_of(path).busy, path.read_text())

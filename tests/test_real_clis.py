@@ -275,6 +275,22 @@ def test_handoff_second_turn_and_what_reached_the_cli(place, cli, mock_llm):
     assert "You are a worker in a test" in json.dumps(mock_llm.requests[-1])
 
 
+QUOTED = (  # like dialogs of Claude Code, Codex, Kimi Code; a task or an answer may have them
+    "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n",
+    "Allow?\n› 1. Yes, proceed (y)\n  2. No (esc)\n\n  Press enter to confirm or esc to cancel\n",
+    "Run?\n❯ Approve once\n  Reject\n\n↑/↓ select · ↵ confirm · esc cancel",
+)
+
+
+def test_a_dialog_that_is_only_quoted_is_none(place, cli):
+    """In a prompt before Enter, in one above a turn that runs, in an answer."""
+    first = handoff(place, f"real-{cli}", "MOCK:sleep 2;say ready\n" + QUOTED[0])["results"][0]
+    assert first["answer"] == "ready"
+    for text in QUOTED:
+        result = handoff(place, first["session"], f"MOCK:echo\n{text.rstrip()}")["results"][0]
+        assert (result["answer"], result["exact"]) == (text.rstrip(), "exact")
+
+
 def test_doctor_proves_a_cli_by_a_real_turn_and_says_whether_it_is_logged_in(place, cli):
     rows = json.loads(place.ok("doctor", "--json"))
     (row,) = [row for row in rows if row["what"] == cli]
