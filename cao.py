@@ -2038,7 +2038,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         read_transcript=_reader(_pi_says),
         composer=r"(?:─{20,}|─── ↑ .*)\n\s*(.*)\n(?:.*\n)*?(?:─{20,}|─── ↓ )",
         busy=r"(?m)^ *[⠁-⣿] ",
-        logged_out=r"No models available|No API key found",
+        logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
     ),
     Provider(
@@ -5333,7 +5333,9 @@ class Watcher(Conversation):
             return  # it has its prompt: events will tell
         screen = self._screen(ansi=True)
         menu = parse_menu(screen, self.row.composer, self._typed())
-        if self.row.logged_out and re.search(self.row.logged_out, strip_ansi(screen)):
+        text = strip_ansi(screen)
+        out = re.search(self.row.logged_out, text) if self.row.logged_out else None
+        if out and out[0].strip() not in self._typed():
             self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             return
         if menu:

@@ -316,6 +316,33 @@ def test_a_dialog_that_a_person_answers_in_the_pane_is_over_by_the_screen_too(pl
     assert place.ok("wait", task) == "No\nNever\n"
 
 
+LATE_PROMPT_EVENT = (
+    NO_STATE_FILE
+    + """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(logged_out="No API key found")
+turn = DemoAgent.turn
+def late(self, prompt):
+    self.show(f"demo> {prompt}\\n")
+    self.key(2.5)  # no key comes: longer than the runner's first look
+    return turn(self, prompt)
+DemoAgent.turn = late
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param("mend this:\nError: No API key found", id="login"),
+        pytest.param("Go on?\n❯ 1. Yes\n  2. No\n\nEnter to confirm", id="dialog"),
+    ],
+)
+def test_what_a_first_prompt_only_quotes_is_no_fact(place, words):
+    put_loader(place, LATE_PROMPT_EVENT)
+    done = place.run("handoff", "demo", stdin=f"demo: say it was done\n{words}")
+    assert (done.returncode, done.stdout) == (0, "it was done\n"), done.stderr
+
+
 SAYS_NOTHING_OF_IT = (
     NO_STATE_FILE
     + """
