@@ -7929,7 +7929,8 @@ class Watch:
         import curses
 
         self.wake.listen("")
-        signal.signal(signal.SIGWINCH, lambda _number, _frame: None)
+        # All is drawn anew, also at the old size: the terminal may have been another between.
+        signal.signal(signal.SIGWINCH, lambda _number, _frame: screen.clearok(True))
         signal.set_wakeup_fd(self.wake.fd, warn_on_full_buffer=False)
         if curses.has_colors():
             curses.use_default_colors()

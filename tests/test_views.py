@@ -277,10 +277,24 @@ def test_watch_follows_the_size_of_its_terminal(place, terminal):
     for columns, lines in ((100, 40), (80, 24), (30, 6), (10, 2), (120, 30)):
         shown.tmux("resize-window", "-t", "w", "-x", str(columns), "-y", str(lines))
         until(
-            lambda: shown.screen().splitlines()[-1:],
-            lambda last, width=columns: (last or [""])[0][:5] == "enter"[:width],
+            lambda: shown.screen().splitlines(),
+            lambda rows, size=(columns, lines): (
+                len(rows) == size[1] and rows[-1][:5] == "enter"[: size[0]]
+            ),
+            show=shown.screen,
         )
         assert shown.ask("#{pane_dead}") == "0"
+    shown.sees("q quit")
+
+
+@pytest.mark.tmux
+def test_watch_draws_all_anew_where_its_terminal_was_another_for_a_moment(place, terminal):
+    shown = terminal(80, 24, "watch")
+    shown.sees("q quit")
+    with open(shown.ask("#{pane_tty}"), "w") as tty:
+        tty.write("\x1b[2J")  # what a smaller size did to it; now it is as large as before
+    until(shown.screen, lambda screen: "q quit" not in screen)
+    os.kill(int(shown.ask("#{pane_pid}")), signal.SIGWINCH)
     shown.sees("q quit")
 
 
