@@ -478,11 +478,11 @@ def parse_menu(ansi_screen: str, composer: str = "", sent: str = "") -> Menu | N
 
     A menu is a run of lines of which one has the cursor (❯, › or >; ● in a box), numbered
     or of one indentation, and below it a line that says how it is confirmed, or the end of
-    the box and of the screen: a list in a prompt or in an answer has no such line. Where it
-    has one, the input line is below it, or above it with what we sent: that quotes a menu.
-    No CLI draws its input line below a dialog (the recorded screens in tests/screens).
+    the box and of the screen: a list in a prompt or in an answer has no such line. One that
+    has it but stands above the input line, or in it as a part of what we sent, is a quotation:
+    no CLI draws its input line below a dialog (the recorded screens in tests/screens).
 
-    composer is a regex on the input line (see parse_draft), sent what may stand in it.
+    composer is a regex on the input line (see parse_draft), sent our text that may be in it.
     """
     if found := _row_menu(ansi_screen):
         return found
