@@ -484,9 +484,16 @@ def parse_menu(ansi_screen: str, composer: str = "", sent: str = "") -> Menu | N
 
     composer is a regex on the input line (see parse_draft), sent our text that may be in it.
     """
-    if found := _row_menu(ansi_screen):
-        return found
     lines = strip_ansi(ansi_screen).rstrip().split("\n")
+    typed_at = _input_line(lines, composer) if composer else -1
+
+    def quoted(first: int, last: int, *texts: str) -> bool:
+        ours = sent and all("".join(text.split()) in "".join(sent.split()) for text in texts)
+        return typed_at > last or bool(ours and 0 <= typed_at < first)
+
+    if found := _row_menu(ansi_screen.split("\n"), lines):
+        at, menu = found  # in OpenCode's input line, if in any: that is where its draft ends
+        return None if quoted(at + 1, at, *(o.text for o in menu.options)) else menu
     for at in range(len(lines) - 1, -1, -1):
         match = re.match(_CURSOR, lines[at])
         if not match:
@@ -503,13 +510,16 @@ def parse_menu(ansi_screen: str, composer: str = "", sent: str = "") -> Menu | N
         told = [line for line in below[:ends] if re.search(_CONFIRM, line)]
         if len(run) > 1 and (boxed or told or re.search(_CONFIRM_ABOVE, question)):
             options = tuple(Option(*rows[n]) for n in run)
-            typed_at = _input_line(lines, composer) if composer else -1
-            ours = all("".join(o.text.split()) in "".join(sent.split()) for o in options)
-            if typed_at > run[-1] or (0 <= typed_at < run[0] and ours):
+            if quoted(run[0], run[-1], *(o.text for o in options)):
                 return None
             return Menu(question, options, run.index(at))
     field = re.search(_FIELD, "\n".join(lines[-40:]))
-    return Menu(re.sub(r"\s*\n\s*", "\n", field[1]).strip(), (), 0) if field else None
+    if not field:
+        return None
+    question = re.sub(r"\s*\n\s*", "\n", field[1]).strip()
+    first = max(0, len(lines) - 40) + field.string.count("\n", 0, field.start())
+    last = first + field[0].count("\n")
+    return None if quoted(first + 1, last, question) else Menu(question, (), 0)
 
 
 def takes_words(option: Option) -> bool:
@@ -535,12 +545,10 @@ def same_options(some: Sequence[Option], others: Sequence[Option]) -> bool:
     )
 
 
-def _row_menu(ansi_screen: str) -> Menu | None:
-    """Return a menu whose options stand in one row: the background tells the chosen one
-    (OpenCode 1.18.33)."""
-    raw = ansi_screen.split("\n")
-    lines = [strip_ansi(line) for line in raw]
-    for at in range(len(raw) - 1, max(-1, len(raw) - 12), -1):
+def _row_menu(raw: Sequence[str], lines: Sequence[str]) -> tuple[int, Menu] | None:
+    """Return (line, menu) of a menu whose options stand in one row: the background tells the
+    chosen one (OpenCode 1.18.33)."""
+    for at in range(len(lines) - 1, max(-1, len(raw) - 12), -1):
         match = re.match(r"\s*┃\s+(\S.*?) {3,}(?:ctrl\+f .*)?⇆ select  enter confirm", lines[at])
         if not match:
             continue
@@ -550,7 +558,7 @@ def _row_menu(ansi_screen: str) -> Menu | None:
         box = "\n".join(lines[:at]).rpartition("△ ")[2].split("\n")
         asked = "\n".join(line.strip(" ┃") for line in box if line.strip(" ┃"))
         options = tuple(Option(str(n), text) for n, text in enumerate(texts, 1))
-        return Menu(asked, options, odd[0] if len(odd) == 1 else 0, ("Left", "Right"))
+        return at, Menu(asked, options, odd[0] if len(odd) == 1 else 0, ("Left", "Right"))
     return None
 
 

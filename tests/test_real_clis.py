@@ -275,10 +275,12 @@ def test_handoff_second_turn_and_what_reached_the_cli(place, cli, mock_llm):
     assert "You are a worker in a test" in json.dumps(mock_llm.requests[-1])
 
 
-QUOTED = (  # like dialogs of Claude Code, Codex, Kimi Code; a task or an answer may have them
+QUOTED = (  # like dialogs of Claude Code, Codex, Kimi Code, OpenCode, Copilot
     "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n",
     "Allow?\n› 1. Yes, proceed (y)\n  2. No (esc)\n\n  Press enter to confirm or esc to cancel\n",
     "Run?\n❯ Approve once\n  Reject\n\n↑/↓ select · ↵ confirm · esc cancel",
+    "△ Allow?\nAllow once   Allow always   Reject      ⇆ select  enter confirm",
+    "It needs information.\nWhich?\n ────\n ❯ \n ────\n\n enter accept",
 )
 
 

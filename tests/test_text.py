@@ -314,6 +314,15 @@ def test_parse_menu_finds_none_where_there_is_none(screen):
     assert cao.parse_menu(screen) is None
 
 
+def test_a_question_without_options_that_is_quoted_is_none():
+    field = "It needs information.\nWhich\none?\n ────\n ❯ \n ────\n\n enter accept\n"
+    asked = ("Which\none?", (), 0, ("Up", "Down"))
+    assert cao.parse_menu(field) == asked
+    assert cao.parse_menu(f"❯ go on\n\n{field}", r"^❯(.*)", "go on") == asked
+    assert cao.parse_menu(f"{field}\n❯ ", r"^❯(.*)") is None
+    assert cao.parse_menu(f"❯ {field}\n", r"^❯(.*)", field) is None
+
+
 def test_parse_menu_never_fails_on_any_screen():
     dice = random.Random(11)
     parts = [
