@@ -5389,7 +5389,7 @@ class Watcher(Conversation):
         elif look.state == "idle" or not self.row.tells_state():
             self.idle_looks += look.state == "idle"
             event = self._transcript_event()
-            if event and event.kind == "ended" and self.idle_looks < 2:
+            if event and self.idle_looks < 2:
                 self.idle_looks += not self.row.tells_state()  # its hook may be on the way
             elif event:
                 if event.kind == "ended":
