@@ -6579,6 +6579,7 @@ class Answer(NamedTuple):
     text: str
     data: dict[str, Any] | None
     left_running: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
+    failed: bool = False  # isError: the model can act on it too
 
 
 class Tool(NamedTuple):
@@ -6909,9 +6910,9 @@ class RpcError(Exception):
         self.code, self.data = code, data
 
 
-class McpEngine:
+class McpServer:
     """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
-    chosen by each message. Owns the lines and the calls in flight; knows no rules of cao."""
+    chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
 
     def __init__(self, store: Store, fd_in: int, fd_out: int) -> None:
         import threading
@@ -6975,70 +6976,48 @@ class McpEngine:
                 os._exit(0)  # the client is gone; nobody is left to tell
 
     def receive(self, line: bytes) -> None:
-        """Take one line: a message, or a batch of them (2025-03-26 only)."""
+        """Take one line, which is one message."""
         try:
             message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
             self.send(_error(None, -32700, f"not JSON: {reason}"))
             return
-        if isinstance(message, list) and message and self.version == "2025-03-26":
-            self.receive_batch(message)
+        if isinstance(message, list):  # 2025-03-26 alone had batches
+            words = "batches were removed from MCP; send one message a line"
+            self.send(_error(None, -32600, words))
         else:
-            self.handle(message, lambda answer: None if answer is None else self.send(answer))
+            self.handle(message)
 
-    def receive_batch(self, messages: list[Any]) -> None:
-        """Answer a batch with one array (2025-03-26, basic: Batching)."""
-        expected = sum(map(_is_owed_an_answer, messages))
-        answers: list[Any] = []
-
-        def collect(answer: Any) -> None:
-            answers.append(answer)
-            said = [one for one in answers if one is not None]
-            if len(answers) == expected and said:
-                self.send(said)
-
-        for message in messages:
-            if (
-                isinstance(message, dict)
-                and message.get("method") == "initialize"
-                and "id" in message
-            ):
-                collect(_error(message.get("id"), -32600, "initialize must not be in a batch"))
-            else:
-                self.handle(message, collect)
-
-    def handle(self, message: Any, reply: Callable[[Any], None]) -> None:
+    def handle(self, message: Any) -> None:
         """Answer one message; notifications and stray responses get none."""
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            reply(_error(None, -32600, "not a JSON-RPC 2.0 message"))
+            self.send(_error(None, -32600, "not a JSON-RPC 2.0 message"))
             return
         method, params, key = message.get("method"), message.get("params", {}), message.get("id")
         if "id" not in message or "method" not in message:
             if method == "notifications/cancelled" and isinstance(params, dict):
                 self.cancel(params.get("requestId"))
             elif "method" not in message and "result" not in message and "error" not in message:
-                reply(_error(None, -32600, "neither a request nor a response"))
+                self.send(_error(None, -32600, "neither a request nor a response"))
             return
         if isinstance(key, bool) or not isinstance(key, (str, int)):
-            reply(_error(None, -32600, "the id must be a string or an integer"))
+            self.send(_error(None, -32600, "the id must be a string or an integer"))
             return
         try:
             if not isinstance(method, str):
                 raise RpcError(-32600, "the method must be a string")
             if not isinstance(params, dict):
                 raise RpcError(-32602, "params must be an object")
-            self.foreseen(lambda: self.dispatch(key, method, params, reply))
+            self.foreseen(lambda: self.dispatch(key, method, params))
         except RpcError as error:
-            reply(_error(key, error.code, str(error), error.data))
+            self.send(_error(key, error.code, str(error), error.data))
         except CaoError as error:
-            reply(_error(key, -32603, str(error)))
+            self.send(_error(key, -32603, str(error)))
 
     # ---- methods ----
 
-    def dispatch(
-        self, key: Any, method: str, params: dict[str, Any], reply: Callable[[Any], None]
-    ) -> None:
+    def dispatch(self, key: Any, method: str, params: dict[str, Any]) -> None:
         """Answer a request, or start the thread that will."""
         meta = params.get("_meta", {})
         if not isinstance(meta, dict):
@@ -7046,36 +7025,22 @@ class McpEngine:
         modern = _META + "protocolVersion" in meta
         if modern:
             self.check_modern(meta)
-        elif method == "initialize":
-            reply({"jsonrpc": "2.0", "id": key, "result": self.initialize(params)})
-            return
-        elif method == "ping":
-            reply({"jsonrpc": "2.0", "id": key, "result": {}})
-            return
-        methods = _MODERN_METHODS if modern else _METHODS
-        self.admit(method, method in methods or method == "tools/call", meta, modern)
+        elif method == "server/discover":
+            raise RpcError(-32602, f"_meta needs {_META}protocolVersion")
+        methods = _MODERN_METHODS if modern else _LEGACY_METHODS
+        if method not in methods and method != "tools/call":
+            raise RpcError(-32601, f"there is no method {method!r}")
+        if not modern and not self.version and method not in ("initialize", "ping"):
+            raise RpcError(-32600, "initialize first")
         if method == "tools/call":
-            self.call_tool(key, params, meta, modern, reply)
+            self.call_tool(key, params, meta, modern)
             return
         result = methods[method](self, params)
         if modern:
             result = _modern(result)
             if method.endswith(("list", "discover", "read")):
                 result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
-        reply({"jsonrpc": "2.0", "id": key, "result": result})
-
-    def admit(self, method: str, known: bool, meta: dict[str, Any], modern: bool) -> None:
-        """Raise RpcError for a request that is not for us, or not yet."""
-        if method == "server/discover" and not modern:
-            raise RpcError(-32602, f"_meta needs {_META}protocolVersion")
-        if not known:
-            raise RpcError(-32601, f"there is no method {method!r}")
-        if not modern and not self.version:
-            raise RpcError(-32600, "initialize first")
-        if method.startswith("tasks/") and not _knows_tasks(meta):
-            wanted: dict[str, Any] = {"extensions": {_META + "tasks": {}}}
-            words = f"{method} needs the capability {_META}tasks"
-            raise RpcError(-32021, words, {"requiredCapabilities": wanted})
+        self.send({"jsonrpc": "2.0", "id": key, "result": result})
 
     def check_modern(self, meta: dict[str, Any]) -> None:
         """Check what 2026-07-28 wants with every request (basic: Requests)."""
@@ -7083,11 +7048,10 @@ class McpEngine:
         if not isinstance(version, str):
             raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
         if version != MODERN_VERSION:
-            supported = [MODERN_VERSION, *LEGACY_VERSIONS]
             raise RpcError(
                 -32022,
                 f"version {version!r} is not supported",
-                {"supported": supported, "requested": version},
+                {"supported": _versions_for(meta), "requested": version},
             )
         if not isinstance(meta.get(_META + "clientCapabilities"), dict):
             raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
@@ -7112,41 +7076,54 @@ class McpEngine:
             "instructions": INSTRUCTIONS,
         }
 
-    def new_task(self, arguments: Any) -> dict[str, Any]:
-        """Hand off, and return the handle at once: this client is never blocked."""
-        given = check_arguments(TOOLS["handoff"], arguments)
-        task = self.open(True).assign(given["target"], given["task"], task_options(given))
-        return {**self.view_task(task), "resultType": "task"}
-
-    def view_task(self, task: str) -> dict[str, Any]:
-        """Return a task in the extension's words."""
-        session = self.store.session_of(task)
-        state, now = self.store.load_state(session), time.time()
-        question = state.get("question")
-        about = f"asks: {question['text']}" if question else str(state.get("state") or "")
-        result = self.store.load_result(task)
-        made = self.store.sent_at(task) or now
-        changed = result.ended_at if result else max(made, state.get("since") or made)
-        stamps = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(t)) for t in (made, changed)]
+    def discover(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Say who we are, to a client that does no handshake (2026-07-28)."""
         return {
-            "taskId": task,
-            "status": "working",
-            "statusMessage": f"{session} {about}",
-            "createdAt": stamps[0],
-            "lastUpdatedAt": stamps[1],
-            "ttlMs": None,
-            "pollIntervalMs": 1000,
+            "supportedVersions": _versions_for(params["_meta"]),
+            "capabilities": _CAPABILITIES,
+            "instructions": INSTRUCTIONS,
         }
+
+    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return tools/list."""
+        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
+            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
+            self.store.poke(os.environ["CAO_SESSION"])
+        return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
+
+    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the prompt that makes any client a supervisor."""
+        given = params.get("arguments", {})
+        if params.get("name") != "supervisor":
+            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
+        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
+            raise RpcError(-32602, "the argument 'goal' must be a string")
+        profile = load_profile("supervisor", self.store.home, current_directory())
+        text = (profile.prompt if profile else "") or INSTRUCTIONS
+        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
+        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
+
+    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the sessions as JSON, or an answer's whole text."""
+        uri = params.get("uri")
+        modern = _META + "protocolVersion" in params.get("_meta", {})
+        if uri == "cao://sessions":
+            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
+            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
+        try:
+            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
+            result = self.store.load_result(match[1]) if match else None
+        except CaoError:
+            result = None
+        if not result:
+            # -32002 is for the handshake versions; 2026-07-28 forbids it.
+            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
+        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
 
     # ---- tool calls ----
 
     def call_tool(
-        self,
-        key: Any,
-        params: dict[str, Any],
-        meta: dict[str, Any],
-        modern: bool,
-        reply: Callable[[Any], None],
+        self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool
     ) -> None:
         """Make a tool call in a thread of its own."""
         import threading
@@ -7160,38 +7137,30 @@ class McpEngine:
         cancelled = threading.Event()
         with self.ending:  # others may be looking through them
             self.running[type(key).__name__, key] = cancelled
-        # Not inside cao: there the runner would type the same result into the conversation.
-        handle = modern and _knows_tasks(meta)
-        handle = handle and name == "handoff" and not os.environ.get("CAO_SESSION")
-        call = (TOOLS[name], params.get("arguments", {}), cancelled, token)
 
         def work() -> None:
-            result = self.end_call(key, cancelled, *self.run_tool(*call, handle))
+            done = self.run_tool(TOOLS[name], params.get("arguments", {}), cancelled, token)
+            result = self.end_call(key, cancelled, done)
             if result is None:
-                reply(None)  # a batch counts it
                 return
-            reply({"jsonrpc": "2.0", "id": key, "result": _modern(result) if modern else result})
+            if modern:
+                result = _modern(result)
+            self.send({"jsonrpc": "2.0", "id": key, "result": result})
 
         threading.Thread(target=work, daemon=True).start()
 
-    def run_tool(
-        self, tool: Tool, given: Any, cancelled: Any, token: Any, handle: bool
-    ) -> tuple[Answer, dict[str, Any]]:
-        """Return a tool's answer, or its error as one (the model can act on both), and
-        what its result says beside."""
+    def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
+        """Return a tool's answer, or its error as one."""
 
-        def work() -> tuple[Answer, dict[str, Any]]:
-            if handle:
-                handed = self.new_task(given)
-                return Answer("", None, (handed["taskId"],)), handed
+        def work() -> Answer:
             arguments = check_arguments(tool, given)
             boss = self.open(tool.delegates)
-            return tool.call(self.make_call(boss, cancelled.is_set, token), arguments), {}
+            return tool.call(self.make_call(boss, cancelled.is_set, token), arguments)
 
         try:
-            answered: tuple[Answer, dict[str, Any]] = self.foreseen(work)
+            answered: Answer = self.foreseen(work)
         except CaoError as error:
-            return Answer(str(error), None), {"isError": True}
+            return Answer(str(error), None, failed=True)
         return answered
 
     @staticmethod
@@ -7208,9 +7177,7 @@ class McpEngine:
             traceback.print_exc()
             raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
 
-    def end_call(
-        self, key: Any, cancelled: Any, done: Answer, beside: dict[str, Any]
-    ) -> dict[str, Any] | None:
+    def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
         """Return a call's result, begun with what cancelled calls left unsaid; None where
         it was cancelled itself: then what it claimed, and what still runs, is kept."""
 
@@ -7233,14 +7200,17 @@ class McpEngine:
                         " result, stop_session ends the session)."
                     )
                 return None
-            if "resultType" in beside:  # a task's handle has no text to say it in
-                return beside
             said, self.unsaid = "\n\n".join(self.unsaid), []
         text, data = done.text, done.data
         if said:
             text = f"{said}\n\n{text}"
             data = {"earlier": said, **data} if data is not None else None
-        return {**_tool_result(Answer(text, data)), **beside}
+        result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
+        if data is not None:
+            result["structuredContent"] = data
+        if done.failed:
+            result["isError"] = True
+        return result
 
     def make_call(
         self,
@@ -7293,88 +7263,6 @@ class McpEngine:
             return self.boss
 
 
-class McpServer(McpEngine):
-    """What cao offers on that engine, beside its tools: a prompt, resources, and the tasks
-    extension. Each method answers one request: its params in, the result out."""
-
-    def discover(self, _params: dict[str, Any]) -> dict[str, Any]:
-        """Say who we are, to a client that does no handshake (2026-07-28)."""
-        return {
-            "supportedVersions": [MODERN_VERSION, *LEGACY_VERSIONS],
-            "capabilities": {**_CAPABILITIES, "extensions": {_META + "tasks": {}}},
-            "instructions": INSTRUCTIONS,
-        }
-
-    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return tools/list."""
-        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
-            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
-            self.store.poke(os.environ["CAO_SESSION"])
-        return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
-
-    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the prompt that makes any client a supervisor."""
-        given = params.get("arguments", {})
-        if params.get("name") != "supervisor":
-            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
-        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
-            raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store.home, current_directory())
-        text = (profile.prompt if profile else "") or INSTRUCTIONS
-        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
-        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
-
-    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the sessions as JSON, or an answer's whole text."""
-        uri = params.get("uri")
-        modern = _META + "protocolVersion" in params.get("_meta", {})
-        if uri == "cao://sessions":
-            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
-            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
-        try:
-            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
-            result = self.store.load_result(match[1]) if match else None
-        except CaoError:
-            result = None
-        if not result:
-            # -32002 is for the handshake versions; 2026-07-28 forbids it.
-            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
-        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
-
-    # ---- the tasks extension (ext-tasks 2026-07-28): its task is a task of ours ----
-
-    def get_task(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return where a task stands, with its result when it has one."""
-        task = self.known_task(params)
-        boss = self.open(False)
-        result = boss.claim_result(task)
-        found = Waited((result,) if result else (), (), (), ())
-        if not found.results:
-            return self.view_task(task)
-        return {
-            **self.view_task(task),
-            "status": "completed",
-            "result": _tool_result(view_waited(self.make_call(boss), found)),
-        }
-
-    def known_task(self, params: dict[str, Any]) -> str:
-        """Return a request's taskId. Raises RpcError where there is no such task."""
-        task = params.get("taskId")
-        if not isinstance(task, str):
-            raise RpcError(-32602, "taskId must be a string")
-        try:
-            self.open(False).task_session(task)
-        except CaoError as error:
-            raise RpcError(-32602, str(error)) from None
-        return task
-
-    def acknowledge(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Answer tasks/update and tasks/cancel: nothing is asked by this way, and the end
-        of a client's interest never ends a worker."""
-        self.known_task(params)
-        return {}
-
-
 _PROMPTS = [  # a slash command in many clients
     {
         "name": "supervisor",
@@ -7407,20 +7295,30 @@ _METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "resources/templates/list": lambda _, params: _page(params, {"resourceTemplates": _TEMPLATES}),
     "resources/read": McpServer.read_resource,
 }
+_LEGACY_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    **_METHODS,
+    "initialize": McpServer.initialize,
+    "ping": lambda *_: {},
+}
 _MODERN_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     **_METHODS,
     "server/discover": McpServer.discover,
-    "tasks/get": McpServer.get_task,
-    "tasks/update": McpServer.acknowledge,
-    "tasks/cancel": McpServer.acknowledge,  # the client stops listening; the worker goes on
 }
 SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
 
 
-def _knows_tasks(meta: dict[str, Any]) -> bool:
-    """Tell whether the client of a modern request knows the tasks extension."""
-    extensions = meta[_META + "clientCapabilities"].get("extensions")
-    return isinstance(extensions, dict) and _META + "tasks" in extensions
+def _versions_for(meta: dict[str, Any]) -> list[str]:
+    """Return the versions to name to the client of a modern request. One that could be asked
+    (elicitation), or knows the tasks extension, is to do the handshake: a question of
+    2026-07-28 cannot be withdrawn. Claude Code 2.1.332 and Copilot CLI 1.0.102 then do it in
+    the same process."""
+    capabilities = meta.get(_META + "clientCapabilities")
+    if isinstance(capabilities, dict):
+        extensions = capabilities.get("extensions")
+        knows_tasks = isinstance(extensions, dict) and _META + "tasks" in extensions
+        if knows_tasks or capabilities.get("elicitation") is not None:
+            return list(LEGACY_VERSIONS)
+    return [MODERN_VERSION, *LEGACY_VERSIONS]
 
 
 def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
@@ -7428,21 +7326,6 @@ def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
     if params.get("cursor") is not None:
         raise RpcError(-32602, "there is no such cursor")
     return rows
-
-
-def _tool_result(answer: Answer) -> dict[str, Any]:
-    """Return an answer as the result of tools/call."""
-    data = {"structuredContent": answer.data} if answer.data is not None else {}
-    return {"content": [{"type": "text", "text": answer.text}], **data}
-
-
-def _is_owed_an_answer(message: Any) -> bool:
-    """Tell whether handle answers a message of a batch."""
-    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        return True
-    if "method" in message:
-        return "id" in message
-    return "result" not in message and "error" not in message
 
 
 def _refuse_constant(word: str) -> NoReturn:

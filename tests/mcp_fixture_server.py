@@ -111,10 +111,6 @@ ROUNDS = {  # what each tool (or prompt) of 2026-07-28 asks, round by round
     "test_input_required_result_capabilities": [{"user_name": NAME, "greeting": sample("Hello")}],
     "test_input_required_result_prompt": [{"user_context": form("Which context?", context=STRING)}],
 }
-JOBS = {  # of the tasks extension
-    "slow_compute": "demo: sleep {seconds}; say computed",
-    "failing_job": "demo: fail as it was told to",
-}
 NEEDS = {
     "elicitation/create": "elicitation",
     "sampling/createMessage": "sampling",
@@ -175,22 +171,18 @@ class FixtureServer(cao.McpServer):
         self.asked, self.count = {}, 0
         cao.PROGRESS_S = 0.01  # the engine's own progress, faster
         plain = ["test_missing_capability", "test_streaming_elicitation", "test_logging_tool"]
-        plain.append("confirm_delete")
         calls = {
-            **{name: lambda *_: cao.Answer("done", None) for name in (*plain, *CONTENT, *ROUNDS)},
+            **{name: lambda *_: cao.Answer("done", None) for name in (*plain, *ROUNDS)},
+            **{name: lambda *_, name=name: cao.Answer(name, None) for name in CONTENT},
             **{name: self.elicits(name) for name in FORMS},
-            "greet": lambda _, given: cao.Answer(f"Hello, {given['name']}!", None),
             "test_simple_text": lambda *_: cao.Answer("This is a simple text response.", None),
             "test_error_handling": self.fails,
             "test_tool_with_progress": self.moves,
             "test_tool_with_logging": self.logs,
             "test_sampling": self.samples,
         }
-        takes = {"test_elicitation": "message", "test_sampling": "prompt", "greet": "name",
-                 "confirm_delete": "filename"}  # fmt: skip
-        for name in list(cao.TOOLS):
-            if name != "handoff":  # the one that may become a task
-                del cao.TOOLS[name]
+        takes = {"test_elicitation": "message", "test_sampling": "prompt"}
+        cao.TOOLS.clear()
         for name, call in calls.items():
             if name in PROMPTS:
                 continue
@@ -213,7 +205,7 @@ class FixtureServer(cao.McpServer):
         cao._MODERN_METHODS.update(both)
         cao._MODERN_METHODS["server/discover"] = FixtureServer.discover
         nothing = ("logging/setLevel", "resources/subscribe", "resources/unsubscribe")
-        cao._METHODS.update(both, **dict.fromkeys(nothing, lambda *_: {}))
+        cao._LEGACY_METHODS.update(both, **dict.fromkeys(nothing, lambda *_: {}))
 
     # ---- tools ----
 
@@ -252,7 +244,7 @@ class FixtureServer(cao.McpServer):
         self.send({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         return self.asked[key].get(timeout=20)["result"]
 
-    def handle(self, message, reply) -> None:
+    def handle(self, message) -> None:
         if (
             isinstance(message, dict)
             and "method" not in message
@@ -260,26 +252,25 @@ class FixtureServer(cao.McpServer):
         ):
             self.asked[message["id"]].put(message)
         else:
-            super().handle(message, reply)
+            super().handle(message)
 
-    def run_tool(self, tool, *args):
-        done, beside = super().run_tool(tool, *args)
-        return done, {**beside, **({"content": CONTENT[tool.name]} if tool.name in CONTENT else {})}
+    def end_call(self, key, cancelled, done):
+        result = super().end_call(key, cancelled, done)
+        if result and done.text in CONTENT:
+            result["content"] = CONTENT[done.text]
+        return result
 
-    def call_tool(self, key, params, meta, modern, reply) -> None:
+    def call_tool(self, key, params, meta, modern) -> None:
         name, can = params.get("name"), meta.get(META + "clientCapabilities", {})
-        if name in JOBS:  # a task is cao's own: a handoff to the demo agent
-            task = JOBS[name].format(**{"seconds": 0, **params.get("arguments", {})})
-            params = {**params, "name": "handoff", "arguments": {"target": "demo", "task": task}}
         if modern and name == "test_missing_capability" and "sampling" not in can:
             raise cao.RpcError(
                 -32021, "sampling is needed", {"requiredCapabilities": {"sampling": {}}}
             )
         wanted = self.input_required(name, params, can) if modern and name in ROUNDS else None
         if wanted:
-            reply({"jsonrpc": "2.0", "id": key, "result": cao._modern(wanted)})
+            self.send({"jsonrpc": "2.0", "id": key, "result": cao._modern(wanted)})
         else:
-            super().call_tool(key, params, meta, modern, reply)
+            super().call_tool(key, params, meta, modern)
 
     def input_required(self, name, params, can):
         """Return what is still to be asked (2026-07-28, multi round-trip requests), or None."""

@@ -44,7 +44,6 @@ RESULTS = {  # method: the official name of its result, and a key no other resul
     "resources/templates/list": ("ListResourceTemplatesResult", "resourceTemplates"),
     "resources/read": ("ReadResourceResult", "contents"),
 }
-TASKS = {META + "clientCapabilities": {"extensions": {META + "tasks": {}}}}
 
 
 # ---- what every message is checked by ----
@@ -127,11 +126,14 @@ class Talk(McpClient):
                 if not found:
                     continue
                 message = request(int(found[1]), found[2].decode(), name=found[3].decode())
-            for one in message if isinstance(message, list) else [message]:
-                if isinstance(one, dict) and "id" in one and isinstance(one.get("method"), str):
-                    self.asked.setdefault(json.dumps(one["id"]), []).append(
-                        Asked(one, self.version)
-                    )
+            if (
+                isinstance(message, dict)
+                and "id" in message
+                and isinstance(message.get("method"), str)
+            ):
+                self.asked.setdefault(json.dumps(message["id"]), []).append(
+                    Asked(message, self.version)
+                )
         super().write(data)
 
     def read(self, timeout_s=90.0):
@@ -186,10 +188,7 @@ class Talk(McpClient):
         """Hold that all we were told was asked for and is as the protocol has it."""
         assert self.buffer == b"", "a line without its end"
         for message in self.seen:
-            if isinstance(message, list):
-                assert self.version == "2025-03-26"
-            for one in message if isinstance(message, list) else [message]:
-                self.check(one)
+            self.check(message)
 
     def check(self, message) -> None:
         assert message["jsonrpc"] == "2.0"
@@ -208,8 +207,6 @@ class Talk(McpClient):
 
     def check_result(self, message, asked) -> None:
         result = message["result"]
-        if result.get("resultType") == "task" or any("tasks/" in one.method for one in asked):
-            return  # the tasks extension's: none of the official schemas has it
         fitting = [one for one in asked if one.may_have(result)]
         assert fitting, f"nobody asked for {message}"
         method, tool, version = fitting[-1].method, fitting[-1].tool, fitting[-1].version
@@ -312,12 +309,6 @@ def steady(shared):
 
 
 @pytest.fixture
-def batching(shared):
-    """One of the version that has batches."""
-    yield from shared.get("2025-03-26")
-
-
-@pytest.fixture
 def raw(connect):
     """A client that has not said a word."""
     return connect(init=False)
@@ -415,9 +406,8 @@ def test_an_unknown_version_is_answered_with_our_newest(raw, version):
 
 def test_a_second_handshake_does_not_change_the_version(talk):
     talk.send(hello("2025-03-26"))
-    assert code(talk.answer("hello")) == -32600
-    answer = talk.line_in(b'[{"jsonrpc":"2.0","id":1,"method":"ping"}]')  # 2025-03-26 has batches
-    assert code(answer) == -32600
+    refused = talk.answer("hello")
+    assert (code(refused), LEGACY[-1] in refused["error"]["message"]) == (-32600, True)
 
 
 def test_a_handshake_with_wrong_params_is_refused_and_a_right_one_works_after_it(raw):
@@ -640,73 +630,25 @@ def test_odd_numbers_get_one_answer_wherever_they_stand(steady, number):
         assert steady.line_in(line.encode()) is not None, line
 
 
-# ---- batches ----
-
-PING = '{"jsonrpc":"2.0","id":1,"method":"ping"}'
+# ---- batches: no version has them any more ----
 
 
-def test_a_batch_of_2025_03_26_is_answered_with_one_array(batching):
-    notification = {"jsonrpc": "2.0", "method": "notifications/progress"}
-    batching.send([
-        request(1, "ping"), notification, request("2", "tools/list"), call(3, "list_sessions"),
-        request(4, "no/such/method"), call(5, "no_such_tool"),
-    ])  # fmt: skip
-    answers = {answer["id"]: answer for answer in batching.read()}
-    assert sorted(answers, key=str) == [1, "2", 3, 4, 5]
-    assert answers[1]["result"] == {}
-    assert "isError" not in answers[3]["result"]
-    assert (code(answers[4]), code(answers[5])) == (-32601, -32602)
-
-
-def test_a_batch_of_notifications_is_not_answered(batching):
-    batching.send(
-        [{"jsonrpc": "2.0", "method": "notifications/x"}, {"jsonrpc": "2.0", "id": 9, "result": {}}]
-    )
-
-
-def test_an_empty_batch_is_one_error(batching):
-    assert code(batching.line_in(b"[]")) == -32600
-
-
-def test_a_handshake_in_a_batch_is_refused(batching):
-    batching.send([hello(), request(1, "ping")])
-    answers = {answer["id"]: answer for answer in batching.read()}
-    assert code(answers["hello"]) == -32600
-    assert answers[1]["result"] == {}
-
-
-@pytest.mark.parametrize("invalid", [
-    "5", "null", "[]", "{}", '{"jsonrpc":"2.0"}', '{"foo":"boo"}', '{"jsonrpc":"2.0","id":7}',
-    '{"id":7,"method":"ping"}', '{"method":"notifications/x"}',
-    '{"jsonrpc":"2.0","id":null,"method":"ping"}',
-])  # fmt: skip
-def test_what_is_no_request_in_a_batch_costs_no_other_its_answer(batching, invalid):
-    for batch in ([invalid, PING], [PING, invalid], [invalid], [invalid, invalid, PING]):
-        batching.write(f"[{','.join(batch)}]\n".encode())
-        answers = batching.read()
-        assert isinstance(answers, list)
-        assert [a for a in answers if "result" in a] == [
-            {"jsonrpc": "2.0", "id": 1, "result": {}} for one in batch if one == PING
-        ]
-        assert {code(a) for a in answers if "error" in a} == {-32600}
-
-
-def test_a_cancelled_call_in_a_batch_costs_no_other_its_answer(connect, place):
-    talk = connect(version="2025-03-26")
-    task = talk.data("assign", target="demo", task="demo: sleep 30")["task"]
-    talk.send([request(101, "ping"), call(102, "wait", tasks=[task], timeout_s=30)])
-    talk.notify("notifications/cancelled", {"requestId": 102})
-    assert [answer["id"] for answer in talk.read()] == [101]
-
-
-@pytest.mark.parametrize("version", ["2024-11-05", "2025-06-18", "2025-11-25", ""])
-def test_a_batch_is_one_error_in_every_other_version(connect, version):
+@pytest.mark.parametrize("version", [*LEGACY, ""])
+def test_a_batch_is_refused_with_one_error_and_nothing_in_it_is_done(connect, version):
     talk = connect(version=version) if version else connect(init=False)
-    talk.send([request(1, "ping"), request(2, "ping")])
-    answer = talk.read()
-    assert code(answer) == -32600
-    assert "id" not in answer
+    for batch in (
+        [],
+        [5],
+        [request(1, "ping"), request(2, "ping")],
+        [hello(), call(3, "assign", target="demo", task="demo: say hi")],
+        [{"jsonrpc": "2.0", "method": "notifications/x"}],
+    ):
+        talk.send(batch)
+        answer = talk.read()
+        assert (code(answer), "id" in answer) == (-32600, False)
+        assert answer["error"]["message"].endswith("send one message a line")
     talk.is_quiet()
+    assert talk.place.live() == []
 
 
 # ---- ids and notifications ----
@@ -1243,11 +1185,31 @@ def modern(talk: Talk, method: str, meta=None, **params) -> dict:
 def test_discover_says_who_we_are_without_a_handshake(raw):
     result = modern(raw, "server/discover")["result"]
     assert result["supportedVersions"] == [MODERN, *LEGACY]
-    assert set(result["capabilities"]) == {"tools", "prompts", "resources", "extensions"}
+    assert set(result["capabilities"]) == {"tools", "prompts", "resources"}
     assert result["resultType"] == "complete"
     assert (result["ttlMs"] >= 0, result["cacheScope"]) == (True, "private")
     assert result["_meta"][META + "serverInfo"] == {"name": "cao", "version": cao.VERSION}
     assert "handoff" in result["instructions"]
+
+
+TASKS = {"extensions": {META + "tasks": {}}}
+
+
+@pytest.mark.parametrize(("capabilities", "versions"), [
+    ({"elicitation": {}}, LEGACY),
+    ({"elicitation": {"form": {}, "url": {}}, "sampling": {}}, LEGACY),  # Copilot CLI
+    (TASKS, LEGACY),
+    ({"roots": {}, "elicitation": {"form": {}}, **TASKS}, LEGACY),  # Claude Code
+    ({"roots": {}, "sampling": {}, "elicitation": None}, [MODERN, *LEGACY]),
+    ({"extensions": {"io.modelcontextprotocol/ui": {}}}, [MODERN, *LEGACY]),
+    ({"extensions": None}, [MODERN, *LEGACY]),
+], ids=repr)  # fmt: skip
+def test_a_client_that_can_be_asked_is_sent_to_the_handshake(steady, capabilities, versions):
+    """A question of 2026-07-28 cannot be withdrawn; and nobody is given a task's handle."""
+    meta = {META + "clientCapabilities": capabilities}
+    assert modern(steady, "server/discover", meta)["result"]["supportedVersions"] == versions
+    refused = modern(steady, "tools/list", {**meta, META + "protocolVersion": "2099-01-01"})
+    assert refused["error"]["data"]["supported"] == versions
 
 
 def test_the_first_request_of_all_may_be_a_tool_call(raw):
@@ -1305,10 +1267,13 @@ def test_a_version_that_is_no_string_is_a_wrong_param(steady, version):
 
 @pytest.mark.parametrize("method", [
     "initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe",
-    "subscriptions/listen", "tasks/list", "tasks/result", "no/such/method",
+    "subscriptions/listen", "tasks/list", "tasks/result", "tasks/get", "tasks/update",
+    "tasks/cancel", "no/such/method",
 ])  # fmt: skip
-def test_what_the_modern_version_does_not_have_is_not_there(steady, method):
-    answer = modern(steady, method, protocolVersion=MODERN, capabilities={},
+@pytest.mark.parametrize("capabilities", [{}, TASKS], ids=["plain", "tasks"])
+def test_what_the_modern_version_does_not_have_is_not_there(steady, method, capabilities):
+    answer = modern(steady, method, {META + "clientCapabilities": capabilities},
+                    protocolVersion=MODERN, capabilities={},
                     clientInfo={"name": "x", "version": "1"})  # fmt: skip
     assert code(answer) == -32601
 
@@ -1488,91 +1453,13 @@ def test_the_modern_lists_say_how_long_they_hold(steady):
     assert "ttlMs" not in modern(steady, "prompts/get", name="supervisor")["result"]
 
 
-# ---- the tasks extension of 2026-07-28 ----
-
-
-def handle_of(raw: Talk, script: str) -> dict:
-    answer = modern(
-        raw, "tools/call", TASKS, name="handoff", arguments={"target": "demo", "task": script}
-    )
-    return answer["result"]
-
-
 @pytest.mark.tmux
-def test_a_client_with_the_tasks_extension_gets_a_handle_and_asks_for_the_result(raw, place):
-    handle = handle_of(raw, "demo: sleep 0.8; say polled")
-    assert (handle["resultType"], handle["status"]) == ("task", "working")
-    assert "content" not in handle
-    place.until_state(handle["taskId"].partition(".")[0], "working")
-    first = modern(raw, "tasks/get", TASKS, taskId=handle["taskId"])["result"]
-    assert (first["resultType"], first["status"], "result" in first) == (
-        "complete",
-        "working",
-        False,
-    )
-    assert "working" in first["statusMessage"]
-    done = until(lambda: modern(raw, "tasks/get", TASKS, taskId=handle["taskId"])["result"],
-                 lambda task: task["status"] != "working")  # fmt: skip
-    assert done["status"] == "completed"
-    assert "polled" in text(done["result"])
-    assert done["result"]["structuredContent"]["results"][0]["answer"] == "polled"
-    again = modern(raw, "tools/call", name="wait", arguments={})["result"]
-    assert again["structuredContent"] == {"outcome": "nothing"}  # it was given
-
-
-@pytest.mark.tmux
-def test_cancelling_a_task_of_the_extension_leaves_the_worker_alone(raw, place):
-    task = handle_of(raw, "demo: sleep 0.5; say still here")["taskId"]
-    for method in ("tasks/cancel", "tasks/update"):
-        assert modern(raw, method, TASKS, taskId=task)["result"]["resultType"] == "complete"
-    result = modern(raw, "tools/call", name="wait", arguments={"tasks": [task]})["result"]
-    assert result["structuredContent"]["results"][0]["answer"] == "still here"
-
-
-@pytest.mark.tmux
-def test_asking_where_a_task_stands_loses_no_message_and_no_question(raw, place):
-    task = handle_of(raw, "demo: tell precious; ask Dear?|yes|no")["taskId"]
-    place.until_state(task.partition(".")[0], "asking")
-    status = modern(raw, "tasks/get", TASKS, taskId=task)["result"]
-    assert "Dear?" in status["statusMessage"]
-    told = ""
-    for _ in range(2):
-        told += text(modern(raw, "tools/call", name="wait", arguments={"timeout_s": 0.2})["result"])
-    assert "precious" in told
-    assert "Dear?" in told
-
-
-@pytest.mark.tmux
-def test_without_the_extension_a_modern_handoff_waits(raw):
-    arguments = {"target": "demo", "task": "demo: say waited"}
-    result = modern(raw, "tools/call", name="handoff", arguments=arguments)["result"]
+@pytest.mark.parametrize("capabilities", [{}, TASKS], ids=["plain", "tasks"])
+def test_a_modern_handoff_waits(raw, capabilities):
+    answer = modern(raw, "tools/call", {META + "clientCapabilities": capabilities}, name="handoff",
+                    arguments={"target": "demo", "task": "demo: say waited"})  # fmt: skip
+    result = answer["result"]
     assert (result["resultType"], "waited" in text(result)) == ("complete", True)
-
-
-@pytest.mark.tmux
-def test_inside_a_worker_a_modern_handoff_waits_with_the_extension_too(connect, place):
-    """Its runner types a result nobody took into the conversation: it would come twice."""
-    boss = place.ok("launch", "demo", "--detach").strip()
-    inside = connect(init=False, CAO_SESSION=boss)
-    result = handle_of(inside, "demo: say waited")
-    assert (result["resultType"], "waited" in text(result)) == ("complete", True)
-
-
-def test_wrong_arguments_are_a_tool_error_with_the_extension_too(steady):
-    result = modern(steady, "tools/call", TASKS, name="handoff", arguments={"target": "demo"})[
-        "result"
-    ]
-    assert (result["resultType"], result["isError"]) == ("complete", True)
-    assert "'task'" in text(result)
-
-
-@pytest.mark.parametrize("task", [
-    None, 5, [], "", "x", "demo-2222.2222", "../../x.y", "\x00", "\ud800", "demo-2222.2222\n",
-], ids=repr)  # fmt: skip
-def test_a_task_that_is_not_there_is_a_wrong_param(steady, task):
-    for method in ("tasks/get", "tasks/update", "tasks/cancel"):
-        answer = modern(steady, method, TASKS, taskId=task)
-        assert method != "tasks/get" or code(answer) == -32602
 
 
 # ---- the tools, against the demo agent ----
@@ -2034,7 +1921,6 @@ def test_a_session_that_is_not_there_is_named_and_nothing_is_started(connect, pl
     result = talk.call("assign", target="demo", task="x")
     assert result["isError"]
     assert "worker-2222" in text(result)
-    for answer in (talk.request("resources/read", {"uri": "cao://sessions"}, timeout_s=3),
-                   modern(talk, "tasks/get", TASKS, taskId="demo-2222.2222")):  # fmt: skip
-        assert "worker-2222" in answer["error"]["message"]
+    answer = talk.request("resources/read", {"uri": "cao://sessions"}, timeout_s=3)
+    assert "worker-2222" in answer["error"]["message"]
     assert place.live() == []

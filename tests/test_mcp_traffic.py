@@ -29,7 +29,9 @@ def check(request: dict, answer: dict) -> None:
     assert answer["jsonrpc"] == "2.0"
     assert (answer["id"], type(answer["id"])) == (request["id"], type(request["id"]))
     tool = (request.get("params") or {}).get("name")
-    if request["method"] != "tools/call":
+    if request["method"] == "server/discover":  # Claude Code, Copilot CLI: both can be asked
+        assert answer["result"]["supportedVersions"] == list(cao.LEGACY_VERSIONS)
+    elif request["method"] != "tools/call":
         assert "result" in answer, answer
     elif tool not in cao.TOOLS:
         assert answer["error"]["code"] == -32602
