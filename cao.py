@@ -169,7 +169,7 @@ ROLES = {  # role -> its tools, where the profile has no allowedTools
     "reviewer": ("fs_read", "fs_list"),
 }
 OWN_SETTINGS = ("claudeConfig", "codexConfig", "codexProfile")  # a CLI's, in its own words
-GRANT_KEYS = ("permissions", "tools", "profiles", "env")
+GRANT_KEYS = ("permissions", "profiles")
 ENV_KEYS = ("pass", "deny", "set")
 CHECK_RETRIES = 2
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
@@ -2257,25 +2257,12 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
     if permissions != profile.permissions:
         took.append(f"permissions {profile.permissions} -> {permissions}")
-    tools, wanted = profile.tools, grant.get("tools")
-    if wanted is not None:
-        tools = tuple(word for word in tools if is_listed(word, wanted))
-        servers = settings.get("mcpServers") or {}
-        settings["mcpServers"] = {k: v for k, v in servers.items() if is_listed(f"@{k}", wanted)}
-        took += [f"tool {word}" for word in profile.tools if word not in tools]
-        took += [f"MCP server {k}" for k in servers if k not in settings["mcpServers"]]
-    for key in OWN_SETTINGS if grant and granted is None else ():
-        took += [key] if settings.pop(key, None) else []  # they could undo all of the above
-    if grant.get("env") is not None:
-        env, names = settings.get("env") or {}, [*map(str, grant["env"])]
-        old = [*map(str, env.get("pass") or ())]
-        new = [n for n in dict.fromkeys(old + names) if is_listed(n, old) and is_listed(n, names)]
-        settings["env"] = {**env, "pass": new}
-        took += [f"env {name}" for name in old if name not in new]
+    if grant and granted is None:
+        for key in OWN_SETTINGS:  # they could undo all of the above
+            if settings.pop(key, None):
+                took.append(key)
     clipped = (*profile.clipped, *took)
-    return profile._replace(
-        permissions=permissions, tools=tools, settings=settings, clipped=clipped
-    )
+    return profile._replace(permissions=permissions, settings=settings, clipped=clipped)
 
 
 def explain_scope(profile: Profile) -> dict[str, str]:
@@ -2326,7 +2313,7 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shapes: list[tuple[str, Any, Any]] = [
         *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env", "grant")),
         ("allowedTools", settings.get("allowedTools"), list),
-        *((f"grant: {key}", grant.get(key), list) for key in GRANT_KEYS[1:]),
+        ("grant: profiles", grant.get("profiles"), list),
         *((f"mcpServers: {name}", server, dict) for name, server in servers.items()),
         *((f"env: {key}", env.get(key), list) for key in ENV_KEYS[:2]),
         ("env: set", env.get("set"), dict),
@@ -2350,6 +2337,12 @@ def _scope_faults(
     for name in servers:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             yield f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
+    for gone, own in (("tools", "allowedTools"), ("env", "env")):
+        if gone in grant:
+            yield (
+                f"'grant': {gone!r} is gone: a grant says permissions and profiles",
+                f"write '{own}:' in the worker's own profile, and name that under 'profiles:'",
+            )
     for name, given, known in (("grant", grant, GRANT_KEYS), ("env", env, ENV_KEYS)):
         for key in given:
             if key not in known:

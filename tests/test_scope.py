@@ -49,7 +49,7 @@ def test_role_and_allowed_tools_come_to_the_tools_an_agent_has(frontmatter, tool
     [
         ("allowedTools: fs_read", "'allowedTools' must be a list"),
         ("grant: all", "'grant' must be a mapping"),
-        ("grant: {tools: fs_read}", "'grant: tools' must be a list"),
+        ("grant: {profiles: developer}", "'grant: profiles' must be a list"),
         ("grant: {permission: edits}", "'grant': 'permission' does not exist"),
         ("grant: {permissions: yolo}", "grant: permissions 'yolo' does not exist"),
         ("check: [pytest]", "'check' must be a command"),
@@ -61,6 +61,23 @@ def test_a_scope_that_cannot_be_read_is_refused_and_never_falls_open(frontmatter
     with pytest.raises(cao.CaoError) as caught:
         parse(frontmatter)
     assert what in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("grant", "what", "fix"),
+    [
+        ("{tools: [fs_read]}", "'tools' is gone", "'allowedTools:' in the worker's own profile"),
+        ("{permissions: ask, tools: []}", "'tools' is gone", "'allowedTools:'"),
+        ("{tools: fs_read}", "'tools' is gone", "'allowedTools:'"),
+        ("{env: [GITHUB_*]}", "'env' is gone", "'env:' in the worker's own profile"),
+        ("{profiles: [x], env:}", "'env' is gone", "'env:'"),
+    ],
+)
+def test_a_grant_of_tools_or_environment_is_refused_and_says_what_to_use(grant, what, fix):
+    with pytest.raises(cao.CaoError) as caught:
+        parse(f"grant: {grant}")
+    assert what in caught.value.what
+    assert fix in caught.value.fix
 
 
 # ---- grants ----
@@ -75,14 +92,9 @@ WIDE = (
     ("grant", "took"),
     [
         ({}, ()),
-        ({"permissions": "all", "tools": ["*"], "env": ["*"], "profiles": ["*"]}, ()),
+        ({"permissions": "all", "profiles": ["*"]}, ()),
         ({"permissions": "edits"}, ("permissions all -> edits",)),
-        (
-            {"tools": ["fs_*", "@tickets"]},
-            ("tool execute_bash", "tool web_fetch", "MCP server web"),
-        ),
-        ({"env": ["GITHUB_*"]}, ("env NPM_TOKEN",)),
-        ({"env": []}, ("env GITHUB_*", "env NPM_TOKEN")),
+        ({"permissions": "ask", "profiles": ["work*"]}, ("permissions all -> ask",)),
     ],
 )
 def test_a_grant_takes_away_what_is_beyond_it_and_says_what(grant, took):
@@ -108,12 +120,9 @@ def test_a_clis_own_settings_do_not_undo_a_grant_unless_the_profile_is_named_in_
 
 
 def test_what_a_grant_leaves_is_what_both_allow():
-    grant = {"permissions": "auto", "tools": ["fs_*", "@web"], "env": ["GITHUB_TOKEN", "X"]}
+    grant = {"permissions": "auto"}
     profile = cao.clip_profile(parse(WIDE), grant)
-    assert profile.permissions == "auto"
-    assert set(profile.tools) == {"fs_read", "fs_list", "fs_write"}
-    assert list(profile.settings["mcpServers"]) == ["web"]
-    assert profile.settings["env"] == {"pass": ["GITHUB_TOKEN"], "set": {"A": "b"}}
+    assert profile == parse(WIDE)._replace(permissions="auto", clipped=profile.clipped)
     assert cao.clip_profile(parse("permissions: ask"), grant).permissions == "ask"
 
 
@@ -137,7 +146,6 @@ provider: demo
 permissions: ask
 grant:
   permissions: edits
-  tools: [fs_read, fs_list]
   profiles: [wide, boss-below]
 ---
 """
@@ -156,7 +164,6 @@ def test_a_grant_reaches_the_workers_of_workers_and_their_results_say_so(place):
     assert "taken away by a supervisor's grant: permissions all -> edits" in result["notes"]
     scope = json.loads(place.ok("show", name, "--json"))["scope"]
     assert scope["permissions"].startswith("edits")
-    assert set(scope["tools"].split()) == set(READ)
 
 
 @pytest.mark.tmux
