@@ -38,6 +38,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 import time
 from functools import lru_cache
@@ -80,7 +81,7 @@ else:
 # ==== 1. Constants ====================================================================
 
 VERSION = "0.1.0"
-FORMAT = 1  # of the runtime directory; a session of another format is refused
+FORMAT = 2  # of the runtime directory; a session of another format is refused
 TMUX_MINIMUM = (3, 2)
 PANE_COLUMNS, PANE_LINES = 200, 50  # large: a small viewer must not reflow a worker
 TMUX_CONF = """\
@@ -147,6 +148,7 @@ TICK_LOG_BYTES = 1 << 20  # a longer tick.log begins anew; the last one is kept 
 NOTIFY_S = 30.0  # the user's notify command may take so long
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
+TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -279,12 +281,12 @@ class Message(NamedTuple):
     """One letter in an inbox."""
 
     id: str  # sorts by time
-    kind: str  # task, message, result or notice
+    kind: str  # task, message or notice; in a runner's memory also result
     sender: str
     to: str
     text: str
     sent_at: float = 0.0
-    task: str = ""  # the task's name, for kind task and result
+    task: str = ""  # the task's name, for kind task (and result)
     timeout_s: float = TASK_TIMEOUT_S
     check: str = ""  # command line of an acceptance check
     check_retries: int = CHECK_RETRIES
@@ -329,6 +331,7 @@ class Result(NamedTuple):
     worktree: dict[str, Any] | None = None  # branch, commits, files, diffstat, dirty
     notes: tuple[str, ...] = ()
     ended_at: float = 0.0
+    told_at: float = 0.0  # when its owner was told; 0: not yet
 
 
 class Event(NamedTuple):
@@ -2682,7 +2685,12 @@ class Wake:
         """Be woken whenever something happens in a session's folder; "": whenever the
         state of any session changes."""
         folder = self.store.listeners(session)
-        os.makedirs(folder, 0o700, exist_ok=True)
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            return  # the session was cleaned away
         link = f"{folder}/{os.path.basename(self.path)}"
         try:
             os.symlink(self.path, link)
@@ -2715,18 +2723,47 @@ class Wake:
         self.vanish()
 
 
-class Held:
-    """A file's lock, waited for and held for a block: `with Held(path): …`."""
+class FileLock:
+    """A file's lock, waited for and kept for a block: `with FileLock(path): …`."""
 
-    def __init__(self, path: str, *, shared: bool = False) -> None:
+    def __init__(self, path: str, *, shared: bool = False, create: bool = True) -> None:
         self.path, self.kind = path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self.flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
 
-    def __enter__(self) -> None:
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __enter__(self) -> int:
+        self.fd = os.open(self.path, self.flags, 0o600)
         fcntl.flock(self.fd, self.kind)
+        return self.fd
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+
+
+class Claim:
+    """A message or a result that this process is telling its owner: the lock on its file.
+
+    `told` takes it off the books; `release`, or this process's death, leaves it to the next.
+    """
+
+    def __init__(self, store: Store, owner: str, path: str, then: str, fd: int) -> None:
+        self.store, self.owner, self.path, self.then, self.fd = store, owner, path, then, fd
+
+    def told(self) -> None:
+        """Note that it was told: a message goes where it is kept, a result's entry goes."""
+        try:
+            if self.then:
+                os.rename(self.path, self.then)
+            else:
+                os.unlink(self.path)
+                self.store.note_told(os.path.basename(self.path))
+        except FileNotFoundError:
+            pass  # its owner was cleaned away
+        self.release()
+
+    def release(self) -> None:
+        """Free the lock, and wake who waits for it."""
+        os.close(self.fd)
+        self.store.poke(self.owner)
 
 
 def nudge(path: str) -> bool:
@@ -2770,6 +2807,27 @@ def _listdir(path: str) -> list[str]:
         return []
 
 
+# A fault of the machine's, not of the file that was to be opened: it may pass.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)
+
+
+def open_regular(path: str, errors: str = "surrogatepass") -> Any:
+    """Open a text file to read. Raises FileNotFoundError where there is none, ValueError for
+    what cannot be read as a file: a directory, a FIFO (which would block), a link to itself."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(path) from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in _PASSING:
+            raise
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path} is no file")
+    return open(fd, encoding="utf-8", errors=errors)
+
+
 def written_at(path: str) -> float:
     """Return when a file was last written, 0 where there is none."""
     try:
@@ -2787,15 +2845,24 @@ def file_mark(path: str) -> tuple[int, int]:
     return found.st_size, found.st_ino
 
 
-def result_message_id(result: Result) -> str:
-    """Return the id of the message that tells of a result: always the same, sorts by time."""
-    return f"{int(result.ended_at * 1e9):020d}-{result.task}"
+def _not_written(path: str, error: OSError) -> CaoError:
+    return CaoError(f"{path} could not be written: {error.strerror}", "make room there")
 
 
 def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
     plain = record._asdict() if hasattr(record, "_asdict") else record
     return json.dumps(plain, ensure_ascii=False) + "\n"
+
+
+# What a record's field may be in JSON, by its annotation.
+_JSON_TYPES: dict[str, Any] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "tuple[str, ...]": tuple,
+}
 
 
 def _tuples(value: Any) -> Any:
@@ -2859,9 +2926,7 @@ class Store:
                 raise
             if placed:  # who is told that it failed may do it again
                 _unlink(path)
-            raise CaoError(
-                f"{path} could not be written: {error.strerror}", "make room there"
-            ) from error
+            raise _not_written(path, error) from error
 
     @staticmethod
     def _sync_folder(folder: str) -> None:
@@ -2872,31 +2937,43 @@ class Store:
             os.close(fd)
 
     def read_json(self, path: str) -> dict[str, Any] | None:
-        """Return the object in a file, or None where there is none; what cannot be parsed
-        is moved to quarantine/ and logged, never deleted and never fatal."""
+        """Return the object in a file, or None where there is none.
+
+        Whatever cannot be read as one (not JSON, nested too deeply, a directory, a FIFO, no
+        permission) is moved to quarantine/ and logged: never deleted, never fatal.
+        """
         try:
-            with open(path, encoding="utf-8", errors="surrogatepass") as file:
+            with open_regular(path) as file:
                 found = json.load(file)
             if isinstance(found, dict):
                 return found
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         self._quarantine(path)
         return None
 
     def read_record(self, path: str, kind: Callable[..., Any]) -> Any:
-        """Return the record of a kind (a NamedTuple) in a file, or None as read_json does."""
+        """Return the record of a kind (a NamedTuple) in a file, or None as read_json does.
+
+        A file that lacks a field, or has a value of another type, is quarantined too.
+        """
         found = self.read_json(path)
         if found is None:
             return None
-        names = kind._fields  # type: ignore[attr-defined]  # every kind is a NamedTuple
-        try:
-            return kind(**{k: _tuples(v) for k, v in found.items() if k in names})
-        except TypeError:  # a field that must be there is not
-            self._quarantine(path)
-            return None
+        types = kind.__annotations__
+        values = {name: _tuples(value) for name, value in found.items() if name in types}
+        wrong = [
+            n for n, v in values.items() if not isinstance(v, _JSON_TYPES.get(types[n], object))
+        ]
+        if not wrong:
+            try:
+                return kind(**values)
+            except TypeError:  # a field that must be there is not
+                pass
+        self._quarantine(path)
+        return None
 
     def _quarantine(self, path: str) -> None:
         os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
@@ -2905,7 +2982,7 @@ class Store:
             os.rename(path, kept)
         except FileNotFoundError:
             return  # another process was quicker
-        sys.stderr.write(f"cao: {path} cannot be read as JSON; moved to {kept}\n")
+        sys.stderr.write(f"cao: {path} cannot be read; moved to {kept}\n")
         parts = path[len(self.home) :].split("/")
         if parts[1:2] == ["sessions"] and NAME.match(parts[2]):
             self.log(parts[2], "quarantined", file="/".join(parts[3:]), kept=kept)
@@ -2932,7 +3009,7 @@ class Store:
         """Fill a session's folder; session.json is last, and makes it one."""
         folder = self.folder(session.name)
         parts = "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new results"
-        for part in (*parts.split(), "wake", "launch", "out", "in", "requests"):
+        for part in (*parts.split(), "wake", "launch", "out", "requests"):
             os.makedirs(f"{folder}/{part}", 0o700, exist_ok=True)
         self.write(f"{folder}/session.json", dump(session), durable=True)
 
@@ -3069,16 +3146,113 @@ class Store:
             session = self.peek(name)
             name = session.supervisor if session else ""
 
+    # ---- the ledger ----
+
+    def _take(self, owner: str, path: str, then: str = "") -> Claim | None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == file_mark(path)[1]:  # else it was told just now
+                return Claim(self, owner, path, then, fd)
+        except BlockingIOError:
+            pass
+        os.close(fd)
+        return None
+
+    def take_message(self, name: str, message_id: str) -> Claim | None:
+        """Take a message out of an inbox, to tell it: the lock on its file. None where
+        another process is telling it, or has."""
+        inbox = f"{self.folder(name)}/inbox"
+        return self._take(name, f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+
+    def take_result(self, owner: str, task: str) -> Claim | None:
+        """Take a task's result, to tell its owner. None where it is not owed to this one, or
+        another process is telling it."""
+        return self._take(owner, self.out_path(owner, task)) if owner else None
+
+    def out_path(self, owner: str, task: str) -> str:
+        """Return the file that says: owner has not been told the result of a task."""
+        return f"{self.folder(owner)}/out/{task}"
+
+    def give(self, message: Message) -> None:
+        """Give a task: from here on its sender is owed a result.
+
+        The entry in out/ appears with its lock held, which is freed when the message is in
+        the inbox. Raises CaoError where that is full; then nothing was given.
+        """
+        path = self.out_path(message.sender, message.task)
+        folder = os.path.dirname(path)
+        temporary = f"{folder}/.{message.task}"
+        with FileLock(temporary) as fd:
+            try:
+                os.write(fd, message.id.encode())
+                os.fsync(fd)
+                os.rename(temporary, path)
+                self._sync_folder(folder)
+                self.put(message)
+            except BaseException as error:
+                _unlink(temporary)
+                _unlink(path)
+                if isinstance(error, OSError):
+                    raise _not_written(path, error) from error
+                raise
+
+    def is_given(self, task: str, message_id: str) -> bool:
+        """Tell whether a task was given: its result or its message is there."""
+        inbox = f"{self.folder(self.session_of(task))}/inbox"
+        places = (self.result_path(task), f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+        return any(map(os.path.lexists, places))
+
+    def owed(self, owner: str) -> list[str]:
+        """Return the tasks whose results owner has not been told, in whatever state they are.
+
+        An entry whose lock is free, of a task that was not given, was abandoned: it goes.
+        """
+        entries = _listdir(f"{self.folder(owner)}/out") if owner else []
+        owed = []
+        for task in entries:
+            if TASK.match(task) and not self._is_abandoned(owner, task):
+                owed.append(task)
+        return owed
+
+    def _is_abandoned(self, owner: str, task: str) -> bool:
+        path = self.out_path(owner, task)
+        message_id = self.read_text(path)
+        if self.is_given(task, message_id):
+            return False
+        claim = self.take_result(owner, task)
+        if not claim:
+            return not os.path.lexists(path)  # its giver is at it
+        if self.is_given(task, message_id):
+            claim.release()
+            return False
+        claim.told()  # nobody was: it is off the books
+        return True
+
+    def running(self, owner: str) -> list[str]:
+        """Return the tasks of an owner that have no result yet."""
+        return [task for task in self.owed(owner) if not self.has_result(task)]
+
+    def has_result(self, task: str) -> bool:
+        """Tell whether a task has ended."""
+        return os.path.lexists(self.result_path(task))
+
     # ---- inbox ----
 
     def put(self, message: Message) -> None:
         """Put a message into its addressee's inbox: fsynced before anyone is told.
 
-        Raises CaoError where the inbox is full; results and notices always fit.
+        Raises CaoError where the inbox is full; notices and cao's own messages always fit.
         """
         inbox = f"{self.folder(message.to)}/inbox"
         most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
-        if message.kind in ("task", "message") and len(_listdir(f"{inbox}/new")) >= most:
+        own = message.kind == "notice" or message.sender == "cao"
+        if not own and len(_listdir(f"{inbox}/new")) >= most:
             raise CaoError(
                 f"{message.to} has {most} messages waiting already",
                 "wait until it has read some, or give the work to another",
@@ -3092,50 +3266,51 @@ class Store:
     def put_once(self, message: Message) -> None:
         """Put a message whose id says what it is, unless it was ever put before."""
         inbox = f"{self.folder(message.to)}/inbox"
-        with Held(f"{inbox}/.lock"):  # of two who tell the same, one puts
+        with FileLock(f"{inbox}/.lock"):  # of two who tell the same, one puts
             if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
                 self.put(message)
 
     def waiting(self, name: str) -> list[Message]:
-        """Return the messages in a session's inbox that nobody took, oldest first."""
+        """Return the messages in a session's inbox that nobody was told, oldest first."""
         inbox = f"{self.folder(name)}/inbox/new"
-        found = [self.read_record(f"{inbox}/{entry}", Message) for entry in _listdir(inbox)]
+        found = [self._read_message(inbox, entry) for entry in _listdir(inbox)]
         return [message for message in found if message]
 
+    def _read_message(self, inbox: str, entry: str) -> Message | None:
+        message: Message | None = self.read_record(f"{inbox}/{entry}", Message)
+        if message and message.id != entry:
+            self._quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
+            return None
+        return message
+
     def taken(self, name: str, message_id: str) -> Message | None:
-        """Return a message that was claimed, or None."""
+        """Return a message that was told, or None."""
         path = f"{self.folder(name)}/inbox/cur/{message_id}"
         message: Message | None = self.read_record(path, Message)
         return message
 
-    def claim(self, name: str, message_id: str) -> bool:
-        """Take a message out of an inbox: the rename is the claim, and one wins it."""
+    def discharge(self, name: str, letter: str) -> None:
+        """Note that a session was told a message, or (by a task's name) a result, whoever has
+        its lock: for the end of a session, whose conversation is over."""
         inbox = f"{self.folder(name)}/inbox"
         try:
-            os.rename(f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+            if TASK.match(letter):
+                os.unlink(self.out_path(name, letter))
+            else:
+                os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter}")
         except FileNotFoundError:
-            return False
-        return True
+            pass
 
     def withdraw(self, name: str, message_id: str) -> bool:
         """Remove a message that nobody took, as if it had not been put; tell whether it was
         still there. One step: who is killed here leaves nothing half done."""
-        try:
-            os.unlink(f"{self.folder(name)}/inbox/new/{message_id}")
-        except FileNotFoundError:
-            return False
-        return True
+        claim = self._take(name, f"{self.folder(name)}/inbox/new/{message_id}")
+        if claim:
+            _unlink(claim.path)
+            claim.release()
+        return claim is not None
 
-    def put_back(self, name: str, message_id: str) -> None:
-        """Undo a claim: the message is waiting again."""
-        inbox = f"{self.folder(name)}/inbox"
-        try:
-            os.rename(f"{inbox}/cur/{message_id}", f"{inbox}/new/{message_id}")
-        except FileNotFoundError:
-            pass  # a `wait` by the task's name does not need it any more
-        self.log(name, "put_back", message=message_id)
-
-    # ---- events, results, tasks out ----
+    # ---- events, results ----
 
     def put_event(self, folder: str, payload: str) -> None:
         """Drop a hook's JSON into a session's events/ and wake its runner."""
@@ -3146,8 +3321,15 @@ class Store:
     def events(self, name: str) -> list[tuple[str, float, dict[str, Any]]]:
         """Return (id, epoch seconds, payload) of the events nobody dealt with, oldest first."""
         folder = f"{self.folder(name)}/events/new"
-        found = ((entry, self.read_json(f"{folder}/{entry}")) for entry in _listdir(folder))
-        return [(e, int(e[:20]) / 1e9, payload) for e, payload in found if payload is not None]
+        events = []
+        for entry in _listdir(folder):
+            if not re.match(r"\d{20}-", entry):
+                self._quarantine(f"{folder}/{entry}")
+                continue
+            payload = self.read_json(f"{folder}/{entry}")
+            if payload is not None:
+                events.append((entry, int(entry[:20]) / 1e9, payload))
+        return events
 
     def drop_events(self, name: str, ids: Iterable[str]) -> None:
         """Remove events whose meaning is in state.json by now."""
@@ -3157,10 +3339,9 @@ class Store:
     @staticmethod
     def session_of(task: str) -> str:
         """Return the session's name in a task's: "developer-7k2m.k3f9"."""
-        name, dot, letters = task.partition(".")
-        if not dot or not NAME.match(name) or not re.fullmatch(r"[a-z0-9]+", letters):
+        if not TASK.match(task):
             raise UsageError(f"{task!r} is not a task's name", "it looks like developer-7k2m.k3f9")
-        return name
+        return task.partition(".")[0]
 
     def result_path(self, task: str) -> str:
         """Return where a task's result is, or will be."""
@@ -3168,37 +3349,36 @@ class Store:
 
     def load_result(self, task: str) -> Result | None:
         """Return a task's result, or None while there is none."""
+        if not self.has_result(task):
+            return None
         result: Result | None = self.read_record(self.result_path(task), Result)
+        if not result:  # it was torn, and is in quarantine/: the task gets no other
+            words = "its result could not be read; what there was of it is in quarantine/"
+            facts = ("", "", "unreadable", words)
+            result = Result(task, self.session_of(task), "lost", *facts, ended_at=time.time())
+            self.write(self.result_path(task), dump(result), durable=True)
         return result
 
     def save_result(self, result: Result, owner: str) -> Result:
-        """Write a task's one result and tell its owner; the first written is the one.
-
-        Killed between the two steps, the next to look (`bury`, a restart) does the second
-        again.
-        """
+        """Write a task's one result and wake its owner; the first written is the one."""
         try:
             self.write(self.result_path(result.task), dump(result), durable=True, once=True)
         except FileExistsError:
-            pass  # told again below, in case the first teller died before it told
-        kept = self.load_result(result.task) or result
-        self.tell_owner(kept, owner)
-        return kept
-
-    def tell_owner(self, result: Result, owner: str) -> None:
-        """Put the result message into the owner's inbox, once."""
-        facts = (result_message_id(result), "result", result.session, owner, "", result.ended_at)
-        if self.load(owner):
-            self.put_once(Message(*facts, result.task))
-        self.file_in(owner, result.task)
+            pass
+        if os.path.isdir(self.folder(owner)):
+            self.poke(owner)
         self.poke_up(result.session)
+        return self.load_result(result.task) or result
 
-    def file_in(self, owner: str, task: str) -> None:
-        """Note that owner is owed a result no more."""
-        try:
-            os.rename(f"{self.folder(owner)}/out/{task}", f"{self.folder(owner)}/in/{task}")
-        except FileNotFoundError:
-            pass  # the owner was cleaned away, or the task is filed already
+    def note_told(self, task: str) -> None:
+        """Put into a result when its owner was told: for people, nothing depends on it."""
+        result = self.load_result(task)
+        if result:
+            try:
+                told = result._replace(told_at=time.time())
+                self.write(self.result_path(task), dump(told))
+            except CaoError:
+                pass  # no room: it is only for show
 
     def unanswered(self, name: str) -> list[str]:
         """Return the ids of the tasks a session took and has no result of, the slow way."""
@@ -3207,48 +3387,29 @@ class Store:
         tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
         return [e for e in tasks if e.partition("-")[2] not in done]
 
-    def sent_at(self, task: str) -> float:
-        """Return when a task was given (its message's id begins with it), 0 if unknown."""
+    def was_given(self, task: str) -> bool:
+        """Tell whether there is such a task, by its name alone: the slow way."""
         inbox = f"{self.folder(self.session_of(task))}/inbox"
         entries = (e for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}"))
-        return next((int(e[:20]) / 1e9 for e in entries if e.endswith(f"-{task}")), 0.0)
+        return self.has_result(task) or any(e.endswith(f"-{task}") for e in entries)
 
     def results(self, name: str) -> list[str]:
         """Return the tasks of a session that have a result."""
         entries = _listdir(f"{self.folder(name)}/results")
-        return [entry[:-5] for entry in entries if entry.endswith(".json")]
+        return [entry[:-5] for entry in entries if TASK.match(entry[:-5])]
 
-    def unread(self) -> set[str]:
-        """Return the ids of all messages that nobody took, in any inbox."""
-        folders = (f"{self.folder(name)}/inbox/new" for name in self.all_sessions())
+    def all_owed(self) -> set[str]:
+        """Return every task whose result somebody has not been told."""
+        folders = (f"{self.folder(name)}/out" for name in self.all_sessions())
         return {entry for folder in folders for entry in _listdir(folder)}
 
-    def is_told(self, task: str, unread: set[str]) -> bool:
-        """Tell whether nobody waits for a task's result: no inbox has it unread."""
-        result = self.load_result(task)
-        if not result:
-            return True
-        return result_message_id(result) not in unread
-
     def read_text(self, path: str) -> str:
-        """Return a file's text, "" where there is none."""
+        """Return a file's text, "" where there is none, or something else in its place."""
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
+            with open_regular(path, errors="replace") as file:
+                return str(file.read())
+        except (FileNotFoundError, ValueError):
             return ""
-
-    def set_out(self, owner: str, task: str) -> None:
-        """Note, before anything else, that owner is owed a result."""
-        self.write(f"{self.folder(owner)}/out/{task}", "", durable=True)
-
-    def drop_out(self, owner: str, task: str) -> None:
-        """Forget that owner is owed a result: nobody took the task."""
-        _unlink(f"{self.folder(owner)}/out/{task}")
-
-    def tasks_out(self, owner: str) -> list[str]:
-        """Return the tasks whose results owner is still owed."""
-        return [entry for entry in _listdir(f"{self.folder(owner)}/out") if entry[0] != "."]
 
 
 # ==== 8. Orchestrator =================================================================
@@ -3279,12 +3440,21 @@ class TaskOptions(NamedTuple):
 
 
 class Waited(NamedTuple):
-    """What a wait found; `running` are the tasks that have no result yet."""
+    """What a wait found; `running` are the tasks that have no result yet.
+
+    Who tells it calls `told` afterwards: until then its results and messages are owed.
+    """
 
     results: tuple[Result, ...] = ()
     messages: tuple[Message, ...] = ()
     asking: tuple[dict[str, Any], ...] = ()  # session, path, question
     running: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()  # on the results and messages that were owed to the caller
+
+    def told(self) -> None:
+        """Take what was told off the books."""
+        for claim in self.claims:
+            claim.told()
 
 
 def profile_places(home: str, cwd: str) -> list[str]:
@@ -3427,6 +3597,7 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._watched: set[str] = set()
+        self._burying: Any = None  # a lock: a thread of ours may be at a burial
         self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
 
@@ -3550,24 +3721,41 @@ class Sessions:
 
     def watch(self, name: str, wake: Callable[[], None]) -> None:
         """Bury a session the moment its runner dies: a thread blocks in its lock."""
-        if name in self._watched:
+        if self._burying is None:
+            import threading
+
+            self._burying = threading.Lock()
+
+        def is_settled() -> bool:
+            with self._burying:
+                if self.state_of(name).get("state") != "starting":
+                    return True
+            select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
+            return False
+
+        self.when_free(f"{self.store.folder(name)}/lock", is_settled, wake)
+
+    def when_free(self, path: str, settled: Callable[[], bool], wake: Callable[[], None]) -> None:
+        """Call wake once nobody has a file's lock, and settled says so, in a thread."""
+        if path in self._watched:
             return
         import threading
 
-        self._watched.add(name)
+        self._watched.add(path)
 
-        def wait_for_death() -> None:
-            path = f"{self.store.folder(name)}/lock"
-            while os.path.isdir(os.path.dirname(path)):
-                with Held(path, shared=True):
-                    pass  # nobody has it, now
-                if self.state_of(name).get("state") != "starting":
+        def wait() -> None:
+            while True:
+                try:
+                    with FileLock(path, shared=True, create=False):
+                        pass  # nobody has it, now
+                except FileNotFoundError:
+                    pass  # it is not made yet, or gone
+                if settled():
                     break
-                select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
-            self._watched.discard(name)
+            self._watched.discard(path)
             wake()
 
-        threading.Thread(target=wait_for_death, daemon=True).start()
+        threading.Thread(target=wait, daemon=True).start()
 
     def _sweep(self, name: str, state: dict[str, Any]) -> None:
         """Answer what an ended session's inbox still holds: who did that was killed at it."""
@@ -3595,10 +3783,14 @@ class Sessions:
             ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
-            typed_at = (state.get("delivery") or {}).get("at") or 0
+            delivery = state.get("delivery") or {}
             for _, at, payload in self.store.events(name):
-                if payload.get("hook_event_name") == "UserPromptSubmit" and at >= typed_at:
-                    state["delivering"] = ()  # it was taken; the runner died before it read that
+                taken = payload.get("hook_event_name") == "UserPromptSubmit"
+                if taken and at >= (delivery.get("at") or 0):
+                    # It was taken; the runner died before it read that.
+                    for letter in state.get("delivering") or ():
+                        self.store.discharge(name, letter)
+                    state["delivering"] = ()
             words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
             detail = f"the process that looked after the session is gone. {words}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
@@ -3622,7 +3814,6 @@ class Sessions:
     ) -> None:
         """Give every unfinished task of a session its result, and report its messages."""
         ids = [state["task_message"]] if state.get("task_message") else []
-        ids += state.get("delivering") or ()
         ids += self.store.unanswered(name) if not state else ()  # the state itself was torn
         held = [m for i in dict.fromkeys(ids) if (m := self.store.taken(name, i)) is not None]
         waiting = self.store.waiting(name)
@@ -3643,7 +3834,7 @@ class Sessions:
                 )
             elif message.kind == "message":
                 self.notify_undelivered(message, detail or reason)
-            self.store.claim(name, message.id)
+            self.store.discharge(name, message.id)
 
     def conclude(self, result: Result, owner: str) -> None:
         """Write a task's one result, tell its owner, and the person by `notify`."""
@@ -3788,7 +3979,7 @@ class Launcher(Sessions):
                 "do the work yourself, or ask your supervisor to hand it out",
             )
         wanted, said = options.worktree, profile.settings.get("worktree")
-        with Held(f"{self.store.home}/lock"):
+        with FileLock(f"{self.store.home}/lock"):
             self._make_room()
             name = self.store.new_folder(render_slug(profile.name) or "agent")
             session = Session(
@@ -3831,7 +4022,7 @@ class Launcher(Sessions):
             and not state.get("task")
             and (session := self.store.peek(name))
             and not session.keep
-            and not self.store.tasks_out(name)
+            and not self.store.running(name)
             and not self.store.waiting(name)
         ]
         if not idle:
@@ -3907,9 +4098,9 @@ class Launcher(Sessions):
         session = made or self.store.load(name)
         if session and session.worktree:
             remove_worktree(self.store, session)
-        for task in self.store.tasks_out(self.caller.name):
+        for task in self.store.owed(self.caller.name):
             if self.store.session_of(task) == name:
-                self.store.drop_out(self.caller.name, task)
+                self.store.discharge(self.caller.name, task)
         self.tmux.kill_session(name)
         self.store.set_live(name, False)
         shutil.rmtree(self.store.folder(name), ignore_errors=True)
@@ -3926,7 +4117,7 @@ class Launcher(Sessions):
         if not os.path.isdir(session.cwd):
             raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
         self.control(session.name, {}, lambda state: not state.get("closing"), STOP_S)
-        with Held(f"{self.store.home}/lock"):
+        with FileLock(f"{self.store.home}/lock"):
             if self.state_of(session.name)["state"] != "ended":  # another was quicker
                 return self._put_task(session.name, text, options, profile)
             # Its last runner may be leaving still, with the name, the lock, the entry in live/.
@@ -3935,10 +4126,21 @@ class Launcher(Sessions):
             self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))
-            self.store.save_state(session.name, {**fresh_state(), "conversation": conversation})
+            # What it was typed, and has not said that it took: see Runner._tell_again.
+            again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
+            self.store.save_state(session.name, {**fresh_state(), **again})
             self.store.set_live(session.name, True)
-            task = self._put_task(session.name, text, options, profile)
-            self.start(session.name, profile, conversation)
+            task = ""
+            try:
+                task = self._put_task(session.name, text, options, profile)
+                self.start(session.name, profile, conversation)
+            except BaseException:
+                self.tmux.kill_session(session.name)
+                if task:
+                    self.take_back(session.name, task)
+                self.store.save_state(session.name, state)
+                self.store.set_live(session.name, False)
+                raise
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
@@ -3975,12 +4177,7 @@ class Launcher(Sessions):
             check,
             said.get("check_retries", CHECK_RETRIES) if retries is None else retries,
         )
-        self.store.set_out(self.caller.name, task)  # first: a result is owed from here on
-        try:
-            self.store.put(message)
-        except BaseException:
-            self.store.drop_out(self.caller.name, task)
-            raise
+        self.store.give(message)
         self.store.poke(self.caller.name)
         return task
 
@@ -3989,40 +4186,18 @@ class Launcher(Sessions):
     def task_session(self, task: str) -> str:
         """Return the session of a task. Raises NotFoundError where there is no such task."""
         name = self.store.session_of(task)
-        if not self.store.load(name) or not (
-            self.store.load_result(task) or self.store.sent_at(task)
-        ):
+        if not self.store.load(name) or not self.store.was_given(task):
             raise NotFoundError(
                 f"there is no task {task}", "cao ls --all shows the sessions and tasks"
             )
         return name
-
-    def is_given(self, task: str) -> bool:
-        """Tell whether there is such a task."""
-        try:
-            return bool(self.task_session(task))
-        except CaoError:
-            return False
-
-    def tasks_given(self) -> list[str]:
-        """Return the tasks out whose message is there; what was killed between the note and
-        the message is forgotten after a while."""
-        given = []
-        for task in self.store.tasks_out(self.caller.name) if self.caller.name else ():
-            if self.is_given(task):
-                given.append(task)
-            else:  # or it is in the making, by a call beside this one
-                note = f"{self.store.folder(self.caller.name)}/out/{task}"
-                if time.time() - written_at(note) > STARTING_S:
-                    _unlink(note)
-        return given
 
     def take_back(self, name: str, task: str) -> bool:
         """Take a task back that a session, ending just then, has not answered."""
         mine = [m for m in self.store.waiting(name) if m.task == task]
         if not mine or not self.store.withdraw(name, mine[0].id):
             return False
-        self.store.drop_out(self.caller.name, task)
+        self.store.discharge(self.caller.name, task)
         return True
 
 
@@ -4051,14 +4226,14 @@ class Orchestrator(Launcher):
         def named(name: str) -> None:  # before the task is put: killed in between, it is put again
             self.store.write(path, f"{name} {text_sha}", durable=True)
 
-        with Held(f"{os.path.dirname(path)}/.lock"):
+        with FileLock(f"{os.path.dirname(path)}/.lock"):
             name, _, sha = self.store.read_text(path).partition(" ")
             if name and sha != text_sha:
                 raise UsageError(
                     f"request_id {options.request_id!r} was used for another text: {name}",
                     "use a new request_id for a new task",
                 )
-            if name and self.is_given(name):
+            if name and self.store.was_given(name):
                 return name
             return self._assign(target, task, options._replace(named=named))
 
@@ -4128,7 +4303,7 @@ class Orchestrator(Launcher):
             )
         seen, rest = set(), [target]
         while rest:
-            for task in self.store.tasks_out(rest.pop()):
+            for task in self.store.running(rest.pop()):
                 session = self.store.session_of(task)
                 if session == self.caller.name:
                     raise UsageError(
@@ -4161,117 +4336,132 @@ class Orchestrator(Launcher):
 
     def await_tasks(
         self,
-        tasks: Sequence[str],
+        tasks: Sequence[str] | None,
         timeout_s: float,
         *,
         want_all: bool = False,
-        any_mail: bool = False,
-        told: set[str] | None = None,  # "*": of no question at all
+        told: set[str] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_look: Callable[[Waited], None] = lambda _: None,
     ) -> Waited:
-        """Wait for results, or for what must not wait: a message, a question below.
+        """Wait for results, or for what must not wait: a message, a new question below.
 
-        tasks may be anybody's; any_mail: take every message of the caller's inbox and all
-        its results, else only messages of the sessions at work on these tasks. told: the
-        ids of questions the caller knows already (added to). on_look is called at every
-        look, at least every PROGRESS_S.
+        tasks: anybody's, by their names: their results can be read again and again, and their
+        workers' messages come with them. None: all that is owed to the caller, each to exactly
+        one teller, and all messages to it. told: ids of questions already reported to the
+        caller, which do not end the wait; updated in place. "*": none does. on_look is called
+        at every look, at least every PROGRESS_S.
+
+        Who gets what it returns tells it and then calls its `told`.
         """
         told = set() if told is None else told
         wake = Wake(self.store)
         until = time.monotonic() + timeout_s
-        ours: dict[str, Result] = {}
         try:
-            sessions = {self.task_session(task) for task in tasks}
-            for name in sessions:
-                wake.listen(name)
-                self.watch(name, wake.poke)
-            if any_mail:
+            for task in tasks or ():
+                self.task_session(task)
+            if tasks is None:
                 wake.listen(self.caller.name)
             while True:
-                # Asked before the look: a result is in the inbox before its task is filed.
-                none_out = any_mail and not self.tasks_given()
-                found = self._look(tasks, sessions, any_mail, told)
+                finished, running = self._look(tasks, wake)
+                below = self._sessions_below(finished + running)
+                asking = self._questions(below, running)
+                asked = {ask["question"]["id"] for ask in asking}
                 left = until - time.monotonic()
-                over = found.messages or found.asking or cancelled() or left <= 0
-                over = over or (none_out and not found.running)
-                if over or (not found.running if want_all else found.results):
-                    # Not before: who is killed in a wait has taken nothing.
-                    for seen in found.results:
-                        if result := self.claim_result(seen.task, any_mail):
-                            ours[seen.task] = result
-                    self._after_burial([*ours.values()])
-                    if over or ours or not found.running:
-                        return found._replace(results=tuple(ours.values()))
-                on_look(found)
+                nothing = tasks is None and not finished and not running
+                over = bool(asked - told and "*" not in told) or nothing or cancelled() or left <= 0
+                letters = self._letters(below if tasks is not None else None)
+                if over or letters or (finished and not (want_all and running)):
+                    # Taken now and not before: who is killed in a wait has taken nothing.
+                    found = self._take(finished, running, letters, tasks is not None)
+                    if over or found.results or found.messages:
+                        if not cancelled():  # then nobody hears of it
+                            told.update(asked)
+                        self._after_burial(found.results)
+                        return found._replace(asking=tuple(asking))
+                    for task in finished:  # another process is telling it, or has
+                        path = self.store.out_path(self.caller.name, task)
+                        self.when_free(path, lambda: True, wake.poke)
+                on_look(Waited((), (), tuple(asking), tuple(running)))
                 wake.wait(min(left, PROGRESS_S / 2))  # progress is then late by half at the most
         finally:
             wake.close()
 
-    def _after_burial(self, results: Sequence[Result]) -> None:
-        """Return when a lost session is wholly buried: our own thread may be at it, and
-        the caller may exit right after us."""
-        for result in results:
-            if result.outcome == "lost":
-                with Held(f"{self.store.folder(result.session)}/lock", shared=True):
-                    pass  # nobody has it, now
-
-    def _look(
-        self, tasks: Sequence[str], sessions: set[str], any_mail: bool, told: set[str]
-    ) -> Waited:
-        """Look once at everything a wait may end with; claim the messages among it."""
-        # What another wait has taken is not ours to wait for. Before the inbox: see there.
-        out = set(self.store.tasks_out(self.caller.name) if any_mail else tasks)
-        results = {t: result for t in tasks if (result := self.owed_result(t, any_mail))}
-        messages = []
-        below = sessions | {n for n in self.store.live() if sessions & set(self.ancestors(n))}
-        for message in self.store.waiting(self.caller.name):
-            if message.kind == "result" and any_mail and message.task not in results:
-                if result := self.store.load_result(message.task):
-                    results[message.task] = result
+    def _look(self, tasks: Sequence[str] | None, wake: Wake) -> tuple[list[str], list[str]]:
+        """Return the tasks that have a result and those that have none; listen to these."""
+        finished, running = [], []
+        for task in self.store.owed(self.caller.name) if tasks is None else tasks:
+            if self.store.has_result(task):
+                finished.append(task)
                 continue
-            ours = any_mail or message.sender in below or message.kind == "notice"
-            wanted = ours and message.kind in ("message", "notice")
-            if wanted and self.store.claim(self.caller.name, message.id):
-                messages.append(message)
-        asking = []
-        running = tuple(task for task in tasks if task in out and task not in results)
+            running.append(task)
+            session = self.store.session_of(task)
+            wake.listen(session)
+            self.watch(session, wake.poke)
+        return finished, running
+
+    def _sessions_below(self, tasks: Iterable[str]) -> list[str]:
+        """Return the sessions at work on tasks, and those below them."""
+        sessions = {self.store.session_of(task) for task in tasks}
+        below = {name for name in self.store.live() if sessions & {*self.ancestors(name)}}
+        return sorted(sessions | below)
+
+    def _questions(self, below: Sequence[str], running: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what is asked by those at work on tasks that run, and the way to each."""
         at_work = {self.store.session_of(task) for task in running}
-        for name in sorted(below):
+        asking = []
+        for name in below:
             path = [name, *self.ancestors(name)]
-            state = self.state_of(name) if at_work & set(path) else {}
-            question = state.get("question")
-            if state.get("state") == "asking" and question and not told & {question["id"], "*"}:
-                told.add(question["id"])
+            state = self.state_of(name) if at_work & {*path} else {}
+            if state.get("state") == "asking" and state.get("question"):
                 cut = next(i for i, n in enumerate(path) if n in at_work)
-                asking.append(
-                    {"session": name, "path": path[: cut + 1][::-1], "question": question}
-                )
-        return Waited(tuple(results.values()), tuple(messages), tuple(asking), running)
+                way = path[: cut + 1][::-1]
+                asking.append({"session": name, "path": way, "question": state["question"]})
+        return asking
 
-    def owed_result(self, task: str, once: bool = False) -> Result | None:
-        """Return a task's result if it is ours to give: it waits for us, or was told before
-        (once: not if it was told before)."""
-        result = self.store.load_result(task)
-        mine = self.store.folder(self.caller.name)
-        if not result or not (
-            task in self.store.tasks_out(self.caller.name) or os.path.exists(f"{mine}/in/{task}")
-        ):
-            return result  # none yet, or somebody else's task: read, not claimed
-        message_id = result_message_id(result)
-        # In neither: it is on its way, and a poke will come.
-        there = os.path.exists(f"{mine}/inbox/new/{message_id}")
-        told = os.path.exists(f"{mine}/inbox/cur/{message_id}")
-        return result if there or (told and not once) else None
+    def _letters(self, senders: Sequence[str] | None) -> list[Message]:
+        """Return the messages to the caller; senders: only theirs, and cao's notices."""
+        if not self.caller.name:
+            return []
+        return [
+            message
+            for message in self.store.waiting(self.caller.name)
+            if message.kind == "notice"
+            or (message.kind == "message" and (senders is None or message.sender in senders))
+        ]
 
-    def claim_result(self, task: str, once: bool = False) -> Result | None:
-        """Return what owed_result does, and take it: no other wait gives it now."""
-        result = self.owed_result(task, once)
-        if result and self.store.claim(self.caller.name, result_message_id(result)):
-            self.store.file_in(self.caller.name, task)  # before the caller goes on, and ends
-        elif result and once:
-            return None  # another wait was quicker
-        return result
+    def _take(
+        self,
+        finished: Sequence[str],
+        running: Sequence[str],
+        letters: Sequence[Message],
+        by_name: bool,
+    ) -> Waited:
+        """Take what the caller is going to be told. What another process is telling just now
+        still runs, as far as we know; by its name it can be read all the same."""
+        claims, results, messages, running = [], [], [], [*running]
+        for task in finished:
+            claim = self.store.take_result(self.caller.name, task)
+            result = self.store.load_result(task) if claim or by_name else None
+            if claim:
+                claims.append(claim)
+            elif not by_name and os.path.exists(self.store.out_path(self.caller.name, task)):
+                running.append(task)
+            if result:
+                results.append(result)
+        for message in letters:
+            claim = self.store.take_message(self.caller.name, message.id)
+            if claim:
+                claims.append(claim)
+                messages.append(message)
+        return Waited(tuple(results), tuple(messages), (), tuple(running), tuple(claims))
+
+    def _after_burial(self, results: Sequence[Result]) -> None:
+        """Return when a lost session is wholly buried: a thread of ours may be at it, and the
+        caller may exit right after us."""
+        if self._burying and any(result.outcome == "lost" for result in results):
+            with self._burying:
+                pass
 
     # ---- talking, watching, ending ----
 
@@ -4707,17 +4897,19 @@ class Delivery(NamedTuple):
     exact: str = ""
 
 
-def render_message(message: Message, result: Result | None) -> str:
-    """Return what is typed for a message: a task as it is, all else with its sender."""
-    if message.kind == "task":
-        return message.text
+def render_message(message: Message) -> str:
+    """Return what is typed for a message: a task and a result as they are, all else with its
+    sender."""
     if message.kind == "notice":
         return f"Notice from cao: {message.text}"
     if message.kind == "message":
         return f"Message from {message.sender}:\n{message.text}"
-    if not result:
-        return f"Result of {message.task}: its file cannot be read any more."
-    return render_result(result)
+    return message.text
+
+
+def head_of(task: str) -> str:
+    """Return how the text of a task's result begins."""
+    return f"Result of {task} ("
 
 
 def render_result(result: Result) -> str:
@@ -4730,7 +4922,7 @@ def render_result(result: Result) -> str:
         facts.append(f"exit status {result.exit_status}")
     if result.retry_at:
         facts.append(f"lifts {result.retry_at}")
-    head = f"Result of {result.task} ({', '.join(facts)}, {render_seconds(result.seconds)})"
+    head = f"{head_of(result.task)}{', '.join(facts)}, {render_seconds(result.seconds)})"
     parts = [f"{head}:", *(f"[{note}]" for note in result.notes)]
     if result.answer or result.outcome == "done":
         parts.append(result.answer)
@@ -4793,6 +4985,8 @@ class Conversation:
         self.stuck = False  # it took no prompt: results wait until a turn has begun
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
+        self.claims: dict[str, Claim] = {}  # on what is on its way, until the CLI has taken it
+        self.typed_before: list[str] = []  # by the run before, which died before it knew more
         self.last_sent = ""
         self.said = ""  # the turn's last words, from a CLI whose end event has none
         self.ending: Event | None = None
@@ -4926,9 +5120,17 @@ class Conversation:
         if not d:
             return
         self.delivery = d._replace(step="taken", at=time.time(), exact=exact)
+        for letter in d.messages:
+            if letter in self.claims:
+                self.claims.pop(letter).told()
         self._log("taken", messages=d.messages, exact=exact)
         if self.task and self.task.id in d.messages:
             self.task_exact = exact
+
+    def _release(self) -> None:
+        """Let go of what was on its way: another may tell it."""
+        for letter in list(self.claims):
+            self.claims.pop(letter).release()
 
     def _begin_turn(self, *, marked: bool = False) -> None:
         if self.phase != "working" and not marked:
@@ -4989,7 +5191,7 @@ class Conversation:
         elif how == "interrupted":
             self.interrupted_at = time.time()
             self.evidence["interrupted"] = event.source
-        elif self.store.tasks_out(self.name) or self._supervisor_wrote():
+        elif self.store.owed(self.name) or self._supervisor_wrote():
             self.turns.append(event.text)
             self.held_end = event
         else:
@@ -5067,6 +5269,8 @@ class Conversation:
         self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self.boss.conclude(result, task.sender)
+        if task.id in self.claims:  # it ended before the CLI had taken it
+            self.claims.pop(task.id).told()
         self._log(
             "result",
             task=task.task,
@@ -5127,7 +5331,7 @@ class Conversation:
             now = time.time()
             self.check = None
             note = Message(f"{time.time_ns():020d}-check", "message", "cao", self.name, words, now)
-            self.store.put(note)
+            self.store.put(note)  # from cao itself: it fits into a full inbox too
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session: answer what is open, end what is left, keep the last screen."""
@@ -5137,6 +5341,7 @@ class Conversation:
         base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
         base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
         self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+        self._release()
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
         self._end_check()
         if outcome == "stopped" and self.exit_status is None:
@@ -5151,7 +5356,7 @@ class Conversation:
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
         self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
         facts = self._facts()
-        self.task = self.delivery = self.question = None
+        self.task = self.question = None
         self.phase, self.since = "ended", time.time()
         self.why = detail
         self._save()
@@ -5425,7 +5630,7 @@ class Watcher(Conversation):
             and not self.session.keep
             and not self.task
             and not self.delivery_open()
-            and not self.store.tasks_out(self.name)
+            and not self.store.running(self.name)
             and not self.store.waiting(self.name)
         )
 
@@ -5646,7 +5851,9 @@ class Runner(Watcher):
             lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
             if lock is None:
                 raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-            since = float(self.store.load_state(self.name).get("since") or 0)  # of this launch
+            launched = self.store.load_state(self.name)
+            since = float(launched.get("since") or 0)
+            self.typed_before = [*filter(TASK.match, launched.get("delivering") or ())]
             self._save()  # from here on a free lock means that we are dead
             # What the run before left unread; an order that was given just now counts.
             events = self.store.events(self.name)
@@ -5726,13 +5933,8 @@ class Runner(Watcher):
             self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
         try:
             self._read_events()
-            for task in self.store.tasks_out(self.name):  # an idle supervisor learns at once
-                name = self.store.session_of(task)
-                if self.store.load_state(name).get("state") not in (None, "ended"):
-                    self.boss.watch(name, self.wake.poke)
-                elif not self.store.sent_at(task) and not self.store.load_result(task):
-                    # Who gave it was killed between its note and its message.
-                    self.store.drop_out(self.name, task)
+            for task in self.store.running(self.name):  # an idle supervisor learns at once
+                self.boss.watch(self.store.session_of(task), self.wake.poke)
             self._advance(time.time())
             self._save()
             if self.saved["state"] not in (self.counted, "ended"):
@@ -5757,7 +5959,7 @@ class Runner(Watcher):
                 continue
             self.exit_status = os.waitstatus_to_exitcode(status)
             self._read_events()
-            task = None if self.store.tasks_out(self.name) else self.task
+            task = None if self.store.owed(self.name) else self.task
             if self.ending and task and not task.check:
                 self._end_task("done", answer=self.ending.text, source=self.ending.source)
             reason = "exited" if self.begun else "never_started"
@@ -5818,7 +6020,7 @@ class Runner(Watcher):
         turn: what they answered was taken by a `wait` of the agent's own."""
         event = self.held_end
         idle = self.phase == "idle" and not self.interrupted_at and not self.delivery_open()
-        if not event or not idle or self.store.tasks_out(self.name):
+        if not event or not idle or self.store.owed(self.name):
             return
         if not self.store.waiting(self.name):
             self.held_end = None
@@ -5875,8 +6077,7 @@ class Runner(Watcher):
     def _compose(self, messages: Sequence[Message], *, by_argv: bool = False) -> str:
         """Return the text to send; what cannot be typed exactly goes into a file that the
         worker may read, named by one line."""
-        results = {m.id: self.store.load_result(m.task) for m in messages if m.kind == "result"}
-        text = "\n\n".join(render_message(m, results.get(m.id)) for m in messages)
+        text = "\n\n".join(map(render_message, messages))
         if self.row.by_output:  # a program, not an agent: no word of ours
             text = messages[0].text
         size = len(text.encode(errors="surrogatepass"))
@@ -5893,31 +6094,58 @@ class Runner(Watcher):
         return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> bool:
-        """Claim messages and note them as on their way; those that another has claimed (a
+        """Take messages and note them as on their way; those that another is telling (a
         `wait` of the agent itself) are left out. False where none is left."""
-        first = messages[0]
-        self.delivery = Delivery(tuple(m.id for m in messages), text, step, time.time())
-        if first.kind == "task":
-            self.task, self.task_at, self.paused_s = first, time.monotonic(), 0.0
-            self.turns, self.tries = [], 0
-        self._save()  # before the claim: killed in between, it is in new/ or named here
-        ours = [m for m in messages if self.store.claim(self.name, m.id)]
+        ours = []
+        for message in messages:
+            if message.kind == "result":
+                claim = self.store.take_result(self.name, message.id)
+            else:
+                claim = self.store.take_message(self.name, message.id)
+            if claim:
+                self.claims[message.id] = claim
+                ours.append(message)
         if not ours:
-            self.delivery = None
             return False
         if len(ours) < len(messages):
             text = self._compose(ours)
         self.delivery = Delivery(tuple(m.id for m in ours), text, step, time.time())
+        if ours[0].kind == "task":
+            self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
+            self.turns, self.tries = [], 0
+        self._save()
         self._log(step, messages=[m.id for m in ours], bytes=len(text))
         self.last_sent = text
         return True
 
+    def _letters(self) -> list[Message]:
+        """Return what waits for the conversation, oldest first: messages, and results."""
+        letters = self.store.waiting(self.name)
+        if self.stuck:  # who sent a task or a message is told that it failed; these stay
+            return [m for m in letters if m.kind in ("task", "message")]
+        for task in self.store.owed(self.name):
+            result = self.store.load_result(task)
+            if result and not self._was_typed(task):
+                again = "[perhaps for the second time]\n" if task in self.typed_before else ""
+                who = (task, "result", result.session, self.name)
+                text = again + render_result(result)
+                letters.append(Message(*who, text, result.ended_at, task))
+        return sorted(letters, key=lambda letter: letter.sent_at)
+
+    def _was_typed(self, task: str) -> bool:
+        """Tell whether the run before this one typed a result and the CLI took it, by its
+        transcript; then it is off the books."""
+        if task not in self.typed_before:
+            return False
+        taken = bool(self.transcript) and head_of(task) in self.store.read_text(self.transcript)
+        if taken:
+            self.store.discharge(self.name, task)
+            self.typed_before.remove(task)
+        return taken
+
     def _deliver_next(self) -> None:
         """Type what waits, if the CLI can take it and no person is at it."""
-        waiting = self.store.waiting(self.name)
-        if self.stuck:  # who sent a task or a message is told that it failed; these stay
-            waiting = [m for m in waiting if m.kind in ("task", "message")]
-        messages = next_delivery(waiting, self.task)
+        messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
             messages = [m for m in messages if m.sender == self.task.sender]
         if self.row.by_output:
@@ -6008,12 +6236,15 @@ class Runner(Watcher):
         why = f"the CLI did not take it as a prompt{self._unheard()}"
         if self.task and self.task.id in d.messages:
             self._end_task("failed", reason="never_started", detail=why)
-        for message in filter(None, (self.store.taken(self.name, i) for i in d.messages)):
+        on_the_way = [m for m in self.store.waiting(self.name) if m.id in d.messages]
+        for message in on_the_way:
             if message.kind == "message":
                 self.boss.notify_undelivered(message, why)
-            elif message.kind in ("result", "notice"):
-                self.store.put_back(self.name, message.id)
-                self.stuck = True
+            if message.kind != "notice":
+                self.store.discharge(self.name, message.id)
+        stays = any(TASK.match(letter) for letter in d.messages)  # a result, or a notice
+        self.stuck = self.stuck or stays or any(m.kind == "notice" for m in on_the_way)
+        self._release()
 
     # ---- orders ----
 
@@ -6292,7 +6523,10 @@ def see_through(
     found = Waited()
     try:
         while True:
+            known = set(told)
             found = boss.await_tasks([task], 1e8, told=told, on_look=on_look)
+            new = [ask for ask in found.asking if ask["question"]["id"] not in known]
+            found = found._replace(asking=tuple(new))
             if found.results or (found.asking and not patient):
                 return found
             on_found(found)
@@ -6397,7 +6631,7 @@ class Schedule:
         the caller carries them out. One flow's fault is told, and keeps no other waiting."""
         begun: list[Begun] = []
         self.store.write(f"{self.folder}/ticked", "") if due else None
-        with Held(f"{self.folder}/lock"):
+        with FileLock(f"{self.folder}/lock"):
             for name in names:
                 try:
                     begun += self._take(self.load(name), now, due)
@@ -6560,7 +6794,7 @@ class Call(NamedTuple):
     cancelled: Callable[[], bool] = lambda: False
     on_look: Callable[[Waited], None] = lambda _: None
 
-    def wait(self, tasks: Sequence[str], timeout_s: float, **how: Any) -> Answer:
+    def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
         return view_waited(self, self.boss.await_tasks(tasks, timeout_s, **how))
@@ -6571,7 +6805,8 @@ class Answer(NamedTuple):
 
     text: str
     data: dict[str, Any] | None
-    left_running: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
+    left: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
+    claims: tuple[Claim, ...] = ()  # on what it tells: off the books once it is told
     failed: bool = False  # isError: the model can act on it too
 
 
@@ -6639,7 +6874,7 @@ def view_waited(call: Call, found: Waited) -> Answer:
             text = render_result(result._replace(answer=shown["answer"]))
             parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
     if found.messages:
-        parts += [render_message(message, None) for message in found.messages]
+        parts += [render_message(message) for message in found.messages]
         keys = ("kind", "sender", "text", "id")
         data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
     if found.asking:
@@ -6661,7 +6896,8 @@ def view_waited(call: Call, found: Waited) -> Answer:
     data["outcome"] = next((word for word, there in kinds if there), "nothing")
     if len(found.results) == 1:
         data["outcome"] = found.results[0].outcome
-    return Answer("\n\n".join(parts), data, found.running)
+    left = (*found.running, *(result.task for result in found.results))
+    return Answer("\n\n".join(parts), data, left, found.claims)
 
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
@@ -6727,12 +6963,11 @@ def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
-    if not given.get("tasks") and not call.boss.caller.name:
+    tasks = given.get("tasks") or None
+    if not tasks and not call.boss.caller.name:
         return view_waited(call, Waited())  # no folder yet: nothing can be on its way
-    tasks = list(given.get("tasks") or call.boss.tasks_given())
     limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
-    every, mail = bool(given.get("all")), not given.get("tasks")
-    return call.wait(tasks, limit, want_all=every, any_mail=mail)
+    return call.wait(tasks, limit, want_all=bool(given.get("all")))
 
 
 def render_session(view: dict[str, Any]) -> str:
@@ -6920,7 +7155,7 @@ class McpServer:
         self.lock: int | None = None
         self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
         self.told: set[str] = set()
-        self.unsaid: list[str] = []  # of cancelled calls: what they claimed, what still runs
+        self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
         self.ending = threading.Condition()  # over running and unsaid
 
     # ---- lines ----
@@ -7135,10 +7370,14 @@ class McpServer:
             done = self.run_tool(TOOLS[name], params.get("arguments", {}), cancelled, token)
             result = self.end_call(key, cancelled, done)
             if result is None:
+                for claim in done.claims:
+                    claim.release()
                 return
             if modern:
                 result = _modern(result)
             self.send({"jsonrpc": "2.0", "id": key, "result": result})
+            for claim in done.claims:  # the whole line is written
+                claim.told()
 
         threading.Thread(target=work, daemon=True).start()
 
@@ -7171,8 +7410,8 @@ class McpServer:
             raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
 
     def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
-        """Return a call's result, begun with what cancelled calls left unsaid; None where
-        it was cancelled itself: then what it claimed, and what still runs, is kept."""
+        """Return a call's result, begun with the tasks of calls that were cancelled; None
+        where it was cancelled itself: then it has told nothing."""
 
         def cancelled_go_on() -> bool:
             return any(other.is_set() for other in self.running.values())
@@ -7183,17 +7422,16 @@ class McpServer:
             self.running.pop((type(key).__name__, key), None)
             self.ending.notify_all()
             if cancelled.is_set():
-                parts = ("results", "messages", "asking", "earlier")
-                if any((done.data or {}).get(part) for part in parts):
-                    self.unsaid.append(done.text)
-                if done.left_running:
-                    names = ", ".join(done.left_running)
-                    self.unsaid.append(
-                        f"Still running after the call you cancelled: {names} (wait gets the"
-                        " result, stop_session ends the session)."
-                    )
+                self.unsaid += done.left
                 return None
-            said, self.unsaid = "\n\n".join(self.unsaid), []
+            left, self.unsaid = self.unsaid, []
+        said = ""
+        if left:
+            names = ", ".join(left)
+            said = (
+                f"The call you cancelled left: {names}. The work goes on by itself; wait gets the"
+                " result, stop_session ends the session."
+            )
         text, data = done.text, done.data
         if said:
             text = f"{said}\n\n{text}"
@@ -7395,6 +7633,7 @@ class DemoAgent:
         name = os.path.basename(self.folder)
         session = store.load(name)
         self.boss = Orchestrator(store, Caller(name, session.depth if session else 0, worker=True))
+        self.heard: list[Waited] = []  # told when the turn's answer is
         self.keys = b""
         self.saved = termios.tcgetattr(0)
         raw = termios.tcgetattr(0)
@@ -7501,6 +7740,8 @@ class DemoAgent:
             answer = f"{answer}\n{said}" if answer and said else answer or said
         self.show(f"* {shorten(answer, 160)}\n")
         self.hook("Stop", last_assistant_message=answer)
+        while self.heard:
+            self.heard.pop().told()
         return None
 
     @staticmethod
@@ -7527,9 +7768,8 @@ class DemoAgent:
             name = self.boss.assign(target, task.strip().strip("{}"), TaskOptions())
             if verb == "assign":
                 return ""
-            return "\n".join(
-                r.answer for r in self.boss.await_tasks([name], 600, want_all=True).results
-            )
+            self.heard.append(self.boss.await_tasks([name], 600, want_all=True))
+            return "\n".join(result.answer for result in self.heard[-1].results)
         if verb == "gather":
             return self.gather()
         return f"unknown step {verb!r}"
@@ -7537,10 +7777,11 @@ class DemoAgent:
     def gather(self) -> str:
         """Wait for all tasks given to others; return what they and their messages say."""
         said: list[str] = []
-        tasks = self.store.tasks_out(self.boss.caller.name)
+        tasks = self.store.owed(self.boss.caller.name)
         told: set[str] = set()
         while True:
             found = self.boss.await_tasks(tasks, 600, want_all=True, told=told)
+            self.heard.append(found)
             said += [f"(on the way, {m.sender}: {m.text})" for m in found.messages]
             if not found.running:
                 return "\n".join([*said, *(f"{r.session}: {r.answer}" for r in found.results)])
@@ -7615,6 +7856,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> int:
                 tell(f"you answer: {options[0][1]}   (cao answer {ask['session']} {options[0][0]})")
             if found.results:
                 result = found.results[0]
+                found.told()
             elif not found.asking:
                 raise CaoError("the demo did not end in two minutes", "cao doctor")
         tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
@@ -7655,7 +7897,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
         "asks": (state.get("question") or {}).get("text"),
         "task": state.get("task"),
         "waiting messages": view["waiting_messages"] or None,
-        "waits for": " ".join(boss.store.tasks_out(name)) or None,
+        "waits for": " ".join(boss.store.running(name)) or None,
         "exit status": state.get("exit_status"),
         "transcript": state.get("transcript"),
     }
@@ -7676,14 +7918,15 @@ def _drop_worktree(store: Store, session: Session) -> bool:
     return True
 
 
-def _is_done_with(store: Store, name: str, unread: set[str]) -> bool:
-    """Tell whether an ended session's folder is of no use to anybody."""
+def _is_done_with(store: Store, name: str, owed: set[str]) -> bool:
+    """Tell whether an ended session's folder is of no use to anybody. A client that does not
+    come back expires, with what it was not told."""
     if not os.path.exists(f"{store.folder(name)}/session.json"):
         return True  # killed while it was made
     session = store.peek(name)
-    if not session or store.waiting(name) or store.tasks_out(name):
+    if not session or any(task in owed for task in store.results(name)):
         return False
-    if any(not store.is_told(task, unread) for task in store.results(name)):
+    if session.kind == "agent" and (store.waiting(name) or store.owed(name)):
         return False
     return not session.worktree or _drop_worktree(store, session)
 
@@ -7701,7 +7944,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         if boss.state_of(name).get("state") == "ended":
             store.set_live(name, False)  # killed between its two last steps
     needed = {above for name in store.live() for above in boss.ancestors(name)}
-    unread = store.unread()
+    owed = store.all_owed()
     for name in store.all_sessions():
         if name in needed or name in store.live() or store.is_locked(name):
             continue
@@ -7711,10 +7954,10 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             foreign.append(error.what)
             continue
         folder = store.folder(name)
-        with Held(f"{store.home}/lock"):  # it may be going on just now
+        with FileLock(f"{store.home}/lock"):  # it may be going on just now
             age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
             busy = name in store.live() or store.is_locked(name)
-            if busy or age < older_s or not _is_done_with(store, name, unread):
+            if busy or age < older_s or not _is_done_with(store, name, owed):
                 continue
             shutil.rmtree(folder)
         removed.append(name)
@@ -8360,6 +8603,7 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
     detail) that names the signals that came, and those that did not."""
     task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
     found = boss.await_tasks([task], LIVE_S + 10)
+    found.told()
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
     look = (state.get("evidence") or {}).get("look") or {}
@@ -8569,6 +8813,8 @@ def _report(ask: Ask, found: Waited) -> int:
             words = result.answer if alone else render_result(result)
             print(words, file=sys.stdout if done else sys.stderr)
         _say_found(found)
+    sys.stdout.flush()  # raises where it could not be printed: then nobody was told
+    found.told()
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
     if found.asking:
         return EXIT_ASKING
@@ -8581,7 +8827,7 @@ def _report(ask: Ask, found: Waited) -> int:
 
 def _say_found(found: Waited) -> None:
     for message in found.messages:
-        print(render_message(message, None), file=sys.stderr)
+        print(render_message(message), file=sys.stderr)
     for item in found.asking:
         print(render_asking(item), file=sys.stderr)
 
@@ -8668,7 +8914,7 @@ def cmd_run(ask: Ask) -> int:
             way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
     if found.asking and made and not kept:  # its end is said here, and needs no `wait`
-        ask.boss.await_tasks([task], 0)
+        ask.boss.await_tasks([task], 0).told()
     code = EXIT_ASKING if found.asking and not ask.args.json else _report(ask, found)
     if code or found.results[0].worktree:
         _say_kept(ask, session)
@@ -8696,10 +8942,9 @@ def cmd_send(ask: Ask) -> None:
 
 
 def cmd_wait(ask: Ask) -> int:
-    tasks = ask.args.tasks or ask.boss.tasks_given()
-    limit, mail = parse_seconds(ask.args.timeout), not ask.args.tasks
-    every = ask.args.all or mail
-    found = ask.boss.await_tasks(tasks, limit, want_all=every, any_mail=mail)
+    tasks, limit = ask.args.tasks or None, parse_seconds(ask.args.timeout)
+    every = ask.args.all or not tasks
+    found = ask.boss.await_tasks(tasks, limit, want_all=every)
     if found == Waited():
         print("cao: nothing is open that was given out from this directory", file=sys.stderr)
     return _report(ask, found)
@@ -8745,7 +8990,7 @@ def cmd_diff(ask: Ask) -> int:
 
 
 def cmd_merge(ask: Ask) -> None:
-    with Held(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
+    with FileLock(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
         done = merge_worktree(ask.boss, ask.args.session)
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
