@@ -1033,7 +1033,6 @@ class Provider(NamedTuple):
     # words of its folder-trust dialog, and the option that trusts for this session only:
     # pressed under `trust: yes`, for a CLI that has no flag for it
     trusts: tuple[str, str] = ("", "")
-    effort: bool = True  # its launch passes the profile's effort on
     login: str = ""  # the command that logs in
     login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
     login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
@@ -1151,10 +1150,7 @@ _HOOK_KINDS = {
     "SessionEnd": "leaving",
     "agentSpawn": "started",
     "userPromptSubmit": "submitted",
-    "beforeSubmitPrompt": "submitted",
-    "afterAgentResponse": "said",
     "stop": "ended",
-    "sessionEnd": "leaving",
 }
 # The tools by which the CLIs ask a question of their model's, no permission.
 QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "Ask User")
@@ -1164,19 +1160,16 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     """Return what a Claude-shaped hook payload says, or None where it says nothing to us.
 
     Claude Code 2.1.330 and Codex 0.169.0 send these names and fields; so do Kimi Code 2.1.0
-    (its prompt in blocks; no answer), our extension for pi, and the demo. Kiro CLI 2 and Cursor,
-    by their documents, begin the names small; Cursor says how a turn stopped, and names its
-    conversation, in fields of its own.
+    (its prompt in blocks; no answer), our extension for pi, and the demo. Kiro CLI 2, by its
+    documents, begins the names small.
     """
     name = str(payload.get("hook_event_name") or "")
     kind = _HOOK_KINDS.get(name, "")
     if name == "PreToolUse" and payload.get("tool_name") == "AskUserQuestion":
         kind = "asked"  # Kimi Code asks with no other event
-    kind = {"aborted": "interrupted", "error": "failed"}.get(str(payload.get("status")), kind)
     if not kind:
         return None
-    said = ("last_assistant_message", "assistant_response", "text")
-    text = str(next((payload[key] for key in said if payload.get(key)), ""))
+    text = str(payload.get("last_assistant_message") or payload.get("assistant_response") or "")
     event = Event(kind, text)
     if kind == "submitted":
         event = Event(kind, block_text(payload.get("prompt")))
@@ -1193,7 +1186,7 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     names = (str(t.get("description") or t.get("id") or "") for t in running)
     return event._replace(
         source=f"hook:{name}",
-        conversation=str(payload.get("session_id") or payload.get("conversation_id") or ""),
+        conversation=str(payload.get("session_id") or ""),
         transcript=str(payload.get("transcript_path") or ""),
         background=tuple(f"{kind} {name}".strip() for kind, name in zip(kinds, names)),
         # An agent or a tool call in the background starts a turn when it ends; a shell does not.
@@ -1680,11 +1673,6 @@ def _pi_files(launch: Launch) -> dict[str, Any]:
     }
 
 
-# Kiro CLI and Cursor take hooks from the user's home or the project alone, and cao writes to
-# neither: their HOME is a folder of ours, with links to what else they and git look for there.
-_HOME = (".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library")
-
-
 def _kiro_files(launch: Launch) -> dict[str, Any]:
     command = [{"command": quote_argv(launch.hook)}]
     agent = {
@@ -1696,15 +1684,6 @@ def _kiro_files(launch: Launch) -> dict[str, Any]:
         "hooks": dict.fromkeys(("agentSpawn", "userPromptSubmit", "stop"), command),
     }
     return {"home/.kiro/agents/cao.json": agent}
-
-
-def _cursor_files(launch: Launch) -> dict[str, Any]:
-    command = [{"command": quote_argv(launch.hook)}]
-    events = ("beforeSubmitPrompt", "afterAgentResponse", "stop")  # an unknown name voids all
-    return {
-        "home/.cursor/hooks.json": {"version": 1, "hooks": dict.fromkeys(events, command)},
-        "home/.cursor/mcp.json": {"mcpServers": _servers(launch)},
-    }
 
 
 def _copilot_files(launch: Launch) -> dict[str, Any]:
@@ -2060,8 +2039,13 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         files=_kiro_files,
         env_words={"HOME": "{folder}/home"},
         env_pass=("KIRO_*", "AWS_*"),
+        # It takes hooks from the user's home or the project alone, and cao writes to neither: its
+        # HOME is a folder of ours, with links to what else it and git look for there.
         shadow="home",
-        links=(*_HOME, ".kiro/settings", ".kiro/steering", ".kiro/prompts", ".kiro/sessions"),
+        links=(
+            ".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library",
+            ".kiro/settings", ".kiro/steering", ".kiro/prompts", ".kiro/sessions",
+        ),
         permission_words={  # it has nothing between this and all
             "ask": "no tool is trusted",
             **dict.fromkeys(("edits", "auto"), "--trust-tools=fs_read,fs_write"),
@@ -2070,34 +2054,22 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         interrupt=("C-c",), resumes=False,
     ),
     Provider(
-        "cursor", "cursor-agent", login="cursor-agent login",
-        flags=("--model {model}", "{mode}", "{own}", "{prompt}"),
-        # Without it the tools of cao wait for a person: it approves a project's servers as well.
-        own_flags=lambda launch: ["--trust", "--approve-mcps"] if launch.profile.trust else [],
-        files=_cursor_files,
-        env_words={"HOME": "{folder}/home"},
-        env_pass=("CURSOR_*",),
-        shadow="home", links=(*_HOME, ".cursor/cli-config.json", ".cursor/chats"),
-        permission_words={**dict.fromkeys(PERMISSIONS, "no flag"), "all": "--force"},
-        effort=False, resumes=False,
-    ),
-    Provider(
         "demo", "",
         flags=("demo-agent {folder}", "{prompt}"),
         status="{folder}/status.json",
-        composer=r"^demo>(.*)", untypable=r"(?!)", effort=False, resumes=False,
+        composer=r"^demo>(.*)", untypable=r"(?!)", resumes=False,
     ),
     Provider(
         "command", "",
         flags=("{own}",),
         own_flags=lambda launch: launch.profile.settings["command"][1:],
         typed_bytes=1000, argv_bytes=0, piece=(0, 1000), untypable=r"\n|[^ -~]",
-        by_output=True, effort=False, resumes=False,
+        by_output=True, resumes=False,
     ),
 )}
 # fmt: on
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
-_CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli cursor_cli"
+_CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli"
 ALIASES.update((name, name[:-4]) for name in _CLIS.split())
 
 
@@ -2311,8 +2283,10 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("grant: permissions", grant.get("permissions"), PERMISSIONS),
     ):
         if value and value not in tuple(allowed):
-            word = settings["provider"] if key == "provider" else value
-            yield f"{key} {word!r} does not exist", "one of: " + ", ".join(allowed)
+            fault = f"{key} {value!r} does not exist"
+            if key == "provider":
+                fault = f"provider {settings['provider']!r} is not supported"
+            yield fault, "one of: " + ", ".join(allowed)
     shapes: list[tuple[str, Any, Any]] = [
         *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env", "grant")),
         ("allowedTools", settings.get("allowedTools"), list),
@@ -3503,7 +3477,7 @@ def default_provider() -> str:
     named = provider_name(os.environ.get("CAO_PROVIDER") or "")
     if named:
         if named not in PROVIDERS:
-            raise UsageError(f"CAO_PROVIDER {named!r} does not exist", ", ".join(PROVIDERS))
+            raise UsageError(f"CAO_PROVIDER {named!r} is not supported", ", ".join(PROVIDERS))
         return named
     for row in PROVIDERS.values():
         try:
@@ -8446,10 +8420,10 @@ CLIENTS: dict[str, Client] = {
         extra={"type": "stdio", "timeout": 600000},
         add="claude mcp add --scope user --transport stdio cao --",
     ),
-    "cursor": Client("~/.cursor/mcp.json"),
+    "cursor": Client("~/.cursor/mcp.json", extra={"type": "stdio"}),
     "vscode": Client(".vscode/mcp.json", "servers", {"type": "stdio"}),
     "windsurf": Client("~/.codeium/windsurf/mcp_config.json"),
-    "cline": Client("~/.cline/mcp.json", extra={"timeout": 300}),
+    "cline": Client("~/.cline/data/settings/cline_mcp_settings.json", extra={"timeout": 300}),
     "continue": Client(".continue/mcpServers/cao.yaml", "continue"),
     "codex": Client("~/.codex/config.toml", "toml", add="codex mcp add cao --"),
     "zed": Client("settings.json (zed: open settings)", "context_servers", {"env": {}}),
@@ -8522,7 +8496,8 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "provider": profile.provider + unproven(profile.provider),
         **{key: str(profile.settings.get(key) or "") for key in _COMMAND_KEYS},
         "model": profile.model,
-        "effort": profile.effort and f"{profile.effort}{'' if row.effort else '  (not passed on)'}",
+        "effort": profile.effort
+        and f"{profile.effort}{'' if row.program else '  (not passed on)'}",
         **explain_scope(profile),
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
         "approve": profile.approve,

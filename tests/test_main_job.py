@@ -1097,7 +1097,7 @@ BAD = [
     (["handoff", "demo", "x", "--worktree"], 2, "not in a git repository", "leave worktree out"),
     (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
     (["handoff", "bad-role", "x"], 1, "role 'king' does not exist", "one of"),
-    (["handoff", "bad-provider", "x"], 1, "provider 'gpt' does not exist", "one of"),
+    (["handoff", "bad-provider", "x"], 1, "provider 'gpt' is not supported", "one of"),
     (["handoff", "bad-yaml", "x"], 1, "bad-yaml.md:3", "key: value"),
     (["handoff", "no-program", "x"], 1, "looked in", "install"),
     (["send", "nobody-xxxx", "x"], 3, "no session", "cao ls"),
@@ -1194,7 +1194,7 @@ def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(pl
     assert provider(CAO_PROVIDER="codex_cli") == "codex"
     assert provider(**nowhere(place, monkeypatch)) == "claude"
     wrong = place.run("profiles", "any", CAO_PROVIDER="gpt")
-    assert (wrong.returncode, "CAO_PROVIDER 'gpt' does not exist" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "CAO_PROVIDER 'gpt' is not supported" in wrong.stderr) == (2, True)
 
 
 def test_a_cli_that_does_not_say_its_version_is_broken(place):
@@ -1312,6 +1312,14 @@ def test_the_entry_for_a_client_can_be_read_and_names_a_command_that_runs(
         argv = [*command] if isinstance(command, list) else [command, *server["args"]]
     assert argv[0].startswith("/")
     assert status_of(*argv) == 0
+
+
+def test_cline_and_cursor_get_what_they_read(place):
+    printed = place.ok("config", "cline")
+    assert "~/.cline/data/settings/cline_mcp_settings.json" in printed
+    printed = place.ok("config", "cursor")
+    server = json.loads(printed.partition("\n")[2])["mcpServers"]["cao"]
+    assert server["type"] == "stdio"
 
 
 @pytest.mark.parametrize("flag", [["--cwd", "/"], ["--worktree"], ["--permissions", "all"]])

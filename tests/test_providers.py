@@ -3,8 +3,8 @@
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
 and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
 are from the versions in conftest.PINNED, but for *-numbered-* of Claude Code and Codex, *-quoted-*
-and asking-question, which are put together from them, and the hooks of Kiro and Cursor, written
-from their documents. A new bug of a provider starts as a new file.
+and asking-question, which are put together from them, and the hooks of Kiro, written from its
+documents. A new bug of a provider starts as a new file.
 """
 
 from __future__ import annotations
@@ -358,11 +358,6 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
     "codex/SessionEnd.other": ("leaving", "", ""),
     "codex/SessionStart.resume": ("started", "", ""),
     "codex/SessionStart.startup": ("started", "", ""),
-    "cursor/afterAgentResponse": ("said", "hello", ""),
-    "cursor/beforeSubmitPrompt": ("submitted", "say hello", ""),
-    "cursor/stop.aborted": ("interrupted", "", ""),
-    "cursor/stop.completed": ("ended", "", ""),
-    "cursor/stop.error": ("failed", "", "api_error"),
     "kimi/Interrupt": ("interrupted", "", ""),
     "kimi/PermissionRequest": ("asked", "Bash: echo permtest > x.txt", "Bash"),
     "kimi/SessionEnd": ("leaving", "", ""),
@@ -969,8 +964,9 @@ def test_the_body_is_the_prompt_and_the_prompt_key_stands_in_for_an_empty_one():
         ("keep: 1", "'keep' must be yes or no, got 1", "without quotes"),
         ("worktree: maybe", "'worktree' must be yes or no, got 'maybe'", "without quotes"),
         ("env:\n  pas: [TOKEN]", "'env': 'pas' does not exist", "pass, deny, set"),
-        ("provider: kiro2", "provider 'kiro2' does not exist", "claude"),
-        ("provider: [claude]", "provider ['claude'] does not exist", "claude"),
+        ("provider: kiro2", "provider 'kiro2' is not supported", "claude"),
+        ("provider: [claude]", "provider ['claude'] is not supported", "claude"),
+        ("provider: cursor_cli", "provider 'cursor_cli' is not supported", "one of: claude, codex"),
         ("role: boss", "role 'boss' does not exist", "supervisor, developer, reviewer"),
         ("role: [developer]", "role ['developer'] does not exist", "developer"),
         ("permissions: yolo", "permissions 'yolo' does not exist", "ask, edits, auto, all"),
@@ -1272,7 +1268,7 @@ def test_what_pi_may_run_unasked_is_caos_command_and_nothing_behind_it():
         assert not free.search(command), command
 
 
-@pytest.mark.parametrize("name", ["kiro", "cursor"])
+@pytest.mark.parametrize("name", ["kiro"])
 def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_alone(name):
     row = cao.PROVIDERS[name]
     assert row.proven == ""
@@ -1282,8 +1278,8 @@ def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_a
     assert not {f"{row.shadow}/{link}" for link in row.links} & set(row.files(launch_of(name)))
     assert row.env(launch_of(name)) == {"HOME": "/h/launch/home"}
     for mode in cao.PERMISSIONS:
-        skips = {"--trust-all-tools", "--force"} & set(row.argv(launch_of(name, permissions=mode)))
-        assert bool(skips) == (mode == "all")
+        argv = row.argv(launch_of(name, permissions=mode))
+        assert ("--trust-all-tools" in argv) == (mode == "all")
 
 
 def test_the_shipped_profile_for_aider_reads_its_recorded_screens():
@@ -1299,9 +1295,9 @@ def test_the_shipped_profile_for_aider_reads_its_recorded_screens():
 
 
 @pytest.mark.parametrize("name", [n for n, row in cao.PROVIDERS.items() if row.program])
-def test_a_row_passes_the_effort_on_or_says_that_it_does_not(name):
+def test_a_row_passes_the_effort_on(name):
     row = cao.PROVIDERS[name]
     profile = cao.Profile("p", "p.md", name, "", effort="very-high")
     launch = cao.Launch("p-2222", "/l", "/w", profile, "sys", ("h",), ("m",), {}, "id")
     said = repr((row.argv(launch), row.files(launch), row.env(launch)))
-    assert ("very-high" in said.lower()) == row.effort
+    assert "very-high" in said.lower()
