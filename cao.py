@@ -8208,199 +8208,165 @@ class Watch:
         screen.clear()
 
 
-# ---- trace: the log is the model, the page a template ----
-
-_TRACE_PAGE = """\
-<!doctype html><html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title>
-<meta name="viewport" content="width=device-width"><style>
-:root{color-scheme:light dark;--bg:#fbfbfa;--fg:#23272e;--dim:#727a86;--line:#e4e5e8;
- --working:#3f7fd6;--starting:#a9b4c2;--asking:#e39a1f;--idle:#cfd5dc;--task:#3f7fd6;
- --message:#8a5fc7;--result:#2f9a6a;--bad:#d3423e}
-@media(prefers-color-scheme:dark){:root{--bg:#16181c;--fg:#dfe2e7;--dim:#8b93a0;--line:#2a2e35;
- --working:#5c97e8;--starting:#5b6673;--asking:#f0b04a;--idle:#3b424c;--task:#7fb0f2;
- --message:#b48cf0;--result:#52c08e;--bad:#f2716c}}
-body{margin:0;background:var(--bg);color:var(--fg);font:13px/1.5 system-ui,sans-serif}
-header{padding:16px 20px 10px}h1{font-size:17px;margin:0}p{margin:2px 0;color:var(--dim)}
-.key i{position:static;display:inline-block;width:18px;height:8px;margin:0 5px 0 14px}
-.key i:first-child{margin-left:0}input{vertical-align:middle;margin-left:14px}
-#frame{display:flex;overflow-x:auto;padding-bottom:12px}
-#names{position:sticky;left:0;z-index:3;flex:none;background:var(--bg);padding:24px 12px 0 20px;
- border-right:1px solid var(--line);max-width:40vw;overflow:hidden}
-#names div{height:24px;line-height:24px;white-space:pre}#names span{color:var(--dim)}
-#time{position:relative;flex:1 0 auto;width:60%;margin:0 24px 0 8px;
- height:calc(24px*@COUNT@ + 28px)}
-#time>*{position:absolute}hr{left:0;right:0;height:1px;margin:0;border:0;background:var(--line)}
-i{height:12px;border-radius:3px;min-width:2px}.idle{height:4px;margin-top:4px}
-.starting{background:var(--starting)}.working{background:var(--working)}
-.asking{background:var(--asking)}.idle{background:var(--idle)}
-s{width:9px;height:9px;border-radius:9px;margin:-1px 0 0 -4px;z-index:2;background:var(--bad);
- box-shadow:0 0 0 2px var(--bg)}
-b{width:0;border-left:1.5px solid;z-index:1;opacity:.75}b:hover{opacity:1;border-left-width:4px}
-b:after{content:"";position:absolute;left:-5px;border:4px solid transparent}
-.down:after{bottom:-1px;border-top-color:currentColor;border-bottom:0}
-.up:after{top:-1px;border-bottom-color:currentColor;border-top:0}
-.task{color:var(--task)}.message{color:var(--message)}
-.result{color:var(--result);border-left-style:dashed}.bad{color:var(--bad)}
-u{top:0;bottom:0;border-left:1px solid var(--line);text-decoration:none;color:var(--dim);
- font-size:11px;padding-left:4px;white-space:nowrap}
-u.gap{background:repeating-linear-gradient(135deg,var(--line) 0 2px,transparent 2px 7px);padding:0}
-.key .task,.key .message,.key .result{background:currentColor;height:2px;vertical-align:middle}
-</style></head><body><header><h1>@TITLE@</h1><p>@SUMMARY@</p><p class="key">
-<i class="starting"></i>starting<i class="working"></i>working<i class="asking"></i>asking
-<i class="idle"></i>idle<i class="task"></i>task given<i class="message"></i>message
-<i class="result"></i>result<label><input type="range" min="60" max="1500" value="60"
-oninput="document.getElementById('time').style.width=this.value+'%'"> zoom</label></p></header>
-<div id="frame"><div id="names">@NAMES@</div><div id="time">@TIME@</div></div></body></html>
-"""
+# ---- trace: what sessions did, for Perfetto, speedscope and chrome://tracing ----
+#
+# Written as Google's "Trace Event Format" has it: one process, in it a thread for each session,
+# times in microseconds since the first event.
 
 
 class Span(NamedTuple):
-    """A time a session was in one state."""
+    """A time that a session was in one state."""
 
-    row: int
     state: str
-    start: float
-    end: float
-    why: str
+    start_us: int
+    end_us: int
+    why: str = ""
 
 
-def read_spans(row: int, log: Sequence[dict[str, Any]], now: float) -> list[Span]:
-    """Return a session's states by its log; the last one goes on until now."""
-    changes = [(e["at"], e["state"], str(e.get("why") or "")) for e in log if e["event"] == "state"]
-    changes += [(e["at"], "ended", "") for e in log if e["event"] == "lost"]
-    ends = [at for at, _, _ in changes[1:]] + [now]
-    return [
-        Span(row, state, at, max(at, end), why)
-        for (at, state, why), end in zip(changes, ends)
-        if state != "ended"
-    ]
+class Arrow(NamedTuple):
+    """A task, a message or a result that went from one session to another."""
 
-
-def time_axis(spans: Sequence[Span], times: Sequence[float]) -> list[tuple[float, float]]:
-    """Return (time, place) points, places 0 to 100: times at which nothing works are cut
-    short, so that a night between two hours of work leaves them readable."""
-    busy = sorted((s.start, s.end) for s in spans if s.state in ("starting", "working"))
-    blocks: list[list[float]] = [[min(times), min(times)]]
-    for start, end in (*busy, (max(times), max(times))):
-        if start > blocks[-1][1]:
-            blocks.append([start, end])
-        blocks[-1][1] = max(blocks[-1][1], end)
-    most = sum(end - start for start, end in blocks) / 20 or 1.0
-    points = [(blocks[0][0], 0.0)]
-    for (_, before), (start, end) in zip([[0.0, blocks[0][0]], *blocks], blocks):
-        points.append((start, points[-1][1] + min(start - before, most)))
-        points.append((end, points[-1][1] + end - start))
-    return [(moment, place * 100 / (points[-1][1] or 1.0)) for moment, place in points]
-
-
-def interpolate(points: Sequence[tuple[float, float]], value: float) -> float:
-    """Return y for an x on a line through points that rise."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:]):
-        if value <= x1:
-            return y0 + (y1 - y0) * (value - x0) / ((x1 - x0) or 1.0)
-    return points[-1][1]
+    kind: str
+    sender: str
+    receiver: str
+    at: float
+    about: dict[str, str]
 
 
 class Trace:
-    """Draws what a tree of sessions did, by their logs, as one HTML page without script
-    libraries or network. Reads; changes nothing."""
+    """Reads what a tree of sessions did from their logs and results. Changes nothing."""
 
     def __init__(self, boss: Orchestrator, root: str) -> None:
-        self.store, self.title = boss.store, f"cao trace {root}".strip()
+        self.store = boss.store
         views = boss.list_sessions(True)
         if root:
             boss.store.find(root)
             at = next(n for n, v in enumerate(views) if v["session"] == root)
             below = (n for n, v in enumerate(views) if n > at and v["depth"] <= views[at]["depth"])
             views = views[at : next(below, len(views))]
-        paths = (f"{boss.store.home}/sessions/{v['session']}/log.jsonl" for v in views)
-        logs = [list(_jsonl(self.store.read_text(path).split("\n"))) for path in paths]
-        # A client that never gave work has nothing to show.
-        kept = [(v, log) for v, log in zip(views, logs) if log]
-        if not kept:
+
+        logs: dict[str, list[dict[str, Any]]] = {}
+        for view in views:
+            text = self.store.read_text(f"{self.store.folder(view['session'])}/log.jsonl")
+            logs[view["session"]] = list(_jsonl(text.split("\n")))
+        if not any(logs.values()):
             raise NotFoundError("no session has left a log", "cao handoff demo 'demo: say hello'")
-        self.views, self.logs = [v for v, _ in kept], [log for _, log in kept]
-        self.row = {view["session"]: n for n, view in enumerate(self.views)}
-        self.spans: list[Span] = []
-        for n, (view, log) in enumerate(kept):
-            now = time.time() if view["state"] != "ended" else log[-1]["at"]
-            self.spans += read_spans(n, log, now)
-        times = [e["at"] for log in self.logs for e in log] + [s.end for s in self.spans]
-        self.axis = time_axis(self.spans, times)
+        self.arrows = [arrow for name, log in logs.items() for arrow in self._arrows(name, log)]
+        times = [arrow.at for arrow in self.arrows]
+        times += [entry["at"] for log in logs.values() for entry in log]
+        self.start: float = min(times)
+
+        self.spans: dict[str, list[Span]] = {}
+        for view in views:
+            name, log = view["session"], logs[view["session"]]
+            if view["kind"] == "agent":
+                ended = view["state"] == "ended" and log
+                self.spans[name] = self._states(log, log[-1]["at"] if ended else time.time())
+            else:
+                self.spans[name] = self._client(name)
+        # A client that never gave work has nothing to show.
+        self.views = [view for view in views if self.spans[view["session"]]]
+        self.thread = {view["session"]: n for n, view in enumerate(self.views, 1)}
+
+    def _us(self, at: float) -> int:
+        return round((at - self.start) * 1e6)
+
+    def _arrows(self, name: str, log: Sequence[dict[str, Any]]) -> Iterator[Arrow]:
+        """Yield what was sent to a session, and the results that it gave back."""
+        waiting = {message.id: message for message in self.store.waiting(name)}
+        giver = {}
+        for entry in log:
+            if entry["event"] != "queued" or entry["kind"] not in ("task", "message", "notice"):
+                continue
+            sender, message_id = entry["sender"], entry["message"]
+            about = {}
+            if entry["kind"] == "task":  # the message's id is a time, and the task's name
+                about["task"] = message_id.partition("-")[2]
+                giver[about["task"]] = sender
+            if message := waiting.get(message_id) or self.store.taken(name, message_id):
+                about["text"] = shorten(message.text, 300)
+            yield Arrow(entry["kind"], sender, name, entry["at"], about)
+        for task in self.store.results(name):
+            if result := self.store.load_result(task):
+                about = {"task": task, "outcome": result.outcome, "reason": result.reason}
+                about["text"] = shorten(result.answer or result.detail, 300)
+                yield Arrow("result", name, giver.get(task, ""), result.ended_at, about)
+
+    def _states(self, log: Sequence[dict[str, Any]], now: float) -> list[Span]:
+        """Return a session's states; the last one goes on until now."""
+        changes = []
+        for entry in log:
+            if entry["event"] == "state":
+                changes.append((self._us(entry["at"]), entry["state"], entry.get("why") or ""))
+            elif entry["event"] == "lost":
+                changes.append((self._us(entry["at"]), "ended", ""))
+        ends = [at for at, _, _ in changes[1:]] + [self._us(now)]
+        return [
+            Span(state, start, end, why)
+            for (start, state, why), end in zip(changes, ends)
+            if state != "ended" and end > start
+        ]
+
+    def _client(self, name: str) -> list[Span]:
+        """Return the time in which a client gave work and got results, as one span."""
+        times = [self._us(arrow.at) for arrow in self.arrows if name in arrow[1:3]]
+        return [Span("client", min(times), max(times) + 1)] if times else []
 
     def render(self) -> str:
-        """Return the page."""
-        first, last = self.axis[0][0], self.axis[-1][0]
-        results = [e for log in self.logs for e in log if e["event"] == "result"]
-        done = sum(e["outcome"] == "done" for e in results)
-        agents = sum(v["kind"] == "agent" for v in self.views)
-        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first))
-        summary = f"{agents} sessions, {len(results)} tasks ended, {done} of them done; from {day}"
-        summary += f", {render_seconds(last - first)}"
-        shown = ((v["depth"], v["session"], v["provider"] or v["kind"]) for v in self.views)
-        names = "".join(
-            f"<div>{'  ' * d}{name} <span>{kind}</span></div>" for d, name, kind in shown
-        )
-        parts = [*self._ruler(), *map(self._span, self.spans)]
-        for n, log in enumerate(self.logs):
-            parts += filter(None, (self._mark(n, entry) for entry in log))
-        page = _TRACE_PAGE.replace("@COUNT@", str(len(self.views))).replace("@TITLE@", self.title)
-        page = page.replace("@SUMMARY@", summary).replace("@NAMES@", names)
-        return page.replace("@TIME@", "\n".join(parts))
+        """Return the trace as JSON."""
+        events = [self._event("M", "process_name", 0, 0, args={"name": "cao"})]
+        for view in self.views:
+            name = view["session"]
+            thread = self.thread[name]
+            shown = {"name": f"{name} ({view['provider'] or view['kind']})"}
+            events.append(self._event("M", "thread_name", thread, 0, args=shown))
+            order = {"sort_index": thread}
+            events.append(self._event("M", "thread_sort_index", thread, 0, args=order))
+            for span in self.spans[name]:
+                events.append(
+                    self._event(
+                        "X",
+                        span.state,
+                        thread,
+                        span.start_us,
+                        cat="state",
+                        dur=span.end_us - span.start_us,
+                        args={"why": span.why} if span.why else {},
+                    )
+                )
+        for number, arrow in enumerate(self.arrows, 1):
+            events += self._render_arrow(number, arrow)
+        events.sort(key=lambda event: event["ts"])  # a span stays before what is bound to it
+        began = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.start))
+        trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"began_at": began}}
+        return json.dumps(trace, indent=0) + "\n"
 
-    def _at(self, moment: float) -> str:
-        return f"{interpolate(self.axis, moment):.3f}%"
+    def _render_arrow(self, number: int, arrow: Arrow) -> Iterator[dict[str, Any]]:
+        """Yield an arrow's two ends, each within a span of its session; and a mark for a task
+        that was not done."""
+        at = self._us(arrow.at)
+        sending = self.spans.get(arrow.sender)
+        if not sending:
+            return
+        source = [span for span in sending if span.start_us < at] or sending[:1]
+        left = min(max(at, source[-1].start_us), source[-1].end_us - 1)
+        thread = self.thread[arrow.sender]
+        outcome = arrow.about.get("outcome", "done")
+        if outcome != "done":
+            yield self._event("i", outcome, thread, left, s="t", cat="result", args=arrow.about)
+
+        arriving = max(at, left)
+        target = [s for s in self.spans.get(arrow.receiver, ()) if s.end_us > arriving]
+        if target:  # else it had ended
+            ends: dict[str, Any] = {"id": number, "cat": arrow.kind, "args": arrow.about}
+            yield self._event("s", arrow.kind, thread, left, **ends)
+            came = max(arriving, target[0].start_us)
+            thread = self.thread[arrow.receiver]
+            yield self._event("f", arrow.kind, thread, came, bp="e", **ends)
 
     @staticmethod
-    def _title(*parts: str) -> str:
-        import html
-
-        return f'title="{html.escape(" · ".join(filter(None, parts)))}"'
-
-    def _ruler(self) -> Iterator[str]:
-        """Yield a line for each row, times along the top, and what was cut short."""
-        yield from (f'<hr style="top:{24 * (n + 1) + 23}px">' for n in range(len(self.views)))
-        places = [(y, x) for x, y in self.axis]
-        for place in range(0, 90, 12):
-            moment = time.localtime(interpolate(places, place))
-            yield f'<u style="left:{place}%">{time.strftime("%H:%M:%S", moment)}</u>'
-        busy = [(s.start, s.end) for s in self.spans if s.state in ("starting", "working")]
-        for (t0, x0), (t1, x1) in zip(self.axis, self.axis[1:]):
-            if (t1 - t0) > 60 and not any(a < t1 and b > t0 for a, b in busy):
-                words = self._title(f"{render_seconds(t1 - t0)} in which nothing worked")
-                yield f'<u class="gap" style="left:{x0:.3f}%;width:{x1 - x0:.3f}%" {words}></u>'
-
-    def _span(self, s: Span) -> str:
-        start, end = interpolate(self.axis, s.start), interpolate(self.axis, s.end)
-        words = f"{s.state} {render_seconds(s.end - s.start)}"
-        title = self._title(self.views[s.row]["session"], words, s.why)
-        style = f"left:{start:.3f}%;width:{end - start:.3f}%;top:{24 * (s.row + 1) + 6}px"
-        return f'<i class="{s.state}" style="{style}" {title}></i>'
-
-    def _mark(self, row: int, entry: dict[str, Any]) -> str:
-        """Return an arrow for what came into an inbox, a dot for a task that was not done."""
-        top = 24 * (row + 1) + 12
-        if entry["event"] == "result" and entry["outcome"] != "done":
-            title = self._title(str(entry["task"]), entry["outcome"], str(entry["reason"]))
-            return f'<s style="left:{self._at(entry["at"])};top:{top - 4}px" {title}></s>'
-        if entry["event"] != "queued" or entry["sender"] not in self.row:
-            return ""
-        sender, kind = entry["sender"], entry["kind"]
-        start = 24 * (self.row[sender] + 1) + 12
-        title = self._title(f"{kind} from {sender}", self._words(row, entry))
-        style = f"left:{self._at(entry['at'])};top:{min(start, top)}px;height:{abs(top - start)}px"
-        way = "down" if top > start else "up"
-        return f'<b class="{kind} {way}" style="{style}" {title}></b>'
-
-    def _words(self, row: int, entry: dict[str, Any]) -> str:
-        """Return how a message begins, or how the task of a result ended."""
-        folder = self.store.folder(self.views[row]["session"])
-        parts = (f"{folder}/inbox/{part}/{entry['message']}" for part in ("cur", "new"))
-        message = next(filter(None, (self.store.read_record(p, Message) for p in parts)), None)
-        if not message or message.kind != "result":
-            return shorten(message.text, 300) if message else ""
-        result = self.store.load_result(message.task)
-        return f"{result.outcome}: {shorten(result.answer, 300)}" if result else ""
+    def _event(phase: str, name: str, thread: int, ts: int, **more: Any) -> dict[str, Any]:
+        return {"ph": phase, "name": name, "pid": 1, "tid": thread, "ts": ts, **more}
 
 
 class Client(NamedTuple):
@@ -9080,11 +9046,11 @@ def cmd_launch(ask: Ask) -> None:
 
 
 def cmd_trace(ask: Ask) -> None:
-    page = Trace(ask.boss, ask.args.root or "").render()
+    trace = Trace(ask.boss, ask.args.root or "").render()
     if ask.args.output == "-":
-        print(page, end="")
+        print(trace, end="")
     else:
-        ask.store.write(os.path.abspath(ask.args.output), page)
+        ask.store.write(os.path.abspath(ask.args.output), trace)
         print(os.path.abspath(ask.args.output))
 
 
@@ -9439,10 +9405,10 @@ COMMANDS = (
             "cao logs -f developer-7k2m",
             (_arg("session", nargs="?"),
              _arg("-f", "--follow", action="store_true", help="go on as it happens"))),
-    Command("trace", cmd_trace, "draw what sessions did as one HTML page",
-            "cao trace supervisor-7k2m && xdg-open cao-trace.html",
+    Command("trace", cmd_trace, "write what sessions did as a trace for Perfetto or speedscope",
+            "cao trace supervisor-7k2m  # open cao-trace.json at ui.perfetto.dev",
             (_arg("root", nargs="?", help="a session and all below it; none: all there are"),
-             _arg("--output", default="cao-trace.html", metavar="FILE", help="- for stdout")),
+             _arg("--output", default="cao-trace.json", metavar="FILE", help="- for stdout")),
             False),
     Command("config", cmd_config, "print the MCP entry for a client", "cao config cursor",
             (_arg("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS)),

@@ -6,10 +6,8 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -566,12 +564,14 @@ def invent_sessions(store: cao.Store, count: int) -> None:
         store_one(store, name, boss, depth, states)
         if n % 5 == 1 and depth == 1:
             above.append(name)
-        give(store, name, boss, "task", at, f"task {n} <b>&amp;</b>")
+        give(store, name, boss, "task", at, f"task {n} <b>&amp;</b>", f"{name}.t222")
         if n % 6 == 0:
             give(store, boss, name, "message", at + length / 2, "half way")
-        outcome = "failed" if n % 7 == 0 else "done"
-        add_log(store, name, at + length, "result", task=f"{name}.t222", outcome=outcome, reason="")
-        give(store, boss, name, "result", at + length, "", f"{name}.t222")
+        how = ("failed", "api_error") if n % 7 == 0 else ("done", "")
+        result = cao.Result(f"{name}.t222", name, how[0], reason=how[1], answer=f"answer {n}",
+                            ended_at=START + at + length)  # fmt: skip
+        os.makedirs(f"{store.folder(name)}/results", exist_ok=True)
+        store.write(store.result_path(result.task), cao.dump(result))
 
 
 def add_log(store: cao.Store, name: str, at: float, event: str, **fields) -> None:
@@ -589,132 +589,145 @@ def store_one(store: cao.Store, name: str, boss: str, depth: int, states) -> Non
 
 
 def give(store, to: str, sender: str, kind: str, at: float, text: str, task: str = "") -> None:
-    message = cao.Message(
-        f"{int((START + at) * 1e9):020d}-{sender}", kind, sender, to, text, 0.0, task
-    )
+    message_id = f"{int((START + at) * 1e9):020d}-{task or sender}"
+    message = cao.Message(message_id, kind, sender, to, text, 0.0, task)
     store.write(f"{store.folder(to)}/inbox/cur/{message.id}", cao.dump(message))
     add_log(store, to, at, "queued", message=message.id, kind=kind, sender=sender)
 
 
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-MEASURE = """<script>
-const box = e => e.getBoundingClientRect(), all = s => [...document.querySelectorAll(s)];
-const time = box(document.getElementById('time'));
-document.body.innerHTML = '<pre id=out>' + JSON.stringify({
-  background: getComputedStyle(document.body).backgroundColor,
-  bar: getComputedStyle(all('#time i.working')[0]).backgroundColor,
-  wide: document.documentElement.scrollWidth - innerWidth,
-  names: all('#names div').map(e => [box(e).top, box(e).bottom, e.textContent]),
-  cut: all('#names div').filter(e => e.scrollWidth > e.clientWidth).length,
-  bars: all('#time i').map(e => [box(e).left - time.left, time.right - box(e).right,
-                                 box(e).top, box(e).bottom, e.title]),
-  arrows: all('#time b').map(e => [box(e).top, box(e).bottom, e.title]),
-}).replace(/</g, '&lt;') + '</pre>';
-</script>"""
+FIELDS = {  # of the trace-event format: what each kind of event must have, and may have
+    "M": ({"args"}, set()),
+    "X": ({"dur", "cat"}, {"args"}),
+    "i": ({"s", "cat"}, {"args"}),
+    "s": ({"id", "cat"}, {"args"}),
+    "f": ({"id", "cat", "bp"}, {"args"}),
+}
 
 
-@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: the page is only parsed")
-@pytest.mark.parametrize("count", [3, 60])
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_the_trace_looks_right_in_a_browser(place, count, scheme):
-    invent_sessions(place.store, count)
-    page = place.ok("trace", "--output", "-")
-    path = place.folder / "page.html"
-    path.write_text(page.replace("</body>", MEASURE + "</body>"))
-    done = subprocess.run(
-        [BROWSER, "--no-sandbox", "--headless", "--disable-gpu", "--window-size=1200,800",
-         f"--user-data-dir={place.folder}/browser", f"--blink-settings=preferredColorScheme="
-         f"{int(scheme == 'light')}", "--dump-dom", path.as_uri()],
-        check=False, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    seen = json.loads(
-        re.search(r"<pre id=.out.>(.*)</pre>", done.stdout, re.S)[1]
-        .replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    )  # fmt: skip
-    channels = [int(n) for n in re.findall(r"\d+", seen["background"])[:3]]
-    assert all(n > 200 for n in channels) if scheme == "light" else all(n < 60 for n in channels)
-    assert seen["bar"] not in ("rgba(0, 0, 0, 0)", seen["background"])
-    assert seen["wide"] <= 0
-    assert len(seen["names"]) == count
-    assert seen["cut"] == 0
-    rows = {text.split()[0]: (top, bottom) for top, bottom, text in seen["names"]}
-    for left, right, top, bottom, title in seen["bars"]:
-        row = rows[title.split(" · ")[0]]
-        assert left >= -0.5
-        assert right >= -2.5  # the shortest bar is 2 px wide
-        assert row[0] < top < bottom < row[1]
-    assert len(seen["arrows"]) >= 2 * (count - 1)
-    assert all(bottom - top >= 12 for top, bottom, _ in seen["arrows"])
+def trace_of(place, *root) -> list[dict]:
+    """Return the events of `cao trace`, all of them as the format wants them."""
+    trace = json.loads(place.ok("trace", *root, "--output", "-"))
+    assert set(trace) == {"traceEvents", "displayTimeUnit", "otherData"}
+    events = trace["traceEvents"]
+    assert [e["ts"] for e in events] == sorted(e["ts"] for e in events)
+    flows: dict = {}
+    for event in events:
+        needs, may = FIELDS[event["ph"]]
+        common = {"ph", "name", "pid", "tid", "ts"}
+        assert needs | common <= set(event) <= needs | common | may
+        assert event["name"]
+        assert {type(event[key]) for key in ("pid", "tid", "ts")} == {int}
+        assert isinstance(event.get("args", {}), dict)
+        if event["ph"] == "X":
+            assert (type(event["dur"]), event["dur"] > 0) == (int, True)
+        elif event["ph"] in "sf":
+            flows.setdefault((event["cat"], event["name"], event["id"]), []).append(event)
+    assert len({number for _, _, number in flows}) == len(flows)
+    for pair in flows.values():
+        assert [event["ph"] for event in pair] == ["s", "f"]
+        assert pair[1]["bp"] == "e"
+    spans = [e for e in events if e["ph"] == "X"]
+    for event in (e for e in events if e["ph"] in "sfi"):  # within a span of its thread, after it
+        around = [s for s in spans if s["tid"] == event["tid"]
+                  and s["ts"] <= event["ts"] < s["ts"] + s["dur"]]  # fmt: skip
+        assert len(around) == 1, event
+        assert events.index(around[0]) < events.index(event)
+    for thread in {s["tid"] for s in spans}:
+        own = [s for s in spans if s["tid"] == thread]
+        assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in zip(own, own[1:]))
+    return events
 
 
-class Page(HTMLParser):
-    """Reads a page: what is open at its end, and what it would load."""
+def threads(events) -> dict[int, str]:
+    """Return the names of the threads, in the order in which a viewer shows them."""
+    order = {e["tid"]: e["args"]["sort_index"] for e in events if e["name"] == "thread_sort_index"}
+    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert set(order) == set(names)
+    return {tid: names[tid] for tid in sorted(names, key=order.get)}
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack, self.loads, self.titles = [], [], []
-        self.feed(text)
 
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.loads += [v for k, v in attrs if k in ("src", "href")]
-        self.titles += [found["title"]] if "title" in found else []
-        if tag not in ("meta", "hr", "input"):
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.stack and self.stack.pop() != tag:
-            assert tag in ("html", "body"), tag
+def arrows(events, kind: str) -> list[tuple]:
+    """Return (from, to, what it says) of each arrow of a kind."""
+    names = {tid: name.split()[0] for tid, name in threads(events).items()}
+    ends = {(e["id"], e["ph"]): e for e in events if e["ph"] in "sf" and e["name"] == kind}
+    return [(names[ends[n, "s"]["tid"]], names[e["tid"]], e["args"])
+            for (n, phase), e in ends.items() if phase == "f"]  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [3, 60])
-def test_the_trace_is_one_page_that_loads_nothing(place, count):
+def test_the_trace_has_all_states_and_an_arrow_for_all_that_went_between_sessions(place, count):
     invent_sessions(place.store, count)
-    assert place.ok("trace").strip() == str(place.work / "cao-trace.html")
-    text = (place.work / "cao-trace.html").read_text()
-    page = Page(text)
-    assert (page.stack, page.loads) == ([], [])
-    assert not re.search(r"https?:|@import|url\(|<script|@[A-Z]+@", text)
-    assert f"{count} sessions, {count - 1} tasks ended" in text
-    assert "task from lead-2222 · task 1 <b>&amp;</b>" in page.titles
-    assert text.count('<b class="task down"') == count - 1
-    assert text.count('<b class="result up"') == count - 1
-    assert text.count("<s ") == (count - 1) // 7
+    assert place.ok("trace").strip() == str(place.work / "cao-trace.json")
+    events = trace_of(place)
+    assert json.loads((place.work / "cao-trace.json").read_text())["traceEvents"] == events
+    shown = list(threads(events).values())
+    assert (len(shown), shown[0]) == (count, "lead-2222 (demo)")
+    if count == 60:  # a worker's workers stand below it, before the next worker
+        assert shown[1:4] == ["worker-0001 (demo)", "worker-0003 (demo)", "worker-0005 (demo)"]
+    tasks = arrows(events, "task")
+    assert len(tasks) == count - 1
+    assert ("lead-2222", "worker-0001", {"task": "worker-0001.t222", "text": "task 1 <b>&amp;</b>"}
+            ) in tasks  # fmt: skip
+    results = arrows(events, "result")
+    assert len(results) == count - 1
+    assert {(a, b) for a, b, _ in results} == {(b, a) for a, b, _ in tasks}
+    failed = [e for e in events if e["ph"] == "i"]
+    assert len(failed) == (count - 1) // 7
+    assert all((e["name"], e["args"]["reason"]) == ("failed", "api_error") for e in failed)
+    assert len(arrows(events, "message")) == (count - 1) // 6
+    states = [e["name"] for e in events if e["ph"] == "X"]
+    assert set(states) == {"starting", "working", "idle"} | ({"asking"} if count > 4 else set())
+    (begun,) = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert begun == "cao"
 
 
 @pytest.mark.tmux
 def test_the_trace_of_a_root_shows_it_and_what_is_below(place):
-    place.ok("handoff", "demo", "demo: handoff demo {demo: say deep}")
-    lone = begin(place, "say alone")
+    place.ok("handoff", "demo", "demo: handoff demo {demo: say deep}; say up")
+    lone = begin(place, "fail badly")
     place.until_state(lone, "idle")
-    (root,) = [
-        name
-        for name in place.live()
-        if name != lone
-        and "working" in str(place.log(name))
-        and any(e["event"] == "queued" and e["kind"] == "result" for e in place.log(name))
+    (worker,) = [
+        n for n in place.live() if place.store.load(n).depth > place.store.load(lone).depth
     ]
-    text = place.ok("trace", root, "--output", "-")
-    (worker,) = set(place.live()) - {root, lone}
-    assert f"  {worker} " in text
-    assert lone not in text
-    assert root not in place.ok("trace", lone, "--output", "-")
-    assert "2 sessions, 2 tasks ended, 2 of them done" in text
+    root = place.store.load(worker).supervisor
+    events = trace_of(place, root)
+    assert [name.split()[0] for name in threads(events).values()] == [root, worker]
+    ((source, target, about),) = arrows(events, "result")
+    assert (source, target, about["text"], about["outcome"]) == (worker, root, "deep", "done")
+    working = [e for e in events if e["ph"] == "X" and e["name"] == "working"]
+    assert {e["tid"] for e in working} == {1, 2}
+    alone = trace_of(place, lone)
+    assert [name.split()[0] for name in threads(alone).values()] == [lone]
+    (mark,) = [e for e in alone if e["ph"] == "i"]
+    assert (mark["name"], mark["args"]["text"]) == ("failed", "badly")
     missing = place.run("trace", "nobody-2222")
     assert (missing.returncode, "nobody-2222" in missing.stderr) == (3, True)
 
 
-def test_a_night_between_two_hours_of_work_is_cut_short():
-    times = [(0, 3600, "working"), (3600, 4e4, "idle"), (4e4, 43600, "working"), (9, 99, "working")]
-    spans = [cao.Span(0, state, start, end, "") for start, end, state in times]
-    axis = cao.time_axis(spans, [0, 43600])
-    assert axis[0] == (0, 0)
-    assert axis[-1] == (43600, 100)
-    assert 45 < cao.interpolate(axis, 3600) < 49
-    assert 51 < cao.interpolate(axis, 40000) < 55
-    assert cao.interpolate(axis, 1800) == pytest.approx(cao.interpolate(axis, 3600) / 2)
-    assert cao.interpolate(cao.time_axis([], [5.0]), 5.0) == 0
+@pytest.mark.tmux
+def test_a_client_is_in_the_trace_from_its_first_task_to_the_last_result(place):
+    """It has no states, and a result leaves no trace in its log."""
+    task = place.run("handoff", "demo", "demo: tell hello; say hi").stderr.split()[2]
+    until(lambda: place.store.load_result(task))
+    events = trace_of(place)
+    client, worker = (name.split()[0] for name in threads(events).values())
+    (span,) = [e for e in events if e["ph"] == "X" and e["tid"] == 1]
+    assert span["name"] == "client"
+    assert {(kind, a, b) for kind in ("task", "message", "result")
+            for a, b, _ in arrows(events, kind)} == {
+        ("task", client, worker), ("message", worker, client), ("result", worker, client)
+    }  # fmt: skip
+
+
+@pytest.mark.tmux
+def test_a_task_of_a_session_that_was_stopped_is_marked_so(place):
+    session = place.ok("assign", "demo", "demo: sleep 60").strip().partition(".")[0]
+    place.until_state(session, "working")
+    place.ok("stop", session)
+    events = trace_of(place)
+    (mark,) = [e for e in events if e["ph"] == "i"]
+    assert mark["name"] == "stopped"
+    assert len(arrows(events, "result")) == 1
 
 
 @pytest.mark.parametrize(("text", "columns", "wanted"), [
