@@ -8323,17 +8323,10 @@ class Trace:
             order = {"sort_index": thread}
             events.append(self._event("M", "thread_sort_index", thread, 0, args=order))
             for span in self.spans[name]:
-                events.append(
-                    self._event(
-                        "X",
-                        span.state,
-                        thread,
-                        span.start_us,
-                        cat="state",
-                        dur=span.end_us - span.start_us,
-                        args={"why": span.why} if span.why else {},
-                    )
-                )
+                about: dict[str, Any] = {"cat": "state", "dur": span.end_us - span.start_us}
+                if span.why:
+                    about["args"] = {"why": span.why}
+                events.append(self._event("X", span.state, thread, span.start_us, **about))
         for number, arrow in enumerate(self.arrows, 1):
             events += self._render_arrow(number, arrow)
         events.sort(key=lambda event: event["ts"])  # a span stays before what is bound to it
