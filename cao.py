@@ -1825,7 +1825,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         transcript="{home}/projects/*/{conversation}.jsonl",
         composer=r"^❯\xa0(.*)", busy=r"esc to interrupt",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
-        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.330",
+        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
     ),
     Provider(
         "codex", "codex", login="codex login", login_status=("login", "status"),
@@ -1846,7 +1846,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "all": "--dangerously-bypass-approvals-and-sandbox",
         },
         read_transcript=_reader(_codex_says),
-        composer=r"^›(.*)", busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.169.0",
+        composer=r"^›(.*)", busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.171.0",
     ),
     Provider(
         "gemini", "gemini", login="gemini",

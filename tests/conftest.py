@@ -31,8 +31,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
 PINNED = {
-    "claude": "2.1.330",
-    "codex": "0.169.0",
+    "claude": "2.1.332",
+    "codex": "0.171.0",
     "gemini": "0.61.0",
     "qwen": "0.24.4",
     "copilot": "1.0.102",

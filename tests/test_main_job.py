@@ -1138,8 +1138,8 @@ def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code
 @pytest.mark.parametrize(
     ("version", "state", "said"),
     [
-        ("2.1.330 (Claude Code)", "ok", "logged in (ANTHROPIC_API_KEY)"),
-        ("2.1.99", "older", "2.1.99, proven with 2.1.330"),
+        ("2.1.332 (Claude Code)", "ok", "logged in (ANTHROPIC_API_KEY)"),
+        ("2.1.99", "older", "2.1.99, proven with 2.1.332"),
         ("10.0", "newer", "10.0, proven with"),
     ],
 )

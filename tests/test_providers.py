@@ -2,9 +2,10 @@
 
 A file's name is the expectation: screens/<provider>/<state>-<what>.txt (as a person sees it)
 and .ansi (with colours); transcripts/<provider>/<kind>-<what>.jsonl. The screens and payloads
-are from the versions in conftest.PINNED, but for *-numbered-* of Claude Code and Codex, *-quoted-*
-and asking-question, which are put together from them, and the hooks of Kiro, written from its
-documents. A new bug of a provider starts as a new file.
+are from Claude Code 2.1.330, Codex 0.169.0 and the other versions in conftest.PINNED, but for
+*-numbered-* of Claude Code and Codex, *-quoted-* and asking-question, which are put together
+from them, and the hooks of Kiro, written from its documents. A new bug of a provider starts as
+a new file.
 """
 
 from __future__ import annotations
