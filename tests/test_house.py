@@ -26,9 +26,6 @@ def words(text: str) -> list[str]:
 
 SOURCE = (ROOT / "cao.py").read_text(encoding="utf-8")
 
-MAX_FILE_LINES = 3500
-MAX_FUNCTION_LINES = 60
-MAX_CLASS_LINES = 450
 BANNER = re.compile(r"^# ==== (\d+)\. (\w+) =+$", re.M)
 PURE_ROOMS = range(1, 6)
 # What a pure room must not touch: clock, file, process, thread, environment, terminal.
@@ -221,17 +218,6 @@ def prints_outside_the_cli(source: str) -> list[str]:
             if u.name == "print" and room_at(source, u.line) not in PRINTING_ROOMS]  # fmt: skip
 
 
-def functions_that_are_too_long(source: str) -> list[str]:
-    """No function over 60 lines, no class over 450."""
-    found = []
-    for node in nodes_of(source, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef):
-        most = MAX_CLASS_LINES if isinstance(node, ast.ClassDef) else MAX_FUNCTION_LINES
-        length = node.end_lineno - node.lineno + 1
-        if length > most:
-            found.append(f"line {node.lineno}: {node.name} has {length} lines, {most} at the most")
-    return found
-
-
 def broad_excepts(source: str) -> list[str]:
     """`except Exception` stands once, in McpServer; BaseException is raised again; none is bare."""
     found, doors = [], []
@@ -297,7 +283,6 @@ RULES: list[Callable[[str], list[str]]] = [
     shells_that_are_started,
     programs_started_elsewhere,
     prints_outside_the_cli,
-    functions_that_are_too_long,
     broad_excepts,
     names_without_a_docstring,
     names_that_say_nothing,
@@ -309,11 +294,6 @@ RULES: list[Callable[[str], list[str]]] = [
 def test_the_house_has_no(rule):
     broken = rule(SOURCE)
     assert not broken, f"{rule.__doc__}\n" + "\n".join(broken)
-
-
-@pytest.mark.xfail(strict=False, reason="the file is still to be cut; then make this strict")
-def test_the_file_can_be_read_in_an_afternoon():
-    assert len(SOURCE.splitlines()) <= MAX_FILE_LINES
 
 
 # ---- each rule sees what it is for ----
@@ -366,8 +346,6 @@ BREAKS = [
     (programs_started_elsewhere, "print(subprocess)", "os.execve('ls')"),
     (programs_started_elsewhere, "re.compile(text)", "os.fork()"),
     (prints_outside_the_cli, "return error", "print(error)"),
-    (functions_that_are_too_long, '"""Return it."""', '"""Return it."""' + "\n" * 60),
-    (functions_that_are_too_long, '"""Serves."""', '"""Serves."""' + "\n" * 450),
     (broad_excepts, "            return error", "            pass"),
     (broad_excepts, "        raise", "        return"),
     (broad_excepts, "    except BaseException:", "    except:"),
