@@ -702,193 +702,283 @@ def fit_columns(text: str, columns: int) -> str:
 
 
 def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
-    """Return (settings, body) of a Markdown file; no frontmatter gives ({}, text)."""
-    text = re.sub(r"\A(?:\ufeff|\s*\n)+", "", text.replace("\r\n", "\n"))
-    if not re.match(r"---[ \t]*\n", text):
-        return {}, text.strip()
-    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$\n?", text, re.S | re.M)
-    if not match:
-        raise CaoError(f"{source}: the frontmatter is never closed", "end it with a line ---")
-    return parse_yaml(match[1], source), text[match.end() :].strip()
+    """Return (settings, body) of a Markdown file that begins with a head of YAML.
 
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return the mapping in text: nested mappings and lists, flow style, block scalars.
-
-    The subset of YAML 1.1 that agent profiles are written in; no anchors, tags, documents
-    or plain values over several lines. Raises CaoError with source and line.
+    Raises CaoError for a file without one: whoever wrote `role: reviewer` below a title
+    must not get a developer.
     """
-    parser = _Yaml(text, source)
-    value = parser.block(0)
-    if parser.peek():
-        parser.fail(f"{parser.lines[parser.at].strip()!r} does not belong to what is above it")
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise CaoError(f"{source}: the frontmatter is not 'key: value' lines", "see README")
-    return value
+    text = re.sub(r"\r\n?", "\n", text)
+    bare = re.sub(r"\A(?:\ufeff|\s*\n)+", "", text)
+    line = text.count("\n") - bare.count("\n") + 1
+    match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$\n?", bare, re.S | re.M)
+    if not match:
+        first = shorten(bare.partition("\n")[0], 60)
+        raise CaoError(
+            f"{source}:{line}: a file begins with its head, from --- to ---, not with {first!r}",
+            "begin it with  ---, then  key: value  lines, then  ---  and all else",
+        )
+    return parse_yaml(match[1], source, line + 1), bare[match.end() :].strip()
 
 
-_QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'"
-_DASH = r"-(\s|$)"
+def parse_yaml(text: str, source: str, line: int = 2) -> dict[str, Any]:
+    """Return the mapping in text, whose first line is number `line` of source.
+
+    All that is read is read as PyYAML's safe_load reads it, with these exceptions:
+    - keys, dates and times of day (`on:`, 2026-11-22, 12:30) stay text;
+    - a colon in a value (`description: Use when: always`), for PyYAML an error, is text.
+
+    All else is refused with CaoError: anchors, aliases, merges, tags, complex keys, several
+    documents, directives, tabs between words, a key twice, a pair in a list ([a: b]), and
+    what YAML 1.1 and 1.2 read differently (010, 1_000, 1e3).
+    """
+    text = re.sub(r"\r\n?|(?<![\r\n])\Z", "\n", text)
+    text = re.sub(r"^\.\.\.\s*\Z", "", text, flags=re.M)  # yaml.dump may end a document so
+    return _Yaml(text, source, line).document()
+
+
+# No text of YAML has these in it: controls, and what only some readers take for a line's end.
+_NO_TEXT = r"[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+# Text without quotes: what it may begin with, and up to where it goes on one line.
+_FIRST = r"(?![-?:]\s|<<|[,\[\]{}#&*!|>'\"%@`])"
+_WORDS = r"(?:[^\s:]|:(?!\s)| +(?![\s#]|:\s))+"
+_VALUE = _FIRST + r"\S(?:\S| +(?![\s#]))*"  # behind a key, a colon is text
+# The same in brackets.
+_FIRST_IN = r"(?!-\s|<<|[?:,\[\]{}#&*!|>'\"%@`])"
+_WORDS_IN = r"(?:[^\s:,?\[\]{}]|:(?![\s,\[\]{}])| +(?![\s#,?\[\]{}]|:[\s,\[\]{}]))+"
+_ESCAPES = dict(zip('0abt\tnvfre "\\/N_LP', '\0\a\b\t\t\n\v\f\r\x1b "\\/\x85\xa0\u2028\u2029'))
+_ESCAPE = (
+    r"[0abt\tnvfre \"\\/N_LP]|x[0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"
+    r"|U(?!0000[dD][89a-fA-F])00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}"
+)
+_LINE_ENDS = r"[ \t]*\n[ \t\n]*"
+_QUOTED = rf"\"(?:\\(?:{_ESCAPE}|\n)|[^\"\\])*\"|'(?:''|[^'])*'"
+_KEY = rf"(?:({_QUOTED})|({_FIRST}{_WORDS})) *:(?=\s)"
+_KEY_IN = rf"({_QUOTED}) *:|({_FIRST_IN}{_WORDS_IN}) *:(?=[\s,\[\]{{}}])"
+_INT = r"[-+]?(0|[1-9][0-9]{0,99})"
+_FLOAT = r"([-+]?[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?"
+_DOUBTFUL = (
+    r"=|[-+]?(0[box][0-9a-fA-F_]+|\.(?i:inf|nan)|(?=\.?[0-9])[0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?)"
+)
+_MEANINGS = {
+    **dict.fromkeys("true True TRUE yes Yes YES on On ON".split(), True),
+    **dict.fromkeys("false False FALSE no No NO off Off OFF".split(), False),
+    **dict.fromkeys("null Null NULL ~".split()),
+}
+_NOT_READ = {
+    "&": "an anchor",
+    "*": "an alias",
+    "!": "a tag",
+    "%": "a directive",
+    "?": "a complex key",
+    "<<": "a merge",
+    "---": "one document more",
+    "...": "the end of a document",
+    "\t": "a tab",
+}
 
 
 class _Yaml:
-    """Owns the lines of one text and the place in them; knows nothing of profiles."""
+    """Owns a text and the place up to which it has been read; knows nothing of profiles."""
 
-    def __init__(self, text: str, source: str) -> None:
-        self.lines = []
-        for line in text.split("\n"):
-            bare = line.lstrip(" \t")
-            self.lines.append(line[: len(line) - len(bare)].replace("\t", "  ") + bare)
-        self.at, self.seen, self.source = 0, 0, source
+    def __init__(self, text: str, source: str, line: int) -> None:
+        self.text, self.source, self.line = text, source, line
+        self.at = 0
+        self.brackets = 0  # how many are open
 
     def fail(self, what: str) -> NoReturn:
-        # The frontmatter's first line is the file's second.
-        raise CaoError(f"{self.source}:{self.seen + 2}: {what}", "write it as  key: value")
+        """Fail with the rest of the line: it `what`, if its first sign does not say more."""
+        line = self.line + self.text.count("\n", 0, self.at)
+        rest = self.text[self.at :].partition("\n")[0].strip(" ")
+        for sign, name in _NOT_READ.items():
+            if rest.startswith(sign):
+                what = f"begins with {name}, which is not read here"
+        raise CaoError(f"{self.source}:{line}: {rest!r} {what}", "write key: 'value', in quotes")
 
-    def peek(self) -> tuple[int, str] | None:
-        """Return (indent, text) of the next line that is not blank or a comment."""
-        while self.at < len(self.lines):
-            bare = self.lines[self.at].strip()
-            if bare and not bare.startswith("#"):
-                self.seen = self.at
-                return len(self.lines[self.at]) - len(self.lines[self.at].lstrip()), bare
-            self.at += 1
-        return None
+    def sees(self, pattern: str) -> re.Match[str] | None:
+        return re.compile(pattern, re.A).match(self.text, self.at)
 
-    def block(self, indent: int) -> Any:
-        here = self.peek()
-        if not here or here[0] < indent:
+    def take(self, pattern: str) -> str:
+        """Return what comes next, and go behind it; "" if it is not like that."""
+        match = self.sees(pattern)
+        if not match:
+            return ""
+        self.at = match.end()
+        return match[0]
+
+    def skip(self) -> int:
+        """Go to the next token, over comments; return its column, -1 at the end."""
+        self.take(r"(?: *(?:#.*)?\n)* *")
+        if self.at == len(self.text):
+            return -1
+        return self.at - self.text.rfind("\n", 0, self.at) - 1
+
+    def document(self) -> dict[str, Any]:
+        strange = re.search(rf"{_NO_TEXT}|^(?:---|\.\.\.)(?=\s)", self.text, re.M)
+        if strange:
+            self.at = strange.start()
+            self.fail("begins with what is no text")
+        column = self.skip()
+        if column < 0:
+            return {}
+        whole = self.flow() if self.sees("{") else self.mapping(column)
+        if self.skip() >= 0:
+            self.fail("does not belong to what is above it")
+        return whole
+
+    def node(self, indent: int) -> Any:
+        """Return the next value, None if it is not further right than its parent."""
+        column = self.skip()
+        if column <= indent:
             return None
-        if re.match(_DASH, here[1]):
-            return self.sequence(here[0])
-        if here[1][0] in "[{":
-            self.at += 1
-            return self.value(here[1], here[0])
-        return self.mapping(here[0])
+        if column > 200:
+            self.fail("is nested too deep")
+        if not self.text[self.at - column : self.at].strip(" -"):  # the first on its line
+            if self.sees(r"-\s"):
+                return self.sequence(column)
+            if self.sees(_KEY):
+                return self.mapping(column)
+        if self.sees(r"[|>]"):
+            return self.block_scalar(indent)
+        return self.inline(indent)
 
-    def sequence(self, indent: int) -> list[Any]:
+    def sequence(self, column: int) -> list[Any]:
         items: list[Any] = []
-        while (here := self.peek()) and here[0] == indent and re.match(_DASH, here[1]):
-            rest = here[1][1:].strip()
-            if rest and self.pair(rest):
-                # "- key: value" opens a mapping whose column is that of the key.
-                line = self.lines[self.at]
-                self.lines[self.at] = line.replace("-", " ", 1)
-                items.append(self.mapping(len(line) - len(line.lstrip("- "))))
-                continue
-            self.at += 1
-            items.append(self.value(rest, indent))
+        while self.skip() == column and self.take(r"-(?=\s)"):
+            items.append(self.node(column))
         return items
 
-    def mapping(self, indent: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        while (here := self.peek()) and here[0] == indent:
-            pair = self.pair(here[1])
-            if not pair:
-                self.fail(f"{here[1]!r} is not 'key: value'")
-            self.at += 1
-            found[pair[0]] = self.value(pair[1], indent)
-        if (here := self.peek()) and here[0] > indent:
-            self.fail(f"{here[1]!r} is indented by {here[0]}, expected {indent}")
-        return found
+    def mapping(self, column: int) -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        while (here := self.skip()) == column:
+            key = self.key(_KEY, pairs)
+            if self.skip() == column and self.sees(r"-\s"):
+                pairs[key] = self.sequence(column)  # it may stand under its key unindented
+            else:
+                pairs[key] = self.node(column)
+        if here > column:
+            self.fail(f"is indented by {here}, expected {column}")
+        return pairs
 
-    @staticmethod
-    def pair(line: str) -> tuple[str, str] | None:
-        match = re.match(
-            rf"({_QUOTED}|[^\s\-:#\[\]{{}}\"'][^:]*?|-\S[^:]*?)\s*:(?:\s+(.*))?$", line
-        )
-        return (match[1].strip("\"'"), (match[2] or "").strip()) if match else None
+    def key(self, pattern: str, pairs: dict[str, Any]) -> str:
+        """Return a key that pairs does not have, and go behind its colon."""
+        match = self.sees(pattern)
+        if not match or "\n" in match[0]:
+            self.fail("is not 'key: value'")
+        key = self.quoted() if match[1] else match[2]
+        if key in pairs:
+            self.fail(f"has the key {key!r} a second time")
+        self.at = match.end()
+        return key
 
-    def value(self, rest: str, indent: int) -> Any:
-        if re.fullmatch(r"[|>][+-]?\d?(\s+#.*)?", rest):
-            return self.scalar_block(rest, indent)
-        if not rest or rest.startswith("#"):
-            here = self.peek()
-            if here and here[0] == indent and re.match(_DASH, here[1]):
-                return self.sequence(indent)  # a list may stand under its key unindented
-            return self.block(indent + 1)
-        if rest[0] not in "[{":
-            return self.scalar(self.uncomment(rest))
-        rest = self.uncomment(rest)
-        while not self.closed(rest) and self.at < len(self.lines):
-            rest += " " + self.uncomment(self.lines[self.at].strip())
-            self.at += 1
-        value, end = self.flow(rest, 0)
-        if rest[end:].strip():
-            self.fail(f"{rest[end:].strip()!r} after the closing bracket")
+    def inline(self, indent: int) -> Any:
+        """Return a value that is in brackets, in quotes, or plain text."""
+        if self.sees(r"[\[{]"):
+            value = self.flow()
+        elif self.sees("[\"']"):
+            value = self.quoted()
+        else:
+            return self.plain(indent)
+        if not self.brackets and not self.sees(r" *[#\n]"):
+            self.fail("stands after the closing bracket or quote")
         return value
 
-    @staticmethod
-    def uncomment(text: str) -> str:
-        match = re.match(rf"((?:{_QUOTED}|[^#]|(?<=\S)#)*)", " " + text)
-        return match[1].strip() if match else text
-
-    @staticmethod
-    def closed(text: str) -> bool:
-        bare = re.sub(_QUOTED, "", text)
-        return sum(map(bare.count, "[{")) <= sum(map(bare.count, "]}"))
-
-    def flow(self, text: str, at: int) -> tuple[Any, int]:
-        """Return (value, place after it) of the flow list or mapping that opens at."""
-        closing, at = {"[": "]", "{": "}"}[text[at]], at + 1
+    def flow(self) -> Any:
+        """Return the list or mapping in brackets."""
+        start = self.at
         items: list[Any] = []
-        keys: list[str] = []
-        while True:
-            at += len(text[at:]) - len(text[at:].lstrip(" ,"))
-            if at >= len(text) or (text[at] in "]}" and text[at] != closing):
-                self.fail(f"{text!r} is never closed by {closing}")
-            if text[at] == closing:
-                return (dict(zip(keys, items)) if closing == "}" else items), at + 1
-            if closing == "}":
-                key = re.compile(rf"({_QUOTED}|[^:,{{}}\[\]]+?)\s*:\s*").match(text, at)
-                if not key:
-                    self.fail(f"{text[at:]!r} is not 'key: value'")
-                keys.append(key[1].strip("\"'"))
-                at = key.end()
-            if text[at : at + 1] in ("[", "{"):
-                value, at = self.flow(text, at)
+        pairs: dict[str, Any] = {}
+        closing = "]" if self.take(r"\[|{") == "[" else "}"
+        self.brackets += 1
+        if self.brackets > 50:
+            self.fail("is nested too deep")
+        comma = ","
+        while self.skip() >= 0 and self.text[self.at] != closing:
+            if not comma:
+                self.fail(f"stands where , or {closing} is expected")
+            if closing == "]":
+                items.append(self.inline(-1))
             else:
-                word = re.compile(rf"{_QUOTED}|[^,\]}}]*").match(text, at)
-                end = word.end() if word else at
-                value, at = self.scalar(text[at:end].strip()), end
-            items.append(value)
+                key = self.key(_KEY_IN, pairs)
+                self.skip()
+                pairs[key] = None if self.sees("[,}]") else self.inline(-1)
+            self.skip()
+            comma = self.take(",")
+        if not self.take(rf"\{closing}"):
+            self.at = start
+            self.fail(f"is never closed by {closing}")
+        self.brackets -= 1
+        return items if closing == "]" else pairs
 
-    def scalar(self, word: str) -> Any:
-        if word[:1] in ('"', "'"):
-            if not re.fullmatch(_QUOTED, word):
-                whole = re.match(_QUOTED, word)
-                self.fail(f"{word!r} {'goes on after its' if whole else 'has no'} closing quote")
-            if word[0] == "'":
-                return word[1:-1].replace("''", "'")
-            try:
-                return json.loads(word, strict=False)
-            except ValueError:
-                self.fail(f"{word!r} has an escape that is not known here")
-        fixed: dict[str, Any] = {"true": True, "yes": True, "on": True}
-        fixed.update({"false": False, "no": False, "off": False, "null": None, "~": None, "": None})
-        if word.lower() in fixed:
-            return fixed[word.lower()]
-        if re.fullmatch(r"[-+]?\d+", word):
+    def plain(self, indent: int) -> Any:
+        """Return what text without quotes means, over as many lines as it has."""
+        words = _WORDS_IN if self.brackets else _WORDS
+        text = self.take(_FIRST_IN + words if self.brackets else _VALUE)
+        if not text:
+            self.fail("is no value")
+        while True:
+            end = self.at
+            breaks = self.take(r" *\n[ \n]*")
+            column = len(breaks.rpartition("\n")[2])
+            inside = self.brackets or (column > indent and not self.sees(_KEY))
+            if not (breaks and inside and self.sees("(?!#)" + words)):
+                self.at = end
+                return self.meaning(text)
+            text += _fold(breaks) + self.take(words)
+
+    def meaning(self, word: str) -> Any:
+        if word in _MEANINGS:
+            return _MEANINGS[word]
+        if re.fullmatch(_INT, word):
             return int(word)
-        if re.fullmatch(r"[-+]?\d*\.\d+([eE][-+]?\d+)?", word):
+        if re.fullmatch(_FLOAT, word):
             return float(word)
+        if re.fullmatch(_DOUBTFUL, word):
+            self.at -= len(word)
+            self.fail("does not mean the same to all readers of YAML")
         return word
 
-    def scalar_block(self, head: str, indent: int) -> str:
-        kept: list[str] = []
-        while self.at < len(self.lines):
-            line = self.lines[self.at]
-            if line.strip() and len(line) - len(line.lstrip()) <= indent:
-                break
-            kept.append(line)
-            self.at += 1
-        depth = min((len(k) - len(k.lstrip()) for k in kept if k.strip()), default=0)
-        text = "\n".join(k[depth:].rstrip() for k in kept).rstrip("\n")
-        if head[0] == ">":  # a newline is a blank, a blank line a newline
-            text = re.sub(r"\n(\n*)", lambda m: m[1] or " ", text)
-        return text if "-" in head or not text else text + "\n"
+    def quoted(self) -> str:
+        raw = self.take(_QUOTED)
+        if not raw:
+            self.fail("has no closing quote, or an escape that is not known here")
+        if raw[0] == "'":
+            return re.sub(_LINE_ENDS, lambda m: _fold(m[0]), raw[1:-1].replace("''", "'"))
+
+        def read(match: re.Match[str]) -> str:
+            escape = match[1]
+            if not escape:
+                return _fold(match[0])
+            return _ESCAPES.get(escape) or chr(int(escape[1:], 16))
+
+        return re.sub(rf"\\({_ESCAPE})|\\?{_LINE_ENDS}", read, raw[1:-1])
+
+    def block_scalar(self, indent: int) -> str:
+        sign = self.take(r"[|>](?:[1-9][-+]|[-+]?[1-9]?)")
+        if not self.take(r"(?: +#.*| *)\n"):
+            self.fail("stands behind a block's sign")
+        start = self.at
+        leading = self.take(r"(?: *\n)* *").split("\n")
+        self.at = start
+        digit = sign.strip("|>-+")
+        width = indent + int(digit) if digit else max(indent + 1, *map(len, leading))
+        lines = self.take(rf"(?: {{0,{width}}}\n| {{{width}}}.*\n)*").split("\n")
+        whole = "\n".join(line[width:] for line in lines)
+        text = whole.rstrip("\n")
+        blank = whole[len(text) :]
+        if sign[0] == ">":
+            # Between two lines that are not indented, a line end is a blank, and nothing
+            # where blank lines follow.
+            joint = re.compile(r"^([^ \t\n].*)\n(?=(\n*)[^ \t\n])", re.M)
+            text = joint.sub(lambda m: m[1] + ("" if m[2] else " "), text)
+        if "+" in sign:
+            return text + blank
+        return text if "-" in sign or not text else text + "\n"
+
+
+def _fold(breaks: str) -> str:
+    """Return what the end of a line, and the blank lines after it, come to in a text."""
+    more = "\n" * (breaks.count("\n") - 1)
+    return more if breaks[0] == "\\" else more or " "
 
 
 # ---- cron: when, in five fields ----
@@ -2154,19 +2244,25 @@ _PERMISSION_MODES = {
 def parse_profile(text: str, name: str, source: str) -> Profile:
     """Return the profile in text; name is what one targets, whatever its `name:` says.
 
-    Raises CaoError for a role, provider or permission that does not exist: falling open would
-    be worse. Unknown keys are kept.
+    Raises CaoError for a provider or permission that does not exist: falling open would be
+    worse. A role that does not exist has a reviewer's tools. Unknown keys are kept.
     """
     settings, body = parse_frontmatter(text, source)
     for what, fix in _profile_faults(settings):
         raise CaoError(f"{source}: {what}", fix)
-    words = ("provider", "role", "prompt", "description", "model", "effort", "approve")
+    words = ("provider", "prompt", "description", "model", "effort", "approve")
     said = {key: str(settings.get(key) or "") for key in words}
-    role, mode = said["role"] or "developer", str(settings.get("permissionMode") or "")
+    mode = str(settings.get("permissionMode") or "")
+    unknown = [key for key in settings if key not in PROFILE_KEYS]
+    role = settings.get("role")
+    if role is None:
+        role = "developer"
+    elif role not in tuple(ROLES):
+        unknown.append(f"role: {role} (taken as reviewer)")
+        role = "reviewer"
     listed = settings.get("allowedTools")
     listed = ROLES[role] if listed is None else listed
     strange = [w for w in listed if str(w)[:1] != "@" and not tool_words([w])]
-    unknown = [key for key in settings if key not in PROFILE_KEYS]
     return Profile(
         name,
         source,
@@ -2277,7 +2373,6 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for key, value, allowed in (
         ("provider", provider, PROVIDERS),
-        ("role", settings.get("role"), ROLES),
         ("permissions", settings.get("permissions"), PERMISSIONS),
         ("approve", settings.get("approve"), ("supervisor", "person")),
         ("grant: permissions", grant.get("permissions"), PERMISSIONS),
@@ -2336,7 +2431,7 @@ def _command_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("ready", "busy", "asking", "answer"):
         try:
             re.compile(str(settings.get(key) or ""))
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             yield f"'{key}' is not a regular expression: {error}", "quote it with '…'"
 
 
@@ -3463,8 +3558,12 @@ def load_profile(name: str, home: str, cwd: str) -> Profile | None:
     files = find_profiles(home, cwd)
     path = files.get(name) or files.get(PROFILE_ALIASES.get(name, ""))
     if path:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            profile = parse_profile(file.read(), name, path)
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError as error:
+            raise CaoError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}") from error
+        profile = parse_profile(text, name, path)
         return profile if profile.provider else profile._replace(provider=default_provider())
     provider = provider_name(name)
     if provider in PROVIDERS and provider != "command":

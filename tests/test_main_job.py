@@ -1077,10 +1077,10 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(place):
 
 
 def test_a_broken_profile_is_listed_as_that_beside_the_others(place):
-    place.profile("bad", "---\nrole: king\n---\n")
+    place.profile("bad", "---\npermissions: king\n---\n")
     rows = {row["name"]: row for row in json.loads(place.ok("profiles", "--json"))}
     assert (rows["bad"]["provider"], rows["developer"]["provider"] != "broken") == ("broken", True)
-    assert "role 'king' does not exist" in rows["bad"]["description"]
+    assert "permissions 'king' does not exist" in rows["bad"]["description"]
 
 
 def test_a_shell_is_told_commands_not_tools(place):
@@ -1096,7 +1096,7 @@ BAD = [
     (["run", "demo", "x", "--check", "true", "--check-retries", "-1"], 2, "at least 0", ""),
     (["handoff", "demo", "x", "--worktree"], 2, "not in a git repository", "leave worktree out"),
     (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
-    (["handoff", "bad-role", "x"], 1, "role 'king' does not exist", "one of"),
+    (["handoff", "bad-mode", "x"], 1, "permissions 'king' does not exist", "one of"),
     (["handoff", "bad-provider", "x"], 1, "provider 'gpt' is not supported", "one of"),
     (["handoff", "bad-yaml", "x"], 1, "bad-yaml.md:3", "key: value"),
     (["handoff", "no-program", "x"], 1, "looked in", "install"),
@@ -1117,7 +1117,7 @@ BAD = [
     ("argv", "code", "what", "fix"), BAD, ids=[" ".join(b[0])[:30] for b in BAD]
 )
 def test_bad_input_gives_one_clear_error_and_leaves_no_session(place, argv, code, what, fix):
-    place.profile("bad-role", "---\nrole: king\n---\n")
+    place.profile("bad-mode", "---\npermissions: king\n---\n")
     place.profile("bad-provider", "---\nprovider: gpt\n---\n")
     place.profile("bad-yaml", "---\nname: x\nthis is no pair\n---\n")
     place.profile(

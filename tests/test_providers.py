@@ -896,8 +896,8 @@ def parse(frontmatter, body="You work."):
     return cao.parse_profile(f"---\n{frontmatter}\n---\n{body}\n", "file-name", "p.md")
 
 
-def test_a_profile_without_frontmatter_is_a_developer_that_asks():
-    profile = cao.parse_profile("You work.\n", "file-name", "p.md")
+def test_a_profile_whose_head_says_nothing_is_a_developer_that_asks():
+    profile = parse("")
     assert profile == cao.Profile("file-name", "p.md", "", "You work.", settings={})
     assert (profile.role, profile.permissions, profile.trust) == ("developer", "ask", False)
 
@@ -968,8 +968,7 @@ def test_the_body_is_the_prompt_and_the_prompt_key_stands_in_for_an_empty_one():
         ("provider: kiro2", "provider 'kiro2' is not supported", "claude"),
         ("provider: [claude]", "provider ['claude'] is not supported", "claude"),
         ("provider: cursor_cli", "provider 'cursor_cli' is not supported", "one of: claude, codex"),
-        ("role: boss", "role 'boss' does not exist", "supervisor, developer, reviewer"),
-        ("role: [developer]", "role ['developer'] does not exist", "developer"),
+        ("permissions: [all]", "permissions ['all'] does not exist", "ask, edits, auto, all"),
         ("permissions: yolo", "permissions 'yolo' does not exist", "ask, edits, auto, all"),
         ("approve: worker", "approve 'worker' does not exist", "supervisor"),
         ("provider: command", "provider 'command' needs 'command:'", "README"),

@@ -414,7 +414,7 @@ def test_parse_draft_reads_the_last_input_line():
         ),
         pytest.param("a: ~\nb: null\nc: Null", {"a": None, "b": None, "c": None}, id="nothing"),
         pytest.param(
-            "a: 1\nb: -2\nc: +3\nd: 1.5\ne: .5\nf: 1.5e3",
+            "a: 1\nb: -2\nc: +3\nd: 1.5\ne: .5\nf: 1.5e+3",
             {"a": 1, "b": -2, "c": 3, "d": 1.5, "e": 0.5, "f": 1500.0},
             id="numbers",
         ),
@@ -483,14 +483,14 @@ def test_parse_draft_reads_the_last_input_line():
             "a:\n  - |\n    one\n    two\n  - b", {"a": ["one\ntwo\n", "b"]}, id="literal in a list"
         ),
         pytest.param("a: |\n  b: c\n  - d\n  [e", {"a": "b: c\n- d\n[e\n"}, id="yaml in a literal"),
-        pytest.param("a: >x\nb: '|'", {"a": ">x", "b": "|"}, id="signs that are no block"),
+        pytest.param("a: '>x'\nb: '|'", {"a": ">x", "b": "|"}, id="signs that are no block"),
         pytest.param("a: 1\r\nb:\r\n  - x\r\n", {"a": 1, "b": ["x"]}, id="crlf"),
         pytest.param("a: ^>>> $\nb: '^\\d+$'", {"a": "^>>> $", "b": "^\\d+$"}, id="regexes"),
         pytest.param(
             "a: >\n  one\n  two\n\n  three", {"a": "one two\nthree\n"}, id="folded paragraphs"
         ),
         pytest.param('a: "x\ty"', {"a": "x\ty"}, id="a tab in quotes"),
-        pytest.param("a: 'x\u2028b: y'", {"a": "x\u2028b: y"}, id="a line separator in a value"),
+        pytest.param(r'a: "x\u2028b: y"', {"a": "x\u2028b: y"}, id="a line separator in a value"),
         pytest.param("a: [\n  x, # one\n  y\n]", {"a": ["x", "y"]}, id="a comment in flow"),
         pytest.param(
             'a: ["\\"["]\nb: 1', {"a": ['"['], "b": 1}, id="a bracket behind an escaped quote"
@@ -526,6 +526,8 @@ def test_parse_yaml_reads_what_profiles_are_written_in(text, value):
         pytest.param('a: "x" y', None, "y", id="text behind quotes"),
         pytest.param("a: 1\n- b\npermissions: ask", 3, "- b", id="a stray dash"),
         pytest.param("a: [x}", None, "}", id="the wrong bracket"),
+        pytest.param("a: >x", 2, "x", id="a sign that is no block"),
+        pytest.param("a: 'x\u2028b: y'", 2, "u2028b", id="a bare line separator in a value"),
     ],
 )
 def test_parse_yaml_says_where_it_is_wrong(text, line, words):
@@ -540,7 +542,7 @@ def test_parse_yaml_says_where_it_is_wrong(text, line, words):
 
 @pytest.mark.parametrize("text", ["- a\n- b", "- a: 1"])
 def test_parse_yaml_refuses_a_frontmatter_that_is_a_list(text):
-    with pytest.raises(cao.CaoError, match=r"p\.md: the frontmatter is not 'key: value' lines"):
+    with pytest.raises(cao.CaoError, match=r"p\.md:2: '- a.*' is not 'key: value'"):
         cao.parse_yaml(text, "p.md")
 
 
@@ -600,8 +602,6 @@ def test_parse_yaml_reads_back_what_json_writes():
     ("text", "settings", "body"),
     [
         pytest.param("---\na: 1\n---\nbody\n", {"a": 1}, "body", id="plain"),
-        pytest.param("just a body\n", {}, "just a body", id="none"),
-        pytest.param("", {}, "", id="empty"),
         pytest.param("---\r\na: 1\r\n---\r\nbody", {"a": 1}, "body", id="crlf"),
         pytest.param("\ufeff---\na: 1\n---\nbody", {"a": 1}, "body", id="a byte order mark"),
         pytest.param("--- \na: 1\n---\t\nbody", {"a": 1}, "body", id="blanks behind the dashes"),
