@@ -713,10 +713,11 @@ def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
     match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$\n?", bare, re.S | re.M)
     if not match:
         first = shorten(bare.partition("\n")[0], 60)
-        raise CaoError(
-            f"{source}:{line}: a file begins with its head, from --- to ---, not with {first!r}",
-            "begin it with  ---, then  key: value  lines, then  ---  and all else",
-        )
+        what = f"a file begins with its head, from --- to ---, not with {first!r}"
+        if first == "---" and bare[0] == "-":
+            what = "the head that begins here is never closed"
+        fix = "begin it with  ---, then  key: value  lines, then  ---  and all else"
+        raise CaoError(f"{source}:{line}: {what}", fix)
     return parse_yaml(match[1], source, line + 1), bare[match.end() :].strip()
 
 

@@ -47,8 +47,6 @@ HEAD = "---\nrole: reviewer\n---\nYou review.\n"
         ("toml", "+++\nrole = 'reviewer'\n+++\n", 1, "'+++'"),
         ("json", "{role: reviewer}\n", 1, "'{role: reviewer}'"),
         ("settings alone", "role: reviewer\n", 1, "'role: reviewer'"),
-        ("never closed", "\n\n---\nrole: reviewer\n\nYou review.\n", 3, "'---'"),
-        ("closed with four dashes", "---\nrole: reviewer\n----\n", 1, "'---'"),
     ],
 )
 def test_a_file_without_a_head_at_its_top_is_refused(text, line, first):
@@ -62,6 +60,20 @@ def test_a_file_without_a_head_at_its_top_is_refused(text, line, first):
         assert caught.value.what.startswith(f"p.md:{line}: a file begins with its head")
         assert caught.value.what.endswith(f"not with {first}")
         assert "key: value" in caught.value.fix
+
+
+@table(
+    "text, line",
+    [
+        ("never closed", "\n\n---\nrole: reviewer\n\nYou review.\n", 3),
+        ("closed with four dashes", "---\nrole: reviewer\n----\n", 1),
+        ("dashes alone", "---", 1),
+        ("blanks behind the dashes", "--- \t\nrole: reviewer\n", 1),
+    ],
+)
+def test_a_head_that_is_never_closed_is_refused_with_its_line(text, line):
+    with pytest.raises(cao.CaoError, match=rf"p\.md:{line}: the head .* is never closed"):
+        cao.parse_frontmatter(text, "p.md")
 
 
 @pytest.mark.parametrize("above", ["", "\ufeff", "\n\n", "\ufeff \n\t\n", "\r\n", "\n\ufeff"])
