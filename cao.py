@@ -752,9 +752,9 @@ _ESCAPE = (
     r"|U(?!0000[dD][89a-fA-F])00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}"
 )
 _LINE_ENDS = r"[ \t]*\n[ \t\n]*"
-_QUOTED = rf"\"(?:\\(?:{_ESCAPE}|\n)|[^\"\\])*\"|'(?:''|[^'])*'"
-_KEY = rf"(?:({_QUOTED})|({_FIRST}{_WORDS})) *:(?=\s)"
-_KEY_IN = rf"({_QUOTED}) *:|({_FIRST_IN}{_WORDS_IN}) *:(?=[\s,\[\]{{}}])"
+_QUOTED = rf"(?:\"(?:\\(?:{_ESCAPE}|\n)|[^\"\\])*\"|'(?:''|[^'])*')"
+_KEY = rf"(?:{_QUOTED}|{_FIRST}{_WORDS}) *:(?=\s)"
+_KEY_IN = rf"{_QUOTED} *:|{_FIRST_IN}{_WORDS_IN} *:(?=[\s,\[\]{{}}])"
 _INT = r"[-+]?(0|[1-9][0-9]{0,99})"
 _FLOAT = r"([-+]?[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?"
 _DOUBTFUL = (
@@ -795,16 +795,16 @@ class _Yaml:
                 what = f"begins with {name}, which is not read here"
         raise CaoError(f"{self.source}:{line}: {rest!r} {what}", "write key: 'value', in quotes")
 
-    def sees(self, pattern: str) -> re.Match[str] | None:
-        return re.compile(pattern, re.A).match(self.text, self.at)
+    def sees(self, pattern: str) -> str:
+        """Return what comes next; "" if it is not like that."""
+        match = re.compile(pattern, re.A).match(self.text, self.at)
+        return match[0] if match else ""
 
     def take(self, pattern: str) -> str:
-        """Return what comes next, and go behind it; "" if it is not like that."""
-        match = self.sees(pattern)
-        if not match:
-            return ""
-        self.at = match.end()
-        return match[0]
+        """Return what comes next, and go behind it."""
+        taken = self.sees(pattern)
+        self.at += len(taken)
+        return taken
 
     def skip(self) -> int:
         """Go to the next token, over comments; return its column, -1 at the end."""
@@ -862,13 +862,13 @@ class _Yaml:
 
     def key(self, pattern: str, pairs: dict[str, Any]) -> str:
         """Return a key that pairs does not have, and go behind its colon."""
-        match = self.sees(pattern)
-        if not match or "\n" in match[0]:
+        key = self.take(pattern)[:-1].rstrip(" ")
+        if not key or "\n" in key:
             self.fail("is not 'key: value'")
-        key = self.quoted() if match[1] else match[2]
+        if key[0] in "\"'":
+            key = _unquote(key)
         if key in pairs:
-            self.fail(f"has the key {key!r} a second time")
-        self.at = match.end()
+            self.fail(f"would be the second value of {key!r}")
         return key
 
     def inline(self, indent: int) -> Any:
@@ -876,7 +876,10 @@ class _Yaml:
         if self.sees(r"[\[{]"):
             value = self.flow()
         elif self.sees("[\"']"):
-            value = self.quoted()
+            raw = self.take(_QUOTED)
+            if not raw:
+                self.fail("has no closing quote, or an escape that is not known here")
+            value = _unquote(raw)
         else:
             return self.plain(indent)
         if not self.brackets and not self.sees(r" *[#\n]"):
@@ -938,28 +941,11 @@ class _Yaml:
             self.fail("does not mean the same to all readers of YAML")
         return word
 
-    def quoted(self) -> str:
-        raw = self.take(_QUOTED)
-        if not raw:
-            self.fail("has no closing quote, or an escape that is not known here")
-        if raw[0] == "'":
-            return re.sub(_LINE_ENDS, lambda m: _fold(m[0]), raw[1:-1].replace("''", "'"))
-
-        def read(match: re.Match[str]) -> str:
-            escape = match[1]
-            if not escape:
-                return _fold(match[0])
-            return _ESCAPES.get(escape) or chr(int(escape[1:], 16))
-
-        return re.sub(rf"\\({_ESCAPE})|\\?{_LINE_ENDS}", read, raw[1:-1])
-
     def block_scalar(self, indent: int) -> str:
         sign = self.take(r"[|>](?:[1-9][-+]|[-+]?[1-9]?)")
         if not self.take(r"(?: +#.*| *)\n"):
             self.fail("stands behind a block's sign")
-        start = self.at
-        leading = self.take(r"(?: *\n)* *").split("\n")
-        self.at = start
+        leading = self.sees(r"(?: *\n)* *").split("\n")
         digit = sign.strip("|>-+")
         width = indent + int(digit) if digit else max(indent + 1, *map(len, leading))
         lines = self.take(rf"(?: {{0,{width}}}\n| {{{width}}}.*\n)*").split("\n")
@@ -974,6 +960,20 @@ class _Yaml:
         if "+" in sign:
             return text + blank
         return text if "-" in sign or not text else text + "\n"
+
+
+def _unquote(raw: str) -> str:
+    """Return the text that stands in quotes."""
+
+    def read(match: re.Match[str]) -> str:
+        escape = match[1]
+        if not escape:
+            return _fold(match[0])
+        return _ESCAPES.get(escape) or chr(int(escape[1:], 16))
+
+    if raw[0] == "'":
+        return re.sub(_LINE_ENDS, lambda m: _fold(m[0]), raw[1:-1].replace("''", "'"))
+    return re.sub(rf"\\({_ESCAPE})|\\?{_LINE_ENDS}", read, raw[1:-1])
 
 
 def _fold(breaks: str) -> str:
