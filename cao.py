@@ -2823,12 +2823,13 @@ class Claim:
         try:
             if self.then:
                 os.rename(self.path, self.then)
-            else:
-                os.unlink(self.path)
+            else:  # what is off the books has a time: nothing was lost
                 self.store.note_told(os.path.basename(self.path))
+                os.unlink(self.path)
         except FileNotFoundError:
             pass  # its owner was cleaned away
-        self.release()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Free the lock, and wake who waits for it."""
@@ -3363,13 +3364,12 @@ class Store:
         """Note that a session was told a message, or (by a task's name) a result, whoever has
         its lock: for the end of a session, whose conversation is over."""
         inbox = f"{self.folder(name)}/inbox"
-        try:
-            if TASK.match(letter):
-                os.unlink(self.out_path(name, letter))
-            else:
-                os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter}")
+        try:  # not by its form: a message's id may look like a task's name
+            os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter}")
         except FileNotFoundError:
-            pass
+            if os.path.lexists(self.out_path(name, letter)):
+                self.note_told(letter)
+                _unlink(self.out_path(name, letter))
 
     def withdraw(self, name: str, message_id: str) -> bool:
         """Remove a message that nobody took, as if it had not been put; tell whether it was
@@ -3442,13 +3442,13 @@ class Store:
 
     def note_told(self, task: str) -> None:
         """Put into a result when its owner was told: for people, nothing depends on it."""
-        result = self.load_result(task)
-        if result:
-            try:
+        try:
+            result = self.load_result(task)
+            if result:
                 told = result._replace(told_at=time.time())
-                self.write(self.result_path(task), dump(told))
-            except CaoError:
-                pass  # no room: it is only for show
+                self.write(self.result_path(task), dump(told), durable=True)
+        except (CaoError, OSError):
+            pass  # no room: it is only for show
 
     def unanswered(self, name: str) -> list[str]:
         """Return the ids of the tasks a session took and has no result of, the slow way."""
@@ -3822,7 +3822,7 @@ class Sessions:
                 try:
                     with FileLock(path, shared=True, create=False):
                         pass  # nobody has it, now
-                except FileNotFoundError:
+                except OSError:
                     pass  # it is not made yet, or gone
                 if settled():
                     break
@@ -5699,12 +5699,14 @@ class Watcher(Conversation):
         self._set_phase("working" if self.begun else "starting", "the dialog closed")
 
     def _may_close(self) -> bool:
+        # A result is typed first, unless the CLI takes none.
+        owed = self.store.running(self.name) if self.stuck else self.store.owed(self.name)
         return (
             self.phase == "idle"
             and not self.session.keep
             and not self.task
             and not self.delivery_open()
-            and not self.store.running(self.name)
+            and not owed
             and not self.store.waiting(self.name)
         )
 
@@ -5927,7 +5929,8 @@ class Runner(Watcher):
                 raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
             launched = self.store.load_state(self.name)
             since = float(launched.get("since") or 0)
-            self.typed_before = [*filter(TASK.match, launched.get("delivering") or ())]
+            typed = launched.get("delivering") or ()
+            self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
             self._save()  # from here on a free lock means that we are dead
             # What the run before left unread; an order that was given just now counts.
             events = self.store.events(self.name)
@@ -6316,8 +6319,9 @@ class Runner(Watcher):
                 self.boss.notify_undelivered(message, why)
             if message.kind != "notice":
                 self.store.discharge(self.name, message.id)
-        stays = any(TASK.match(letter) for letter in d.messages)  # a result, or a notice
-        self.stuck = self.stuck or stays or any(m.kind == "notice" for m in on_the_way)
+        stays = any(m.kind == "notice" for m in on_the_way)
+        stays = stays or any(task in d.messages for task in self.store.owed(self.name))
+        self.stuck = self.stuck or stays
         self._release()
 
     # ---- orders ----
@@ -6604,6 +6608,7 @@ def see_through(
             if found.results or (found.asking and not patient):
                 return found
             on_found(found)
+            found.told()
     finally:
         done = bool(found.results) and found.results[0].outcome == "done"
         if end_if(done):

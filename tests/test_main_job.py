@@ -62,7 +62,7 @@ def test_an_assigned_task_is_fetched_by_wait_from_another_process(place):
 def test_wait_without_names_gives_all_results_of_this_directory(place):
     tasks = {place.ok("assign", "demo", f"demo: say answer {n}").strip() for n in range(3)}
     (me,) = set(place.store.all_sessions()) - set(place.live())
-    until(lambda: place.store.tasks_out(me), [])
+    until(lambda: place.store.running(me), [])
     found = json.loads(place.ok("wait", "--json"))
     assert {result["task"] for result in found["results"]} == tasks
     assert json.loads(place.ok("wait", "--json"))["results"] == []  # each once
@@ -1247,7 +1247,7 @@ def test_a_supervisor_in_tmux_gets_results_into_its_conversation(place):
     place.until_state(session, "idle")
     task = place.ok("assign", "demo", "demo: say for the boss", CAO_SESSION=session).strip()
     until(lambda: f"Result of {task}" in place.screen(session), show=lambda: place.screen(session))
-    assert place.store.tasks_out(session) == []
+    until(lambda: place.store.owed(session), [])
 
 
 def test_ten_handoffs_run_side_by_side_and_a_ping_is_answered_at_once(place):

@@ -989,7 +989,7 @@ def test_a_cancelled_handoff_is_not_answered_and_its_worker_lives_on(talk, place
     talk.notify("notifications/cancelled", {"requestId": key, "reason": "the person pressed Esc"})
     said = text(talk.call("list_sessions"))  # the very next result
     task = place.state(session)["task"]
-    assert said.startswith(f"Still running after the call you cancelled: {task}")
+    assert said.startswith(f"The call you cancelled left: {task}.")
     assert "wait gets the result" in said
     assert "stop_session" in said
     assert "you cancelled" not in text(talk.call("list_sessions"))  # once is enough

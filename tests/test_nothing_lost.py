@@ -161,7 +161,7 @@ def test_an_idle_supervisor_is_told_at_once_that_its_worker_is_lost(place):
     place.until_state(worker, "working")
     kill_runner(place, worker)
     until(lambda: f"Result of {task} (lost" in "".join(conversation(place, boss)))
-    assert place.store.tasks_out(boss) == []
+    until(lambda: place.store.owed(boss), [])
 
 
 @pytest.fixture
@@ -315,20 +315,17 @@ def test_a_message_that_the_cli_took_is_not_reported_though_its_runner_never_kne
     assert notices(place) == []
 
 
-def test_a_message_claimed_beside_one_that_a_wait_took_first_is_still_delivered(place):
-    put_loader(place)
-    held = plan(place, "2-quicker", "hold")
-    boss = place.ok("launch", "demo", "--detach").strip()
-    place.until_state(boss, "idle")
-    place.ok("send", boss, "demo: sleep 1")
+def test_a_message_beside_one_that_a_wait_is_telling_is_still_delivered(place):
+    boss, _ = assign(place, "demo: sleep 1")
+    place.until_state(boss, "working")
     sender = me(place)
     for key in ("1-slower", "2-quicker"):
         place.store.put(cao.Message(key, "message", sender, boss, f"the {key[2:]} one"))
-    until(held.exists)  # the first is claimed, the second not yet
-    found = json.loads(place.ok("wait", "--json", "--timeout", "30s", CAO_SESSION=boss))
-    assert [m["text"] for m in found["messages"]] == ["the quicker one"]
-    held.unlink()
+    told = place.store.take_message(boss, "2-quicker")  # as a wait of the agent itself does
     until(lambda: "the slower one" in "".join(conversation(place, boss)))
+    told.told()
+    place.until_state(boss, "idle")
+    assert place.store.waiting(boss) == []
     assert "the quicker one" not in "".join(conversation(place, boss))
 
 
@@ -352,7 +349,7 @@ def test_what_is_put_while_a_session_ends_is_answered_or_refused(place, verb):
     else:
         done = place.run("wait", given.stdout.strip(), "--json", "--timeout", "30s")
         assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["stopped"]
-    assert place.store.waiting(session) == []
+    until(lambda: place.store.waiting(session), [])
 
 
 def test_a_session_whose_runner_is_leaving_goes_on_with_the_next_task(place, resuming):
@@ -579,7 +576,7 @@ def test_a_session_that_goes_on_counts_for_the_cap(place, resuming, monkeypatch)
     monkeypatch.setenv("CAO_MAX_SESSIONS", "1")
     with pytest.raises(cao.CaoError, match=r"the most that may be \(1\)"):
         resuming.assign(session, "demo: say again", cao.TaskOptions())
-    assert (place.live(), place.store.tasks_out("person")) == ([other], [])
+    assert (place.live(), place.store.owed("person")) == ([other], [])
 
 
 def test_a_result_that_the_cli_did_not_take_is_told_after_its_next_turn(place):
@@ -589,12 +586,14 @@ def test_a_result_that_the_cli_did_not_take_is_told_after_its_next_turn(place):
     deaf = place.home / "deaf"
     deaf.touch()
     _, task = assign(place, "demo: say precious", CAO_SESSION=boss)
-    until(lambda: [e for e in place.log(boss) if e["event"] == "put_back"])
-    assert place.state(boss)["state"] == "idle"
+    until(lambda: [e for e in place.log(boss) if e["event"] == "undeliverable"])
+    place.until_state(boss, "idle")
+    assert place.store.owed(boss) == [task]
     deaf.unlink()
     place.tmux("send-keys", "-t", f"={boss}:", "hello", "Enter")
     until(lambda: [p for p in conversation(place, boss) if "precious" in p])
     assert len([p for p in conversation(place, boss) if f"Result of {task}" in p]) == 1
+    until(lambda: place.store.owed(boss), [])
 
 
 def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so(place):
@@ -637,8 +636,7 @@ def test_what_met_a_session_just_after_its_end_is_answered_though_its_sender_was
     place.ok("stop", session)
     until(lambda: place.store.is_locked(session), False)
     task = f"{session}.late"
-    place.store.set_out(me(place), task)
-    place.store.put(
+    place.store.give(
         cao.Message(f"{time.time_ns():020d}-{task}", "task", me(place), session, "x", task=task)
     )
     done = place.run("wait", task, "--json", timeout_s=30)
@@ -672,7 +670,7 @@ def test_a_full_inbox_refuses_with_a_clear_error_and_loses_nothing(place):
     assert (full.returncode, "2 messages waiting already" in full.stderr) == (1, True)
     refused = place.run("assign", session, "demo: say no", CAO_MAX_WAITING="2")
     assert refused.returncode == 1
-    assert place.store.tasks_out(me(place)) == [task]
+    assert place.store.owed(me(place)) == [task]
     place.ok("answer", session, "yes")
     place.ok("wait", task)
     assert re.findall("m[0-9]", "".join(conversation(place, session))) == ["m0", "m1"]
@@ -717,7 +715,7 @@ def test_at_the_cap_an_idle_session_that_is_owed_a_result_is_not_ended(place):
     given = "demo: assign demo {demo: sleep 60}"  # by another: no part of its task
     assert "queued" in place.ok("send", boss, given, CAO_CLIENT="another")
     place.ok("answer", boss, "Yes")
-    (out,) = until(lambda: place.store.tasks_out(boss))
+    (out,) = until(lambda: place.store.running(boss))
     since = place.until_state(boss, "idle")["since"]
     full = place.run("assign", "demo", "x", **cap)
     assert (full.returncode, "the most that may be (2)" in full.stderr) == (1, True)
@@ -748,7 +746,7 @@ def test_an_answer_held_for_a_worker_is_given_when_a_wait_of_the_agents_own_took
     boss, task = assign(place, f"demo: assign demo {{{inner}}}; say I have given it away")
     log = place.home / "sessions" / boss / "log.jsonl"
     until(log.read_text, lambda text: "turn_ended" in text)
-    (out,) = place.store.tasks_out(boss)
+    (out,) = place.store.owed(boss)
     below = out.partition(".")[0]
     place.until_state(below, "asking")
     place.tmux("send-keys", "-t", f"={boss}:", "-l", "a draft")  # it holds the result back
@@ -758,15 +756,17 @@ def test_an_answer_held_for_a_worker_is_given_when_a_wait_of_the_agents_own_took
     assert place.ok("wait", task) == "I have given it away\n"
 
 
-def test_a_result_that_was_claimed_is_owed_no_more_when_the_wait_returns(place, verbs):
+def test_a_result_is_owed_until_it_was_told_and_no_more_when_the_wait_returns(place, verbs):
     found = cao.Result("demo-3333.k3f9", "demo-3333", "done", "found", ended_at=1000.5)
     place.store.create(cao.Session("demo-3333", "agent"))
-    place.store.set_out("person", found.task)
+    key = f"{1:020d}-{found.task}"
+    place.store.give(cao.Message(key, "task", "person", "demo-3333", "x", task=found.task))
     place.store.write(place.store.result_path(found.task), cao.dump(found))
-    key = cao.result_message_id(found)  # its runner has put this, and not gone on yet
-    place.store.put(cao.Message(key, "result", "demo-3333", "person", "", 1000.5, found.task))
-    assert verbs.claim_result(found.task) == found
-    assert place.store.tasks_out("person") == []
+    waited = verbs.await_tasks([found.task], 5)
+    assert waited.results == (found,)
+    assert place.store.owed("person") == [found.task]
+    waited.told()
+    assert place.store.owed("person") == []
 
 
 def test_rings_of_tasks_are_refused(place):
@@ -779,7 +779,7 @@ def test_rings_of_tasks_are_refused(place):
     place.ok("assign", right, "demo: sleep 60", CAO_SESSION=left)
     back = place.run("assign", left, "x", CAO_SESSION=right)
     assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
-    assert place.store.tasks_out(right) == []
+    assert place.store.owed(right) == []
 
 
 def test_a_ring_of_three_is_refused_too(place):
@@ -789,7 +789,7 @@ def test_a_ring_of_three_is_refused_too(place):
     assign(place, "demo: sleep 60", three, CAO_SESSION=two)
     back = place.run("assign", one, "x", CAO_SESSION=three)
     assert (back.returncode, "both would wait for ever" in back.stderr) == (2, True)
-    assert place.store.tasks_out(three) == []
+    assert place.store.owed(three) == []
 
 
 def test_nobody_writes_to_itself_and_a_client_is_no_agent(place):
@@ -836,10 +836,12 @@ def test_the_note_of_a_task_that_was_never_given_is_forgotten(place):
     place.until_state(boss, "idle")
     worker, _ = assign(place, "demo: say hi", CAO_SESSION=boss)
     place.ok("stop", worker)
-    place.store.set_out(boss, f"{worker}.2345")
-    place.store.set_out(boss, "demo-2345.2345")  # a session that is no more
+    until(lambda: place.store.owed(boss), [])
+    for task in (f"{worker}.2345", "demo-2345.2345"):  # a session that is no more
+        (folder_of(place, boss) / "out" / task).write_text(f"{1:020d}-{task}")
     place.store.poke(boss)
-    until(lambda: place.store.tasks_out(boss), [])
+    until(lambda: os.listdir(folder_of(place, boss) / "out"), [])
+    assert "2345" not in "".join(conversation(place, boss))
     assert place.ok("handoff", boss, "demo: say still here") == "still here\n"
 
 
@@ -847,17 +849,17 @@ def test_the_note_of_a_task_that_was_never_given_is_forgotten(place):
 def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, want_all):
     given = cao.TaskOptions()
     tasks = [verbs.assign("demo", f"demo: sleep 1; say {w}", given) for w in ("one", "two")]
-    waiting = verbs.store.waiting
+    letters = verbs._letters
 
-    def slowly(name):  # all else happens between its look into the inbox and what it asks next
-        found = waiting(name)
-        until(lambda: verbs.store.tasks_out(name), [])
-        return found
+    def slowly(senders):  # all else happens between its look at the ledger and into the inbox
+        until(lambda: verbs.store.running("person"), [])
+        return letters(senders)
 
-    monkeypatch.setattr(verbs.store, "waiting", slowly)
+    monkeypatch.setattr(verbs, "_letters", slowly)
     monkeypatch.setattr(verbs, "watch", lambda *_: None)  # a thread, which outlives the test
-    found = verbs.await_tasks(tasks, 60, want_all=want_all, any_mail=True)
+    found = verbs.await_tasks(None, 60, want_all=want_all)
     assert sorted(result.answer for result in found.results) == ["one", "two"]
+    assert sorted(result.task for result in found.results) == sorted(tasks)
 
 
 def test_the_same_request_of_two_processes_at_once_is_one_task(place):
@@ -948,12 +950,14 @@ def test_two_that_tell_the_same_while_it_is_read_put_it_once(place):
     until(held.exists)
     second = tell(hold=False)
     until(lambda: stands(second))
-    reads = [store.claim("boss-2222", "1-once")]
+    reads = [store.take_message("boss-2222", "1-once")]
     held.unlink()
     for pid in (first, second):
         assert os.waitpid(pid, 0)[1] == 0
-    reads.append(store.claim("boss-2222", "1-once"))
-    assert sum(reads) == 1
+    reads.append(store.take_message("boss-2222", "1-once"))
+    (read,) = filter(None, reads)
+    read.told()
+    assert store.waiting("boss-2222") == []
 
 
 def test_a_message_cut_at_any_byte_is_quarantined_and_the_rest_is_delivered(place, monkeypatch):
@@ -1024,7 +1028,8 @@ def test_logs_that_are_followed_go_on_and_leave_no_link_behind(place, named):
 def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
     """So is a client left that was killed between its note and the message."""
     session = idle_session(place)
-    place.store.set_out(me(place), f"{session}.zzzz")
+    note = folder_of(place, me(place)) / "out" / f"{session}.zzzz"
+    note.write_text(f"{1:020d}-{session}.zzzz")
     assert place.ok("handoff", "demo", "demo: say next") == "next\n"
     _, task = assign(place, "demo: say and this")
     done = place.run("wait", "--json", "--timeout", "30s")
@@ -1032,6 +1037,7 @@ def test_a_task_noted_but_never_put_does_not_stop_the_next_wait(place):
         done
     )
     assert place.run("wait", "--timeout", "30s").returncode == 0  # nothing is owed
+    assert not note.exists()
 
 
 @pytest.fixture
@@ -1156,7 +1162,7 @@ def test_clean_removes_what_ended_and_nothing_that_is_still_of_use(place):
     message = cao.Message("1-x", "message", me(place), sessions["gone"], "never read")
     place.store.put(message)
     assert sessions["gone"] not in place.ok("clean", "--older", "0s")
-    place.store.claim(sessions["gone"], "1-x")
+    place.store.take_message(sessions["gone"], "1-x").told()
     # The results of `lost` and `owes` were not fetched yet: their answers are in their folders.
     left = {k for k, name in sessions.items() if folder_of(place, name).exists()}
     assert left == {"gone", "dirty", "live", "lost", "owes"}
