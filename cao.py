@@ -146,6 +146,7 @@ LATE_S = 300.0  # a due time so long past was missed; then the flow's `catch_up`
 KEEP_RUNS = 200  # of each flow
 TICK_LOG_BYTES = 1 << 20  # a longer tick.log begins anew; the last one is kept beside it
 NOTIFY_S = 30.0  # the user's notify command may take so long
+MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
@@ -2884,7 +2885,8 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)
 
 def open_regular(path: str, errors: str = "surrogatepass") -> Any:
     """Open a text file to read. Raises FileNotFoundError where there is none, ValueError for
-    what cannot be read as a file: a directory, a FIFO (which would block), a link to itself."""
+    what cannot be read as a file: a directory, a FIFO (which would block), a link to itself,
+    what is larger than any file of ours."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except NotADirectoryError as error:
@@ -2893,7 +2895,8 @@ def open_regular(path: str, errors: str = "surrogatepass") -> Any:
         if isinstance(error, FileNotFoundError) or error.errno in _PASSING:
             raise
         raise ValueError(f"{path}: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
         os.close(fd)
         raise ValueError(f"{path} is no file")
     return open(fd, encoding="utf-8", errors=errors)
@@ -3011,7 +3014,7 @@ class Store:
         """Return the object in a file, or None where there is none.
 
         Whatever cannot be read as one (not JSON, nested too deeply, a directory, a FIFO, no
-        permission) is moved to quarantine/ and logged: never deleted, never fatal.
+        permission, too large) is moved to quarantine/ and logged: never deleted, never fatal.
         """
         try:
             with open_regular(path) as file:
@@ -3019,7 +3022,8 @@ class Store:
             if isinstance(found, dict):
                 return found
         except FileNotFoundError:
-            return None
+            if not os.path.islink(path):  # to nowhere
+                return None
         except (ValueError, RecursionError):
             pass
         self._quarantine(path)
@@ -3047,12 +3051,16 @@ class Store:
         return None
 
     def _quarantine(self, path: str) -> None:
-        os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
-        kept = f"{self.home}/quarantine/{os.path.basename(path)}.{time.time_ns()}{random_letters()}"
+        name = os.fsdecode(os.fsencode(os.path.basename(path))[:100])  # it gets longer
+        kept = f"{self.home}/quarantine/{name}.{time.time_ns()}{random_letters()}"
         try:
+            os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
             os.rename(path, kept)
         except FileNotFoundError:
             return  # another process was quicker
+        except OSError as error:
+            sys.stderr.write(f"cao: {path} cannot be read, nor moved away: {error.strerror}\n")
+            return
         sys.stderr.write(f"cao: {path} cannot be read; moved to {kept}\n")
         parts = path[len(self.home) :].split("/")
         if parts[1:2] == ["sessions"] and NAME.match(parts[2]):
@@ -3137,7 +3145,7 @@ class Store:
     def log(self, name: str, event: str, **fields: Any) -> None:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
         line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO
         try:
             fd = os.open(f"{self.folder(name)}/log.jsonl", flags, 0o600)
             try:
@@ -3276,7 +3284,8 @@ class Store:
     def is_given(self, task: str, message_id: str) -> bool:
         """Tell whether a task was given: its result or its message is there."""
         inbox = f"{self.folder(self.session_of(task))}/inbox"
-        places = (self.result_path(task), f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+        places = [self.result_path(task)]
+        places += [f"{inbox}/{part}/{message_id}" for part in ("new", "cur") if message_id]
         return any(map(os.path.lexists, places))
 
     def owed(self, owner: str) -> list[str]:
@@ -3293,13 +3302,18 @@ class Store:
 
     def _is_abandoned(self, owner: str, task: str) -> bool:
         path = self.out_path(owner, task)
-        message_id = self.read_text(path)
+        try:
+            with open_regular(path, errors="replace") as file:
+                message_id = file.read(200)
+        except (FileNotFoundError, ValueError):  # it was told just now, or is none of ours
+            self._quarantine(path)
+            return True
         if self.is_given(task, message_id):
             return False
         claim = self.take_result(owner, task)
         if not claim:
             return not os.path.lexists(path)  # its giver is at it
-        if self.is_given(task, message_id):
+        if self.was_given(task):  # by its name alone: the entry's text may be spoilt
             claim.release()
             return False
         claim.told()  # nobody was: it is off the books
@@ -6981,7 +6995,9 @@ def view_waited(call: Call, found: Waited) -> Answer:
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     """Return a result as data for a program; a long answer is cut, and says so."""
-    left_out = ("screen", "ended_at", *(["exact"] if result.exact == "exact" else []))
+    left_out = ["screen", "ended_at"]
+    left_out += [] if result.told_at else ["told_at"]
+    left_out += ["exact"] if result.exact == "exact" else []
     data = {
         key: value
         for key, value in result._asdict().items()
