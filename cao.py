@@ -8868,8 +8868,9 @@ def _report(ask: Ask, found: Waited) -> int:
             words = result.answer if alone else render_result(result)
             print(words, file=sys.stdout if done else sys.stderr)
         _say_found(found)
-    sys.stdout.flush()  # raises where it could not be printed: then nobody was told
-    found.told()
+    if sys.stdout:  # it may be closed; else this raises where it could not be printed
+        sys.stdout.flush()
+        found.told()
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
     if found.asking:
         return EXIT_ASKING

@@ -37,7 +37,7 @@ IMPURE = frozenset(
 )
 # Every hook and tool server pays for these: what no start can do without (DESIGN.md, 4).
 TOP_IMPORTS = frozenset(
-    words("__future__ errno fcntl functools json operator os re select signal sys time typing")
+    words("__future__ errno fcntl functools json operator os re select signal stat sys time typing")
 )
 STARTING_ROOMS = frozenset({6, 9})
 PRINTING_ROOMS = frozenset({14})

@@ -200,9 +200,13 @@ def test_no_file_in_any_folder_stops_a_command_or_the_runner(place, part):
 
 
 @pytest.mark.tmux
-@pytest.mark.parametrize("file", ["session.json", "state.json", "log.jsonl", "screen.txt",
-                                  "launch/launch.json", "launch/env.json",
-                                  "launch/runner.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("session.json", "state.json", "log.jsonl", "screen.txt"),
+        *("launch/launch.json", "launch/env.json", "launch/runner.json"),
+    ],
+)
 def test_no_file_of_an_ended_session_stops_a_command(place, file):
     """Of each kind one session; the others are not concerned."""
     task = place.ok("assign", "demo", "demo: say other").strip()
