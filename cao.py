@@ -189,9 +189,26 @@ ENV_DEFAULT = (
 ).split()
 # Our own settings: an agent's own cao goes by them too.
 PASSED_ON = (
-    "TMUX_TMPDIR CAO_NOTIFY CAO_TMUX_CONF CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
+    "TMUX_TMPDIR CAO_NOTIFY CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
     " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S"
 ).split()
+# A shell with one of these belongs to an agent. Each CLI sets its own for its model's commands;
+# measured, but for Cursor. A person's shell that a CLI opens (`!`) has them, too.
+AGENT_SIGNS = {
+    "CLAUDECODE": "Claude Code 2.1.332",
+    "AI_AGENT": "Claude Code 2.1.332",
+    "CODEX_THREAD_ID": "Codex 0.171.0",
+    "CODEX_SESSION_ID": "Codex 0.171.0",
+    "CODEX_SANDBOX": "Codex on macOS, in its sandbox",
+    "GEMINI_CLI": "Gemini CLI 0.61.0",
+    "QWEN_CODE": "Qwen Code 0.24.4",
+    "COPILOT_CLI": "Copilot CLI 1.0.102",
+    "OPENCODE": "OpenCode 1.18.33",
+    "AGENT": "OpenCode 1.18.33",
+    "PI_CODING_AGENT": "pi 0.73.1",
+    "CURSOR_AGENT": "Cursor",
+}
+AGENT_PROCESS = "kimi-code"  # Kimi Code 2.1.0 sets nothing, but names its process so
 # GUI clients have a poor PATH; these are looked through after it.
 USUAL_PLACES = (
     "/opt/homebrew/bin /usr/local/bin ~/.local/bin ~/.npm-global/bin ~/.npm/bin ~/.bun/bin"
@@ -2590,27 +2607,41 @@ def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
 
 # tmux says what went wrong in English only (exit status 1 for all); tmux 3.2a to 3.5.
 _TMUX_WORDS = {
-    "no server": r"no server running on|error connecting to|server exited unexpectedly|lost server",
+    "no server": r"no server running on|error connecting to .* \((No such|Connection ref)"
+    r"|server exited unexpectedly|lost server",
     "gone": r"can't find (session|pane|window)|no current target",
     "duplicate": r"duplicate session",
 }
 
 
 class Tmux:
-    """Owns the talk with one tmux server: cao's own. Knows tmux(1), nothing of agents."""
+    """Owns the talk with one tmux server: cao's own. Knows tmux(1), nothing of agents.
 
-    def __init__(self, socket: str, conf: str) -> None:
-        self.socket, self.conf, self.program = socket, conf, find_tmux()
+    No text or path of others may be read by one of tmux's languages. Its command line: `run`
+    escapes a ; at an argument's end. Its formats: they are constants; a directory is that of
+    the tmux client, a pipe's command the value of an option. Its configuration: each file is
+    an -f, and what is pasted is written in octal.
+    """
+
+    def __init__(self, socket: str, *confs: str) -> None:
+        self.socket, self.confs, self.program = socket, confs, find_tmux()
         keep = ("PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMUX_TMPDIR")
         # The first starter's environment reaches every later session: keep it minimal.
         self.env = {key: os.environ[key] for key in keep if key in os.environ}
         self.env["TERM"] = "xterm-256color"
 
-    def run(self, *args: str, text: str = "") -> str:
-        """Run tmux commands (";" as an argument parts them). Raises TmuxError; its `fix`
-        is "no server", "gone" or "duplicate" where tmux's words are known."""
-        argv = [self.program, "-u", "-L", self.socket, "-f", self.conf, *args]
-        ran = run(argv, 20, text=text, env=self.env)
+    def run(
+        self, *args: str, then: Sequence[str] = (), text: str = "", cwd: str | None = None
+    ) -> str:
+        """Run a tmux command, then another. Raises TmuxError; its `fix` is "no server",
+        "gone" or "duplicate" where tmux's words are known."""
+        argv = [self.program, "-u", "-L", self.socket]
+        for conf in self.confs:
+            argv += ["-f", conf]
+        for command in filter(None, (args, then)):
+            # A ; at an argument's end would end the command.
+            argv += [*(re.sub(r";\Z", r"\\;", word) for word in command), ";"]
+        ran = run(argv[:-1], 20, text=text, env=self.env, cwd=cwd)
         if ran.status == 0:
             return ran.out
         words = ran.err.strip() or f"exit status {ran.status}"
@@ -2630,10 +2661,11 @@ class Tmux:
         """Start a detached session whose pane runs argv (no shell reads it); return its pid."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
-        # window-size not in the conf: as a global option it crashes tmux 3.3a at new-session.
-        manual = (";", "set-option", "-w", "-t", f"={name}:", "window-size", "manual")
-        where = ("-d", "-P", "-F", "#{pane_pid}", "-s", name, *size, "-c", cwd)
-        return int(self.run("new-session", *where, *pairs, "--", *argv, *manual))
+        # It sets window-size to manual; as a global option that crashes tmux 3.3a at new-session.
+        manual = ("resize-window", "-t", f"={name}:", *size)
+        what = ("-d", "-P", "-F", "#{pane_pid}", "-s", name, *size, *pairs, "--", *argv)
+        # Without -c, which is a format, it starts in the directory of the tmux client.
+        return int(self.run("new-session", *what, then=manual, cwd=cwd))
 
     def kill_session(self, name: str) -> bool:
         """Kill a session by its exact name; tell whether it was there."""
@@ -2648,7 +2680,10 @@ class Tmux:
         """Return a pane's screen; first: the line to start at ("-100": of the history)."""
         flags = ["-S", first] if first else []
         flags += ["-e"] * ansi + ["-J"] * join
-        return self.run("capture-pane", "-p", "-t", pane, *flags)
+        screen = self.run("capture-pane", "-p", "-t", pane, *flags)
+        if join:  # tmux 3.2a fills lines with blanks; a prompt may end in one
+            screen = re.sub(r"(?m) {2,}$", " ", screen)
+        return screen
 
     def ask(self, pane: str, form: str) -> str:
         """Return a format of tmux(1), expanded for a pane."""
@@ -2662,16 +2697,21 @@ class Tmux:
         """
         commands = []
         for piece in pieces:
-            quoted = re.sub(r'([\\"$])', r"\\\1", piece).replace("\n", "\\n").replace("\t", "\\t")
-            commands.append(f'set-buffer -b cao -- "{quoted}"')
+            octal = "".join(f"\\{byte:03o}" for byte in piece.encode())
+            commands.append(f'set-buffer -b cao -- "{octal}"')
             commands.append(f"paste-buffer -p -r -d -b cao -t {pane}")
         self.run("source-file", "-", text="\n".join(commands) + "\n")
 
     def keys(self, pane: str, *names: str) -> None:
         """Send keys by their tmux names ("Enter", "C-u"), also where a person has left the
         pane scrolled back: there tmux would take them for itself."""
-        leave = ("#{pane_in_mode}", f"send-keys -t {pane} -X cancel", ";")
-        self.run("if-shell", "-F", "-t", pane, *leave, "send-keys", "-t", pane, *names)
+        leave = ("if-shell", "-F", "-t", pane, "#{pane_in_mode}", f"send-keys -t {pane} -X cancel")
+        self.run(*leave, then=("send-keys", "-t", pane, *names))
+
+    def pipe(self, pane: str, command: str) -> None:
+        """Have a shell command read all that a pane's program prints."""
+        keep = ("set-option", "-p", "-t", pane, "@cao-pipe", command)
+        self.run(*keep, then=("pipe-pane", "-O", "-t", pane, "#{@cao-pipe}"))
 
     def person_active_s(self, name: str) -> float:
         """Return the seconds since an attached client last typed; a large number if none."""
@@ -3693,18 +3733,27 @@ class Sessions:
 
     @property
     def tmux(self) -> Tmux:
-        """Our tmux server; the socket is `cao` for the default runtime directory."""
+        """Our tmux server; the socket is `cao` for the default runtime directory.
+
+        The user's own conf is noted in the home: whichever process starts the server reads it.
+        """
         if self._tmux is None:
-            conf, text = f"{self.store.home}/tmux.conf", TMUX_CONF
-            if own := os.path.expanduser(os.environ.get("CAO_TMUX_CONF") or ""):
-                if not os.path.isfile(own):
-                    raise UsageError(f"CAO_TMUX_CONF {own!r} is no file", "unset CAO_TMUX_CONF")
-                quoted = re.sub(r'([\\"$])', r"\\\1", os.path.abspath(own))
-                text += f'source-file "{quoted}"\n'
-            text += TMUX_GUARDS
-            if self.store.read_text(conf) != text:
-                self.store.write(conf, text)
-            self._tmux = Tmux(tmux_socket(self.store.home), conf)
+            base, note, guards = (
+                f"{self.store.home}/{name}"
+                for name in ("tmux.conf", "tmux-own-conf", "tmux-guards.conf")
+            )
+            texts = {base: TMUX_CONF, guards: TMUX_GUARDS}
+            if "CAO_TMUX_CONF" in os.environ:  # an empty one takes it back
+                own = os.path.expanduser(os.environ["CAO_TMUX_CONF"])
+                if own and not os.path.isfile(own):
+                    raise UsageError(f"CAO_TMUX_CONF {own!r} is no file", "export CAO_TMUX_CONF=")
+                texts[note] = own and os.path.abspath(own)
+            for path, text in texts.items():
+                if self.store.read_text(path) != text:
+                    self.store.write(path, text)
+            confs = [base, self.store.read_text(note), guards]
+            confs = [conf for conf in confs if os.path.isfile(conf)]
+            self._tmux = Tmux(tmux_socket(self.store.home), *confs)
         return self._tmux
 
     def state_of(self, name: str) -> dict[str, Any]:
@@ -4189,9 +4238,11 @@ class Launcher(Sessions):
         for task in self.store.owed(self.caller.name):
             if self.store.session_of(task) == name:
                 self.store.discharge(self.caller.name, task)
-        self.tmux.kill_session(name)
-        self.store.set_live(name, False)
-        shutil.rmtree(self.store.folder(name), ignore_errors=True)
+        try:
+            self.tmux.kill_session(name)
+        finally:  # also where tmux cannot be reached: that is why it never started
+            self.store.set_live(name, False)
+            shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
     def _resume(self, session: Session, text: str, options: TaskOptions) -> str:
         """Start an ended session again with its conversation and give it a task."""
@@ -6005,8 +6056,7 @@ class Runner(Watcher):
             self._transcript_event()
             self.offset, self.inode = file_mark(self.transcript)[0], 0
         if self.row.by_output:
-            pipe = "exec cat >" + quote_argv([self.wake.path])
-            self.boss.tmux.run("pipe-pane", "-O", "-t", self.pane, pipe)
+            self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
         argv = [*program, *map(str, self.row.argv(launch))]
         self.child = spawn_foreground(
             argv, {**self.env, **self.row.env(launch), **tmux_variables()}
@@ -8607,13 +8657,16 @@ _UNUSED_KEYS = (
 
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
     """Return rows (what, state, detail) on this machine, and whether cao can work."""
-    rows = [["python", "ok", sys.version.split()[0]]]
+    rows, state = [["python", "ok", sys.version.split()[0]]], "missing"
     try:
         program = find_tmux()
-        rows.append(["tmux", "ok", f"{check_tmux(program)}  {program}"])
+        state = "broken"
+        version = check_tmux(program)
+        Sessions(store).tmux.pane_of("doctor")  # TmuxError where its socket cannot be reached
+        rows.append(["tmux", "ok", f"{version}  {program}"])
         good = True
     except CaoError as error:
-        rows.append(["tmux", "missing", str(error).replace("\n", "; ")])
+        rows.append(["tmux", state, str(error).replace("\n", "; ")])
         good = False
     rows.append(["runtime directory", "ok", store.home])
     return [*rows, *(_doctor_cli(row) for row in PROVIDERS.values() if row.program)], good
