@@ -2744,8 +2744,8 @@ def check_tmux(program: str) -> str:
 def runtime_home() -> str:
     """Return the runtime directory's path: $CAO_HOME, else in $XDG_STATE_HOME, else ~."""
     if os.environ.get("CAO_HOME"):
-        home = os.path.abspath(os.environ["CAO_HOME"])
-        if home in ("/", os.path.expanduser("~")):
+        home = os.path.realpath(os.path.join(current_directory(), os.environ["CAO_HOME"]))
+        if home in ("/", os.path.realpath(os.path.expanduser("~"))):
             raise UsageError(f"CAO_HOME is {home}", "set it to a folder of cao's own")
         return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
@@ -2898,9 +2898,49 @@ def nudge(path: str) -> bool:
 def int_setting(name: str, default: int) -> int:
     """Return a whole number from the environment."""
     text = os.environ.get(name) or str(default)
-    if not text.isdigit() or not int(text):
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UsageError(f"{name} is {text!r}, not 1 or more", f"export {name}={default}")
     return int(text)
+
+
+def others_can_replace(facts: os.stat_result) -> bool:
+    """Tell whether others than a folder's owner can remove what is in it. What its group may
+    does not count where the user is alone in it (Fedora, older Ubuntu: umask 002)."""
+    if facts.st_mode & 0o1000 or not facts.st_mode & 0o022:  # sticky, or nobody else writes
+        return False
+    if facts.st_mode & 0o002:
+        return True
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(facts.st_gid)
+    except KeyError:
+        return True
+    return group.gr_name != user or not {user}.issuperset(group.gr_mem)
+
+
+def make_home(home: str) -> None:
+    """Make the runtime directory. Raises CaoError where others own or can write it, or a
+    folder above it: they could put another in its place, with a program for us to run."""
+    here, fix = f"the runtime directory {home}", "set CAO_HOME to a folder of yours"
+    path = "/"
+    for part in home.split("/"):
+        path = os.path.join(path, part)
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            facts = os.stat(path)
+        except OSError as error:
+            raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
+        which = here
+        if path != home:
+            which = f"{here} is not safe: {path}"
+        if facts.st_uid != os.getuid() and (facts.st_uid or path == home):
+            raise CaoError(f"{which} belongs to another user", fix)
+        if path == home and facts.st_mode & 0o022:
+            raise CaoError(f"{which} can be written by others", f"chmod 700 {path}")
+        if others_can_replace(facts):
+            raise CaoError(f"{which} can be written by others", f"chmod go-w {path}; or {fix}")
 
 
 def _unlink(path: str) -> None:
@@ -2992,22 +3032,9 @@ class Store:
     """
 
     def __init__(self, home: str) -> None:
-        self.home = home
+        self.home = os.path.realpath(home)  # by whichever link: one home, one tmux server
         self.wakes: list[Wake] = []  # those of this process that are open
-        self._check_home()
-
-    def _check_home(self) -> None:
-        """Make the runtime directory. Raises CaoError where others own or can write it."""
-        here, fix = f"the runtime directory {self.home}", "set CAO_HOME to a folder of yours"
-        try:
-            os.makedirs(self.home, 0o700, exist_ok=True)
-            facts = os.stat(self.home)
-        except OSError as error:
-            raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
-        if facts.st_uid != os.getuid():
-            raise CaoError(f"{here} belongs to another user", fix)
-        if facts.st_mode & 0o022:
-            raise CaoError(f"{here} can be written by others", f"chmod 700 {self.home}")
+        make_home(self.home)
         for name in ("sessions", "live", "wake", "lib"):
             os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
 
@@ -4842,9 +4869,9 @@ def tmux_socket(home: str) -> str:
         users = pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:  # a container's user number without a name
         users = ""
-    if home == f"{users}/.local/state/cao":
+    if home == os.path.realpath(f"{users}/.local/state/cao"):
         return "cao"
-    return f"cao-{zlib.crc32(home.encode()):08x}"
+    return f"cao-{zlib.crc32(os.fsencode(home)):08x}"
 
 
 # ---- worktrees ----
