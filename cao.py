@@ -2762,6 +2762,17 @@ def current_directory() -> str:
         raise CaoError("the current directory is gone", "cd to one that is there") from None
 
 
+def working_directory(given: str) -> str:
+    """Return the real path of a directory to start in, "": the current one.
+
+    Raises UsageError where nothing can be started in it.
+    """
+    path = given or current_directory()
+    if not os.path.isdir(path) or not os.access(path, os.X_OK):
+        raise UsageError(f"{path} is no directory that can be entered", "make it, or leave cwd out")
+    return os.path.realpath(path)
+
+
 def random_letters(count: int = 4) -> str:
     """Return letters for a name that is not taken yet, most likely."""
     return "".join(NAME_LETTERS[b % len(NAME_LETTERS)] for b in os.urandom(count))
@@ -4416,7 +4427,7 @@ class Orchestrator(Launcher):
     def _assign(self, target: str, text: str, options: TaskOptions) -> str:
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
-            elsewhere = options.cwd and os.path.realpath(options.cwd) != session.cwd
+            elsewhere = options.cwd and working_directory(options.cwd) != session.cwd
             if elsewhere or options.worktree or options.permissions:
                 what = f"{target} is a session: its directory and permissions are fixed"
                 raise UsageError(what, "leave them out, or name a profile for a new session")
@@ -4427,9 +4438,7 @@ class Orchestrator(Launcher):
             if not self.is_over(target) or not self.take_back(target, task):
                 return task
             return self._resume(session, text, options)
-        if options.cwd and not os.path.isdir(options.cwd):
-            raise UsageError(f"{options.cwd} is no directory", "make it, or leave cwd out")
-        cwd = os.path.realpath(options.cwd or current_directory())
+        cwd = working_directory(options.cwd)
         profile = self.profile(target, cwd, options.permissions)
         if options.provider:
             profile = profile._replace(provider=options.provider)
@@ -9223,7 +9232,7 @@ def cmd_watch(ask: Ask) -> None:
 
 
 def cmd_launch(ask: Ask) -> None:
-    cwd = os.path.realpath(ask.args.cwd or current_directory())
+    cwd = working_directory(ask.args.cwd or "")
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
     try:
