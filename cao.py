@@ -412,6 +412,28 @@ def strip_ansi(text: str) -> str:
     return re.sub(rf"\x1b(?:{csi}|{string}|[ -/]+[0-~]|.)", "", text)
 
 
+# What no terminal shows: control characters but newline and tab, lone surrogates, and Unicode's
+# Default_Ignorable_Code_Point, with line separators (DerivedCoreProperties.txt, 16.0).
+_HIDDEN = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
+    r"\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# ... but one joiner between two letters, neither ASCII, and one choice of a letter's look:
+# emoji, Persian and the scripts of India are written with them.
+_LETTER = rf"[^\x00-\x7f{_HIDDEN}]"
+_JOINED = rf"(?<={_LETTER})(?:\ufe0f?[\u200c\u200d](?={_LETTER})|[\ufe0e\ufe0f])|\ufe0f(?=\u20e3)"
+
+
+def visible(text: str) -> str:
+    r"""Return text in which nothing moves a terminal's cursor, or hides: \x1b, \u202e."""
+
+    def show(match: re.Match[str]) -> str:
+        return match[1] or match[0].encode("unicode_escape").decode()
+
+    return re.sub(f"({_JOINED})|[{_HIDDEN}]", show, text)
+
+
 def first_difference(sent: str, got: str) -> str:
     """Return "exact", or where got first differs from sent."""
     if sent == got:
@@ -705,7 +727,7 @@ def fit_columns(text: str, columns: int) -> str:
     from unicodedata import category, east_asian_width
 
     kept, used = [], 0
-    for letter in strip_controls(text).expandtabs().replace("\n", " "):
+    for letter in visible(text).expandtabs().replace("\n", " "):
         bare = category(letter) in ("Mn", "Me", "Cf")
         used += 0 if bare else 1 + (east_asian_width(letter) in "WF")
         kept.append((letter, used))
@@ -8808,6 +8830,26 @@ def main_mcp() -> int:
     return main(["mcp", *sys.argv[1:]])
 
 
+class Shown:
+    """A stream to a terminal: nothing that an agent or a CLI wrote hides in it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        self.stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def shown_on(stream: Any, exact: bool = False) -> Any:
+    """Return a stream to print on, for a terminal another than for a file or a program."""
+    # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
+    stream.reconfigure(errors="backslashreplace")
+    return Shown(stream) if stream.isatty() and not exact else stream
+
+
 def _say_error(error: CaoError) -> None:
     print(f"cao: {error.what}", file=sys.stderr)
     if error.fix:
@@ -9101,14 +9143,18 @@ def cmd_ls(ask: Ask) -> None:
         views = [v for v in views if v["state"] == "asking"]
     terminal = sys.stdout.isatty()
     rows = session_rows(views, os.get_terminal_size(1).columns if terminal else 200)
-    if terminal and not os.environ.get("NO_COLOR"):
+    coloured = terminal and not os.environ.get("NO_COLOR") and not ask.args.json
+    if coloured:
         numbers = (30 + STATE_COLOURS.get(state.strip(), 9) for _, state, _ in rows)
         rows = [(n, f"\x1b[{c}m{s}\x1b[m", r) for c, (n, s, r) in zip(numbers, rows)]
     if not terminal:  # an agent reads it: no padding
         rows = [(name, state, re.sub(" {3,}", "  ", rest)) for name, state, rest in rows]
     lines = [(name + state + rest).rstrip() for name, state, rest in rows]
     none = "no session asks anything" if ask.args.asking else "no session is running"
-    _print(ask, views, "\n".join(lines) or none)
+    if coloured and lines:  # session_rows has made visible what is not ours
+        print("\n".join(lines), file=sys.__stdout__)
+    else:
+        _print(ask, views, "\n".join(lines) or none)
 
 
 def cmd_show(ask: Ask) -> None:
@@ -9667,11 +9713,12 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
 
 def run_command(argv: Sequence[str]) -> int:
     """Run one command of the command line."""
+    sys.stderr = shown_on(sys.stderr)
     try:
         if not argv or argv[0] == "help":
             argv = [*argv[1:], "--help"]
         parser, commands = command_line(argv[0])
-        if argv[0] not in commands and argv[0][0] != "-":
+        if argv[0] not in commands and argv[0][:1] != "-":
             import difflib
 
             near = difflib.get_close_matches(argv[0], commands, 1) or ["--help"]
@@ -9683,9 +9730,7 @@ def run_command(argv: Sequence[str]) -> int:
             args = parser.parse_args(argv)
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed
-        # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
-        stream.reconfigure(errors="backslashreplace")
+    sys.stdout = shown_on(sys.stdout, args.json)
     store = Store(runtime_home())
     return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
 
