@@ -2574,6 +2574,17 @@ def _stat_words(pid: int | str) -> list[bytes]:
         return []
 
 
+def programs_above() -> list[str]:
+    """Return the names of the processes that we descend from; none where there is no /proc."""
+    names: list[str] = []
+    pid = os.getppid()
+    while words := _stat_words(pid):
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            names.append(file.read().rstrip("\n"))
+        pid = int(words[1])
+    return names
+
+
 def start_mark(pid: int, *, zombie: bool = True) -> str:
     """Return a mark of when a process started ("" if it is gone): pids are used again.
     zombie: one that has ended, and of whose end nobody heard, counts too."""
@@ -8935,8 +8946,8 @@ def shell_caller(store: Store) -> Caller:
     name = client_stem("shell")
     if not store.load(name):
         make_client(store, name)
-    signs = "CLAUDECODE CODEX_SANDBOX CODEX_SESSION_ID GEMINI_CLI QWEN_CODE".split()
-    return Caller(name, person=not any(os.environ.get(sign) for sign in signs))
+    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign)]
+    return Caller(name, person=not signs and AGENT_PROCESS not in programs_above())
 
 
 class Ask(NamedTuple):
