@@ -8643,13 +8643,39 @@ CLIENTS: dict[str, Client] = {
 }
 
 
+def source_folder() -> str:
+    """Return the folder that cao was, or can be, installed from. Raises UsageError."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if not os.path.isfile(f"{folder}/pyproject.toml"):  # installed: PEP 610 says where from
+        from importlib import metadata
+        from urllib.parse import unquote, urlsplit
+
+        for part in metadata.distributions(name="cao-mcp", path=[folder]):
+            noted = json.loads(part.read_text("direct_url.json") or "{}")
+            folder = unquote(urlsplit(noted.get("url", "")).path)
+    if not os.path.isfile(f"{folder}/pyproject.toml"):
+        what = "uvx and pipx need the folder of a checkout, and this cao.py is in none"
+        raise UsageError(what, "get one, and in it: python3 cao.py config CLIENT --form uvx")
+    return folder
+
+
 def own_command(form: str) -> list[str]:
-    """Return the argv of `cao mcp` that runs on this machine now; form: uvx, pipx or copy."""
+    """Return the argv of `cao mcp` that runs on this machine now; form: uvx, pipx or copy.
+
+    Never the bare name cao-mcp, which any stranger may register on an index; and no path in
+    the cache of uvx or pipx, which is emptied now and then.
+    """
+    bin_folder = os.path.dirname(sys.executable)
+    cached = re.search(
+        r"/(archive-v\d+|environments-v\d+|pipx/\.cache|\.cache/pipx|Caches/pipx)/", bin_folder
+    )
+    if form == "now" and cached:
+        form = "pipx" if "pipx" in cached[0] else "uvx"
     if form == "uvx":
-        return [find_program("uvx"), "cao-mcp"]
+        return [find_program("uvx"), "--from", source_folder(), "cao-mcp"]
     if form == "pipx":
-        return [find_program("pipx"), "run", "cao-mcp"]
-    script = os.path.join(os.path.dirname(sys.executable), "cao-mcp")
+        return [find_program("pipx"), "run", "--spec", source_folder(), "cao-mcp"]
+    script = f"{bin_folder}/cao-mcp"
     if form != "copy" and os.access(script, os.X_OK):
         return [script]
     return [sys.executable, os.path.abspath(__file__), "mcp"]
