@@ -453,7 +453,7 @@ def same_prompt(sent: str, got: str) -> bool:
 
 def parse_seconds(text: str) -> float:
     """Return the seconds in "90", "90s", "10m", "2h" or "14d"."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smhd]?)\s*", text)
     if not match:
         raise UsageError(f"{text!r} is not a duration", "write it like 90s, 10m, 2h or 14d")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
@@ -7810,7 +7810,7 @@ def client_stem(program: str) -> str:
         return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
     if os.environ.get("CLAUDE_CODE_SESSION_ID"):
         return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
-    here = zlib.crc32(current_directory().encode()) & 0xFFFF
+    here = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
     return f"{render_slug(program, 24) or 'client'}-{here:04x}"
 
 
@@ -8839,14 +8839,17 @@ def _version(text: str) -> tuple[int, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; the only place that prints."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    closed = open_closed_streams()
     try:
         if argv[:1] == ["hook"]:
             return cmd_hook(argv[1:])
+        if "stdout" in closed:  # not: do it, and tell nobody
+            raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"]:
             return cmd_mcp()
-        if argv[:1] == ["run-session"]:
+        if argv[:1] == ["run-session"] and argv[1:]:
             return run_session(Store(runtime_home()), argv[1])
-        if argv[:1] == ["demo-agent"]:
+        if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
             return DemoAgent(Store(runtime_home()), argv[1]).run(argv[2] if argv[2:] else "")
         return run_command(argv)
     except CaoError as error:
@@ -8860,6 +8863,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say_error(CaoError(f"{error.filename or 'a file'}: {error.strerror}", "cao doctor"))
         return EXIT_FAILED
+
+
+def open_closed_streams() -> list[str]:
+    """Open /dev/null for each standard stream that our caller closed, and return their names.
+
+    Else the next file that is opened has its number, and is read or written as that stream.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        fd = os.open(os.devnull, os.O_RDWR)
+        setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", encoding="utf-8"))
+    return closed
 
 
 def main_mcp() -> int:

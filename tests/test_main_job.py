@@ -156,7 +156,7 @@ def test_the_shell_of_an_agent_is_no_person_and_gives_no_permission(place):
     task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
-    for name in "CLAUDECODE CODEX_SANDBOX CODEX_SESSION_ID GEMINI_CLI QWEN_CODE".split():
+    for name in cao.AGENT_SIGNS:
         refused = place.run("answer", session, "Yes", **{name: "1"})
         assert (refused.returncode, "a person's to give" in refused.stderr) == (2, True)
     place.ok("answer", session, "No")
@@ -1271,8 +1271,8 @@ def test_the_entry_names_cao_in_the_form_that_is_asked_for(place, form):
     printed = place.ok("config", "cursor", "--form", form)
     server = json.loads(printed.partition("\n")[2])["mcpServers"]["cao"]
     assert [server["command"], *server["args"]] == {
-        "uvx": [str(stub), "cao-mcp"],
-        "pipx": [str(stub), "run", "cao-mcp"],
+        "uvx": [str(stub), "--from", os.path.dirname(cao.__file__), "cao-mcp"],
+        "pipx": [str(stub), "run", "--spec", os.path.dirname(cao.__file__), "cao-mcp"],
         "copy": [sys.executable, cao.__file__, "mcp"],
     }[form]
 

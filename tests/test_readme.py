@@ -64,7 +64,7 @@ def test_the_first_screen_has_all_to_begin_with():
     assert [line for line in first if len(line) > SCREEN_COLUMNS] == []
     assert next(n for n, line in enumerate(lines) if line.startswith("## ")) <= SCREEN_LINES
     intro = TEXT[: TEXT.index("\n## ")]
-    for wanted in ("# cao\n", "3.9", "3.2", "cao.py demo", "uvx cao-mcp", "cao.py mcp", "◄─"):
+    for wanted in ("# cao\n", "3.9", "3.2", "cao.py demo", "cao config", "cao.py mcp", "◄─"):
         assert wanted in intro
 
 

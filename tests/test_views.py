@@ -740,7 +740,7 @@ def test_a_task_of_a_session_that_was_stopped_is_marked_so(place):
     ("日本語", 5, "日本…"),
     ("日本語", 4, "日… "),
     ("e\u0301te", 3, "e\u0301te"),
-    ("a\tb\x1b[1m", 12, "a       b[1m"),
+    ("a\tb\x1b[1m", 16, "a       b\\x1b[1m"),
     ("x", 0, ""),
 ])  # fmt: skip
 def test_text_is_fitted_into_columns_of_a_terminal(text, columns, wanted):
