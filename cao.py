@@ -142,9 +142,7 @@ ANSWER_CHARS_BY_CLIENT = {
 }
 PROGRESS_S = 5.0
 SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
-LATE_S = 300.0  # a due time so long past was missed; then the flow's `catch_up` decides
 KEEP_RUNS = 200  # of each flow
-TICK_LOG_BYTES = 1 << 20  # a longer tick.log begins anew; the last one is kept beside it
 NOTIFY_S = 30.0  # the user's notify command may take so long
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
@@ -157,7 +155,7 @@ EXIT_TMUX, EXIT_TIMEOUT, EXIT_ASKING, EXIT_INTERRUPTED = 4, 5, 6, 130
 
 OUTCOMES = ("done", "failed", "interrupted", "stopped", "timeout", "lost")
 PERMISSIONS = ("ask", "edits", "auto", "all")
-OVERLAPS = ("skip", "queue", "parallel")
+OVERLAPS = ("skip", "parallel")
 # What an agent may use, in the reference program's words, and each as an agent is told it.
 TOOL_WORDS = {
     "execute_bash": "run commands but to read",
@@ -1020,90 +1018,6 @@ def _fold(breaks: str) -> str:
     """Return what the end of a line, and the blank lines after it, come to in a text."""
     more = "\n" * (breaks.count("\n") - 1)
     return more if breaks[0] == "\\" else more or " "
-
-
-# ---- cron: when, in five fields ----
-
-_NICKNAMES = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
-_CRON_FIELDS = (  # name, least, most, the words that may stand for its numbers
-    ("minute", 0, 59, ""),
-    ("hour", 0, 23, ""),
-    ("day of month", 1, 31, ""),
-    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
-    ("day of week", 0, 7, "sun mon tue wed thu fri sat"),
-)
-
-
-class Cron(NamedTuple):
-    """What the five fields allow (POSIX crontab; names, steps, nicknames as Vixie's cron)."""
-
-    minutes: frozenset[int]
-    hours: frozenset[int]
-    days: frozenset[int]
-    months: frozenset[int]
-    weekdays: frozenset[int]  # 0 is Sunday
-    either: bool  # both kinds of day are restricted: one that fits is enough
-
-
-def parse_cron(text: str) -> Cron:
-    """Return the schedule in text. Raises UsageError naming the part that is wrong."""
-    words = _NICKNAMES.get(text.strip().lower(), text).split()
-    if len(words) != 5:
-        raise UsageError(
-            f"the schedule {text!r} has {len(words)} fields, not 5",
-            "minute hour day month weekday: '0 9 * * 1-5'; or @hourly, @daily, @weekly …",
-        )
-    minutes, hours, days, months, weekdays = (
-        _cron_field(text, word, *row) for word, row in zip(words, _CRON_FIELDS)
-    )
-    either = words[2][0] != "*" and words[4][0] != "*"
-    longest = max((31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)[m - 1] for m in months)
-    if not either and min(days) > longest:
-        raise UsageError(f"the schedule {text!r} is never due", "no such month has that day")
-    return Cron(minutes, hours, days, months, frozenset(d % 7 for d in weekdays), either)
-
-
-def _cron_field(
-    text: str, word: str, name: str, least: int, most: int, names: str
-) -> frozenset[int]:
-    numbers = {str(n): n for n in range(least, most + 1)}
-    numbers.update({w: n for n, w in enumerate(names.split(), least)})
-
-    def number(word: str) -> int:
-        return numbers.get(word.lstrip("0") or "0", -1)
-
-    whole = 6 if most == 7 else most  # 7 is Sunday, which is 0
-    found: set[int] = set()
-    for part in word.lower().split(","):
-        match = re.fullmatch(r"(?:\*|(\w+)(?:-(\w+))?)(?:/([0-9]+))?", part)
-        first, last, step = -1, -1, 1
-        if match:
-            step = int(match[3] or 1)
-            first = number(match[1]) if match[1] else least
-            last = first if match[1] and not match[3] else whole  # 5/15 is 5-59/15
-            last = number(match[2]) if match[2] else last
-            last = 7 if most == 7 and match[2] and last == 0 else last  # fri-sun
-        if not 0 <= first <= last or step < 1:
-            raise UsageError(
-                f"the schedule {text!r}: {part!r} is no {name}",
-                f"{least} to {most}, a range 1-5, a list 1,3 or a step */2",
-            )
-        found.update(range(first, last + 1, step))
-    return frozenset(found)
-
-
-def cron_day_matches(cron: Cron, month: int, day: int, weekday: int) -> bool:
-    """Tell whether a day (weekday: 0 is Sunday) is one of a schedule's."""
-    fits = (day in cron.days, weekday in cron.weekdays)
-    return month in cron.months and (any(fits) if cron.either else all(fits))
 
 
 # ==== 5. Providers ====================================================================
@@ -2533,18 +2447,6 @@ def run(
         words = f", having printed: {tail_lines(printed, 5)}" if printed else ""
         raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s{words}") from error
     return Ran(child.returncode, *((b or b"").decode(errors=errors) for b in (out, err)))
-
-
-def go_on_alone(log_path: str) -> bool:
-    """Fork: False in the caller; True in a child that has no terminal or pipe of the
-    caller's, and says its last words into log_path. Not for a process with threads."""
-    if os.fork():
-        return False
-    os.setsid()
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for fd, stream in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
-        os.dup2(fd, stream)
-    return True
 
 
 def find_program(name: str, path: str | None = None) -> str:
@@ -6575,10 +6477,16 @@ def run_session(store: Store, name: str) -> int:
 
 # ==== 10. Schedule ====================================================================
 #
-# An engine that is there already (cron, systemd, launchd) runs `cao schedule tick` every
-# minute. A due time is taken by writing its record under one lock, so a tick may come twice,
-# late, or beside another. Who carries a run out holds its lock: where a record has no outcome
-# and its lock is free, the one who did was killed, and the next tick takes it up.
+# cron keeps the time. Each flow is one line in the user's crontab, and that line runs
+# `cao schedule run NAME`. systemd, launchd and Kubernetes can run the same command.
+#
+#   flows/NAME/flow.json     the flow as it was added
+#   flows/NAME/env           PATH and the providers' variables: cron starts with almost none
+#   flows/NAME/lock          held while a run is entered, or the flow removed
+#   flows/NAME/runs/ID.json  the record of one run; it gets an outcome when the run ends
+#   flows/NAME/runs/ID.lock  held by the process that carries the run out
+#
+# A record without an outcome whose lock is free: the process was killed, the run is lost.
 
 
 class Flow(NamedTuple):
@@ -6587,103 +6495,78 @@ class Flow(NamedTuple):
     name: str
     file: str
     schedule: str
-    timezone: str = ""
     agent_profile: str = ""
     provider: str = ""
     script: str = ""
     timeout: str = "1h"
     working_directory: str = ""
-    catch_up: bool = False  # run late, once, what was missed
-    overlap: str = "skip"  # when the run before it is still going
+    overlap: str = "skip"  # when the run before it is still going on
+    timezone: str = ""  # this and the next are here to be refused: cron has neither
+    catch_up: str = "False"
     on_failure: tuple[str, ...] = ()  # a program that gets a failed run's record on stdin
     prompt: str = ""
     unknown: tuple[str, ...] = ()
-    fault: str = ""  # why the file cannot be read; then only name to timezone are known
+    fault: str = ""  # why the file cannot be read now; the rest is as it was when added
 
     def beside(self, path: str) -> str:
         """Return a path of the file's, which may be relative to where the file is."""
         return os.path.normpath(f"{os.path.dirname(self.file)}/{path}" if path[:1] != "/" else path)
 
 
-Begun = tuple[Flow, "dict[str, Any]", int]  # a run taken: flow, record, lock
-
-
-def find_zone(name: str) -> Any:
-    """Return a time zone, None for this machine's own."""
-    import zoneinfo
-
-    try:
-        return zoneinfo.ZoneInfo(name) if name else None
-    except (KeyError, ValueError, OSError):
-        what = f"the timezone {name!r} is not known on this machine"
-        raise CaoError(what, "write it like Europe/Berlin, and install tzdata") from None
-
-
-def due_times(cron: Cron, zone: Any, after: float) -> Iterator[float]:
-    """Yield the epoch seconds, rising, at which a schedule is due after a moment.
-
-    When clocks change: a schedule of all 24 hours goes by the minutes that really pass. Any
-    other is due once for each of its times on the wall: the first time, where the clock
-    shows it twice; at the end of the gap, where it is skipped.
-    """
-    from datetime import datetime, timedelta
-
-    def wall(at: float) -> datetime:
-        return datetime.fromtimestamp(at, zone).replace(tzinfo=None)
-
-    def moments(shown: datetime) -> tuple[float, ...]:
-        at = shown.replace(tzinfo=zone).timestamp()
-        if wall(at) == shown:
-            return (at, shown.replace(tzinfo=zone, fold=1).timestamp()) if hourly else (at,)
-        while not hourly and wall(at - 60) > shown:
-            at -= 60
-        return () if hourly else (at,)
-
-    hourly, last = len(cron.hours) == 24, after
-    day = datetime.combine(wall(after).date(), datetime.min.time()) - timedelta(days=1)
-    for _ in range(41 * 366):  # 29 February on a given weekday: up to 40 years
-        if cron_day_matches(cron, day.month, day.day, day.isoweekday() % 7):
-            shown = (day.replace(hour=h, minute=m) for h in cron.hours for m in cron.minutes)
-            for at in sorted(at for one in shown for at in moments(one)):
-                if at > last:
-                    yield at
-                    last = at
-        day += timedelta(days=1)
-
-
-def render_moment(at: float, zone: Any) -> str:
-    """Return a moment as a person of that time zone reads it: Mon 2026-11-23 09:00 CET."""
-    from datetime import datetime, timezone
-
-    return datetime.fromtimestamp(at, timezone.utc).astimezone(zone).strftime("%a %F %H:%M %Z")
+_FLOW_FORMS = (  # a key, what its value must look like, and what to write else
+    ("name", r"\w[\w-]{0,63}", "use letters, digits, - and _"),
+    (  # crontab judges the fields: here, nothing but five of them may get into its line
+        "schedule",
+        r"[\w*,/~-]+([ \t]+[\w*,/~-]+){4}"
+        "|@(reboot|yearly|annually|monthly|weekly|daily|midnight|hourly)",
+        "write it like '0 9 * * 1-5' (minute hour day month weekday) or @daily, as in crontab(5)",
+    ),
+    ("agent_profile", r".+", "name a profile, like developer"),
+    (
+        "overlap",
+        "skip|parallel",
+        "write skip or parallel: cron keeps no run waiting. OnUnitInactiveSec= of a systemd timer"
+        " starts the next one when the last has ended",
+    ),
+    (
+        "catch_up",
+        "False",
+        "leave it out: cron never runs what it missed. A systemd timer with Persistent=true"
+        " does, and launchd: let these call cao schedule run NAME",
+    ),
+)
 
 
 def parse_flow(text: str, file: str) -> Flow:
     """Return the flow in a file's text; those of the reference program load unchanged."""
     settings, prompt = parse_frontmatter(text, file)
-    known = dict(Flow._field_defaults, name=os.path.basename(file).partition(".")[0])
-    given = {**known, **{key: value for key, value in settings.items() if value is not None}}
+    given = dict(Flow._field_defaults, name=os.path.basename(file).partition(".")[0], schedule="")
+    given.update({key: value for key, value in settings.items() if value is not None})
     given["provider"] = provider_name(str(given["provider"]))
-    for key, good, example in (
-        ("name", re.fullmatch(r"[\w-]{1,64}", str(given["name"]), re.A), "daily-report"),
-        ("schedule", "schedule" in given, "'0 9 * * 1-5'"),
-        ("agent_profile", given["agent_profile"], "developer"),
-        ("provider", given["provider"] in {"", *PROVIDERS} - {"command"}, ", ".join(PROVIDERS)),
-        ("overlap", given["overlap"] in OVERLAPS, ", ".join(OVERLAPS)),
-        ("catch_up", isinstance(given["catch_up"], bool), "yes"),
-        ("on_failure", isinstance(given["on_failure"], (list, tuple)), "[program, argument]"),
-    ):
-        if not good:
-            seen = repr(given[key]) if given.get(key) else "left out"
-            raise CaoError(f"{file}: {key!r} cannot be {seen}", f"write it like  {key}: {example}")
-    fields: dict[str, Any] = {key: str(given.get(key, "")) for key in Flow._fields}
-    fields.update(file=file, prompt=prompt, fault="", catch_up=given["catch_up"])
+    zones = (os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2], time.tzname[0])
+    more = (
+        ("provider", "|".join({"", *PROVIDERS} - {"command"}), ", ".join(PROVIDERS)),
+        (
+            "timezone",
+            "|".join(map(re.escape, ("", *zones))),
+            "leave it out, and write the schedule in this machine's time: cron goes by that."
+            " OnCalendar= of a systemd timer may name a zone",
+        ),
+    )
+    for key, form, fix in (*_FLOW_FORMS, *more):
+        if not re.fullmatch(form, str(given[key]), re.A):
+            seen = repr(given[key]) if given[key] else "left out"
+            raise CaoError(f"{file}: {key!r} cannot be {seen}", fix)
+    if not isinstance(given["on_failure"], (list, tuple)):
+        what = f"{file}: 'on_failure' cannot be {given['on_failure']!r}"
+        raise CaoError(what, "write it like  on_failure: [program, argument]")
+    fields: dict[str, Any] = {key: str(given[key]) for key in Flow._fields if key in given}
+    fields.update(file=file, prompt=prompt, fault="")
     fields["on_failure"] = tuple(map(str, given["on_failure"]))
-    flow = Flow(**{**fields, "unknown": tuple(sorted({*settings} - {*Flow._fields}))})
+    fields["unknown"] = tuple(sorted({*settings} - {*Flow._fields}))
+    flow = Flow(**fields)
     if not flow.script:
         fill_variables(prompt, {}, file)
-    find_zone(flow.timezone)
-    parse_cron(flow.schedule)
     parse_seconds(flow.timeout)
     return flow
 
@@ -6748,208 +6631,6 @@ def see_through(
             boss.end(boss.store.session_of(task))
 
 
-class Schedule:
-    """Owns flows/: which flows there are, what is due, and what came of each run.
-
-    A run's record, flows/<name>/runs/<id>.json, is a dict: flow, id, due_at, started_at,
-    missed, task, outcome (one of OUTCOMES, skipped or missed), reason, detail, answer,
-    seconds, notes.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.folder = store, f"{store.home}/flows"
-        os.makedirs(self.folder, 0o700, exist_ok=True)
-
-    # ---- the flows ----
-
-    def names(self) -> list[str]:
-        """Return the names of the flows."""
-        found = _listdir(self.folder)
-        return [name for name in found if os.path.exists(f"{self.folder}/{name}/flow.json")]
-
-    def entry(self, name: str) -> dict[str, Any]:
-        """Return what was noted of a flow: file, enabled, since, schedule, timezone."""
-        path = f"{self.folder}/{name}/flow.json"
-        found = self.store.read_json(path) if name in _listdir(self.folder) else None
-        if not found:
-            raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
-        return found
-
-    def note(self, name: str, **changed: Any) -> None:
-        """Change what is noted of a flow."""
-        entry = {**self.entry(name), **changed}
-        self.store.write(f"{self.folder}/{name}/flow.json", dump(entry), durable=True)
-
-    def add(self, file: str) -> str:
-        """Enter a flow file and return its name; it takes the place of one of that name."""
-        flow = parse_flow(read_flow(file), os.path.abspath(file))
-        os.makedirs(f"{self.folder}/{flow.name}/runs", 0o700, exist_ok=True)
-        when = {"file": flow.file, "schedule": flow.schedule, "timezone": flow.timezone}
-        entry = dump({**when, "enabled": True, "since": time.time()})
-        self.store.write(f"{self.folder}/{flow.name}/flow.json", entry, durable=True)
-        return flow.name
-
-    def load(self, name: str) -> Flow:
-        """Return a flow as its file is now, or, with `fault`, as far as it is known."""
-        entry = self.entry(name)
-        try:
-            flow = parse_flow(read_flow(entry["file"]), entry["file"])._replace(name=name)
-        except CaoError as error:
-            when = (name, entry["file"], entry["schedule"], entry["timezone"])
-            return Flow(*when, fault=str(error))
-        if (flow.schedule, flow.timezone) != (entry["schedule"], entry["timezone"]):
-            self.note(name, schedule=flow.schedule, timezone=flow.timezone)
-        return flow
-
-    def remove(self, name: str) -> None:
-        """Forget a flow and its history. Raises CaoError while a run of it is under way."""
-        import shutil
-
-        self.entry(name)
-        if not all(record["outcome"] for record in self.runs(name)):
-            raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
-        shutil.rmtree(f"{self.folder}/{name}")
-
-    def view(self, name: str) -> dict[str, Any]:
-        """Return what there is to say of a flow, as data."""
-        flow, last = self.load(name), self.runs(name)[-1:]
-        zone = find_zone(flow.timezone)
-        state = "broken" if flow.fault else "on" if self.entry(name)["enabled"] else "off"
-        due = due_times(parse_cron(flow.schedule), zone, time.time()) if state != "off" else ()
-        times = zip(range(5), due)
-        facts = {"state": state, "next": [render_moment(at, zone) for _, at in times]}
-        facts["last"] = f"{last[0]['outcome'] or 'under way'} {last[0]['id']}" if last else "-"
-        return {"name": name, **facts, **flow._asdict()}
-
-    # ---- the runs ----
-
-    def runs(self, name: str) -> list[dict[str, Any]]:
-        """Return the records of a flow's runs, the oldest first."""
-        folder = f"{self.folder}/{name}/runs"
-        entries = [e for e in _listdir(folder) if e.endswith(".json") and e[0] != "."]
-        found = (self.store.read_json(f"{folder}/{entry}") for entry in entries)
-        return [record for record in found if record]
-
-    def _path(self, record: dict[str, Any], ending: str) -> str:
-        return f"{self.folder}/{record['flow']}/runs/{record['id']}.{ending}"
-
-    def _save(self, record: dict[str, Any]) -> None:
-        self.store.write(self._path(record, "json"), dump(record), durable=True)
-
-    def take(
-        self, names: Sequence[str], now: float, tell: Callable[[str], None], due: bool = True
-    ) -> list[Begun]:
-        """Take the runs that are due, or now without due, and those whose process was killed;
-        the caller carries them out. One flow's fault is told, and keeps no other waiting."""
-        begun: list[Begun] = []
-        self.store.write(f"{self.folder}/ticked", "") if due else None
-        with FileLock(f"{self.folder}/lock"):
-            for name in names:
-                try:
-                    begun += self._take(self.load(name), now, due)
-                except CaoError as error:
-                    tell(f"flow {name}: {error}")
-        return begun
-
-    def _take(self, flow: Flow, now: float, due: bool) -> list[Begun]:
-        entry, records = self.entry(flow.name), self.runs(flow.name)
-        going = [record for record in records if not record["outcome"]]
-        locks = [self.store.lock(self._path(record, "lock")) for record in going]
-        begun = [(flow, r, lock) for r, lock in zip(going, locks) if lock is not None]
-        for _, left, _ in begun:
-            if not left["task"]:
-                words = "what carried it out was killed before the task was given"
-                left.update(outcome="lost", reason="killed", detail=words)
-        busy = bool(going) and flow.overlap != "parallel"
-        waits = not entry["enabled"] or (busy and flow.overlap == "queue")  # it stays due
-        if due and waits:
-            return begun
-        past = [r["due_at"] for r in records if r["due_at"] <= now]  # the clock may be set back
-        # Not more than a year back: a clock that was wrong must not cost minutes.
-        zone, since = find_zone(flow.timezone), max([entry["since"], now - 366 * 86400, *past])
-        at, count = now, 1
-        if due:
-            count = 0
-            for one in due_times(parse_cron(flow.schedule), zone, since):
-                if one > now:
-                    break
-                at, count = one, count + 1
-        if not count:
-            return begun
-        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
-        record: dict[str, Any] = {"flow": flow.name, "due_at": at if due else 0.0}
-        record.update(id=name if due else f"{name}-{random_letters()}", started_at=now)
-        record.update(missed=count - 1, task="", outcome="", reason="", detail="", answer="")
-        record.update(seconds=0.0, notes=[])
-        free_at = max((r["started_at"] + r["seconds"] for r in records), default=0.0)
-        if busy:
-            record.update(outcome="skipped", reason="overlap", detail="the last run still goes on")
-        elif now - max(at, free_at) > LATE_S and not flow.catch_up:
-            record.update(outcome="missed", detail=f"{render_seconds(now - at)} too late")
-        self._save(record)
-        lock = None if record["outcome"] else self.store.lock(self._path(record, "lock"))
-        return begun if lock is None else [*begun, (flow, record, lock)]
-
-    def carry_out(
-        self, begun: Begun, on_look: Callable[[str], None] = lambda _: None
-    ) -> dict[str, Any]:
-        """Carry a run out and return its record; on_look hears the session's name."""
-        flow, record, lock = begun
-        try:
-            if not record["outcome"]:
-                self._work(flow, record, on_look)
-        except (CaoError, OSError) as error:
-            record.update(outcome="failed", reason="error", detail=str(error).replace("\n", "; "))
-        except KeyboardInterrupt:
-            record.update(outcome="interrupted", reason="by_order")
-        record["seconds"] = round(time.time() - record["started_at"], 1)
-        if flow.on_failure and record["outcome"] not in ("done", "skipped"):
-            try:
-                where = flow.beside(flow.working_directory)
-                ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
-                words = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
-            except CaoError as error:
-                words = str(error)
-            record["notes"].append(f"on_failure: {words}")
-        try:
-            self._save(record)
-            for old in self.runs(flow.name)[:-KEEP_RUNS]:
-                _unlink(self._path(old, "json"))
-            _unlink(self._path(record, "lock"))
-        finally:
-            os.close(lock)
-        return record
-
-    def _work(self, flow: Flow, record: dict[str, Any], on_look: Callable[[str], None]) -> None:
-        """Run the script, give the task, wait for its end: all that has not been done yet."""
-        boss = Orchestrator(self.store, Caller("schedule", person=True))
-        if not self.store.load("schedule"):
-            make_client(self.store, "schedule")
-        if not record["task"]:
-            if flow.fault:
-                raise CaoError(flow.fault)
-            given = run_script(flow) if flow.script else {}
-            if given is None:
-                return record.update(outcome="skipped", reason="script")
-            where, timeout_s = flow.beside(flow.working_directory), parse_seconds(flow.timeout)
-
-            def named(task: str) -> None:
-                record["task"] = task
-                self._save(record)
-
-            options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
-            boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
-        session = self.store.session_of(record["task"])
-        found = see_through(boss, record["task"], on_look=lambda _: on_look(session))
-        for ask in found.asking:
-            words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
-            record.update(outcome="failed", reason="asking", detail=words)
-        for result in found.results:
-            keys = ("outcome", "reason", "detail", "answer")
-            record.update({key: getattr(result, key) for key in keys})
-        return None
-
-
 def read_flow(file: str) -> str:
     """Return a file's text."""
     try:
@@ -6960,34 +6641,365 @@ def read_flow(file: str) -> str:
         raise UsageError(words, "check the path") from None
 
 
-# ---- the crontab line ----
+# ---- the crontab ----
+
+# The last words of `crontab -l` where the user has no crontab yet. After any other failure
+# nothing is known of the crontab, so nothing may be written.
+NO_CRONTAB = re.compile(
+    r"no crontab for .+"  # Vixie's cron 3.0pl1 (Debian 12), cronie 1.7.2
+    r"|crontab: no crontab for .+"  # ISC cron (BSD, macOS)
+    r"|crontab: can't open '.+': No such file or directory"  # BusyBox 1.35.0
+    r"|(?:.+ )?user .+ has no fcrontab\."  # fcron 3.4.0, which ends with status 0
+)
+
+# To Vixie's cron and cronie % is a newline, unless \ stands before it; to BusyBox and fcron it
+# is not, and the \ would stay. To BusyBox # may begin a comment. sh puts them in instead.
+CRON_SIGNS = (("\"$(printf '\\045')\"", "%"), ("\"$(printf '\\043')\"", "#"))
 
 
-def render_cron_line(argv: Sequence[str], mark: str) -> str:
-    """Return the line that ticks each minute, with the environment that cron lacks."""
-    names = ("PATH", "CAO_HOME", "CAO_PROVIDER", "XDG_STATE_HOME", "TMUX_TMPDIR")
-    pairs = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
-    command = quote_argv(["env", *pairs, *argv, "schedule", "tick"]).replace("%", "\\%")
-    return f"* * * * * {command} {mark}"
+def render_cron_line(fields: str, argv: Sequence[str], mark: str) -> str:
+    """Return a crontab line in which every path is data.
 
-
-def change_crontab(mark: str, line: str = "") -> None:
-    """Put our line, which ends with mark, into the user's crontab, or take it out.
-
-    All other lines stay as they are, byte for byte; without surety nothing is written.
+    Raises CaoError where none can be written.
     """
-    crontab, exact = find_program("crontab"), "surrogateescape"
-    ran = run([crontab, "-l"], 20, errors=exact)
-    if ran.status and "no crontab for" not in ran.err:
-        raise CaoError(f"crontab -l: {ran.err.strip()}", "crontab -l must work")
-    old = "" if ran.status else ran.out
-    new = "\n".join(one for one in old.split("\n") if not one.endswith(f" {mark}"))
-    if line:
-        new += ("" if new[-1:] in ("", "\n") else "\n") + line + "\n"
-    if new != old:
-        ran = run([crontab, "-" if new else "-r"], 20, text=new, errors=exact)
+    command = quote_argv(["env", *argv])
+    if "\n" in command:
+        raise CaoError(f"cron cannot run a path with a line break: {command!r}", "rename it")
+    for octal, sign in CRON_SIGNS:
+        command = command.replace(sign, f"'{octal}'")  # it stood inside quote_argv's quotes
+    return f"{fields} {command} >/dev/null {mark}"
+
+
+def run_crontab(word: str, text: str = "") -> Ran:
+    """Run `crontab WORD`; every byte is kept, in and out."""
+    env = {**os.environ, "LC_ALL": "C", "EDITOR": "cat", "VISUAL": "cat"}
+    return run([find_program("crontab"), word], 20, text=text, env=env, errors="surrogateescape")
+
+
+def has_crontab() -> bool:
+    """Tell whether there is a crontab program."""
+    try:
+        return bool(find_program("crontab"))
+    except CaoError:
+        return False
+
+
+def read_crontab() -> list[str]:
+    """Return the lines of the user's crontab. Raises CaoError where they are not known."""
+    ran = run_crontab("-l")
+    words = ran.err.strip()
+    if ran.status and (ran.out or not NO_CRONTAB.fullmatch(words.split("\n")[-1])):
+        what = f"crontab -l ended with exit status {ran.status}: {words or 'it said nothing'}"
+        raise CaoError(what, "crontab -l must work first; nothing was changed")
+    if not re.search(r"\\[rb]", ran.out):
+        return ran.out.split("\n")
+    # Debian's crontab -l (since 3.0pl1-149) shows CR as \r and BS as \b, its -e does not.
+    exact = run_crontab("-e").out
+    listings = [text.replace("\r", "\\r").replace("\b", "\\b") for text in (exact, ran.out)]
+    if listings[0] != listings[1]:
+        raise CaoError("crontab -l does not tell \\r from CR", "remove it from your crontab")
+    return exact.split("\n")
+
+
+def change_crontab(change: Callable[[list[str]], list[str]]) -> None:
+    """Put what change makes of the crontab's lines in their place.
+
+    Raises CaoError in crontab's words where it refuses; then the crontab is as it was.
+    """
+    # A user may have several CAO_HOMEs, but has one crontab: the lock is on the home.
+    lock = os.open(os.path.expanduser("~"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = read_crontab()
+        new = change(old)
+        if new == old:
+            return
+        text = "\n".join(new)
+        if text and not text.endswith("\n"):
+            text += "\n"  # without, crontab refuses all of it
+        ran = run_crontab("-", text) if text else run_crontab("-r")
         if ran.status:
-            raise CaoError(f"crontab: {ran.err.strip()}", "it is as it was; is PATH very long?")
+            raise CaoError(f"crontab refused: {ran.err.strip()}", "the crontab is as it was")
+    finally:
+        os.close(lock)
+
+
+# ---- flows and their runs ----
+
+
+def iso_time(at: float) -> str:
+    """Return a moment as ISO 8601 in local time, with its offset from UTC."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
+
+
+RUN: dict[str, Any] = {  # the record of a run
+    "flow": "",
+    "id": "",
+    "started_at": None,
+    "ended_at": None,
+    "seconds": 0.0,
+    "task": "",
+    "outcome": "",  # one of OUTCOMES, or skipped
+    "reason": "",
+    "detail": "",
+    "answer": "",
+    "notes": (),
+}
+
+
+class Schedule:
+    """Owns flows/: which flows there are, their crontab lines, and what came of each run."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.folder = store, f"{store.home}/flows"
+        self.mark = f"# {tmux_socket(store.home)} flow"  # ends our lines, with the flow's name
+        fields = r"(@\w+|(?:\S+[ \t]+){4}\S+)"
+        self.line = re.compile(rf"(#?)[ \t]*{fields}[ \t]+'env' .* {self.mark} ([\w-]+)\s*", re.A)
+
+    # ---- the flows ----
+
+    def names(self) -> list[str]:
+        """Return the names of the flows."""
+        return [name for name in _listdir(self.folder) if self._added(name)]
+
+    def _added(self, name: str) -> Flow | None:
+        flow: Flow | None = self.store.read_record(f"{self.folder}/{name}/flow.json", Flow)
+        return flow
+
+    def load(self, name: str) -> Flow:
+        """Return a flow as its file is now, or, with `fault`, as it was when it was added."""
+        added = self._added(name) if name in _listdir(self.folder) else None
+        if added is None:
+            raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
+        try:
+            return parse_flow(read_flow(added.file), added.file)._replace(name=name)
+        except CaoError as error:
+            return added._replace(fault=str(error))
+
+    def add(self, flow: Flow, passed: Sequence[str]) -> None:
+        """Enter a flow; it takes the place of one of that name. passed: more variables."""
+        if has_crontab():
+            self.put_line(flow)
+        os.makedirs(f"{self.folder}/{flow.name}/runs", 0o700, exist_ok=True)
+        wanted = [*ENV_DEFAULT, *PASSED_ON, *passed]
+        for row in PROVIDERS.values():
+            wanted += row.env_pass
+        env = {key: value for key, value in os.environ.items() if is_listed(key, wanted)}
+        for file, content in (("env", env), ("flow.json", flow)):
+            self.store.write(f"{self.folder}/{flow.name}/{file}", dump(content), durable=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a flow and its history. Raises CaoError while a run of it is under way."""
+        import shutil
+
+        self.load(name)
+        with FileLock(f"{self.folder}/{name}/lock"):
+            if not all(record["outcome"] for record in self.runs(name)):
+                raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
+            if has_crontab():
+                self.edit_line(name, lambda _: "")
+            shutil.rmtree(f"{self.folder}/{name}")
+
+    def view(self, name: str, lines: dict[str, str]) -> dict[str, Any]:
+        """Return what there is to say of a flow, as data; lines are those of lines()."""
+        flow, runs = self.load(name), self.runs(name)
+        line = self.line.fullmatch(lines.get(name, ""))
+        if flow.fault:
+            state = "broken"
+        elif not line:
+            state = "not scheduled"
+        elif line[1]:
+            state = "off"
+        elif line[2] != flow.schedule:
+            state = "on, but its file was changed"
+        else:
+            state = "on"
+        return {
+            "name": name,
+            "state": state,
+            "crontab": line[2] if line else None,
+            "added_at": iso_time(written_at(f"{self.folder}/{name}/flow.json")),
+            "last_run": runs[-1] if runs else None,
+            **flow._asdict(),
+        }
+
+    # ---- their crontab lines ----
+
+    def lines(self) -> dict[str, str]:
+        """Return the crontab lines of the flows by their names."""
+        found = map(self.line.fullmatch, read_crontab())
+        return {match[3]: match[0] for match in found if match}
+
+    def put_line(self, flow: Flow) -> None:
+        """Let cron run a flow by this cao.py."""
+        cao = os.path.abspath(__file__)
+        if re.search(r"/(?:\.cache|Caches|archive-v\d+)/", cao):
+            what = f"cron cannot rely on {cao}: uv or pipx may empty their cache any time"
+            raise CaoError(what, "install cao for good, or copy cao.py, and add the flow with that")
+        argv = [f"CAO_HOME={self.store.home}", sys.executable, cao, "schedule", "run", flow.name]
+        line = render_cron_line(flow.schedule, argv, f"{self.mark} {flow.name}")
+        self.edit_line(flow.name, lambda _: "", line)
+
+    def disable(self, name: str) -> None:
+        """Let cron run a flow no more: its line is commented out."""
+        self.load(name)
+        self.edit_line(name, lambda line: f"# {line.lstrip('# ')}")
+
+    def edit_line(self, name: str, edit: Callable[[str], str], more: str = "") -> None:
+        """Put what edit makes of a flow's line in its place ("": nothing), more at the end."""
+
+        def change(lines: list[str]) -> list[str]:
+            changed = []
+            for line in lines:
+                ours = self.line.fullmatch(line)
+                if not ours or ours[3] != name:
+                    changed.append(line)
+                elif edit(line):
+                    changed.append(edit(line))
+            if more:
+                if changed[-1:] == [""]:
+                    changed.pop()
+                changed += [more, ""]
+            return changed
+
+        change_crontab(change)
+
+    def stale_lines(self) -> dict[str, str]:
+        """Return why crontab lines of ours cannot run their flows, by these flows' names."""
+        stale = {}
+        try:
+            lines = self.lines() if has_crontab() else {}
+        except CaoError:
+            lines = {}
+        for name, line in lines.items():
+            for path in re.findall(r" '(/[^']*)'(?= )", line):  # of Python, and of cao.py
+                if not os.path.exists(path):
+                    stale[name] = f"{path} is gone"
+            if name not in self.names():
+                stale[name] = "there is no such flow"
+        return stale
+
+    # ---- the runs ----
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """Return the records of a flow's runs, the oldest first."""
+        records = []
+        for entry in _listdir(f"{self.folder}/{name}/runs"):
+            run_id, _, ending = entry.rpartition(".")
+            if ending != "json" or not run_id[:1].isdigit():
+                continue
+            key = {"flow": name, "id": run_id}
+            # The lock first: a run that ends writes its outcome, then lets go of it.
+            lock = self.store.lock(self._path(key, "lock"), shared=True)
+            record = {**RUN, **(self.store.read_json(self._path(key, "json")) or {}), **key}
+            if lock is not None:
+                os.close(lock)
+                if not record["outcome"]:
+                    detail = "the process of this run was killed"
+                    record.update(outcome="lost", reason="killed", detail=detail)
+            records.append(record)
+        return records
+
+    def run(self, name: str, on_look: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Run a flow now and return the run's record; on_look may end it by an exception."""
+        flow = self.load(name)
+        env = self.store.read_json(f"{self.folder}/{name}/env") or {}
+        for key, value in env.items():
+            if key == "PATH" or key not in os.environ:
+                os.environ[key] = str(value)
+        started = time.time()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started))
+        run_id = f"{stamp}.{int(started % 1 * 1000):03}Z-{random_letters()}"
+        record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started)}
+        with FileLock(self._path(record, "lock")):
+            with FileLock(f"{self.folder}/{name}/lock"):
+                self._enter(flow, record)
+            try:
+                if not record["outcome"]:
+                    self._work(flow, record, on_look)
+            except (CaoError, OSError) as error:
+                detail = str(error).replace("\n", "; ")
+                record.update(outcome="failed", reason="error", detail=detail)
+            except KeyboardInterrupt:
+                record.update(outcome="interrupted", reason="by_order")
+            record["seconds"] = round(time.time() - started, 1)
+            self._conclude(flow, record)
+        return record
+
+    def _path(self, record: dict[str, Any], ending: str) -> str:
+        return f"{self.folder}/{record['flow']}/runs/{record['id']}.{ending}"
+
+    def _enter(self, flow: Flow, record: dict[str, Any]) -> None:
+        """Write a run's first record; report the runs before it whose process was killed."""
+        for before in self.runs(flow.name):
+            if before["reason"] == "killed" and not before["ended_at"]:
+                self._end_task(before)
+                self._conclude(flow, before)
+            elif not before["outcome"] and flow.overlap == "skip":
+                detail = "the run before it is still going on"
+                record.update(outcome="skipped", reason="overlap", detail=detail)
+        self.store.write(self._path(record, "json"), dump(record), durable=True)
+
+    def _end_task(self, record: dict[str, Any]) -> None:
+        """End the session that a killed run has left; note its answer, if there is one."""
+        boss = self._boss()
+        try:
+            boss.end(self.store.session_of(record["task"]))
+            found = boss.await_tasks([record["task"]], STOP_S)
+            for result in found.results:
+                record["answer"] = result.answer
+            found.told()
+        except CaoError:
+            pass  # there was no task yet, or its session is gone
+
+    def _conclude(self, flow: Flow, record: dict[str, Any]) -> None:
+        """Report a failure to the flow's command, save the record, drop the oldest ones."""
+        if flow.on_failure and record["outcome"] not in ("done", "skipped"):
+            try:
+                where = flow.beside(flow.working_directory)
+                ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
+                words = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
+            except CaoError as error:
+                words = str(error)
+            record["notes"] = [f"on_failure: {words}"]
+        record["ended_at"] = iso_time(time.time())
+        self.store.write(self._path(record, "json"), dump(record), durable=True)
+        for old in self.runs(flow.name)[:-KEEP_RUNS]:
+            _unlink(self._path(old, "json"))
+            _unlink(self._path(old, "lock"))
+
+    def _boss(self) -> Orchestrator:
+        if not self.store.load("schedule"):
+            make_client(self.store, "schedule")
+        return Orchestrator(self.store, Caller("schedule", person=True))
+
+    def _work(self, flow: Flow, record: dict[str, Any], on_look: Callable[[], None]) -> None:
+        """Run the script, give the task and wait for its end."""
+        if flow.fault:
+            raise CaoError(flow.fault)
+        given = run_script(flow) if flow.script else {}
+        if given is None:
+            record.update(outcome="skipped", reason="script")
+            return
+
+        def named(task: str) -> None:
+            record["task"] = task
+            self.store.write(self._path(record, "json"), dump(record), durable=True)
+
+        boss, where = self._boss(), flow.beside(flow.working_directory)
+        timeout_s = parse_seconds(flow.timeout)
+        options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
+        boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
+        found = see_through(boss, record["task"], on_look=lambda _: on_look())
+        for ask in found.asking:
+            words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
+            record.update(outcome="failed", reason="asking", detail=words)
+        for result in found.results:
+            keys = ("outcome", "reason", "detail", "answer")
+            record.update({key: getattr(result, key) for key in keys})
+        found.told()  # whoever asks for the task by its name gets its result all the same
 
 
 # ==== 11. Tools =======================================================================
@@ -8764,6 +8776,8 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
         rows.append(["tmux", state, str(error).replace("\n", "; ")])
         good = False
     rows.append(["runtime directory", "ok", store.home])
+    for name, fault in Schedule(store).stale_lines().items():
+        rows.append(["crontab", "stale", f"flow {name}: {fault}; try: cao clean"])
     return [*rows, *(_doctor_cli(row) for row in PROVIDERS.values() if row.program)], good
 
 
@@ -9443,7 +9457,12 @@ def cmd_clean(ask: Ask) -> None:
         raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
-    _print(ask, {"removed": removed, "kept": foreign}, "\n".join(lines))
+    plan = Schedule(ask.store)
+    stale = plan.stale_lines()
+    for name, fault in stale.items():
+        plan.edit_line(name, lambda _: "")
+        lines.append(f"crontab line removed: flow {name}: {fault}")
+    _print(ask, {"removed": removed, "kept": foreign, "crontab": stale}, "\n".join(lines))
     for words in foreign:
         print(f"cao: kept: {words}", file=sys.stderr)
 
@@ -9452,140 +9471,92 @@ def cmd_demo(ask: Ask) -> int:
     return show_demo(ask.store, lambda text: print(text, flush=True))
 
 
-def cmd_schedule(ask: Ask) -> int | None:
+def cmd_schedule(ask: Ask) -> int:
     plan, action, name = Schedule(ask.store), ask.args.action, ask.args.name
-    if not name and action in "add show run enable disable remove".split():
+    if not name and action not in ("list", "log"):
         way = "cao schedule add FILE" if action == "add" else "cao schedule list"
         raise UsageError(f"cao schedule {action} of which flow?", way)
-    more: dict[str, Callable[[Ask, Schedule], int | None]] = {
-        "list": _schedule_list,
-        "log": _schedule_log,
-        "run": _schedule_run,
-        "tick": _schedule_tick,
-        "serve": _schedule_serve,
-        "install": _schedule_install,
-    }
-    if action in more:
-        return more[action](ask, plan)
+    if action == "run":
+        return _schedule_run(ask, plan)
+    if action == "log":
+        _schedule_log(ask, plan)
+        return EXIT_DONE
     if action == "remove":
         plan.remove(name)
         _print(ask, {"removed": name}, f"removed {name} and its history")
-        return None
+        return EXIT_DONE
     if action == "add":
-        flow = plan.load(name := plan.add(name))
-        try:
-            ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
-        except CaoError as error:  # it may come later
-            print(f"cao: {name} is added, but now: {error.what}", file=sys.stderr)
-    elif action != "show":
-        plan.note(name, enabled=action == "enable", since=time.time())
-    facts = plan.view(name)
-    listed = {k: ", ".join(v) if isinstance(v, tuple) else str(v) for k, v in facts.items() if v}
-    rows = [[key, words] for key, words in listed.items() if key != "next"]
-    rows += [["due", at] for at in facts["next"]]
-    _print(ask, facts, render_table(rows))
-    return None
+        name = _schedule_add(ask, plan)
+    elif action == "enable":
+        plan.put_line(plan.load(name))
+    elif action == "disable":
+        plan.disable(name)
+    _schedule_show(ask, plan, [name] if name else plan.names())
+    return EXIT_DONE
 
 
-def _schedule_list(ask: Ask, plan: Schedule) -> None:
-    views = [plan.view(name) for name in plan.names()]
-    rows = [[v["name"], v["state"], (v["next"] or "-")[0], v["last"], v["schedule"]] for v in views]
+def _schedule_add(ask: Ask, plan: Schedule) -> str:
+    file = os.path.abspath(ask.args.name)
+    flow = parse_flow(read_flow(file), file)
+    passed: Sequence[str] = ()
+    try:
+        profile = ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
+        passed = (profile.settings.get("env") or {}).get("pass") or ()
+    except CaoError as error:  # it may come later
+        print(f"cao: flow {flow.name} could not run now: {error.what}", file=sys.stderr)
+    plan.add(flow, passed)
+    return flow.name
+
+
+def _schedule_show(ask: Ask, plan: Schedule, names: list[str]) -> None:
+    """Print flows: all of one, where its name is given, else one a line."""
+    try:
+        lines = plan.lines() if names else {}
+    except CaoError as error:
+        _say_error(error)
+        lines = {}
+    views = [plan.view(name, lines) for name in names]
+    if ask.args.action != "list":
+        facts = {**views[0], **{f"last {k}": v for k, v in (views[0]["last_run"] or {}).items()}}
+        rows = [[key, str(value)] for key, value in facts.items() if value and key != "last_run"]
+        _print(ask, views[0], render_table(rows))
+        return
+    rows = []
+    for view in views:
+        last = f"never run since added {view['added_at']}"
+        if run := view["last_run"]:
+            last = f"{run['outcome'] or 'running'} {run['started_at']}"
+        rows.append([view["name"], view["state"], view["crontab"] or view["schedule"], last])
     _print(ask, views, render_table(rows) or "no flow yet: cao schedule add FILE")
-    if views and time.time() - written_at(f"{plan.folder}/ticked") > 150:
-        fix = "cao schedule install, or cao schedule serve"
-        _say_error(CaoError("nothing looks for what is due", fix))
 
 
 def _schedule_log(ask: Ask, plan: Schedule) -> None:
-    names = [ask.args.name] if ask.args.name else plan.names()
-    records = [record for name in names if plan.entry(name) for record in plan.runs(name)]
-    if ask.args.run:
-        records = [record for record in records if record["id"] == ask.args.run]
-        if not records:
-            words = f"{ask.args.name} has no run {ask.args.run!r}"
-            raise NotFoundError(words, f"cao schedule log {ask.args.name}")
-        rows = [[key, str(value)] for record in records for key, value in record.items() if value]
-    else:
-        rows = [
-            [
-                *(r["flow"], r["id"], r["outcome"] or "under way", render_seconds(r["seconds"])),
-                shorten(r["answer"] or r["detail"] or r["reason"], 70),
-            ]
-            for r in sorted(records, key=lambda r: r["started_at"])
-        ]
+    name, records = ask.args.name, []
+    for flow in [name] if name else plan.names():
+        plan.load(flow)
+        records += plan.runs(flow)
+    records.sort(key=itemgetter("id"))  # which begins with its time
+    rows = []
+    for record in records:
+        words = shorten(record["answer"] or record["detail"] or record["reason"], 70)
+        head = [record["flow"], record["id"], record["outcome"] or "running"]
+        rows.append([*head, render_seconds(record["seconds"]), words])
     _print(ask, records, render_table(rows) or "no run")
 
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
-    tell = _progress(ask, end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    plan.entry(ask.args.name)
-    faults: list[str] = []
-    begun = plan.take([ask.args.name], time.time(), faults.append, due=False)
-    if faults:
-        raise CaoError(faults[0])
-    record = plan.carry_out(begun[-1], tell) if begun else plan.runs(ask.args.name)[-1]
-    if ask.args.json or record["outcome"] == "done":
+    still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    record = plan.run(ask.args.name, still_wanted)
+    outcome, good = record["outcome"], record["outcome"] in ("done", "skipped")
+    if ask.args.json or outcome == "done":
         _print(ask, record, record["answer"])
-    else:
-        _say_run(record)
-    if record["outcome"] == "skipped":
-        return EXIT_DONE
-    asks = record["reason"] == "asking"
-    return EXIT_ASKING if asks else _OUTCOME_EXIT.get(record["outcome"], EXIT_FAILED)
-
-
-def _say_fault(words: str) -> None:
-    _say_error(CaoError(words))
-
-
-def _say_run(record: dict[str, Any]) -> None:
-    words = f"{record['outcome']} {record['detail'] or record['reason']}".strip()
-    took = render_seconds(record["seconds"])
-    print(f"cao: flow {record['flow']}: {words} ({took}, run {record['id']})", file=sys.stderr)
-
-
-def _schedule_tick(ask: Ask, plan: Schedule) -> None:
-    """Carry out what is due, by default in a process of its own: an engine that waits for
-    its job's end would else be late for the next."""
-    begun = plan.take(plan.names(), time.time(), _say_fault)
-    log = f"{plan.folder}/tick.log"
-    if file_mark(log)[0] > TICK_LOG_BYTES:
-        os.replace(log, f"{log}.1")
-    if begun and (ask.args.wait or go_on_alone(log)):
-        for thread in carry_all(plan, begun):
-            thread.join()
-
-
-def carry_all(plan: Schedule, begun: Sequence[Begun]) -> list[Any]:
-    """Carry runs out side by side, say how each ended; return their threads."""
-    import threading
-
-    def carry(one: Begun) -> None:
-        _say_run(plan.carry_out(one))
-
-    threads = [threading.Thread(target=carry, args=(one,), daemon=True) for one in begun]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
-def _schedule_serve(_ask: Ask, plan: Schedule) -> int:
-    # What is under way at a SIGTERM, the next tick takes up.
-    still_wanted = end_by(signal.SIGTERM)
-    while True:
-        still_wanted()
-        carry_all(plan, plan.take(plan.names(), time.time(), _say_fault))
-        time.sleep(60 - time.time() % 60)
-
-
-def _schedule_install(ask: Ask, _plan: Schedule) -> None:
-    mark = f"# {tmux_socket(ask.store.home)} schedule"
-    line = render_cron_line([sys.executable, os.path.abspath(__file__)], mark)
-    if not ask.args.show:
-        change_crontab(mark, "" if ask.args.remove else line)
-    did = "removed" if ask.args.remove else "in your crontab"
-    did = f"would be {did}" if ask.args.show else did
-    _print(ask, {"line": line, "did": did}, f"{did}:\n{line}")
+    elif not good or os.isatty(2):  # cron makes mail of whatever is said here
+        words = shorten(strip_controls(record["detail"] or record["reason"]), 400)
+        took = f"{render_seconds(record['seconds'])}, run {record['id']}"
+        print(f"cao: flow {record['flow']}: {outcome} {words} ({took})", file=sys.stderr)
+    if record["reason"] == "asking":
+        return EXIT_ASKING
+    return EXIT_DONE if good else _OUTCOME_EXIT.get(outcome, EXIT_FAILED)
 
 
 def cmd_doctor(ask: Ask) -> int:
@@ -9649,7 +9620,7 @@ _KEPT = (
     _flag("--keep", "do not close the session when idle"),
     _arg("--request-id", metavar="ID", help="the same id again is the same task"),
 )
-_ACTIONS = "add list show run enable disable remove log install tick serve".split()
+_ACTIONS = "add list show run enable disable remove log".split()
 
 # One row per command. To add one: a function above, a row here, a README line.
 COMMANDS = (
@@ -9721,13 +9692,9 @@ COMMANDS = (
             "cao profiles developer  # what is effective in it, what is ignored",
             (_arg("profile", nargs="?"),)),
     Command("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
-            "cao schedule add nightly.md && cao schedule install",
+            "cao schedule add nightly.md && cao schedule list",
             (_arg("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS)),
-             _arg("name", nargs="?", help="the flow; for add: its file"),
-             _arg("run", nargs="?", help="for log: the run"),
-             _flag("--show", "install: only show the crontab line"),
-             _flag("--remove", "install: take the line out again"),
-             _flag("--wait", "tick: wait until its runs have ended"))),
+             _arg("name", nargs="?", help="the flow; for add: its file"))),
     Command("clean", cmd_clean, "remove dead sessions, and ended ones that are old",
             "cao clean --older 2d",
             (_arg("--older", metavar="TIME", default="14d", help="than this; default 14d"),)),

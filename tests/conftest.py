@@ -137,6 +137,13 @@ def be_cao(argv, files, env, cwd) -> NoReturn:
         os._exit(status)
 
 
+CRONTAB = """case $1 in
+-l) [ -e {0} ] || {{ echo "no crontab for test" >&2; exit 1; }}; cat {0};;
+-r) rm {0};;
+*) cat > {0};;
+esac"""
+
+
 class Place:
     """One sealed place: its folders, its environment, and cao run in it."""
 
@@ -152,6 +159,8 @@ class Place:
         stub.chmod(0o755)
         for name in PINNED:  # no real agent by accident
             os.link(stub, folder / "bin" / name)
+        self.crontab = folder / "crontab"  # no real one by accident, either
+        self.program("crontab", CRONTAB.format(self.crontab))
         self.env = {
             "PATH": f"{folder}/bin:{os.environ['PATH']}",
             "HOME": str(self.user),
@@ -159,6 +168,12 @@ class Place:
             "TMUX_TMPDIR": f"{folder}/tmux",
             "LANG": "C.UTF-8",
         }
+
+    def program(self, name: str, script: str) -> None:
+        """Put a shell script on the PATH."""
+        path = self.folder / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
 
     def run(self, *args, stdin="", timeout_s=180, cwd=None, **env):
         """Run a cao command and return the finished process, its output as text."""
