@@ -787,30 +787,29 @@ def test_a_real_cron_runs_a_flow_of_root_and_one_of_an_ordinary_user(
 ):
     """Both wait for the same minute."""
     theirs = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
+    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+    assert python, "an ordinary user needs a Python outside root's home"
+    owner = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    argv = [python, str(theirs.work / "cao.py")]
+    both = ((plan.place, CAO, {}, []), (theirs, argv, owner, ["-u", user.pw_name]))
+
+    def schedule(where, argv, who, *args):
+        done = subprocess.run([*argv, "schedule", *args, "--json"], check=True, cwd=where.work,
+                              env=where.env, capture_output=True, **who)  # fmt: skip
+        return json.loads(done.stdout)
+
     try:
         (theirs.folder / "bin/crontab").unlink()
         shutil.copy(ROOT / "cao.py", theirs.work)
-        owner = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
-        assert python, "an ordinary user needs a Python outside root's home"
-        both = (
-            (plan.place, CAO, {}, []),
-            (theirs, [python, str(theirs.work / "cao.py")], owner, ["-u", user.pw_name]),
-        )
-        for where, cao_argv, who, whose in both:
-            (where.work / "each.md").write_text(
-                flow_text(name="each", body="demo: say by cron", overlap="skip")
-            )
-            subprocess.run(
-                ["chown", "-R", "{0}:{0}".format(who.get("user", 0)), where.folder], check=True
-            )
-            subprocess.run(["crontab", *whose, "-"], check=True, input=FOREIGN)
-            subprocess.run([*cao_argv, "schedule", "add", "each.md"], check=True, cwd=where.work,
-                           env=where.env, capture_output=True, **who)  # fmt: skip
         for where, _, _, whose in both:
-            flows = cao.Schedule(cao.Store(str(where.home)))
+            (where.work / "each.md").write_text(flow_text(name="each", body="demo: say by cron"))
+            subprocess.run(["crontab", *whose, "-"], check=True, input=FOREIGN)
+        subprocess.run(["chown", "-R", f"{user.pw_name}:", theirs.folder], check=True)
+        for where, argv, who, _ in both:
+            schedule(where, argv, who, "add", "each.md")
+        for where, argv, who, whose in both:
             record = until(
-                lambda flows=flows: next(iter(flows.runs("each")), {}),
+                lambda ours=(where, argv, who): (schedule(*ours, "log", "each") or [{}])[0],
                 lambda found: found.get("ended_at"),
                 150,
             )
@@ -818,6 +817,8 @@ def test_a_real_cron_runs_a_flow_of_root_and_one_of_an_ordinary_user(
             table = table_of("crontab", *whose)
             assert table.startswith(FOREIGN)
             assert table[len(FOREIGN) :].count(b"\n") == 1
+            schedule(where, argv, who, "remove", "each")
+            assert table_of("crontab", *whose) == FOREIGN
     finally:
         subprocess.run(["crontab", "-u", user.pw_name, "-r"], check=False, capture_output=True)
         subprocess.run(["crontab", "-r"], check=False, capture_output=True)
