@@ -6695,8 +6695,8 @@ def read_crontab() -> list[str]:
         return ran.out.split("\n")
     # Debian's crontab -l (since 3.0pl1-149) shows CR as \r and BS as \b, its -e does not.
     exact = run_crontab("-e").out
-    listings = [text.replace("\r", "\\r").replace("\b", "\\b") for text in (exact, ran.out)]
-    if listings[0] != listings[1]:
+    alike = [re.sub(r"\\r|\\b|[\r\b]", "", text) for text in (exact, ran.out)]
+    if alike[0] != alike[1]:
         raise CaoError("crontab -l does not tell \\r from CR", "remove it from your crontab")
     return exact.split("\n")
 
@@ -6888,7 +6888,7 @@ class Schedule:
         records = []
         for entry in _listdir(f"{self.folder}/{name}/runs"):
             run_id, _, ending = entry.rpartition(".")
-            if ending != "json" or not run_id[:1].isdigit():
+            if ending != "json":
                 continue
             key = {"flow": name, "id": run_id}
             # The lock first: a run that ends writes its outcome, then lets go of it.
@@ -6911,7 +6911,7 @@ class Schedule:
                 os.environ[key] = str(value)
         started = time.time()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started))
-        run_id = f"{stamp}.{int(started % 1 * 1000):03}Z-{random_letters()}"
+        run_id = f"{stamp}.{int(started % 1 * 1e6):06}Z"  # sorts by time
         record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started)}
         with FileLock(self._path(record, "lock")):
             with FileLock(f"{self.folder}/{name}/lock"):
@@ -9517,7 +9517,7 @@ def _schedule_show(ask: Ask, plan: Schedule, names: list[str]) -> None:
         lines = {}
     views = [plan.view(name, lines) for name in names]
     if ask.args.action != "list":
-        facts = {**views[0], **{f"last {k}": v for k, v in (views[0]["last_run"] or {}).items()}}
+        facts = {**views[0], **(views[0]["last_run"] or {})}
         rows = [[key, str(value)] for key, value in facts.items() if value and key != "last_run"]
         _print(ask, views[0], render_table(rows))
         return

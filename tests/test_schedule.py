@@ -757,12 +757,15 @@ def test_a_cao_in_a_package_cache_is_not_put_into_a_crontab(plan, monkeypatch, c
 # ---- a real cron ----
 
 
+SYSTEM_PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+
+
 @pytest.fixture
 def cron_daemon(crontab):
     """A cron that runs: the one that is there, or one of ours, until the test has ended."""
     program = shutil.which("cron", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if not program or os.getuid() != 0:
-        words = "a real cron needs root and Debian's cron"
+    if not program or os.getuid() != 0 or not SYSTEM_PYTHON:
+        words = "this needs root, Debian's cron, and a Python outside root's home"
         pytest.fail(words) if os.environ.get("CAO_TEST_REQUIRE_CRON") else pytest.skip(words)
     daemon = subprocess.Popen([program, "-f"], stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -787,10 +790,8 @@ def test_a_real_cron_runs_a_flow_of_root_and_one_of_an_ordinary_user(
 ):
     """Both wait for the same minute."""
     theirs = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
-    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
-    assert python, "an ordinary user needs a Python outside root's home"
     owner = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    argv = [python, str(theirs.work / "cao.py")]
+    argv = [SYSTEM_PYTHON, str(theirs.work / "cao.py")]
     both = ((plan.place, CAO, {}, []), (theirs, argv, owner, ["-u", user.pw_name]))
 
     def schedule(where, argv, who, *args):
