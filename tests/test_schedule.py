@@ -572,6 +572,9 @@ def test_a_last_line_without_an_end_gets_one_and_ours_comes_after_it(plan):
     name = plan.write()
     before, ours = plan.place.crontab.read_bytes().rsplit(b"\n* * * * * ", 1)
     assert (before, ours[-1:]) == (b"5 4 * * * true\r\n6 4 * * * true", b"\n")
+    plan.place.crontab.write_bytes(b"* * * * * " + ours + before)
+    plan.disable(name)
+    assert plan.place.crontab.read_bytes() == b"# * * * * * " + ours + before + b"\n"
     plan.remove(name)
     assert plan.place.crontab.read_bytes() == before + b"\n"
 
