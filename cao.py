@@ -144,6 +144,7 @@ PROGRESS_S = 5.0
 SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
 KEEP_RUNS = 200  # of each flow
 NOTIFY_S = 30.0  # the user's notify command may take so long
+EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
@@ -3280,19 +3281,19 @@ class Store:
         path = self.out_path(message.sender, message.task)
         folder = os.path.dirname(path)
         temporary = f"{folder}/.{message.task}"
-        with FileLock(temporary) as fd:
-            try:
+        try:
+            with FileLock(temporary) as fd:
                 os.write(fd, message.id.encode())
                 os.fsync(fd)
                 os.rename(temporary, path)
                 self._sync_folder(folder)
                 self.put(message)
-            except BaseException as error:
-                _unlink(temporary)
-                _unlink(path)
-                if isinstance(error, OSError):
-                    raise _not_written(path, error) from error
-                raise
+        except BaseException as error:
+            _unlink(temporary)
+            _unlink(path)
+            if isinstance(error, OSError):
+                raise _not_written(path, error) from error
+            raise
 
     def is_given(self, task: str, message_id: str) -> bool:
         """Tell whether a task was given: its result or its message is there."""
@@ -8144,15 +8145,23 @@ def _drop_worktree(store: Store, session: Session) -> bool:
     return True
 
 
-def _is_done_with(store: Store, name: str, owed: set[str]) -> bool:
-    """Tell whether an ended session's folder is of no use to anybody. A client that does not
-    come back expires, with what it was not told."""
+def _last_used(store: Store, name: str) -> float:
+    """Return when something last happened to a session or client, or came for it."""
+    folder = store.folder(name)
+    paths = [folder, *(f"{folder}/{part}" for part in ("state.json", "out", "inbox/new"))]
+    paths += map(store.result_path, store.owed(name))
+    return max(map(written_at, paths))
+
+
+def _is_done_with(store: Store, name: str, owed: set[str], age_s: float) -> bool:
+    """Tell whether an ended session's folder is of no use to anybody. Who is to be told
+    something and does not come for it expires."""
     if not os.path.exists(f"{store.folder(name)}/session.json"):
         return True  # killed while it was made
     session = store.peek(name)
     if not session or any(task in owed for task in store.results(name)):
         return False
-    if session.kind == "agent" and (store.waiting(name) or store.owed(name)):
+    if age_s < EXPIRES_S and (store.waiting(name) or store.owed(name)):
         return False
     return not session.worktree or _drop_worktree(store, session)
 
@@ -8181,9 +8190,9 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             continue
         folder = store.folder(name)
         with FileLock(f"{store.home}/lock"):  # it may be going on just now
-            age = time.time() - max(written_at(folder), written_at(f"{folder}/state.json"))
+            age = time.time() - _last_used(store, name)
             busy = name in store.live() or store.is_locked(name)
-            if busy or age < older_s or not _is_done_with(store, name, owed):
+            if busy or age < older_s or not _is_done_with(store, name, owed, age):
                 continue
             shutil.rmtree(folder)
         removed.append(name)
@@ -8201,9 +8210,10 @@ def _sweep_up(store: Store, older_s: float) -> None:
         if time.time() - written_at(copy) >= older_s and not any(copy in text for text in launches):
             shutil.rmtree(copy)
     for entry in _listdir(f"{store.home}/wake"):
-        pid = entry.partition("-")[0]
-        if pid.isdigit() and not start_mark(int(pid), zombie=False):
-            _unlink(f"{store.home}/wake/{entry}")
+        pid, path = entry.partition("-")[0], f"{store.home}/wake/{entry}"
+        # A pid of another namespace is not seen here; its FIFO is open all the same.
+        if pid.isdigit() and not start_mark(int(pid), zombie=False) and not nudge(path):
+            _unlink(path)
 
 
 # A terminal's colour of each state: ANSI's number, which is curses' own.

@@ -4,14 +4,25 @@ he tells it; and one bad file costs at most itself.
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import select
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 import cao
-from conftest import until
+from conftest import CAO, be_cao, until
+from faults import Faults
+
+HERE = Path(__file__).resolve().parent
 
 DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
 
@@ -226,3 +237,423 @@ def test_no_file_of_an_ended_session_stops_a_command(place, file):
         all_go_well(place, [*ONE, "stop", "assign x"], bad[kind], codes=())
     assert place.ok("wait", task) == "other\n"
     all_go_well(place, WHOLE)
+
+
+# ---- telling, in a shell ----
+
+
+class Home:
+    """A place with a client, "boss", that is owed results of a worker that has ended."""
+
+    def __init__(self, place) -> None:
+        self.place, self.store, self.number = place, place.store, 0
+        cao.make_client(self.store, "boss")
+        os.mkdir(self.store.folder("worker-3333"))
+        self.store.create(cao.Session("worker-3333", "agent", supervisor="boss"))
+        self.store.save_state("worker-3333", {"state": "ended", "since": 1.0, "why": "stopped"})
+
+    def give(self, owner: str = "boss") -> str:
+        """Give a task and return it."""
+        self.number += 1
+        task = f"worker-3333.k{self.number}"
+        key = f"{self.number:020d}-{task}"
+        self.store.give(cao.Message(key, "task", owner, "worker-3333", "x", 1.0, task))
+        self.store.take_message("worker-3333", key).told()
+        return task
+
+    def finish(self, task: str, owner: str = "boss", outcome: str = "done") -> None:
+        answer = f"the answer to {task}." if outcome == "done" else ""
+        detail = "" if answer else f"why {task} failed."
+        result = cao.Result(task, "worker-3333", outcome, answer, "", "", detail)
+        self.store.save_result(result._replace(ended_at=time.time()), owner)
+
+    def owe(self, owner: str = "boss", outcome: str = "done") -> str:
+        """Give a task that is finished and return it."""
+        task = self.give(owner)
+        self.finish(task, owner, outcome)
+        return task
+
+    def write(self, text: str) -> None:
+        """Put a message to the client."""
+        self.number += 1
+        key = f"{self.number:020d}-m"
+        self.store.put(cao.Message(key, "message", "worker-3333", "boss", text, time.time()))
+
+    def read(self, *args: str, **env: str) -> dict:
+        """Run a `cao wait` that tells, and return what it told."""
+        done = self.place.run("wait", "--json", "--timeout", "0s", *args, CAO_CLIENT="boss", **env)
+        assert "Traceback" not in done.stderr, done.stderr
+        found = json.loads(done.stdout)
+        found["said"], found["code"] = done.stderr, done.returncode
+        found["told"] = [result["task"] for result in found["results"]]
+        return found
+
+    def start(self, *args: str, fault: tuple = (), **more) -> subprocess.Popen:
+        """Start a `cao wait` that goes on beside the test; fault: (n-th change, mode)."""
+        code = "import sys; sys.path[:0] = [{!r}, {!r}]; import cao, faults; {}sys.exit(cao.main())"
+        plan = "faults.Faults({!r}, {!r}, {!r}, {!r}).arm(); "
+        plan = plan.format(str(self.place.home), *fault, str(self.marker)) if fault else ""
+        argv = [sys.executable, "-c", code.format(str(HERE.parent), str(HERE), plan), *args]
+        env = {**self.place.env, "CAO_CLIENT": "boss"}
+        more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        process = subprocess.Popen(
+            argv, cwd=self.place.work, env=env, stdin=subprocess.PIPE, **more
+        )
+        self.place.started.append(process)
+        return process
+
+    @property
+    def marker(self) -> Path:
+        """The file that a process makes when its fault has come."""
+        return self.place.folder / "fault.fired"
+
+    def break_at(self, at: int, mode: str, *args: str) -> tuple[str, int, str]:
+        """Run a command with a fault at its n-th change of a file, in a fork; return its
+        stdout, its exit status, and where the fault came: "" where there are not so many."""
+        self.marker.unlink(missing_ok=True)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            pid = os.fork()
+            if not pid:
+                Faults(str(self.place.home), at, mode, str(self.marker)).arm()
+                with open(os.devnull) as stdin:
+                    be_cao([*CAO, *args], [stdin, out, err],
+                           {**self.place.env, "CAO_CLIENT": "boss"}, self.place.work)  # fmt: skip
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            for file in (out, err):
+                file.seek(0)
+            text, said = out.read().decode(), err.read().decode()
+        assert "Traceback" not in said, said
+        return text, status, self.marker.read_text() if self.marker.exists() else ""
+
+
+@pytest.fixture
+def home(place):
+    return Home(place)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["all", "by name"])
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_whatever_step_of_telling_breaks_the_result_is_told(home, mode, by_name):
+    """Once more only where it broke after the telling: between the last byte and the entry."""
+    at = 0
+    while at < 100:
+        at += 1
+        task = home.owe()
+        home.write(f"about {task}")
+        argv = ["wait", "--json", "--timeout", "5s", *([task] if by_name else [])]
+        out, status, where = home.break_at(at, mode, *argv)
+        first = out.count(f"the answer to {task}.")
+        rest = home.read()
+        second = rest["told"].count(task)
+        words = [m["text"] for m in rest["messages"]].count(f"about {task}")
+        label = (at, where, status, out, rest)
+        assert first + second >= 1, label
+        assert out.count(f"about {task}") + words >= 1, label
+        if first and second:  # it was killed, or could not note it
+            noting = ("/results/", "/out/", "/inbox/", "fsync", "write text")
+            assert any(part in where for part in noting), label
+        assert home.store.owed("boss") == [], label
+        assert home.store.waiting("boss") == [], label
+        assert home.read()["told"] == []
+        if not where:
+            break
+    assert at > 8
+
+
+def test_a_reader_that_stands_still_at_any_step_of_telling_keeps_all_others_waiting(home):
+    """By the name it is read all the same; killed, it leaves the result to the next."""
+    at, taken = 0, 0
+    while at < 100:
+        at += 1
+        task = home.owe()
+        home.marker.unlink(missing_ok=True)
+        frozen = home.start("wait", "--json", "--timeout", "5s", fault=(at, "hold"))
+        until(lambda p=frozen: home.marker.exists() or p.poll() is not None)
+        where = home.marker.read_text() if home.marker.exists() else ""
+        if frozen.poll() is None:
+            os.kill(frozen.pid, signal.SIGSTOP)
+        other = home.read() if where else {"told": [], "running": [task], "said": ""}
+        if not other["told"] and "/out/" not in where:
+            assert other["running"] == [task], (at, where)
+            assert "nothing is open" not in other["said"], (at, where)
+            taken += bool(where)
+            assert home.store.owed("boss") == ([task] if where else [])
+            assert home.place.ok("wait", task, CAO_CLIENT="another") == f"the answer to {task}.\n"
+        frozen.kill()
+        frozen.communicate()
+        rest = home.read()["told"]
+        if where and "/out/" not in where:
+            assert sorted(other["told"] + rest) == [task], (at, where)
+        if not where:
+            assert rest == []
+            break
+    assert taken >= 4
+
+
+def test_a_wait_goes_on_waiting_while_another_tells_and_gets_what_that_one_left(home):
+    task = home.owe()
+    frozen = home.start("wait", "--json", fault=("/results/", "hold"))
+    until(home.marker.exists)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    others = [home.start("wait", "--json", "--timeout", "60s") for _ in range(2)]
+    for other in others:
+        until(lambda: [n for n in os.listdir(home.place.home / "wake")
+                       if n.startswith(f"{other.pid}-")])  # fmt: skip # noqa: B023
+    frozen.kill()
+    found = [json.loads(other.communicate(timeout=60)[0]) for other in others]
+    assert sorted(r["task"] for one in found for r in one["results"]) == [task]
+    assert home.store.owed("boss") == []
+
+
+@pytest.mark.parametrize("flags", ["", "--json"])
+@pytest.mark.parametrize("outcome", ["done", "failed"])
+@pytest.mark.parametrize("where", [">/dev/full", "2>/dev/full", ">&-", "| true", "2>&1 | true"])
+def test_what_could_not_be_printed_was_not_told(home, flags, outcome, where):
+    task = home.owe(outcome=outcome)
+    home.write("and a message")
+    command = cao.quote_argv([*CAO, "wait", *flags.split(), "--timeout", "5s"])
+    gone = where.replace("true", "(exec <&-; sleep 0.3)")  # its reader leaves before it writes
+    script = f"{{ sleep 0.1; exec {command}; }} {gone}"
+    done = subprocess.run(["sh", "-c", script], check=False, capture_output=True, text=True,
+                          env={**home.place.env, "CAO_CLIENT": "boss"}, cwd=home.place.work,
+                          timeout=60)  # fmt: skip
+    assert "Traceback" not in done.stderr
+    told = f"the answer to {task}." in done.stdout or f"why {task} failed." in done.stdout
+    told = told or f"why {task} failed." in done.stderr
+    again = home.read()
+    assert told or again["told"] == [task], (done, again)
+    if not flags and outcome == "done" and where != "2>/dev/full":
+        assert again["told"] == [task]
+    if flags and where != "2>/dev/full":
+        assert (again["told"], len(again["messages"])) == ([task], 1)
+
+
+STRUCK = {
+    "before it writes": "cao._report = lambda *_: os._exit(137)",
+    "after it wrote": "cao.Waited.told = lambda *_: os._exit(137)",
+}
+
+
+@pytest.mark.parametrize("when", STRUCK)
+@pytest.mark.parametrize("names", [False, True])
+def test_a_reader_killed_just_before_or_after_it_writes_has_lost_nothing(home, when, names):
+    task = home.owe()
+    code = f"import os, sys, cao; {STRUCK[when]}; cao.main(sys.argv[1:])"
+    argv = [sys.executable, "-c", code, "wait", *([task] if names else [])]
+    env = {**home.place.env, "CAO_CLIENT": "boss", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, env=env,
+                          cwd=home.place.work, timeout=60)  # fmt: skip
+    assert done.returncode == 137, done.stderr
+    assert done.stdout == ("" if when == "before it writes" else f"the answer to {task}.\n")
+    assert home.read()["told"] == [task]
+    assert home.read()["told"] == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_readers_without_names_are_told_each_result_once_in_all(home, count):
+    tasks = [home.give() for _ in range(12)]
+    readers = [home.start("wait", "--json", "--timeout", "60s") for _ in range(count)]
+    for task in tasks:
+        home.finish(task)
+    found = [json.loads(reader.communicate(timeout=60)[0]) for reader in readers]
+    told = [result["task"] for one in found for result in one["results"]]
+    assert sorted(told) == sorted(tasks)
+    assert home.read()["told"] == []
+
+
+def test_readers_in_turns_are_told_each_result_once_however_many_are_killed(home):
+    """Each notes what it was told, before that goes off the books: killed in between, it is
+    told again, and only then."""
+    journal, tasks = home.place.folder / "journal", [home.give() for _ in range(30)]
+    code = """
+import os, sys, cao
+fd = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+boss = cao.Orchestrator(cao.Store(os.environ["CAO_HOME"]), cao.Caller("boss"))
+while (found := boss.await_tasks(None, 60)) != cao.Waited():
+    for result in found.results:
+        os.write(fd, f"{os.getpid()} says {result.task}\\n".encode())
+    found.told()
+    for result in found.results:
+        os.write(fd, f"{os.getpid()} told {result.task}\\n".encode())
+"""
+    env = {**home.place.env, "PYTHONPATH": str(HERE.parent)}
+
+    def begin() -> subprocess.Popen:
+        argv = [sys.executable, "-c", code, str(journal)]
+        home.place.started.append(subprocess.Popen(argv, env=env, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+        return home.place.started[-1]
+
+    readers, rng, killed = [begin() for _ in range(3)], random.Random(7), set()
+    for number, task in enumerate(tasks):
+        home.finish(task)
+        select.select([], [], [], rng.uniform(0, 0.05))
+        if number % 3 == 0:
+            reader = readers.pop(0)
+            reader.kill()
+            killed.add(str(reader.pid))
+            readers.append(begin())
+    for reader in readers:
+        assert (reader.wait(60), reader.stderr.read()) == (0, b"")
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    for task in tasks:
+        says = [pid for pid, word, name in lines if (word, name) == ("says", task)]
+        assert says, f"{task} was told to nobody"
+        for pid in says[:-1]:  # told again
+            assert pid in killed, (task, says)
+            assert [pid, "told", task] not in lines
+    assert home.store.owed("boss") == []
+
+
+def test_by_its_name_a_result_is_read_again_and_again_by_anybody(home):
+    task = home.owe()
+    for client in ("boss", "boss", "nobody-yet", "boss"):
+        for _ in range(2):
+            assert home.place.ok("wait", task, CAO_CLIENT=client) == f"the answer to {task}.\n"
+    assert home.store.owed("boss") == []  # the owner's read has discharged it
+    assert home.read()["told"] == []
+
+
+def test_a_strangers_read_by_name_discharges_nothing(home):
+    task = home.owe()
+    before = home.store.load_result(task)
+    assert home.place.ok("wait", task, CAO_CLIENT="stranger") == f"the answer to {task}.\n"
+    assert home.store.load_result(task) == before
+    assert home.read()["told"] == [task]
+    assert home.store.load_result(task).told_at
+
+
+def test_when_it_was_told_stands_in_the_results_view(home):
+    task = home.owe()
+    at = time.time()
+    assert home.read()["results"][0]["told_at"] == 0
+    (again,) = home.read(task)["results"]
+    assert at - 1 < again["told_at"] <= time.time()
+
+
+NAMESPACES = ["unshare", "--pid", "--fork", "--mount-proc"]
+
+
+def test_readers_in_pid_namespaces_of_their_own_share_one_home(home):
+    if subprocess.run([*NAMESPACES, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to make a pid namespace")
+    tasks = [home.give() for _ in range(6)]
+    argv = [*NAMESPACES, *CAO, "wait", "--json", "--timeout", "60s"]
+    env = {**home.place.env, "CAO_CLIENT": "boss"}
+    readers = []
+    for _ in range(3):
+        readers.append(subprocess.Popen(argv, cwd=home.place.work, env=env, stdin=subprocess.PIPE,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+        home.place.started.append(readers[-1])
+    listeners = Path(home.store.folder("worker-3333"), "wake")
+    until(lambda: len(os.listdir(listeners)) >= 3)
+    home.place.ok("clean", CAO_CLIENT="boss")  # sees none of their pids
+    assert len(os.listdir(home.place.home / "wake")) >= 3
+    for task in tasks:
+        home.finish(task)
+    found = [json.loads(reader.communicate(timeout=60)[0]) for reader in readers]
+    assert sorted(r["task"] for one in found for r in one["results"]) == sorted(tasks)
+
+
+# ---- giving ----
+
+
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_a_giver_that_breaks_at_any_step_leaves_the_next_wait_undisturbed(home, mode):
+    at = 0
+    while at < 100:
+        at += 1
+        home.number += 1
+        task = f"worker-3333.g{at}"
+        key = f"{home.number:020d}-{task}"
+        message = cao.Message(key, "task", "boss", "worker-3333", "x", 1.0, task)
+        home.marker.unlink(missing_ok=True)
+        pid = os.fork()
+        if not pid:
+            Faults(home.store.home, at, mode, str(home.marker)).arm()
+            try:
+                home.store.give(message)
+            except cao.CaoError:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        where = home.marker.read_text() if home.marker.exists() else ""
+        given = any(m.task == task for m in home.store.waiting("worker-3333"))
+        left = [n for n in os.listdir(f"{home.store.folder('boss')}/out") if task in n]
+        assert home.store.owed("boss") == ([task] if given else []), (at, where)
+        if status != 137:
+            assert given == (status == 0), (at, where)
+            assert left == ([task] if given else []), (at, where)
+        home.store.withdraw("worker-3333", key)
+        found = home.read()
+        assert (found["told"], found["running"]) == ([], []), (at, where)
+        assert "nothing is open" in found["said"]
+        if not where:
+            break
+    assert at > 8
+
+
+# ---- cleaning ----
+
+
+def grow_old(home, days: float) -> None:
+    """Let all that is in the home be so old."""
+    at = time.time() - days * 86400
+    for path in sorted(home.place.home.rglob("*"), reverse=True):
+        if not path.is_symlink():
+            os.utime(path, (at, at))
+
+
+def test_clean_keeps_what_somebody_is_to_be_told_until_he_does_not_come_for_it(home):
+    task = home.owe()
+    home.write("hello")
+    for days, older in ((0, "0s"), (3, "1d"), (13, "0s")):
+        grow_old(home, days)
+        home.place.ok("clean", "--older", older, CAO_CLIENT="other")
+        home.place.ok("clean", "--older", older, CAO_CLIENT="other")
+        assert home.store.owed("boss") == [task], days
+        assert [m.text for m in home.store.waiting("boss")] == ["hello"]
+        assert home.place.ok("wait", task, CAO_CLIENT="other") == f"the answer to {task}.\n"
+    grow_old(home, 15)
+    home.place.ok("clean", CAO_CLIENT="other")
+    assert "boss" not in home.store.all_sessions()  # it does not come back
+    assert "worker-3333" in home.store.all_sessions()  # of use to somebody when it was looked at
+    home.place.ok("clean", CAO_CLIENT="other")
+    assert "worker-3333" not in home.store.all_sessions()
+
+
+def test_clean_removes_both_once_the_result_was_told(home):
+    home.owe()
+    assert home.read()["told"]
+    home.place.ok("clean", "--older", "0s", CAO_CLIENT="other")
+    assert {"boss", "worker-3333"}.isdisjoint(home.store.all_sessions())
+
+
+@pytest.mark.parametrize("fresh", ["out", "inbox/new", "result"])
+def test_a_client_made_long_ago_to_which_something_came_just_now_is_kept(home, fresh):
+    """A shell's client has no lock, and its own folder does not change."""
+    task = home.owe()
+    home.write("hello")
+    grow_old(home, 30)
+    path = (
+        home.store.result_path(task)
+        if fresh == "result"
+        else f"{home.store.folder('boss')}/{fresh}"
+    )
+    os.utime(path)
+    home.place.ok("clean", CAO_CLIENT="other")
+    assert home.store.owed("boss") == [task]
+    assert home.read()["told"] == [task]
+
+
+def test_an_ended_supervisor_that_was_not_told_expires_too(home):
+    os.mkdir(home.store.folder("super-4444"))
+    home.store.create(cao.Session("super-4444", "agent"))
+    home.store.save_state("super-4444", {"state": "ended", "since": 1.0, "why": "stopped"})
+    task = home.owe("super-4444")
+    home.place.ok("clean", "--older", "0s", CAO_CLIENT="other")
+    assert home.store.owed("super-4444") == [task]
+    grow_old(home, 15)
+    for _ in range(2):
+        home.place.ok("clean", CAO_CLIENT="other")
+    assert {"super-4444", "worker-3333"}.isdisjoint(home.store.all_sessions())
