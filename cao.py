@@ -3554,6 +3554,11 @@ class Waited(NamedTuple):
         for claim in self.claims:
             claim.told()
 
+    def release(self) -> None:
+        """Leave what could not be told to the next."""
+        for claim in self.claims:
+            claim.release()
+
 
 def profile_places(home: str, cwd: str) -> list[str]:
     """Return the folders where profiles are looked for, the first wins."""
@@ -4481,9 +4486,9 @@ class Orchestrator(Launcher):
                 left = until - time.monotonic()
                 nothing = tasks is None and not finished and not running
                 over = bool(asked - told and "*" not in told) or nothing or cancelled() or left <= 0
-                letters = self._letters(below if tasks is not None else None)
+                # Taken at the end and not before: who is killed in a wait has taken nothing.
+                letters = self._take_letters(below if tasks is not None else None)
                 if over or letters or (finished and not (want_all and running)):
-                    # Taken now and not before: who is killed in a wait has taken nothing.
                     found = self._take(finished, running, letters, tasks is not None)
                     if over or found.results or found.messages:
                         if not cancelled():  # then nobody hears of it
@@ -4530,27 +4535,28 @@ class Orchestrator(Launcher):
                 asking.append({"session": name, "path": way, "question": state["question"]})
         return asking
 
-    def _letters(self, senders: Sequence[str] | None) -> list[Message]:
-        """Return the messages to the caller; senders: only theirs, and cao's notices."""
-        if not self.caller.name:
-            return []
-        return [
-            message
-            for message in self.store.waiting(self.caller.name)
-            if message.kind == "notice"
-            or (message.kind == "message" and (senders is None or message.sender in senders))
-        ]
+    def _take_letters(self, senders: Sequence[str] | None) -> list[tuple[Message, Claim]]:
+        """Take the messages to the caller, which end a wait; senders: only theirs, and cao's
+        notices. What another process is telling just now is left to that."""
+        taken = []
+        for message in self.store.waiting(self.caller.name) if self.caller.name else ():
+            theirs = senders is None or message.sender in senders
+            if message.kind == "notice" or (message.kind == "message" and theirs):
+                claim = self.store.take_message(self.caller.name, message.id)
+                if claim:
+                    taken.append((message, claim))
+        return taken
 
     def _take(
         self,
         finished: Sequence[str],
         running: Sequence[str],
-        letters: Sequence[Message],
+        letters: Sequence[tuple[Message, Claim]],
         by_name: bool,
     ) -> Waited:
         """Take what the caller is going to be told. What another process is telling just now
         still runs, as far as we know; by its name it can be read all the same."""
-        claims, results, messages, running = [], [], [], [*running]
+        claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
             claim = self.store.take_result(self.caller.name, task)
             result = self.store.load_result(task) if claim or by_name else None
@@ -4560,12 +4566,8 @@ class Orchestrator(Launcher):
                 running.append(task)
             if result:
                 results.append(result)
-        for message in letters:
-            claim = self.store.take_message(self.caller.name, message.id)
-            if claim:
-                claims.append(claim)
-                messages.append(message)
-        return Waited(tuple(results), tuple(messages), (), tuple(running), tuple(claims))
+        messages = tuple(message for message, _ in letters)
+        return Waited(tuple(results), messages, (), tuple(running), tuple(claims))
 
     def _after_burial(self, results: Sequence[Result]) -> None:
         """Return when a lost session is wholly buried: a thread of ours may be at it, and the
@@ -7022,7 +7024,12 @@ class Call(NamedTuple):
     def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
-        return view_waited(self, self.boss.await_tasks(tasks, timeout_s, **how))
+        found = self.boss.await_tasks(tasks, timeout_s, **how)
+        try:
+            return view_waited(self, found)
+        except BaseException:
+            found.release()
+            raise
 
 
 class Answer(NamedTuple):
@@ -7407,6 +7414,7 @@ class McpServer:
                 del buffer[: end + 1]
                 if line.strip():
                     self.receive(line)
+        self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
         self.close()
         return 0
 
@@ -7415,8 +7423,8 @@ class McpServer:
         for wake in list(self.store.wakes):
             wake.vanish()
 
-    def send(self, message: Any) -> None:
-        """Write one message as one line."""
+    def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
+        """Write one message as one line; claims: on what it tells."""
         try:
             line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         except UnicodeEncodeError:  # a lone surrogate
@@ -7429,6 +7437,8 @@ class McpServer:
             except OSError:
                 self.close()
                 os._exit(0)  # the client is gone; nobody is left to tell
+            for claim in claims:  # the whole line is written
+                claim.told()
 
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message."""
@@ -7602,9 +7612,7 @@ class McpServer:
                 return
             if modern:
                 result = _modern(result)
-            self.send({"jsonrpc": "2.0", "id": key, "result": result})
-            for claim in done.claims:  # the whole line is written
-                claim.told()
+            self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
 
         threading.Thread(target=work, daemon=True).start()
 

@@ -4,6 +4,7 @@ he tells it; and one bad file costs at most itself.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, be_cao, until
+from conftest import CAO, McpClient, be_cao, until
 from faults import Faults
 
 HERE = Path(__file__).resolve().parent
@@ -553,6 +554,161 @@ def test_readers_in_pid_namespaces_of_their_own_share_one_home(home):
         home.finish(task)
     found = [json.loads(reader.communicate(timeout=60)[0]) for reader in readers]
     assert sorted(r["task"] for one in found for r in one["results"]) == sorted(tasks)
+
+
+def test_a_message_that_another_is_telling_does_not_end_a_wait_for_all(home):
+    done, open_ = home.owe(), home.give()
+    home.write("somebody reads this just now")
+    claim = home.store.take_message("boss", home.store.waiting("boss")[0].id)
+    for tasks in ([done, open_], []):
+        found = home.read("--all", "--timeout", "1s", *tasks)
+        assert (found["running"], found["messages"]) == ([open_], [])
+    claim.release()
+    assert len(home.read("--timeout", "5s", open_)["messages"]) == 1
+
+
+# ---- telling, over MCP ----
+
+
+@pytest.fixture
+def mcp(home):
+    """Start a server for the client "boss"; fault: in that process."""
+
+    def start(at: int = 0, mode: str = "kill") -> McpClient:
+        home.marker.unlink(missing_ok=True)
+        made = McpClient.__new__(McpClient)
+        made.process = home.start("mcp", fault=(at, mode) if at else ())
+        made.buffer, made.seen, made.next_id = b"", [], 0
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}}
+        params["clientInfo"] = {"name": "boss", "version": "1"}
+        made.post("initialize", params)
+        return made
+
+    return start
+
+
+def told_by(client: McpClient, key: int) -> str | None:
+    """Return the line that answers a request; None where the server died without one."""
+    while (message := client.read()) is not None:
+        if message.get("id") == key and "method" not in message:
+            return json.dumps(message)
+    return None
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["all", "by name"])
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_whatever_step_of_an_mcp_wait_breaks_the_result_is_told(home, mcp, mode, by_name):
+    at = 0
+    while at < 100:
+        at += 1
+        task = home.owe()
+        client = mcp(at, mode)
+        key = client.post_call("wait", timeout_s=5, **({"tasks": [task]} if by_name else {}))
+        line = told_by(client, key) or ""
+        status = client.close()
+        where = home.marker.read_text() if home.marker.exists() else ""
+        first, second = f"the answer to {task}." in line, home.read()["told"].count(task)
+        assert first + second >= 1, (at, where, line)
+        if first and second:
+            noting = ("/results/", "/out/", "fsync", "write text")
+            assert any(part in where for part in noting), (at, where)
+        assert home.store.owed("boss") == []
+        if status == 0 and not where:
+            break
+    assert at > 5
+
+
+def test_a_client_that_is_gone_as_its_result_comes_was_not_told(home, mcp):
+    task = home.give()
+    client = mcp()
+    client.post_call("wait")
+    until(lambda: os.listdir(f"{home.store.folder('worker-3333')}/wake"))
+    client.process.stdout.close()
+    home.finish(task)
+    assert client.process.wait(60) == 0
+    assert home.store.owed("boss") == [task]
+    again = mcp()
+    (result,) = again.call("wait")["structuredContent"]["results"]
+    assert result["task"] == task
+    until(lambda: home.store.owed("boss"), [])
+    again.close()
+
+
+def test_a_client_that_takes_no_byte_of_its_result_was_not_told(home, mcp):
+    """The pipe is full: the line is longer than it, and nobody reads."""
+    task = home.give()
+    client = mcp()
+    until(lambda: select.select([client.process.stdout], [], [], 0)[0])
+    client.post_call("wait")
+    until(lambda: os.listdir(f"{home.store.folder('worker-3333')}/wake"))
+    answer = "a long answer. " * 20_000
+    long = cao.Result(task, "worker-3333", "done", answer, ended_at=time.time())
+    fcntl.fcntl(client.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    home.store.save_result(long, "boss")
+    other = home.read()
+    until(lambda: home.store.take_result("boss", task) is None)
+    assert (home.read()["running"], home.store.owed("boss")) == ([task], [task])
+    assert other["said"].count("nothing is open") == 0
+    client.process.kill()
+    client.process.wait()
+    assert home.read()["told"] == [task]
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["all", "by name"])
+def test_a_call_that_was_cancelled_has_told_nothing(home, mcp, by_name):
+    task, client = home.give(), mcp()
+    for _ in range(3):
+        key = client.post_call("wait", **({"tasks": [task]} if by_name else {}))
+        until(lambda: os.listdir(f"{home.store.folder('worker-3333')}/wake"))
+        client.notify("notifications/cancelled", {"requestId": key})
+        until(lambda: os.listdir(f"{home.store.folder('worker-3333')}/wake"), [])
+    key = client.post_call("wait", **({"tasks": [task]} if by_name else {}))
+    until(lambda: os.listdir(f"{home.store.folder('worker-3333')}/wake"))
+    client.notify("notifications/cancelled", {"requestId": key})
+    home.finish(task)
+    found = client.call("wait")
+    assert [r["task"] for r in found["structuredContent"]["results"]] == [task]
+    assert found["structuredContent"]["earlier"].startswith(f"The call you cancelled left: {task}")
+    until(lambda: home.store.owed("boss"), [])
+    assert not [m for m in client.seen if m.get("id") == key]
+    client.close()
+
+
+def test_calls_cancelled_at_any_moment_lose_and_double_nothing(home, mcp):
+    client, rng, told = mcp(), random.Random(5), []
+    tasks = [home.give() for _ in range(40)]
+    posted, cancelled = {}, set()
+    for task in tasks:
+        for _ in range(2):
+            key = client.post_call("wait", timeout_s=20)
+            posted[key] = task
+            if rng.random() < 0.7:
+                select.select([], [], [], rng.uniform(0, 0.01))
+                client.notify("notifications/cancelled", {"requestId": key})
+                cancelled.add(key)
+        home.finish(task)
+        select.select([], [], [], rng.uniform(0, 0.01))
+    while True:
+        found = client.call("wait", timeout_s=20)["structuredContent"]
+        if found["outcome"] == "nothing":
+            break
+    for message in client.seen:
+        data = message.get("result", {}).get("structuredContent") or {}
+        told += [result["task"] for result in data.get("results", ())]
+    assert sorted(told) == sorted(tasks)
+    client.close()
+
+
+def test_a_server_whose_view_of_a_result_fails_leaves_it_to_the_next_call(home, monkeypatch):
+    task = home.owe()
+    boss = cao.Orchestrator(home.store, cao.Caller("boss"))
+    monkeypatch.setattr(cao, "view_result", lambda *_: 1 / 0)
+    made = cao.McpServer(home.store, 0, 1)
+    with pytest.raises(ZeroDivisionError):
+        made.make_call(boss).wait(None, 5.0)
+    claim = home.store.take_result("boss", task)
+    assert claim
+    claim.release()
 
 
 # ---- giving ----

@@ -849,13 +849,13 @@ def test_the_note_of_a_task_that_was_never_given_is_forgotten(place):
 def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, want_all):
     given = cao.TaskOptions()
     tasks = [verbs.assign("demo", f"demo: sleep 1; say {w}", given) for w in ("one", "two")]
-    letters = verbs._letters
+    letters = verbs._take_letters
 
     def slowly(senders):  # all else happens between its look at the ledger and into the inbox
         until(lambda: verbs.store.running("person"), [])
         return letters(senders)
 
-    monkeypatch.setattr(verbs, "_letters", slowly)
+    monkeypatch.setattr(verbs, "_take_letters", slowly)
     monkeypatch.setattr(verbs, "watch", lambda *_: None)  # a thread, which outlives the test
     found = verbs.await_tasks(None, 60, want_all=want_all)
     assert sorted(result.answer for result in found.results) == ["one", "two"]
