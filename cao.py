@@ -4095,6 +4095,9 @@ class Launcher(Sessions):
                 "do the work yourself, or ask your supervisor to hand it out",
             )
         wanted, said = options.worktree, profile.settings.get("worktree")
+        origin = inside = ""
+        if said if wanted is None else wanted:
+            origin, inside = worktree_start(cwd)
         with FileLock(f"{self.store.home}/lock"):
             self._make_room()
             name = self.store.new_folder(render_slug(profile.name) or "agent")
@@ -4113,15 +4116,28 @@ class Launcher(Sessions):
                 seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
                 new_uuid(),
             )
+            if origin:
+                place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
+                session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
+            # The session's own lock: with this state, it is lost as soon as that is free.
+            making = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+            assert making is not None
             try:
-                if said if wanted is None else wanted:
-                    session = add_worktree(self.store, session)
                 self.store.create(session)
-                self.store.save_state(name, fresh_state())
+                self.store.save_state(name, {**fresh_state(), "since": 0.0})
                 self.store.set_live(name, True)
             except BaseException:
-                self.forget(name, session)
+                self.forget(name)
                 raise
+        try:
+            if origin:
+                add_worktree(self.store, session)  # slow: others must be able to launch meanwhile
+            self.store.save_state(name, fresh_state())
+        except BaseException:
+            self.forget(name)
+            raise
+        finally:
+            os.close(making)
         return name
 
     def _make_room(self) -> None:
@@ -4207,13 +4223,13 @@ class Launcher(Sessions):
                 raise
         return self.tmux.new_session(name, cwd, env, argv)
 
-    def forget(self, name: str, made: Session | None = None) -> None:
-        """Remove a session that never started; made: its record, if that is not written yet."""
+    def forget(self, name: str) -> None:
+        """Remove a session that never started."""
         import shutil
 
-        session = made or self.store.load(name)
-        if session and session.worktree:
-            remove_worktree(self.store, session)
+        session = self.store.load(name)
+        if session and os.path.isdir(worktree_path(self.store, name)):
+            remove_worktree(self.store, name, session.origin, force=True)
         for task in self.store.owed(self.caller.name):
             if self.store.session_of(task) == name:
                 self.store.discharge(self.caller.name, task)
@@ -4824,24 +4840,55 @@ def tmux_socket(home: str) -> str:
 # ---- worktrees ----
 
 
-# Of a git hook that we were started from: they would lead git elsewhere.
-_GIT_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
+# Set in a git hook that we were started from: they would lead git to another repository.
+_GIT_OF_A_HOOK = (
+    "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE"
+    " GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES"
+).split()
+
+# The user's settings that hide changes from git, or change what it prints or does for us.
+_GIT_PLAIN = (
+    "status.showUntrackedFiles=normal core.fsmonitor=false core.untrackedCache=false"
+    " core.ignoreStat=false core.checkStat=default core.trustctime=true"
+    " log.showSignature=false color.ui=false submodule.recurse=false merge.autoStash=false"
+).split()
 
 
 def git_environment() -> dict[str, str]:
     """Return our environment without what would lead git elsewhere."""
-    return {k: v for k, v in os.environ.items() if k not in _GIT_OF_A_HOOK}
+    kept = {k: v for k, v in os.environ.items() if k not in _GIT_OF_A_HOOK}
+    # Where a worktree's .git is gone, git must not take a repository around it instead.
+    ceilings = f"{runtime_home()}/worktrees:{kept.get('GIT_CEILING_DIRECTORIES', '')}"
+    return {**kept, "GIT_CEILING_DIRECTORIES": ceilings}
 
 
-def _git(cwd: str, *args: str, **env: str) -> str:
+def _git(
+    cwd: str,
+    *args: str,
+    allowed: int = 0,  # an exit status that is no failure, besides 0
+    timeout_s: float | None = 120,
+    index: str = "",  # instead of the worktree's own
+) -> str:
     """Run git in a directory and return what it printed. Raises CaoError with its words."""
-    argv = [find_program("git"), "-C", cwd, *args]
-    ran = run(argv, 120, env={**git_environment(), "LC_ALL": "C", **env})
-    if ran.status:
-        raise CaoError(
-            f"git {args[0]}: {ran.err.strip() or ran.out.strip()}", "check the repository"
-        )
-    return ran.out.strip()
+    settings = [word for setting in _GIT_PLAIN for word in ("-c", setting)]
+    # Without optional locks: a worker's own git must not fail because somebody looks.
+    argv = [find_program("git"), "-C", cwd, *settings, "--no-optional-locks", *args]
+    env = {**git_environment(), "LC_ALL": "C"}
+    if index:
+        env["GIT_INDEX_FILE"] = index
+    ran = run(argv, timeout_s, env=env, errors="surrogateescape")
+    if ran.status not in (0, allowed):
+        words = ran.err.strip() or ran.out.strip() or f"exit status {ran.status}"
+        fix = f"cd {cwd} && git status"
+        if re.search("gpg|tell me who you are|index.lock", words):
+            fix = "put that right, then try again"  # git says how
+        raise CaoError(f"git {args[0]}: {words}", fix)
+    return ran.out.rstrip("\n")
+
+
+def _git_names(cwd: str, *args: str, index: str = "") -> list[str]:
+    """Return what a git command prints with -z."""
+    return _git(cwd, *args, index=index).split("\0")[:-1]
 
 
 def worktree_path(store: Store, name: str) -> str:
@@ -4849,71 +4896,187 @@ def worktree_path(store: Store, name: str) -> str:
     return f"{store.home}/worktrees/{name}"
 
 
-def add_worktree(store: Store, session: Session) -> Session:
-    """Make a git worktree and branch for a session and return it with them."""
+def worktree_start(cwd: str) -> tuple[str, str]:
+    """Return (top, inside): the repository a worktree can begin from, and the directory in
+    it that we are in, where that is in its last commit."""
     try:
-        top = _git(session.cwd, "rev-parse", "--show-toplevel")
+        top = _git(cwd, "rev-parse", "--show-toplevel")
     except CaoError as error:
-        why = error.what
-        if "not a git repository" in why:
-            why = f"{session.cwd} is not in a git repository, so it can have no worktree"
+        if "not a git repository" not in error.what:
+            raise
+        why = f"{cwd} is not in a git repository, so it can have no worktree"
         raise UsageError(why, "leave worktree out, or run git init") from None
     try:
-        base = _git(top, "rev-parse", "--verify", "HEAD")
+        _git(top, "rev-parse", "--verify", "HEAD")
     except CaoError:
         raise UsageError(
             f"{top} has no commit yet, so it can have no worktree", "commit something first"
         ) from None
-    branch, path = f"cao/{session.name}", worktree_path(store, session.name)
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    _git(top, "worktree", "add", "-q", "-b", branch, path, base)
-    inside = os.path.relpath(session.cwd, os.path.realpath(top))
-    cwd = os.path.normpath(os.path.join(path, inside))
-    return session._replace(worktree=branch, origin=top, cwd=cwd if os.path.isdir(cwd) else path)
+    committed = _git(cwd, "rev-parse", "--verify", "-q", "HEAD:./", allowed=1)
+    return top, _git(cwd, "rev-parse", "--show-prefix") if committed else ""
 
 
-def remove_worktree(store: Store, session: Session) -> None:
-    """Remove a worktree and its branch, whatever they hold."""
+def add_worktree(store: Store, session: Session) -> None:
+    """Make a session's worktree and branch, or neither."""
     path = worktree_path(store, session.name)
-    _git(session.origin, "worktree", "remove", "--force", "--force", path)
-    if _git(session.origin, "branch", "--list", session.worktree):
-        _git(session.origin, "branch", "-q", "-D", session.worktree)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    try:
+        _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
+    except CaoError as error:
+        if "'refs/heads/cao' exists" in error.what:
+            error.fix = f"git -C {session.origin} branch -m cao ANOTHER-NAME"
+        raise
+    try:
+        _git(session.origin, "worktree", "add", "-q", path, session.worktree)
+    except BaseException:  # a hook failed or was slow, a filter failed
+        remove_worktree(store, session.name, session.origin, force=True)
+        raise
 
 
-def _with_new_files(store: Store, session: Session, *commands: Sequence[str]) -> list[str]:
-    """Run git commands in a worktree on a copy of its index, into which new files may be
-    put: the worker's own stays as it is."""
+def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
+    """Remove a worktree and its branch. Without force `worktree_losses` has found nothing,
+    and git looks once more."""
     import shutil
 
-    path = worktree_path(store, session.name)
-    index = store.launch_file(session.name, f"index-{random_letters()}")
+    path, branch = worktree_path(store, name), f"cao/{name}"
+    by_force = ("worktree", "remove", "--force", "--force", path)
+    if os.path.isdir(path):
+        try:
+            _git(origin, "worktree", "remove", path)
+        except CaoError as error:
+            if not force and "submodules" not in error.what:  # those it never removes so
+                raise
+            _git(origin, *by_force, allowed=128)
+        if force:  # its repository is gone, or its .git is
+            shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        raise CaoError(f"{path} could not be removed", f"ls -la {path}")
+    _git(origin, *by_force, allowed=128)  # where only the directory was gone
+    if _git(origin, "for-each-ref", f"refs/heads/{branch}", allowed=128):
+        # By force: -d goes by the upstream, or by what happens to be checked out there.
+        try:
+            _git(origin, "branch", "-q", "-D", branch)
+        except CaoError as error:  # it is checked out elsewhere
+            words = f"the worktree of {name} is removed, its branch is not: {error.what}"
+            raise CaoError(words, error.fix) from None
+
+
+def _status(path: str) -> tuple[list[str], list[str]]:
+    """Return what differs in a worktree from what is committed, and what git ignores there."""
+    flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=none")
+    lines = _git_names(path, "status", *flags, "--ignored=matching")
+    changed = [line[3:] for line in lines if not line.startswith("!!")]
+    return changed, [line[3:] for line in lines if line.startswith("!!")]
+
+
+def _inner_losses(path: str, origin: str, ignored: Iterable[str]) -> list[tuple[str, bool]]:
+    """Return what repositories inside a worktree, ignored directories apart, hold that is
+    nowhere else: (words, whether a merge would take only a pointer to it).
+
+    We search for them: in a directory that has files of the worktree's, git reports none.
+    """
+    links = [line for line in _git_names(path, "ls-files", "-s", "-z") if line[:6] == "160000"]
+    linked = {line.partition("\t")[2] for line in links}
+    losses, pruned = [], {f"{path}/{directory}" for directory in ignored}
+    for folder, folders, files in os.walk(path):
+        inner = os.path.relpath(folder, path)
+        if folder == path or ".git" not in (*folders, *files):
+            folders[:] = [f for f in folders if f"{folder}/{f}/" not in pruned]
+            continue
+        folders.clear()
+        if ".git" in files and inner in linked:
+            # What its remotes have is safe, and what the repository had recorded of it.
+            known = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
+            commits = ("--branches", "--glob=refs/stash", "--not", "--remotes", *known.split())
+            for words in _losses_in(folder, f"{origin}/{inner}", *commits):
+                losses.append((f"{words} in the submodule {inner}", words.endswith(" commits")))
+        else:
+            git_dir = f"--git-dir={folder}/.git"
+            head = _git(path, git_dir, "rev-parse", "--verify", "HEAD", allowed=128)
+            losses.append((f"the repository {inner}", bool(head)))
+    return losses
+
+
+def _copy_index(store: Store, path: str) -> str:
+    """Copy a worktree's index, with its time (git goes by that), and return where it is."""
+    import shutil
+
+    copy = f"{store.home}/worktrees/.index-{random_letters(8)}"
     try:
-        own = _git(path, "rev-parse", "--git-path", "index")
-        shutil.copyfile(os.path.join(path, own), index)
-        return [_git(path, *command, GIT_INDEX_FILE=index) for command in commands]
-    finally:
-        _unlink(index)
+        shutil.copy2(_index_of(path), copy)
+    except FileNotFoundError:
+        pass  # nothing was ever added
+    return copy
+
+
+def _index_of(path: str) -> str:
+    return os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
 
 
 def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
     """Return branch, commits, changed and new files, diffstat and whether it is dirty."""
-    path = worktree_path(store, session.name)
+    path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
     into = _git(session.origin, "rev-parse", "HEAD")
     base = _git(path, "merge-base", into, "HEAD")
-    branch = _git(path, "for-each-ref", "--format=%(refname)", f"refs/heads/{session.worktree}")
-    commits = _git(path, "log", "--format=%h %s", "HEAD", *branch.split(), "--not", into)
-    _, files, diffstat = _with_new_files(
-        store, session, ("add", "-N", "."), ("diff", "--name-only", "-z", base),
-        ("diff", "--shortstat", base),
-    )  # fmt: skip
+    log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
+    diff = ("diff", "--no-ext-diff", "--no-color", "--ignore-submodules=none", "-M", base)
+    index = _copy_index(store, path)
+    try:
+        _git(path, "add", "-N", "--ignore-errors", ".", allowed=1, index=index)
+        files = _git_names(path, *diff, "--name-only", "-z", index=index)
+        diffstat = _git(path, *diff, "--shortstat", index=index).strip()
+    finally:
+        _unlink(index)
+    changed, _ = _status(path)
+    inner = [file for file in changed if file.endswith("/") and file[:-1] not in files]
     return {
         "branch": session.worktree,
         "path": path,
-        "commits": commits.splitlines(),
-        "files": [file for file in files.split("\0") if file],
+        "commits": _git_names(path, *log, "HEAD", branch, "--not", into, "--"),
+        "files": files + inner,
         "diffstat": diffstat,
-        "dirty": bool(_git(path, "status", "--porcelain")),
+        "dirty": bool(changed),
     }
+
+
+def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
+    """Return, in words, all that would be gone with a worktree and its branch."""
+    path, branch = worktree_path(store, name), f"cao/{name}"
+    kept = ("--not", f"--exclude={branch}", "--branches", "--tags", "--remotes")
+    if os.path.isdir(path):
+        return _losses_in(path, origin, f"refs/heads/{branch}", *kept)
+    return _own_commits(origin, f"refs/heads/{branch}", *kept)
+
+
+def _own_commits(path: str, *revisions: str) -> list[str]:
+    # "--": a file may be called HEAD.
+    count = _git(path, "rev-list", "--count", "--ignore-missing", *revisions, "--")
+    return [] if count == "0" else [f"{count} commits"]
+
+
+def _losses_in(path: str, origin: str, *commits: str) -> list[str]:
+    """Return, in words, what there is only in a worktree or a submodule of one; commits:
+    those that are only here, for git rev-list; origin: where it is recorded."""
+    losses = _own_commits(path, "HEAD", *commits)
+    changed, ignored = _status(path)
+    git_dir = os.path.join(path, _git(path, "rev-parse", "--git-dir"))
+    if _listdir(f"{git_dir}/rebase-merge") or _listdir(f"{git_dir}/rebase-apply"):
+        losses.append("an unfinished rebase")
+    if changed:
+        losses.append("uncommitted changes")
+    flags = (line.partition(" ") for line in _git_names(path, "ls-files", "-v", "-z"))
+    # S: skip-worktree. In lower case: assume-unchanged.
+    hidden = [file for flag, _, file in flags if flag == "S" or flag.islower()]
+    hidden = [file for file in hidden if os.path.lexists(f"{path}/{file}")]
+    for what, files in (("ignored files", ignored), ("files that git does not look at", hidden)):
+        if files:
+            losses.append(f"{len(files)} {what} ({some_names(files)})")
+    return losses + [words for words, _ in _inner_losses(path, origin, ignored)]
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return the first few names in words."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
@@ -4945,55 +5108,120 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     return session
 
 
-def whole_work(store: Store, session: Session) -> tuple[str, str]:
-    """Return (base, tree): where a worktree left the branch that its repository is on, and
-    all that is in it now, committed or not. Nothing is changed by it."""
+def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
+    """Return (base, tree, left): where a worktree left the branch that its repository is on,
+    all that is in it now, committed or not, and what git cannot take into that: changes in a
+    submodule, a repository without a commit. Nothing is changed by it."""
     path = worktree_path(store, session.name)
     base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
-    _, tree = _with_new_files(store, session, ("add", "-A", "."), ("write-tree",))
-    return base, tree
+    index = _copy_index(store, path)
+    try:
+        diff = ("diff-files", "--name-only", "-z", "--ignore-submodules=none")
+        _git(path, *_ADD_ALL, allowed=1, index=index)
+        tree = _git(path, "write-tree", index=index)
+        left = _git_names(path, "ls-files", "-o", "-z", "--exclude-standard", index=index)
+        left += _git_names(path, *diff, index=index)
+    finally:
+        _unlink(index)
+    return base, tree, left
+
+
+# Its status is 1 where a file or a repository could not be taken; the others are.
+_ADD_ALL = ("add", "-A", "--ignore-errors", ".")
+
+
+def _try_merge(top: str, commit: str) -> None:
+    """Raise where a merge would have conflicts; nothing is changed by it."""
+    try:
+        flags = ("--write-tree", "--name-only")
+        tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
+    except CaoError as error:
+        if not re.search("usage: |unknown rev", error.what):
+            raise
+        if _git(top, "status", "--porcelain", "-uno"):
+            raise CaoError(
+                f"git before 2.38 merges into a clean tree only, {top} has changes"
+            ) from None
+        return  # what comes of it can be undone there
+    _, _, conflicts = tried.partition("\n")
+    if conflicts:
+        lines = [line for line in conflicts.split("\n") if line.startswith("CONFLICT")]
+        raise CaoError("\n".join(lines or [conflicts]))
+
+
+def _work_to_merge(store: Store, session: Session) -> tuple[str, str, list[str]]:
+    """Return (tip, commit, left): the commit that a worktree is at, one with all that is in
+    it now, and what git cannot take into that. Nothing of the worktree is changed."""
+    path = worktree_path(store, session.name)
+    _git(path, "merge", "--ff-only", "HEAD")  # git refuses it in the middle of another merge
+    _, ignored = _status(path)
+    inner = [words for words, pointer in _inner_losses(path, session.origin, ignored) if pointer]
+    if inner:
+        fix = f"push them, or move them out of {path}"
+        raise CaoError(f"a merge takes only a pointer to {some_names(inner)}", fix)
+    _, tree, left = whole_work(store, session)
+    tip = commit = _git(path, "rev-parse", "HEAD")
+    if tree != _git(path, "rev-parse", "HEAD^{tree}"):
+        message = f"Uncommitted work of {session.name}"
+        commit = _git(path, "commit-tree", tree, "-p", tip, "-m", message)
+    return tip, commit, left
+
+
+def _merge_fix(error: CaoError, name: str, into: str, top: str) -> str:
+    """Return what to try after git refused a merge into a branch."""
+    if re.search("overwritten|unmerged|not concluded|clean tree", error.what):
+        return f"commit or stash what is in the way in {top}"
+    if "put that right" in error.fix:
+        return error.fix
+    return f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
 
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Merge all a worker has done, committed or not, into the branch its repository is on.
 
-    It is tried in a throw-away worktree first, and the repository is then moved forward to
-    what came of it; so where anything is in the way, both are left exactly as they were.
+    Where that cannot be, both are left exactly as they were.
     """
-    session = worktree_session(boss, name, True)
-    path, top, trial = (
-        worktree_path(boss.store, name),
-        session.origin,
-        worktree_path(boss.store, f".{name}-{random_letters()}"),
-    )
+    session, store = worktree_session(boss, name, True), boss.store
+    path, top = worktree_path(store, name), session.origin
     into = _git(top, "branch", "--show-current")
     if not into:
         raise UsageError(
             f"{top} is on no branch (detached HEAD): nothing there to merge into",
             f"git -C {top} switch BRANCH",
         )
-    facts, fix = worktree_facts(boss.store, session), f"git status, in {path}"
+    refused = f"{name} was not merged into {into}, nothing was changed"
     try:
-        _git(path, "merge", "--ff-only", "HEAD")  # git refuses it in the middle of another merge
-        was, tip = _git(top, "rev-parse", "HEAD"), _git(path, "rev-parse", "HEAD")
-        _, tree = whole_work(boss.store, session)
-        if tree != _git(path, "rev-parse", "HEAD^{tree}"):
-            about = ("-p", tip, "-m", f"Uncommitted work of {name}")
-            tip = _git(path, "commit-tree", tree, *about)
-        fix = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        _git(top, "worktree", "add", "-q", "--detach", trial, was)
-        try:
-            _git(trial, "merge", "-q", "--ff", "-m", f"Merge branch '{session.worktree}'", tip)
-            merged = _git(trial, "rev-parse", "HEAD")
-        finally:
-            _git(top, "worktree", "remove", "--force", trial)
-        fix = f"commit or stash what is in the way in {top}"
-        _git(top, "merge", "-q", "--ff-only", merged)
+        facts, was = worktree_facts(store, session), _git(top, "rev-parse", "HEAD")
+        tip, commit, left = _work_to_merge(store, session)
     except CaoError as error:
-        words = f"{name} was not merged into {into}, nothing was changed: {error.what}"
-        raise CaoError(words, fix) from None
-    _git(path, "reset", "-q", tip)  # its files are those of tip: what was uncommitted is not now
-    return {"session": name, "into": into, "was": was, "now": merged, **facts, "dirty": False}
+        raise CaoError(f"{refused}: {error.what}", error.fix) from None
+    index, touched, staged = _copy_index(store, path), False, True
+    try:
+        _git(top, "merge", "--ff-only", "HEAD")  # nor there
+        _try_merge(top, commit)
+        if commit != tip:
+            touched = True
+            _git(path, *_ADD_ALL, allowed=1)
+            _git(path, "commit", "-q", "-C", commit, timeout_s=None)  # hooks and signature, too
+            commit = _git(path, "rev-parse", "HEAD")
+        staged = bool(_git(top, "diff-index", "--cached", "--name-only", "HEAD", "--"))
+        message = f"Merge branch '{session.worktree}'"
+        flags = ("-q", "--ff", "--commit", "--no-squash", "-m", message)
+        _git(top, "merge", *flags, commit, timeout_s=None)
+    except CaoError as error:
+        if touched:
+            _git(path, "reset", "-q", "--soft", tip)
+            os.replace(index, _index_of(path))
+        # It may have begun; not where something is staged, or where there is a lock.
+        if not staged and "index.lock" not in error.what:
+            _git(top, "reset", "-q", "--merge")
+        fix = _merge_fix(error, name, into, top)
+        raise CaoError(f"{refused}: {error.what}", fix) from None
+    finally:
+        _unlink(index)
+    now = _git(top, "rev-parse", "HEAD")
+    changed = {"was": was, "now": now, "dirty": bool(left), "left": left}
+    return {"session": name, "into": into, **facts, **changed}
 
 
 # ==== 9. Runner =======================================================================
@@ -8139,18 +8367,28 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (None, "")}
 
 
-def _drop_worktree(store: Store, session: Session) -> bool:
-    """Remove a worktree that holds nothing; False where it has work, or cannot be read."""
-    if not os.path.isdir(worktree_path(store, session.name)):
-        return True  # discarded
+def _drop_worktree(store: Store, name: str) -> bool:
+    """Remove a session's worktree and branch where nothing is lost by that; tell whether
+    there is no worktree any more."""
+    path, session = worktree_path(store, name), store.peek(name)
+    if session and not session.worktree:
+        return True
+    half_made = False
     try:
-        facts = worktree_facts(store, session)
-        if facts["dirty"] or facts["commits"]:
-            return False
-        remove_worktree(store, session)
+        if session:
+            origin = session.origin
+        else:  # its record was never written, or is gone; the first is the repository itself
+            first, _, _ = _git(path, "worktree", "list", "--porcelain").partition("\n")
+            origin = first.removeprefix("worktree ")
+        if os.path.isdir(path):
+            # git was killed while it made the worktree: no worker was ever in it.
+            lock = _git(path, "rev-parse", "--git-path", "locked")
+            half_made = store.read_text(lock).strip() == "initializing"
+        if half_made or not worktree_losses(store, name, origin):
+            remove_worktree(store, name, origin, force=half_made)
     except CaoError:
-        return False
-    return True
+        pass  # it cannot be read
+    return not os.path.lexists(path)
 
 
 def _last_used(store: Store, name: str) -> float:
@@ -8169,9 +8407,7 @@ def _is_done_with(store: Store, name: str, owed: set[str], age_s: float) -> bool
     session = store.peek(name)
     if not session or any(task in owed for task in store.results(name)):
         return False
-    if age_s < EXPIRES_S and (store.waiting(name) or store.owed(name)):
-        return False
-    return not session.worktree or _drop_worktree(store, session)
+    return age_s >= EXPIRES_S or not (store.waiting(name) or store.owed(name))
 
 
 def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
@@ -8202,10 +8438,26 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             busy = name in store.live() or store.is_locked(name)
             if busy or age < older_s or not _is_done_with(store, name, owed, age):
                 continue
+            lock = store.lock_alone(f"{folder}/lock")  # so that nobody resumes it meanwhile
+        if lock is None:
+            continue
+        if _drop_worktree(store, name):
             shutil.rmtree(folder)
-        removed.append(name)
+            removed.append(name)
+        os.close(lock)
+    removed += _drop_orphans(store, older_s)
     _sweep_up(store, older_s)
     return removed, foreign
+
+
+def _drop_orphans(store: Store, older_s: float) -> list[str]:
+    """Remove the worktrees whose sessions' folders are gone, and return their names."""
+    dropped = []
+    for name in filter(NAME.match, _listdir(f"{store.home}/worktrees")):
+        old = time.time() - written_at(worktree_path(store, name)) >= older_s
+        if old and not os.path.exists(store.folder(name)) and _drop_worktree(store, name):
+            dropped.append(name)
+    return dropped
 
 
 def _sweep_up(store: Store, older_s: float) -> None:
@@ -9259,14 +9511,32 @@ def cmd_diff(ask: Ask) -> int:
     if ask.args.json:
         _print(ask, worktree_facts(ask.store, session), "")
         return EXIT_DONE
-    argv = [find_program("git"), "-C", worktree_path(ask.store, session.name), "diff"]
-    argv += [*(["--stat"] if ask.args.stat else []), *whole_work(ask.store, session)]
-    return os.execve(argv[0], argv, git_environment())  # its own colours, pager and bytes
+    base, tree, left = whole_work(ask.store, session)
+    _say_left(ask, session.name, left)
+    form = ["--stat"] if ask.args.stat else []
+    show = ["diff", *form]  # as the person's own git shows it
+    if not sys.stdout.isatty():
+        show = ["diff-tree", "-r", "-M", *(form or ["--binary"])]  # so that it can be applied
+    argv = [find_program("git"), "-C", worktree_path(ask.store, session.name), *show, base, tree]
+    return os.execve(argv[0], argv, git_environment())
+
+
+def _say_left(ask: Ask, name: str, left: Sequence[str]) -> None:
+    if left:
+        where = f"{worktree_path(ask.store, name)}: {some_names(left)}"
+        print(f"cao: left out, git cannot take it in: {where}", file=sys.stderr, flush=True)
 
 
 def cmd_merge(ask: Ask) -> None:
-    with FileLock(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
+    path = f"{ask.store.home}/merging"
+    free = ask.store.lock(path)
+    if free is None:
+        print("cao: waiting for another merge to end", file=sys.stderr)
+    else:
+        os.close(free)
+    with FileLock(path):  # of two, the second begins where the first ended
         done = merge_worktree(ask.boss, ask.args.session)
+    _say_left(ask, ask.args.session, done["left"])
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)
@@ -9276,13 +9546,11 @@ def cmd_discard(ask: Ask) -> int:
     name = ask.args.session
     session = worktree_session(ask.boss, name, True)
     try:
-        facts = worktree_facts(ask.store, session)
-        work = [f"{len(facts['commits'])} commits"] if facts["commits"] else []
-        work += ["uncommitted changes"] if facts["dirty"] else []
+        losses = worktree_losses(ask.store, name, session.origin)
     except CaoError as error:
-        work = [f"what cannot be read ({error.what})"]
-    question = f"{name} holds {' and '.join(work)} that nobody has merged"
-    if work and not ask.args.yes:
+        losses = [f"what cannot be read ({error.what})"]
+    question = f"{name} holds {' and '.join(losses)} that are nowhere else"
+    if losses and not ask.args.yes:
         if not sys.stdin.isatty():
             raise UsageError(question, f"cao diff {name} shows it; --yes discards it")
         print(f"{question}. Discard it? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -9290,7 +9558,7 @@ def cmd_discard(ask: Ask) -> int:
             return EXIT_FAILED
     if ask.boss.state_of(name)["state"] != "ended":
         ask.boss.end(name)
-    remove_worktree(ask.store, session)
+    remove_worktree(ask.store, name, session.origin, force=ask.args.yes or bool(losses))
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
     return EXIT_DONE
 

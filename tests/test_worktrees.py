@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, until
+from conftest import CAO, kill, until
 from test_nothing_lost import put_loader
 
 pytestmark = pytest.mark.tmux
@@ -27,6 +28,21 @@ def git(cwd, *args, code=0) -> str:
     )  # fmt: skip
     assert done.returncode == code, (args, done.stdout, done.stderr)
     return done.stdout.strip()
+
+
+def put_hook(place, name, words):
+    hook = place.work / ".git" / "hooks" / name
+    hook.write_text(f"#!/bin/sh\n{words}\n")
+    hook.chmod(0o755)
+
+
+def make_nested(path):
+    """Make a repository with a commit, as a scaffold tool does."""
+    path.mkdir(parents=True, exist_ok=True)
+    git(path, "init", "-q")
+    (path / "inner.txt").write_text("the one copy\n")
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "inner")
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +185,8 @@ def test_two_merges_at_once_are_done_one_after_the_other(repo):
     for session, path in (worker(repo), worker(repo)):
         (path / f"{session}.txt").write_text("new\n")
         merges.append(session)
-    hook = repo.work / ".git" / "hooks" / "post-checkout"  # in the middle of each
-    hook.write_text("#!/bin/sh\nsleep 0.3\n")
-    hook.chmod(0o755)
+    for name in ("post-merge", "pre-merge-commit"):  # in the middle of each
+        put_hook(repo, name, "sleep 0.3")
     running = [repo.start("merge", session) for session in merges]
     said = [merge.communicate(timeout=60)[1].decode() for merge in running]
     assert [merge.returncode for merge in running] == [0, 0], said
@@ -223,9 +238,75 @@ def merging(where):
 def failing_hook(repo, path):
     conflicting(repo, path)
     (path / "a.txt").write_text("one\ntwo\nthree\n")
-    hook = repo.work / ".git" / "hooks" / "pre-merge-commit"
-    hook.write_text("#!/bin/sh\necho the hook says no >&2\nexit 1\n")
-    hook.chmod(0o755)
+    put_hook(repo, "pre-merge-commit", "echo the hook says no >&2; exit 1")
+
+
+def failing_commit_hook(repo, path):
+    (path / "new.txt").write_text("new\n")
+    (repo.work / "b.txt").write_text("mine\n")
+    git(repo.work, "add", "b.txt")
+    git(repo.work, "commit", "-q", "-m", "mine")
+    put_hook(repo, "pre-commit", "echo the hook says no >&2; exit 1")
+
+
+def gpg_refuses(repo, path):
+    (path / "new.txt").write_text("new\n")
+    git(repo.work, "config", "commit.gpgSign", "true")
+    git(repo.work, "config", "gpg.program", "false")
+
+
+def gpg_refuses_the_merge(repo, path):
+    failing_hook(repo, path)
+    git(path, "add", ".")
+    git(path, "commit", "-qm", "of the worker's")
+    (repo.work / ".git" / "hooks" / "pre-merge-commit").unlink()
+    git(repo.work, "config", "commit.gpgSign", "true")
+    git(repo.work, "config", "gpg.program", "false")
+
+
+def nobody(repo, path):
+    (path / "new.txt").write_text("new\n")
+    (repo.user / ".gitconfig").write_text("[user]\nuseConfigOnly = true\n")
+
+
+def locked(where):
+    def make(repo, path):
+        (path / "new.txt").write_text("new\n")
+        at = repo.work if where == "repository" else path
+        (at / git(at, "rev-parse", "--git-path", "index.lock")).write_bytes(b"")
+
+    return make
+
+
+def diverged_and_locked(repo, path):
+    (repo.work / "b.txt").write_text("mine\n")
+    git(repo.work, "add", "b.txt")
+    git(repo.work, "commit", "-q", "-m", "mine")
+    git(repo.work, "status")  # there is nothing for git to refresh, so it locks late
+    locked("repository")(repo, path)
+
+
+def nested_repository(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    make_nested(path / "app" / "scaffold")
+
+
+def nested_and_committed(repo, path):
+    make_nested(path / "scaffold")
+    git(path, "add", "scaffold")
+    git(path, "commit", "-q", "-m", "a pointer only")
+
+
+def nested_among_our_files(repo, path):
+    (path / "sub").mkdir()
+    (path / "sub" / "b.txt").write_text("b\n")
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "sub")
+    make_nested(path / "sub")
+
+
+def worktree_inside(repo, path):
+    git(path, "worktree", "add", "-q", "--detach", "inside")
 
 
 @pytest.mark.parametrize(
@@ -239,6 +320,17 @@ def failing_hook(repo, path):
         (merging("repository"), 1, "unmerged files", "commit or stash"),
         (merging("worktree"), 1, "unmerged files", "git status"),
         (failing_hook, 1, "the hook says no", "cao handoff"),
+        (failing_commit_hook, 1, "the hook says no", "cao handoff"),
+        (gpg_refuses, 1, "gpg failed to sign", "put that right"),
+        (gpg_refuses_the_merge, 1, "gpg failed to sign", "put that right"),
+        (nobody, 1, "Author identity unknown", "put that right"),
+        (locked("repository"), 1, "index.lock': File exists", "put that right"),
+        (diverged_and_locked, 1, "index.lock': File exists", "put that right"),
+        (locked("worktree"), 1, "index.lock': File exists", "put that right"),
+        (nested_repository, 1, "the repository app/scaffold", "move them out of"),
+        (nested_and_committed, 1, "the repository scaffold", "move them out of"),
+        (nested_among_our_files, 1, "the repository sub", "move them out of"),
+        (worktree_inside, 1, "the repository inside", "move them out of"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -408,6 +500,384 @@ def test_a_worktree_that_cannot_be_read_is_said_and_ends_no_task(repo):
     assert (result["answer"], result["worktree"]) == ("on", None)
     assert "could not be read" in result["notes"][0]
     refused(repo, "discard", session, code=2, said="cannot be read", fix="--yes")
+
+
+# ---- what would be lost is named ----
+
+
+def kept_unless_yes(repo, session, path, said):
+    """Show that neither discard nor clean removes a worktree, and that --yes does."""
+    tip = "--yes"
+    refused(repo, "discard", session, code=2, said=said, fix=tip)
+    repo.ok("stop", session)
+    repo.ok("clean", "--older", "0s")
+    assert path.exists()
+    assert (repo.home / "sessions" / session).exists()
+    repo.ok("discard", session, "--yes")
+    assert not path.exists()
+    assert git(repo.work, "branch", "--list", f"cao/{session}") == ""
+
+
+def unlisted(repo, path):
+    git(path, "config", "status.showUntrackedFiles", "no")
+    (path / "new.txt").write_text("new\n")
+
+
+def believed_unchanged(flag):
+    def make(repo, path):
+        git(path, "update-index", flag, "a.txt")
+        (path / "a.txt").write_text("changed\n")
+
+    return make
+
+
+def ignored(repo, path):
+    for number in range(7):
+        (path / f"{number}.log").write_text("a database\n")
+
+
+def in_the_middle_of_a_rebase(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    git(path, "commit", "-qam", "theirs")
+    editor = "sequence.editor=sed -i s/pick/edit/"
+    git(path, "-c", editor, "rebase", "-q", "-i", "--autostash", "HEAD~1")
+
+
+def with_a_bare_dot_git(repo, path):
+    make_nested(path / "scaffold")
+    (path / "scaffold" / ".git" / "HEAD").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (unlisted, "holds uncommitted changes"),
+        (nested_repository, "the repository app/scaffold"),
+        (nested_and_committed, "the repository scaffold"),
+        (nested_among_our_files, "the repository sub"),
+        (worktree_inside, "the repository inside"),
+        (with_a_bare_dot_git, "the repository scaffold"),
+        (believed_unchanged("--skip-worktree"), "git does not look at (a.txt)"),
+        (believed_unchanged("--assume-unchanged"), "git does not look at (a.txt)"),
+        (ignored, "7 ignored files (0.log, 1.log, 2.log, 3.log, 4.log, ...)"),
+        (in_the_middle_of_a_rebase, "an unfinished rebase"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_would_be_lost_is_named_and_stays_unless_yes_is_said(repo, make, said):
+    session, path = worker(repo)
+    make(repo, path)
+    kept_unless_yes(repo, session, path, said)
+
+
+def test_ignored_files_stay_where_they_are_when_a_worktree_is_merged(repo):
+    session, path = worker(repo)
+    (path / "data.log").write_text("a database\n")
+    (path / "new.txt").write_text("new\n")
+    repo.ok("merge", session)
+    assert (path / "data.log").exists()
+    kept_unless_yes(repo, session, path, "holds 1 ignored files (data.log)")
+
+
+def test_the_rest_is_shown_and_merged_where_a_repository_has_no_commit(repo):
+    session, path = worker(repo)
+    git(path, "init", "-q", "empty")
+    (path / "empty" / "inner.txt").write_text("inner\n")
+    (path / "new.txt").write_text("new\n")
+    (result,) = json.loads(repo.ok("handoff", session, "demo: say on", "--json"))["results"]
+    assert sorted(result["worktree"]["files"]) == ["empty/", "new.txt"]
+    shown = repo.run("diff", session)
+    assert ("+new" in shown.stdout, "empty/" in shown.stderr) == (True, True)
+    merged = repo.run("merge", session, "--json")
+    assert merged.returncode == 0
+    assert "empty/" in merged.stderr
+    assert json.loads(merged.stdout)["left"] == ["empty/"]
+    assert (repo.work / "new.txt").exists()
+    assert not (repo.work / "empty").exists()
+    kept_unless_yes(repo, session, path, "the repository empty")
+
+
+def with_submodule(repo):
+    """Return an idle worker with a worktree in which a submodule is checked out."""
+    other = repo.folder / "other"
+    other.mkdir()
+    git(other, "init", "-q", "-b", "main")
+    (other / "s.txt").write_text("s\n")
+    (other / ".gitignore").write_text("*.log\n")
+    git(other, "add", ".")
+    git(other, "commit", "-q", "-m", "s")
+    allow = ("-c", "protocol.file.allow=always")
+    git(repo.work, *allow, "submodule", "-q", "add", str(other), "lib")
+    git(repo.work, "commit", "-q", "-m", "lib")
+    session, path = worker(repo)
+    git(path, *allow, "submodule", "-q", "update", "--init")
+    return session, path
+
+
+def test_commits_inside_a_submodule_are_not_merged_and_named(repo):
+    session, path = with_submodule(repo)
+    (path / "lib" / "s.txt").write_text("better\n")
+    git(path / "lib", "commit", "-qam", "better")
+    git(path, "commit", "-qam", "a pointer")
+    words = "1 commits in the submodule lib"
+    before = all_of(repo, path)
+    refused(repo, "merge", session, code=1, said=words, fix="push")
+    assert all_of(repo, path) == before
+    kept_unless_yes(repo, session, path, words)
+
+
+@pytest.mark.parametrize(("file", "said"), [
+    ("s.txt", "uncommitted changes in the submodule lib"),
+    ("new", "uncommitted changes in the submodule lib"),
+    ("x.log", "1 ignored files (x.log) in the submodule lib"),
+])  # fmt: skip
+def test_what_is_only_in_a_submodules_directory_is_named(repo, file, said):
+    session, path = with_submodule(repo)
+    (path / "lib" / file).write_text("changed\n")
+    (path / "new.txt").write_text("new\n")
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").exists()
+    kept_unless_yes(repo, session, path, said)
+
+
+def test_a_submodule_moved_to_what_its_remote_has_is_merged(repo):
+    session, path = with_submodule(repo)
+    git(repo.folder / "other", "commit", "-q", "--allow-empty", "-m", "more")
+    git(path / "lib", "-c", "protocol.file.allow=always", "pull", "-q", "origin", "main")
+    tip = git(path / "lib", "rev-parse", "HEAD")
+    repo.ok("merge", session)
+    assert tip in git(repo.work, "ls-tree", "HEAD", "lib")
+    repo.ok("discard", session)
+
+
+@pytest.mark.parametrize("where", ["another branch", "a remote", "an older commit"])
+def test_what_is_merged_anywhere_is_discarded_unasked(repo, where):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    git(path, "add", ".")
+    git(path, "commit", "-qm", "new")
+    if where == "a remote":
+        git(repo.folder, "init", "-q", "--bare", "remote")
+        git(path, "remote", "add", "origin", str(repo.folder / "remote"))
+        git(path, "push", "-q", "origin", "HEAD")
+    elif where == "another branch":
+        git(path, "branch", "aside")
+    else:
+        repo.ok("merge", session)
+        git(repo.work, "checkout", "-q", "-b", "older", "HEAD~1")
+    repo.ok("discard", session)
+    assert not path.exists()
+    assert git(repo.work, "branch", "--list", "cao/*") == ""
+
+
+def test_a_locked_worktree_stays_unless_yes_is_said(repo):
+    session, path = worker(repo)
+    git(repo.work, "worktree", "lock", "--reason", "mine", str(path))
+    done = repo.run("discard", session)
+    assert (done.returncode, "lock reason: mine" in done.stderr) == (1, True)
+    repo.ok("clean", "--older", "0s")
+    assert path.exists()
+    repo.ok("discard", session, "--yes")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("broken", ["the worktree", "the repository"])
+def test_what_git_cannot_read_any_more_is_discarded_by_yes(repo, broken):
+    session, path = worker(repo)
+    if broken == "the worktree":
+        git(repo.home, "init", "-q")  # git must not take that for the worktree's
+        (path / ".git").unlink()
+    else:
+        shutil.rmtree(repo.work / ".git")
+    refused(repo, "discard", session, code=2, said="cannot be read", fix="--yes")
+    repo.ok("discard", session, "--yes")
+    assert not path.exists()
+
+
+def test_signatures_and_colours_do_not_get_into_the_facts(repo):
+    gpg = repo.folder / "gpg"
+    gpg.write_text(
+        '#!/bin/sh\ncase "$*" in *--verify*) echo gpg: Good signature >&2; exit;; esac\n'
+        "echo '[GNUPG:] SIG_CREATED ' >&2\n"
+        "echo '-----BEGIN PGP SIGNATURE-----'; echo; echo '-----END PGP SIGNATURE-----'\n"
+    )
+    gpg.chmod(0o755)
+    for setting in ("log.showSignature true", "color.ui always", "diff.external false",
+                    "diff.noprefix true", f"gpg.program {gpg}", "commit.gpgSign true"):  # fmt: skip
+        git(repo.work, "config", *setting.split())
+    session, path = worker(repo)
+    (path / "a.txt").write_text("signed\n")
+    git(path, "commit", "-qam", "signed")
+    facts = json.loads(repo.ok("diff", session, "--json"))
+    assert [line.partition(" ")[2] for line in facts["commits"]] == ["signed"]
+    assert facts["diffstat"] == "1 file changed, 1 insertion(+), 3 deletions(-)"
+    assert "\n--- a/a.txt\n" in repo.ok("diff", session)
+    repo.ok("merge", session)
+    assert (repo.work / "a.txt").read_text() == "signed\n"
+
+
+# ---- the making of it ----
+
+
+def nothing_was_made(repo):
+    assert git(repo.work, "branch", "--list", "cao/*") == ""
+    assert "\n" not in git(repo.work, "worktree", "list")
+    assert not (repo.home / "worktrees").exists() or os.listdir(repo.home / "worktrees") == []
+    assert [n for n in repo.store.all_sessions() if n.startswith("demo")] == []
+    assert repo.live() == []
+
+
+NEW = ("handoff", "demo", "demo: say hi", "--worktree")
+
+
+def test_a_hook_that_fails_when_a_worktree_is_made_leaves_nothing(repo):
+    put_hook(repo, "post-checkout", "touch left-by-the-hook; echo the hook says no >&2; exit 1")
+    refused(repo, *NEW, code=1, said="the hook says no", fix="git status")
+    nothing_was_made(repo)
+
+
+def test_a_hook_that_is_slow_when_a_worktree_is_made_leaves_nothing(repo, monkeypatch):
+    for key, value in repo.env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(repo.work)
+    put_hook(repo, "post-checkout", "touch left-by-the-hook; exec sleep 60")
+    run = cao.run
+
+    def hurried(argv, timeout_s, **more):
+        return run(argv, 2 if "worktree" in argv and "add" in argv else timeout_s, **more)
+
+    monkeypatch.setattr(cao, "run", hurried)
+    cao.make_client(repo.store, "person")
+    boss = cao.Orchestrator(repo.store, cao.Caller("person", person=True))
+    with pytest.raises(cao.CaoError, match="took longer"):
+        boss.assign("demo", "x", cao.TaskOptions(worktree=True))
+    nothing_was_made(repo)
+
+
+def test_a_filter_that_fails_when_a_worktree_is_made_leaves_nothing(repo):
+    (repo.work / ".gitattributes").write_text("*.txt filter=bad\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-q", "-m", "filtered")
+    git(repo.work, "config", "filter.bad.smudge", "false")
+    git(repo.work, "config", "filter.bad.required", "true")
+    refused(repo, *NEW, code=1, said="smudge filter bad failed", fix="git status")
+    nothing_was_made(repo)
+
+
+def test_a_branch_named_cao_is_said_with_what_helps(repo):
+    git(repo.work, "branch", "cao")
+    refused(repo, *NEW, code=1, said="'refs/heads/cao' exists", fix="branch -m cao")
+    nothing_was_made(repo)
+
+
+def test_a_branch_that_is_there_already_is_not_touched(repo, monkeypatch):
+    for key, value in repo.env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(repo.work)
+    git(repo.work, "checkout", "-q", "-b", "cao/demo-2222")
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "precious")
+    git(repo.work, "checkout", "-q", "main")
+    monkeypatch.setattr(cao, "random_letters", lambda count=4: "2" * count)
+    cao.make_client(repo.store, "person")
+    boss = cao.Orchestrator(repo.store, cao.Caller("person", person=True))
+    with pytest.raises(cao.CaoError, match="already exists"):
+        boss.assign("demo", "x", cao.TaskOptions(worktree=True))
+    assert git(repo.work, "log", "-1", "--format=%s", "cao/demo-2222") == "precious"
+
+
+def test_a_repository_of_somebody_elses_is_said_in_gits_words(repo):
+    astray = {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}
+    done = repo.run(*NEW, **astray)
+    assert (done.returncode, "dubious ownership" in done.stderr) == (1, True), done.stderr
+    assert "git init" not in done.stderr
+    nothing_was_made(repo)
+
+
+def hold_up(repo):
+    """Start a handoff with a worktree, and return it in the middle of making that."""
+    put_hook(repo, "post-checkout", "touch in-the-hook; exec sleep 60")
+    started = repo.start(*NEW)
+    until(lambda: list((repo.home / "worktrees").glob("*/in-the-hook")))
+    return started
+
+
+def test_who_is_slow_to_make_a_worktree_holds_up_nobody(repo):
+    started = hold_up(repo)
+    os.kill(started.pid, signal.SIGSTOP)
+    assert repo.ok("handoff", "demo", "demo: say on", timeout_s=20) == "on\n"
+    repo.ok("clean", "--older", "0s")  # it is in the making, not dead
+    assert list((repo.home / "worktrees").glob("*/in-the-hook"))
+
+
+@pytest.mark.parametrize("how", ["cao", "cao and git", "cao, and its record is gone"])
+def test_clean_finds_the_worktree_of_a_handoff_that_was_killed_as_it_made_it(repo, how):
+    if how == "cao and git":
+        (repo.work / ".gitattributes").write_text("*.txt filter=slow\n")
+        git(repo.work, "add", ".")
+        git(repo.work, "commit", "-q", "-m", "filtered")
+        git(repo.work, "config", "filter.slow.smudge", "touch ../in-the-filter; sleep 60")
+        started = repo.start(*NEW)
+        until((repo.home / "worktrees" / "in-the-filter").exists)
+        (repo.home / "worktrees" / "in-the-filter").unlink()
+    else:
+        started = hold_up(repo)
+        for mark in (repo.home / "worktrees").glob("*/in-the-hook"):
+            mark.unlink()
+    started.kill()
+    started.wait()
+    if how == "cao and git":
+        for pid in repo.pids():
+            kill(pid)
+        until(repo.pids, [])
+    (name,) = os.listdir(repo.home / "worktrees")
+    if "record" in how:
+        repo.store.set_live(name, False)
+        shutil.rmtree(repo.home / "sessions" / name)
+    assert name in repo.ok("clean", "--older", "0s")
+    nothing_was_made(repo)
+
+
+def test_an_orphan_with_work_in_it_stays(repo):
+    session, path = worker(repo)
+    repo.ok("stop", session)
+    (path / "new.txt").write_text("work\n")
+    shutil.rmtree(repo.home / "sessions" / session)
+    repo.ok("clean", "--older", "0s")
+    assert (path / "new.txt").exists()
+
+
+# ---- git before 2.38 ----
+
+
+OLD_GIT = """#!/bin/sh
+for word; do
+    if [ "$word" = merge-tree ]; then
+        echo 'usage: git merge-tree <base-tree> <branch1> <branch2>' >&2
+        exit 129
+    fi
+done
+exec {git} "$@"
+"""
+
+
+@pytest.mark.parametrize("spoil", [None, conflicting, dirty_in_the_way, failing_hook, "dirty"])
+def test_a_git_that_cannot_try_a_merge_merges_into_a_clean_tree_only(repo, spoil):
+    old = repo.folder / "bin" / "git"
+    old.write_text(OLD_GIT.format(git=shutil.which("git")))
+    old.chmod(0o755)
+    session, path = worker(repo)
+    (path / "more.txt").write_text("more\n")
+    if spoil == "dirty":
+        (repo.work / "a.txt").write_text("in nobody's way\n")
+    elif spoil:
+        spoil(repo, path)
+    before = all_of(repo, path)
+    done = repo.run("merge", session)
+    assert done.returncode == (1 if spoil else 0), done.stderr
+    if spoil:
+        assert all_of(repo, path) == before
+    else:
+        assert (repo.work / "more.txt").exists()
 
 
 # ---- two at work in one directory ----
