@@ -174,6 +174,7 @@ OWN_SETTINGS = ("claudeConfig", "codexConfig", "codexProfile")  # a CLI's, in it
 GRANT_KEYS = ("permissions", "profiles")
 ENV_KEYS = ("pass", "deny", "set")
 CHECK_RETRIES = 2
+CHECK_TAIL_BYTES = 1 << 16  # a check may print without end
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
     "name description provider role allowedTools model effort permissions permissionMode trust"
     " approve grant env mcpServers claudeConfig codexConfig codexProfile command ready busy"
@@ -2402,6 +2403,18 @@ class Ran(NamedTuple):
     err: str
 
 
+def read_tail(fd: int, most_bytes: int, until: float) -> bytes:
+    """Read to the end of file, or until that time.monotonic(); return the last bytes."""
+    tail = b""
+    while (left_s := until - time.monotonic()) > 0:
+        if select.select([fd], [], [], left_s)[0]:
+            chunk = os.read(fd, 1 << 16)
+            if not chunk:
+                break
+            tail = (tail + chunk)[-most_bytes:]
+    return tail
+
+
 def run(
     argv: Sequence[str],
     timeout_s: float | None,  # None: without end, and without subprocess' 20 looks a second
@@ -2412,12 +2425,15 @@ def run(
     started: Callable[[int], None] = lambda _: None,
     errors: str = "replace",
     terminal: bool = False,
+    tail_bytes: int = 0,
 ) -> Ran:
     """Run a program to its end and return what it printed: the one door to subprocess.
 
     text is its standard input (terminal: it has our terminal instead); started is told its
     process group. Raises CaoError when it cannot be started or takes longer; then its whole
     process group has been killed. errors="surrogateescape": every byte is kept, in and out.
+    tail_bytes: keep only so much of the end of what it prints, errors and all, as `out`; its
+    standard input is empty then.
     """
     import subprocess
 
@@ -2425,9 +2441,9 @@ def run(
     try:
         child = subprocess.Popen(
             argv,
-            stdin=pipe,
+            stdin=subprocess.DEVNULL if tail_bytes else pipe,
             stdout=pipe,
-            stderr=pipe,
+            stderr=subprocess.STDOUT if tail_bytes else pipe,
             cwd=cwd,
             env=env,
             start_new_session=not terminal,
@@ -2436,17 +2452,25 @@ def run(
         words = getattr(error, "strerror", None) or error
         raise CaoError(f"{argv[0]} could not be started: {words}") from error
     started(child.pid)
+    tail, left_s = b"", timeout_s
     try:
+        if tail_bytes and timeout_s is not None:
+            assert child.stdout is not None
+            until = time.monotonic() + timeout_s
+            tail = read_tail(child.stdout.fileno(), tail_bytes, until)
+            left_s = max(0.0, until - time.monotonic())
         data = None if terminal else text.encode(errors=errors)
-        out, err = child.communicate(data, timeout_s)
+        out, err = child.communicate(data, left_s)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
             stream.close()  # not read to its end: who left the group may hold it for ever
-        printed = ((error.output or b"") + (error.stderr or b"")).decode(errors="replace").strip()
+        output = tail + (error.output or b"") + (error.stderr or b"")
+        printed = output.decode(errors="replace").strip()
         words = f", having printed: {tail_lines(printed, 5)}" if printed else ""
         raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s{words}") from error
+    out = tail + (out or b"")
     return Ran(child.returncode, *((b or b"").decode(errors=errors) for b in (out, err)))
 
 
@@ -6651,10 +6675,17 @@ def run_check(
     import shlex
 
     try:
-        ran = run(shlex.split(command), TASK_TIMEOUT_S, cwd=cwd, env=env, started=started)
-    except CaoError as error:
+        ran = run(
+            shlex.split(command),
+            TASK_TIMEOUT_S,
+            cwd=cwd,
+            env=env,
+            started=started,
+            tail_bytes=CHECK_TAIL_BYTES,
+        )
+    except (CaoError, ValueError) as error:  # ValueError: of a cao that did not look at it
         return {"tail": str(error), "exit_status": 127}
-    return {"tail": tail_lines(ran.out + ran.err, 60), "exit_status": ran.status}
+    return {"tail": tail_lines(ran.out, 60), "exit_status": ran.status}
 
 
 def question_id(text: str, options: Sequence[Option]) -> str:
