@@ -243,6 +243,10 @@ class NotFoundError(CaoError):
     exit_code = EXIT_NOT_FOUND
 
 
+class NotAllowedError(UsageError):
+    """What a person has to allow first, by `cao allow`."""
+
+
 class TmuxError(CaoError):
     """tmux is missing, too old, or refused."""
 
@@ -714,6 +718,11 @@ def is_listed(name: str, patterns: Iterable[Any]) -> bool:
     """Tell whether a list has a name: as it is, or by a beginning and a *."""
     known = map(str, patterns)
     return any(name.startswith(p[:-1]) if p[-1:] == "*" else name == p for p in known)
+
+
+def one_line(value: Any) -> str:
+    """Return a value as one printable line, whole."""
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
 
 
 def shorten(text: str, most: int) -> str:
@@ -2268,6 +2277,13 @@ def may_write(profile: Profile) -> bool:
     return profile.permissions != "ask" and "fs_write" in profile.tools
 
 
+def may_run_anything(profile: Profile) -> bool:
+    """Tell whether an agent runs any command unasked and outside a sandbox. Then a check that
+    comes with its task can do nothing that the agent could not do itself."""
+    shell = effective_permissions(profile) == "all" and "execute_bash" in profile.tools
+    return shell and "sandbox" not in str(profile.settings.get("claudeConfig"))
+
+
 def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     """Return a worker's profile with no more in it than a supervisor's `grant` allows.
 
@@ -2313,6 +2329,36 @@ def explain_scope(profile: Profile) -> dict[str, str]:
     }
 
 
+# An unquoted word of a command that is meant for a shell.
+_FOR_A_SHELL = re.compile(
+    r"""\A!(?!\S) | \A[A-Za-z_]\w*\+?=\S*  # a negation, a variable for this command
+      | (?<!\S)[~\#]\S* | \n              # a home, a comment, the next command
+      | (?<!\S)\S*(?: [|&;<>()`*?]        # an operator, a redirection, a pattern of files
+                   | \[[^\s\]]{1,99}\]    # such a pattern
+                   | \$[\w({@*\#?$!-] )\S*  # a variable, the output of a command
+    """,
+    re.X,
+)
+
+
+def check_faults(command: str) -> Iterator[tuple[str, str]]:
+    """Yield (what, fix) of a check that is no command, or has a word for a shell in it. No shell
+    reads a check: the program would get that word as an argument."""
+    import shlex
+
+    try:
+        if not shlex.split(command):
+            yield "the check is empty", "write it like pytest -q"
+    except ValueError as error:
+        yield f"the check {command!r} is no command: {error}", "mend its quotes"
+    quoted = r"\\[^\n]|'[^']*'|\"(?:\\.|[^\"\\])*\""
+    unquoted = re.sub(quoted, lambda part: "_" * len(part[0]), command.rstrip(), flags=re.S)
+    if match := _FOR_A_SHELL.search(unquoted):
+        word = command[match.start() : match.end()]
+        fix = f"write sh -c {shlex.quote(command)}, or quote that word"
+        yield f"no shell reads a check, so {word!r} cannot be in {command!r}", fix
+
+
 _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
     dict: ("a mapping", "indent its entries below it"),
     list: ("a list", "indent its entries below it"),
@@ -2355,6 +2401,8 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     retries = settings.get("check_retries", 0)
     if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
         yield "'check' must be a command, 'check_retries' a number", "check: pytest -q"
+    if settings.get("check"):
+        yield from check_faults(settings["check"])
     if provider == "command":
         yield from _command_faults(settings)
 
@@ -2974,6 +3022,17 @@ def _not_written(path: str, error: OSError) -> CaoError:
     return CaoError(f"{path} could not be written: {error.strerror}", "make room there")
 
 
+def read_file(path: str) -> bytes | None:
+    """Return what is in a regular file, None where there is none that can be read."""
+    try:
+        if os.path.isfile(path):  # a FIFO would block us
+            with open(path, "rb") as file:
+                return file.read()
+    except OSError:
+        pass
+    return None
+
+
 def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
     plain = record._asdict() if hasattr(record, "_asdict") else record
@@ -3533,6 +3592,22 @@ class Store:
         except (FileNotFoundError, ValueError):
             return ""
 
+    # ---- what a person has allowed ----
+
+    def allowed(self) -> dict[str, dict[str, str]]:
+        """Return repository -> {"check COMMAND": "", "profile FILE": the hash of its bytes}, as
+        people have allowed it; nothing, where the file cannot be read."""
+        path = f"{self.home}/allowed.json"
+        found = self.read_json(path) or {}
+        if all(isinstance(entries, dict) for entries in found.values()):
+            return found
+        self._quarantine(path)
+        return {}
+
+    def save_allowed(self, allowed: dict[str, dict[str, str]]) -> None:
+        """Write what people have allowed; the caller has the runtime directory's lock."""
+        self.write(f"{self.home}/allowed.json", dump(allowed), durable=True)
+
 
 # ==== 8. Orchestrator =================================================================
 
@@ -3611,18 +3686,67 @@ def _first_profiles(places: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_profile(name: str, home: str, cwd: str) -> Profile | None:
-    """Return a profile by name; a provider's name is that CLI with a neutral profile."""
-    files = find_profiles(home, cwd)
+def find_repository(folder: str) -> tuple[str, str]:
+    """Return the repository that a folder is in, and the folder's path from its top.
+
+    The repository is git's common directory, which all its worktrees share; without git, the
+    folder itself. We read git's files ourselves, because git believes any `.git` file: an agent
+    could write one that names another repository, in which more is allowed. So a folder is a
+    worktree only if the repository lists it as one.
+    """
+    folder = top = os.path.realpath(folder)
+    while not os.path.lexists(f"{top}/.git"):
+        if top == "/":
+            return folder, "."
+        top = os.path.dirname(top)
+
+    def named_path(file: str, start: str) -> str:
+        match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
+        return os.path.realpath(os.path.join(start, os.fsdecode(match[1]))) if match else ""
+
+    repository = f"{top}/.git"
+    private = named_path(repository, top)  # .git/worktrees/NAME
+    if private and named_path(f"{private}/gitdir", private) == repository:
+        repository = os.path.dirname(os.path.dirname(private))
+    return repository, os.path.relpath(folder, top)
+
+
+def read_profile(path: str) -> tuple[bytes, str]:
+    """Return what is in a profile's file, read once, and its hash."""
+    import hashlib
+
+    content = read_file(path)
+    if content is None:
+        raise CaoError(f"{path} cannot be read, or is no file", "mend or remove it")
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def decode_profile(content: bytes, name: str, path: str) -> Profile:
+    """Return the profile that a file holds, with a provider."""
+    profile = parse_profile(content.decode(errors="replace"), name, path)
+    return profile if profile.provider else profile._replace(provider=default_provider())
+
+
+def load_profile(name: str, store: Store, cwd: str) -> Profile | None:
+    """Return a profile by name; a provider's name is that CLI with a neutral profile.
+
+    Raises NotAllowedError for one of cwd's own that no person allowed as it is now: it is not
+    even parsed, and no other of that name takes its place.
+    """
+    files = find_profiles(store.home, cwd)
     path = files.get(name) or files.get(PROFILE_ALIASES.get(name, ""))
     if path:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read()
-        except OSError as error:
-            raise CaoError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}") from error
-        profile = parse_profile(text, name, path)
-        return profile if profile.provider else profile._replace(provider=default_provider())
+        content, sha256 = read_profile(path)
+        folder, file = os.path.split(path)
+        if folder not in profile_places(store.home, "")[1:]:
+            repository, inside = find_repository(cwd)
+            known = store.allowed().get(repository, {})
+            if known.get(f"profile {inside}/.cao/profiles/{file}") != sha256:
+                raise NotAllowedError(
+                    f"the profile {path} was not allowed by `cao allow`, or has changed since",
+                    f"a person has to run: cao allow {quote_argv([cwd])}",
+                )
+        return decode_profile(content, name, path)
     provider = provider_name(name)
     if provider in PROVIDERS and provider != "command":
         return Profile(name=provider, source="built in", provider=provider, prompt="")
@@ -4082,7 +4206,7 @@ class Launcher(Sessions):
 
         permissions: instead of its own. Raises NotFoundError with the nearest names.
         """
-        profile = load_profile(name, self.store.home, cwd)
+        profile = load_profile(name, self.store, cwd)
         if profile:
             profile = profile._replace(permissions=permissions or profile.permissions)
             for above in (self.caller.name, *self.ancestors(self.caller.name)):
@@ -4312,15 +4436,9 @@ class Launcher(Sessions):
             )
 
     def _put_task(self, name: str, text: str, options: TaskOptions, profile: Profile | None) -> str:
-        import shlex
-
         self._check_typable(name, text)
         said = profile.settings if profile else {}
         check, retries = options.check or said.get("check") or "", options.check_retries
-        try:
-            shlex.split(check)
-        except ValueError as error:
-            raise UsageError(f"the check {check!r} is no command: {error}", "mend it") from None
         task = f"{name}.{random_letters()}"
         options.named(task)
         message = Message(
@@ -4412,6 +4530,7 @@ class Orchestrator(Launcher):
             if elsewhere or options.worktree or options.permissions:
                 what = f"{target} is a session: its directory and permissions are fixed"
                 raise UsageError(what, "leave them out, or name a profile for a new session")
+            self._check_command(options.check, self.launched(target), session.cwd)
             if self.is_over(target):
                 return self._resume(session, text, options)
             self._check_ring(target)
@@ -4423,6 +4542,7 @@ class Orchestrator(Launcher):
         profile = self.profile(target, cwd, options.permissions)
         if options.provider:
             profile = profile._replace(provider=options.provider)
+        self._check_command(options.check, profile, cwd)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -4435,6 +4555,23 @@ class Orchestrator(Launcher):
             self.forget(name)
             raise
         return task
+
+    def _check_command(self, check: str, worker: Profile | None, cwd: str) -> None:
+        """Raise where a check that comes with a task is no command, or is not the caller's to
+        give: it runs unasked, and outside any sandbox that the worker has."""
+        if not check or (worker and check == worker.settings.get("check")):
+            return
+        for what, fix in check_faults(check):
+            raise UsageError(what, fix)
+        if self.caller.person or (worker and may_run_anything(worker)):
+            return
+        if f"check {check}" not in self.store.allowed().get(find_repository(cwd)[0], {}):
+            way = f"cao allow --check {quote_argv([check, cwd])}"
+            raise NotAllowedError(
+                f"no person has allowed the check {check!r}, and the worker may not run it unasked",
+                f"a person has to run: {way} (or leave `check` out, or take a worker with"
+                " `permissions: all` and a shell)",
+            )
 
     def _check_reach(self, session: Session) -> None:
         """Raise where an honest caller has no business with a session."""
@@ -4487,6 +4624,38 @@ class Orchestrator(Launcher):
             ):
                 found.add(name)
         return found - {self.caller.name}
+
+    # ---- what a person allows ----
+
+    def allow(self, folder: str, check: str | None, remove: bool) -> list[Profile]:
+        """Allow a check in a folder's repository or, without one, the folder's own profiles as
+        they are now; return these. remove: take the check away, or all that is allowed there."""
+        if not self.caller.person:
+            raise UsageError("only a person may allow this", "ask the person to run cao allow")
+        if check is not None:
+            for what, fix in check_faults(check):
+                raise UsageError(what, fix)
+        repository, inside = find_repository(folder)
+        profiles = []
+        with FileLock(f"{self.store.home}/lock"):
+            allowed = self.store.allowed()
+            known = allowed.setdefault(repository, {})
+            if remove and check is None:
+                del allowed[repository]
+            elif remove:
+                known.pop(f"check {check}", None)
+            elif check is not None:
+                known[f"check {check}"] = ""
+            else:
+                for name, path in _first_profiles([f"{folder}/.cao/profiles"]).items():
+                    content, sha256 = read_profile(path)
+                    profiles.append(decode_profile(content, name, path))
+                    known[f"profile {inside}/.cao/profiles/{name}.md"] = sha256
+                if not profiles:
+                    what = f"there is no profile in {folder}/.cao/profiles"
+                    raise NotFoundError(what, "cao allow --check 'COMMAND' allows a check")
+            self.store.save_allowed(allowed)
+        return profiles
 
     # ---- waiting ----
 
@@ -7484,9 +7653,17 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     if me.worker:
         reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
-    profiles = sorted(
-        {*find_profiles(call.boss.store.home, current_directory()), *PROVIDERS} - {"command"}
-    )
+    profiles = []
+    store, cwd = call.boss.store, current_directory()
+    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
+        words = name
+        try:
+            load_profile(name, store, cwd)
+        except NotAllowedError as error:
+            words = f"{name} (not allowed: {error.fix})"
+        except CaoError:
+            pass  # who uses it hears what is wrong with it
+        profiles.append(words)
     lines = [render_session(view) for view in views] or ["No session is running."]
     lines.append("Profiles for new sessions: " + ", ".join(profiles))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
@@ -7523,7 +7700,7 @@ _TASK_ARGUMENTS: dict[str, Any] = {
     "cwd": _is("string", "Working directory, absolute; default: yours."),
     "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
     "check": _is("string", "Command that must exit 0 in the worker's directory before the task is"
-                 " done, e.g. pytest -q."),
+                 " done, e.g. pytest -q. No shell reads it; a person may have to allow it first."),
     "check_retries": _is("number", "How often the check's output goes back to the worker; default"
                          " 2.", minimum=0),
     "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
@@ -7822,7 +7999,7 @@ class McpServer:
             raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
         if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
             raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store.home, current_directory())
+        profile = load_profile("supervisor", self.store, current_directory())
         text = (profile.prompt if profile else "") or INSTRUCTIONS
         text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
         return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
@@ -9753,7 +9930,10 @@ def cmd_profiles(ask: Ask) -> None:
     rows = []
     for name, path in sorted(find_profiles(ask.store.home, current_directory()).items()):
         try:
-            profile = load_profile(name, ask.store.home, current_directory())
+            profile = load_profile(name, ask.store, current_directory())
+        except NotAllowedError as error:
+            rows.append([name, "not allowed", error.fix, path])
+            continue
         except CaoError as error:
             rows.append([name, "broken", error.what, path])
             continue
@@ -9767,6 +9947,21 @@ def cmd_profiles(ask: Ask) -> None:
     ]
     keys = ("name", "provider", "description", "source")
     _print(ask, [dict(zip(keys, row)) for row in rows], render_table(rows))
+
+
+def cmd_allow(ask: Ask) -> None:
+    args = ask.args
+    if not args.list:
+        folder = os.path.realpath(args.dir or current_directory())
+        for profile in ask.boss.allow(folder, args.check, args.remove):
+            facts = {**explain_profile(profile), **profile.settings}
+            table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
+            print(f"{table}\n", file=sys.stderr)
+        if not args.remove:
+            print("cao: a check like pytest runs files that workers may write", file=sys.stderr)
+    allowed = ask.store.allowed()
+    rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
+    _print(ask, allowed, render_table(rows) or "nothing is allowed")
 
 
 def cmd_clean(ask: Ask) -> None:
@@ -10008,6 +10203,12 @@ COMMANDS = (
     Command("profiles", cmd_profiles, "list the profiles, or show what is effective in one",
             "cao profiles developer  # what is effective in it, what is ignored",
             (_arg("profile", nargs="?"),)),
+    Command("allow", cmd_allow, "let the profiles of a directory be used, or a check be run there",
+            "cao allow; cao allow --check 'pytest -q'",
+            (_arg("dir", nargs="?", metavar="DIR", help="default: the current directory"),
+             _arg("--check", metavar="COMMAND", help="let agents give this check there"),
+             _flag("--list", "show all that is allowed"),
+             _flag("--remove", "take the check away, or all that is allowed in DIR's repository"))),
     Command("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
             "cao schedule add nightly.md && cao schedule list",
             (_arg("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS)),

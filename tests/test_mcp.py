@@ -817,8 +817,9 @@ def test_a_lone_surrogate_is_answered_wherever_it_stands(steady):
 
 @pytest.mark.tmux
 @pytest.mark.parametrize("check", ["test -f a\0b", "true \ud800"])
-def test_a_check_that_no_program_can_be_given_fails_its_task(talk, check):
-    done = talk.call("handoff", target="demo", task="demo: say x", check=check, check_retries=0)
+def test_a_check_that_no_program_can_be_given_fails_its_task(place, talk, check):
+    place.profile("free", "---\nprovider: demo\npermissions: all\n---\n")  # checks need no word
+    done = talk.call("handoff", target="free", task="demo: say x", check=check, check_retries=0)
     assert "check_failed" in text(done)
     assert "could not be started" in json.dumps(done)
 

@@ -290,6 +290,7 @@ def at_work(bare):
     folder = bare.work / ".cao" / "profiles"
     folder.mkdir(parents=True)
     (folder / "py.md").write_text(COMMAND_PROFILE)
+    bare.ok("allow")
     return bare
 
 

@@ -968,6 +968,7 @@ def test_a_profiles_check_counts_for_every_task_and_its_retries_are_the_profiles
 
 def test_the_check_of_a_tool_call_has_its_retries_too(place, client):
     target = {"target": "demo", "task": "demo: say ready"}
+    place.ok("allow", "--check", "false")
     said = client.call("handoff", **target, check="false", check_retries=1)
     (result,) = said["structuredContent"]["results"]
     assert (result["reason"], result["check"]["tries"]) == ("check_failed", 2)
