@@ -773,20 +773,22 @@ def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
 def parse_yaml(text: str, source: str, line: int = 2) -> dict[str, Any]:
     """Return the mapping in text, whose first line is number `line` of source.
 
-    All that is read is read as PyYAML's safe_load reads it, with these exceptions:
+    Values are read as PyYAML's safe_load reads them, with these exceptions:
     - keys, dates and times of day (`on:`, 2026-11-22, 12:30) stay text;
     - a colon in a value (`description: Use when: always`), for PyYAML an error, is text.
 
-    All else is refused with CaoError: anchors, aliases, merges, tags, complex keys, several
-    documents, directives, tabs between words, a key twice, a pair in a list ([a: b]), and
-    what YAML 1.1 and 1.2 read differently (010, 1_000, 1e3).
+    What would be read differently, or is wrong, is refused with CaoError: anchors, aliases,
+    merges, tags, complex keys, several documents, directives, tabs between words, a key
+    twice, a pair in a list ([a: b]), and numbers that YAML 1.1 and 1.2 read differently
+    (010, 1_000, 1e3).
     """
     text = re.sub(r"\r\n?|(?<![\r\n])\Z", "\n", text)
     text = re.sub(r"^\.\.\.\s*\Z", "", text, flags=re.M)  # yaml.dump may end a document so
     return _Yaml(text, source, line).document()
 
 
-# No text of YAML has these in it: controls, and what only some readers take for a line's end.
+# Letters that no YAML has in it: controls, and those that only some readers take for a
+# line's end.
 _NO_TEXT = r"[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 # Text without quotes: what it may begin with, and up to where it goes on one line.
 _FIRST = r"(?![-?:]\s|<<|[,\[\]{}#&*!|>'\"%@`])"
@@ -821,14 +823,17 @@ _NOT_READ = {
     "%": "a directive",
     "?": "a complex key",
     "<<": "a merge",
-    "---": "one document more",
+    "---": "a second document",
     "...": "the end of a document",
     "\t": "a tab",
 }
 
 
 class _Yaml:
-    """Owns a text and the place up to which it has been read; knows nothing of profiles."""
+    """A tokenizer and recursive parser. Owns a text and the place up to which it is read.
+
+    Every method begins at that place and leaves it behind what it has read.
+    """
 
     def __init__(self, text: str, source: str, line: int) -> None:
         self.text, self.source, self.line = text, source, line
@@ -836,7 +841,10 @@ class _Yaml:
         self.brackets = 0  # how many are open
 
     def fail(self, what: str) -> NoReturn:
-        """Fail with the rest of the line: it `what`, if its first sign does not say more."""
+        """Raise CaoError that names the line and quotes the rest of it.
+
+        what: what is wrong with it; a sign that is never read, at its start, goes before.
+        """
         line = self.line + self.text.count("\n", 0, self.at)
         rest = self.text[self.at :].partition("\n")[0].strip(" ")
         for sign, name in _NOT_READ.items():
@@ -845,12 +853,12 @@ class _Yaml:
         raise CaoError(f"{self.source}:{line}: {rest!r} {what}", "write key: 'value', in quotes")
 
     def sees(self, pattern: str) -> str:
-        """Return what comes next; "" if it is not like that."""
+        """Return what comes next if it matches, else ""."""
         match = re.compile(pattern, re.A).match(self.text, self.at)
         return match[0] if match else ""
 
     def take(self, pattern: str) -> str:
-        """Return what comes next, and go behind it."""
+        """Return what comes next if it matches, else "", and go behind it."""
         taken = self.sees(pattern)
         self.at += len(taken)
         return taken

@@ -191,7 +191,7 @@ def test_keys_are_always_text():
         ("a tag at a mapping", "a: !x\n  b: 1", 2, "begins with a tag"),
         ("a complex key", "a: 1\n? b\n: c", 3, "begins with a complex key"),
         ("a complex key in brackets", "a: {? b : c}", 2, "begins with a complex key"),
-        ("one document more", "a: 1\n--- x\nb: 2", 3, "begins with one document more"),
+        ("a second document", "a: 1\n--- x\nb: 2", 3, "begins with a second document"),
         ("the end of a document", "a: 1\n...\nb: 2", 3, "the end of a document"),
         ("a directive", "%YAML 1.2\na: 1", 2, "begins with a directive"),
         ("a tab that indents", "a:\n\tb: 1", 3, "begins with a tab"),
