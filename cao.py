@@ -791,11 +791,11 @@ def parse_yaml(text: str, source: str, line: int = 2) -> dict[str, Any]:
 # line's end.
 _NO_TEXT = r"[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 # Text without quotes: what it may begin with, and up to where it goes on one line.
-_FIRST = r"(?![-?:]\s|<<|[,\[\]{}#&*!|>'\"%@`])"
+_FIRST = r"(?![-?:]\s|<< *:\s|[,\[\]{}#&*!|>'\"%@`])"
 _WORDS = r"(?:[^\s:]|:(?!\s)| +(?![\s#]|:\s))+"
 _VALUE = _FIRST + r"\S(?:\S| +(?![\s#]))*"  # behind a key, a colon is text
 # The same in brackets.
-_FIRST_IN = r"(?!-\s|<<|[?:,\[\]{}#&*!|>'\"%@`])"
+_FIRST_IN = r"(?!-\s|<< *:[\s,\[\]{}]|[?:,\[\]{}#&*!|>'\"%@`])"
 _WORDS_IN = r"(?:[^\s:,?\[\]{}]|:(?![\s,\[\]{}])| +(?![\s#,?\[\]{}]|:[\s,\[\]{}]))+"
 _ESCAPES = dict(zip('0abt\tnvfre "\\/N_LP', '\0\a\b\t\t\n\v\f\r\x1b "\\/\x85\xa0\u2028\u2029'))
 _ESCAPE = (
@@ -808,9 +808,7 @@ _KEY = rf"(?:{_QUOTED}|{_FIRST}{_WORDS}) *:(?=\s)"
 _KEY_IN = rf"{_QUOTED} *:|{_FIRST_IN}{_WORDS_IN} *:(?=[\s,\[\]{{}}])"
 _INT = r"[-+]?(0|[1-9][0-9]{0,99})"
 _FLOAT = r"([-+]?[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?"
-_DOUBTFUL = (
-    r"=|[-+]?(0[box][0-9a-fA-F_]+|\.(?i:inf|nan)|(?=\.?[0-9])[0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?)"
-)
+_DOUBTFUL = r"=|<<|[-+]?(0[box][0-9a-fA-F_]+|\.(?i:inf|nan)|(?=\.?[0-9])[0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?)"
 _MEANINGS = {
     **dict.fromkeys("true True TRUE yes Yes YES on On ON".split(), True),
     **dict.fromkeys("false False FALSE no No NO off Off OFF".split(), False),

@@ -146,6 +146,7 @@ OTHERS = [
     ("numbers", "a: [0, -0, 01.5, 1., .5, 1.5e+3]", {"a": [0, 0, 1.5, 1.0, 0.5, 1500.0]}),
     ("no numbers", "a: [1-2, 1.2.3, 12px, +, ., 1__a]",
      {"a": ["1-2", "1.2.3", "12px", "+", ".", "1__a"]}),
+    ("no merges", "a: <<x\n<<b: << c\nd: <<\n  e", {"a": "<<x", "<<b": "<< c", "d": "<< e"}),
     ("other blanks than ours", "a: \u3000x\xa0\nb: 1", {"a": "\u3000x\xa0", "b": 1}),
 ]  # fmt: skip
 
@@ -187,6 +188,9 @@ def test_keys_are_always_text():
         ("an alias in brackets", "a: [b,\n *x]", 3, "begins with an alias"),
         ("a merge", "a:\n  <<: {b: 1}", 3, "begins with a merge"),
         ("a merge in brackets", "a: {<<: b}", 2, "begins with a merge"),
+        ("a merge in brackets, of nothing", "a: {<<:}", 2, "begins with a merge"),
+        ("a merge as value", "a: << # x", 2, "begins with a merge"),
+        ("a merge in a list", "a: [<<]", 2, "begins with a merge"),
         ("a tag", "a: !!str 1", 2, "begins with a tag"),
         ("a tag at a mapping", "a: !x\n  b: 1", 2, "begins with a tag"),
         ("a complex key", "a: 1\n? b\n: c", 3, "begins with a complex key"),
