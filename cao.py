@@ -808,7 +808,10 @@ _KEY = rf"(?:{_QUOTED}|{_FIRST}{_WORDS}) *:(?=\s)"
 _KEY_IN = rf"{_QUOTED} *:|{_FIRST_IN}{_WORDS_IN} *:(?=[\s,\[\]{{}}])"
 _INT = r"[-+]?(0|[1-9][0-9]{0,99})"
 _FLOAT = r"([-+]?[0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?"
-_DOUBTFUL = r"=|<<|[-+]?(0[box][0-9a-fA-F_]+|\.(?i:inf|nan)|(?=\.?[0-9])[0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?)"
+_DOUBTFUL = (
+    r"=|<<|[-+]?(0[box][0-9a-fA-F_]+|\.(?i:inf|nan)"
+    r"|(?=\.?[0-9])[0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?)"
+)
 _MEANINGS = {
     **dict.fromkeys("true True TRUE yes Yes YES on On ON".split(), True),
     **dict.fromkeys("false False FALSE no No NO off Off OFF".split(), False),
