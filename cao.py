@@ -6942,7 +6942,7 @@ class Flow(NamedTuple):
     working_directory: str = ""
     overlap: str = "skip"  # when the run before it is still going on
     timezone: str = ""  # this and the next are here to be refused: cron has neither
-    catch_up: str = "False"
+    catch_up: str = ""
     on_failure: tuple[str, ...] = ()  # a program that gets a failed run's record on stdin
     prompt: str = ""
     unknown: tuple[str, ...] = ()
@@ -6970,7 +6970,7 @@ _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
     ),
     (
         "catch_up",
-        "False",
+        "(False)?",
         "leave it out: cron never runs what it missed. A systemd timer with Persistent=true"
         " does, and launchd: let these call cao schedule run NAME",
     ),

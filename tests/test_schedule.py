@@ -88,6 +88,7 @@ def test_what_asks_cron_for_nothing_is_no_reason_to_refuse():
     own = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2] or "UTC"
     flow = cao.parse_flow(flow_text(timezone=own, catch_up="no", overlap="skip"), "/x/daily.md")
     assert (flow.fault, flow.unknown) == ("", ())
+    assert cao.parse_flow(flow_text(), "/x/daily.md").catch_up == ""
 
 
 @pytest.mark.parametrize("schedule", [
