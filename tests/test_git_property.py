@@ -474,6 +474,9 @@ def check(seed: int, folder: Path) -> list[str]:
         error = world.merge()
         world.done.append(f"merge: {error.what if error else 'done'}")
         assert error is None or world.blocked, error
+    flag = plain(world.path, "ls-files", "-v", "sub/e")
+    if flag.startswith("H") or not flag or not (world.path / "sub" / "e").exists():
+        world.kept.discard("does not look at")  # what was done later took the mark away
     files, commits = world.files(), world.commits()
     if rng.random() < 0.5:
         cao.clean(world.boss, 0.0)

@@ -697,7 +697,8 @@ def test_what_git_cannot_read_any_more_is_discarded_by_yes(repo, broken):
 def test_signatures_and_colours_do_not_get_into_the_facts(repo):
     gpg = repo.folder / "gpg"
     gpg.write_text(
-        '#!/bin/sh\ncase "$*" in *--verify*) echo gpg: Good signature >&2; exit;; esac\n'
+        "#!/bin/sh\ncat > /dev/null\n"
+        'case "$*" in *--verify*) echo gpg: Good signature >&2; exit;; esac\n'
         "echo '[GNUPG:] SIG_CREATED ' >&2\n"
         "echo '-----BEGIN PGP SIGNATURE-----'; echo; echo '-----END PGP SIGNATURE-----'\n"
     )
