@@ -22,6 +22,7 @@ import pytest
 import cao
 from conftest import CAO, McpClient, be_cao, until
 from faults import Faults
+from test_nothing_lost import assign, conversation, idle_session, kill_runner, me, plan, put_loader
 
 HERE = Path(__file__).resolve().parent
 
@@ -709,6 +710,217 @@ def test_a_server_whose_view_of_a_result_fails_leaves_it_to_the_next_call(home, 
     claim = home.store.take_result("boss", task)
     assert claim
     claim.release()
+
+
+# ---- telling, in a conversation ----
+
+RESUMES = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(resumes=True)
+"""
+LATE = """
+hook = DemoAgent.hook
+def late(self, name, **fields):
+    time.sleep(5 if "Result of" in str(fields.get("prompt")) else 0)
+    hook(self, name, **fields)
+DemoAgent.hook = late
+"""
+TRANSCRIPT = """
+named, start = DemoAgent.hook, DemoAgent.run
+def with_transcript(self, name, **fields):
+    named(self, name, transcript_path=f"{self.launch_folder}/conversation.jsonl", **fields)
+def announced(self, prompt):
+    self.hook("SessionStart")
+    return start(self, prompt)
+DemoAgent.hook, DemoAgent.run = with_transcript, announced
+"""
+
+
+def struck_supervisor(place, at: str, more: str = "") -> tuple[str, str]:
+    """Return a supervisor whose runner was killed while it told it a result, at the first
+    change of a file that has a text, and the result's task."""
+    put_loader(place, RESUMES + more)
+    fired = plan(place, at, "kill")
+    boss = idle_session(place)
+    task = place.ok("assign", "demo", "demo: say for the boss", CAO_SESSION=boss).strip()
+    until(fired.exists)
+    until(lambda: place.store.is_locked(boss), False)
+    (place.home / "fault.json").unlink()
+    place.ok("ls", "--all")  # who looks buries it
+    assert place.state(boss)["state"] == "ended"
+    return boss, task
+
+
+def heard(place, boss: str, task: str) -> list[str]:
+    """Return the prompts that a supervisor's CLI took and that tell it of a task."""
+    return [p for p in conversation(place, boss) if f"Result of {task} (" in p]
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize(
+    ("step", "more", "before"),
+    [("typed", "", 0), ("submitted", LATE, 1)],
+    ids=["before Enter", "before the event"],
+)
+def test_a_supervisor_killed_before_it_was_known_to_have_a_result_gets_it_again_marked(
+    place, resuming, step, more, before
+):
+    boss, task = struck_supervisor(place, f'"event": "{step}", "messages": ["demo-', more)
+    assert place.store.owed(boss) == [task]
+    assert len(heard(place, boss, task)) <= before
+    before = len(heard(place, boss, task))
+    put_loader(place, RESUMES)
+    again = resuming.assign(boss, "demo: say back", cao.TaskOptions())
+    place.ok("wait", again)  # its answer is what it says of the result: that is for its task
+    assert place.result(again)["turns"][0] == "back"
+    found = until(lambda: heard(place, boss, task)[before:])
+    assert found[0].startswith("[perhaps for the second time]\nResult of")
+    until(lambda: place.store.owed(boss), [])
+    assert place.ok("handoff", boss, "demo: say more") == "more\n"
+    assert len(heard(place, boss, task)) == before + 1
+
+
+@pytest.mark.tmux
+def test_a_supervisor_killed_as_it_notes_that_a_result_was_taken_does_not_get_it_again(
+    place, resuming
+):
+    """Its CLI's event is there, though its runner has not said so."""
+    boss, task = struck_supervisor(place, "/out/demo-")
+    assert len(heard(place, boss, task)) == 1
+    assert place.store.owed(boss) == []
+    put_loader(place, RESUMES)
+    again = resuming.assign(boss, "demo: say back", cao.TaskOptions())
+    assert place.ok("wait", again) == "back\n"
+    assert len(heard(place, boss, task)) == 1
+
+
+@pytest.mark.tmux
+def test_the_transcript_decides_whether_a_result_was_taken(place, resuming):
+    boss, task = struck_supervisor(
+        place, '"event": "submitted", "messages": ["demo-', TRANSCRIPT + LATE
+    )
+    assert len(heard(place, boss, task)) == 1
+    assert place.store.owed(boss) == [task]
+    put_loader(place, RESUMES + TRANSCRIPT)
+    again = resuming.assign(boss, "demo: say back", cao.TaskOptions())
+    assert place.ok("wait", again) == "back\n"
+    until(lambda: place.store.owed(boss), [])
+    assert len(heard(place, boss, task)) == 1
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("step", ["typed", "submitted"])
+def test_a_supervisor_that_is_never_resumed_leaves_its_result_to_who_knows_its_name(place, step):
+    boss, task = struck_supervisor(place, f'"event": "{step}", "messages": ["demo-')
+    assert place.ok("wait", task) == "for the boss\n"
+    found = json.loads(place.ok("wait", "--json", CAO_SESSION=boss))
+    assert [r["task"] for r in found["results"]] in ([task], [])  # its CLI may have said so
+
+
+# ---- faults that were found ----
+
+
+@pytest.mark.tmux
+def test_a_task_of_a_run_that_was_killed_is_lost_though_its_session_goes_on(place, resuming):
+    """R3: the next run of the session is at work, and does not know of it."""
+    put_loader(place, RESUMES)
+    session, first = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    kill_runner(place, session)
+    until(lambda: place.store.is_locked(session), False)
+    second = resuming.assign(session, "demo: sleep 60", cao.TaskOptions())
+    place.until_state(session, "working")
+    done = place.run("wait", first, "--json", "--timeout", "20s", timeout_s=40)
+    assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["lost"]
+    assert place.store.load_result(second) is None
+
+
+CHECK = '---\nprovider: demo\ncheck: "false"\ncheck_retries: 1\n---\n'
+
+
+@pytest.mark.tmux
+def test_the_words_of_a_failed_check_fit_into_a_full_inbox(place):
+    """R8."""
+    place.profile("checked", CHECK)
+    session, task = assign(place, "demo: ask Ready?|yes", "checked")
+    place.until_state(session, "asking")
+    for number in range(100):
+        place.store.put(cao.Message(f"{number:020d}-m", "message", me(place), session, "hello"))
+    assert place.run("send", session, "one more").returncode == 1
+    place.ok("answer", session, "yes")
+    done = place.run("wait", task, "--json", "--timeout", "60s")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "check_failed")
+    assert place.store.is_locked(session)
+
+
+@pytest.mark.tmux
+def test_a_resume_whose_start_fails_is_undone(place, resuming, monkeypatch):
+    """R9."""
+    session, task = assign(place, "demo: say first")
+    place.ok("wait", task)
+    place.ok("stop", session)
+    until(lambda: place.store.is_locked(session), False)
+    before = {k: v for k, v in place.state(session).items() if k != "evidence"}
+
+    def fails(*_args, **_more):
+        raise cao.CaoError("no room for a terminal")
+
+    monkeypatch.setattr(resuming, "start", fails)
+    with pytest.raises(cao.CaoError, match="no room"):
+        resuming.assign(session, "demo: say again", cao.TaskOptions())
+    assert place.store.owed("person") == []
+    assert place.store.waiting(session) == []
+    assert place.live() == []
+    assert {k: v for k, v in place.state(session).items() if k != "evidence"} == before
+    monkeypatch.undo()
+
+
+# ---- commands that wait ----
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("where", ["/dev/full", "pipe"])
+@pytest.mark.parametrize("verb", ["handoff", "run"])
+def test_a_handoff_whose_answer_could_not_be_printed_is_still_owed(place, verb, where):
+    """R2."""
+    argv = [*CAO, verb, "demo", "demo: sleep 0.3; say precious"]
+    if where == "pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(where, os.O_WRONLY)
+    done = subprocess.run(argv, check=False, stdout=write, stderr=subprocess.PIPE, text=True,
+                          stdin=subprocess.DEVNULL, env=place.env, cwd=place.work,
+                          timeout=60)  # fmt: skip
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert done.returncode != 0
+    found = json.loads(place.ok("wait", "--json", "--timeout", "20s"))
+    assert [r["answer"] for r in found["results"]] == ["precious"]
+    assert json.loads(place.ok("wait", "--json"))["results"] == []
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("verb", ["handoff", "run"])
+@pytest.mark.parametrize("when", STRUCK)
+def test_a_handoff_killed_just_before_or_after_it_prints_has_lost_nothing(place, verb, when):
+    code = f"import os, sys, cao; {STRUCK[when]}; cao.main(sys.argv[1:])"
+    argv = [sys.executable, "-c", code, verb, "demo", "demo: say precious"]
+    env = {**place.env, "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, env=env,
+                          stdin=subprocess.DEVNULL, cwd=place.work, timeout=60)  # fmt: skip
+    assert done.returncode == 137, done.stderr
+    assert done.stdout == ("" if when == "before it writes" else "precious\n")
+    found = json.loads(place.ok("wait", "--json", "--timeout", "20s"))
+    assert [r["answer"] for r in found["results"]] == ["precious"]
+
+
+@pytest.mark.tmux
+def test_a_message_that_a_run_has_printed_was_told(place):
+    done = place.run("run", "demo", "demo: tell half way; sleep 0.5; say all")
+    assert (done.stdout, done.stderr.count("half way")) == ("all\n", 1)
+    found = json.loads(place.ok("wait", "--json", "--timeout", "0s"))
+    assert (found["messages"], found["results"]) == ([], [])
 
 
 # ---- giving ----
