@@ -834,23 +834,26 @@ def test_a_task_of_a_run_that_was_killed_is_lost_though_its_session_goes_on(plac
     assert place.store.load_result(second) is None
 
 
-CHECK = '---\nprovider: demo\ncheck: "false"\ncheck_retries: 1\n---\n'
-
-
 @pytest.mark.tmux
 def test_the_words_of_a_failed_check_fit_into_a_full_inbox(place):
-    """R8."""
-    place.profile("checked", CHECK)
-    session, task = assign(place, "demo: ask Ready?|yes", "checked")
-    place.until_state(session, "asking")
+    """R8. A draft in the input line holds all messages back."""
+    go_on = place.work / "go-on"
+    check = f"sh -c 'until [ -e {go_on} ]; do sleep 0.05; done; exit 1'"
+    place.profile("checked", f'---\nprovider: demo\ncheck: "{check}"\ncheck_retries: 1\n---\n')
+    session, task = assign(place, "demo: say done", "checked")
+    until(lambda: [e for e in place.log(session) if e["event"] == "turn_ended"])
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "a draft")
+    until(lambda: place.screen(session).rstrip().endswith("demo> a draft"))
     for number in range(100):
         place.store.put(cao.Message(f"{number:020d}-m", "message", me(place), session, "hello"))
     assert place.run("send", session, "one more").returncode == 1
-    place.ok("answer", session, "yes")
+    go_on.touch()
+    until(lambda: len(place.store.waiting(session)), 101)
+    assert place.store.is_locked(session)
+    place.tmux("send-keys", "-t", f"={session}:", "C-u")
     done = place.run("wait", task, "--json", "--timeout", "60s")
     (result,) = json.loads(done.stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "check_failed")
-    assert place.store.is_locked(session)
 
 
 @pytest.mark.tmux
