@@ -37,7 +37,7 @@ def torture(*args):
     return done.stdout
 
 
-NONE = {"--messages": 0, "--handoffs": 0, "--faults": 0, "--files": 0}
+NONE = {"--messages": 0, "--results": 0, "--handoffs": 0, "--faults": 0, "--files": 0}
 
 
 @pytest.mark.parametrize(("seed", "part"), [
@@ -45,7 +45,8 @@ NONE = {"--messages": 0, "--handoffs": 0, "--faults": 0, "--files": 0}
     (2, {"--handoffs": 6}),
     (3, {"--faults": 12, "--first-fault": 13}),
     (4, {"--files": 40}),
-], ids=["messages", "handoffs", "runner", "files"])  # fmt: skip
+    (5, {"--results": 60}),
+], ids=["messages", "handoffs", "runner", "files", "readers"])  # fmt: skip
 def test_nothing_is_lost_when_everything_is_killed_at_random(seed, part):
     words = [str(word) for pair in {**NONE, **part}.items() for word in pair]
     assert "0 wrong" in torture("--seed", str(seed), *words)

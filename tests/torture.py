@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Torture cao: kill everything that can be killed, at random, and count what is left.
 
-    python3 tests/torture.py [--seed N] [--messages M] [--senders 8] [--handoffs H]
-                             [--faults F] [--files G] [--seconds S]
+    python3 tests/torture.py [--seed N] [--messages M] [--senders 8] [--results R]
+                             [--handoffs H] [--faults F] [--files G] [--seconds S]
 
 A. Messages: senders send M messages each to one session while senders, readers and hooks are
    killed; in a second, shorter round the runner is killed too. Sent = taken + reported.
@@ -12,6 +12,8 @@ C. Faults: the runner's n-th change of a file fails, or is its last act; every F
    (1: each one, 0: none).
 D. Files: the same for the client's side, in forked children: for every n the way of a task
    and a message through the store; for every G-th n a whole assign with a request_id.
+E. Readers: four that wait without names are told R results and as many messages while they
+   are killed and stopped. Each is told once, and again only where its reader was killed.
 
 What is random comes from the seed; the moments of the kills are the machine's own. Prints
 its tally; exit status 1 on any loss, 2 when S seconds were not enough.
@@ -767,6 +769,112 @@ def torture_files(ground: Ground, options) -> None:
     ground.clear()
 
 
+# ---- E. Readers ----
+
+
+class Readers:
+    """Processes that wait for all that a client is owed: forked, killed, and begun again.
+
+    Each notes in one journal what it was told, before that goes off the books, and after.
+    """
+
+    def __init__(self, ground: Ground, owner: str, count: int) -> None:
+        self.ground, self.owner = ground, owner
+        self.journal = ground.folder / "readers.journal"
+        self.killed: set[int] = set()
+        self.running = {self.begin() for _ in range(count)}
+
+    def begin(self) -> int:
+        """Fork a reader and return its pid."""
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 70
+        try:
+            self.read()
+            status = 0
+        except Exception:  # noqa: BLE001 - the parent sees the status, a person this
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def read(self) -> None:
+        """Wait until nothing is owed any more: a reader's whole life."""
+        boss = cao.Orchestrator(cao.Store(self.ground.store.home), cao.Caller(self.owner))
+        fd = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        while (found := boss.await_tasks(None, 60.0)) != cao.Waited():
+            names = [result.task for result in found.results]
+            names += [message.id for message in found.messages]
+            for word in ("says", "told"):
+                for name in names:
+                    os.write(fd, f"{word} {os.getpid()} {name}\n".encode())
+                if word == "says":
+                    found.told()
+
+    def strike(self) -> None:
+        """Stop a reader for a moment, or kill it and begin another."""
+        pid = self.ground.rng.choice(sorted(self.running))
+        os.kill(pid, signal.SIGSTOP)
+        pause(self.ground.rng.choice((0.0, 0.0, 0.05)))
+        if self.ground.rng.random() < 0.3:
+            os.kill(pid, signal.SIGCONT)
+            self.ground.tally["readers stopped for a while"] += 1
+            return
+        kill(pid)
+        os.waitpid(pid, 0)
+        self.ground.tally["readers killed at it"] += 1
+        self.killed.add(pid)
+        self.running.remove(pid)
+        self.running.add(self.begin())
+
+    def end(self) -> None:
+        """See that all come to their end by themselves."""
+        for pid in self.running:
+            if status := os.waitpid(pid, 0)[1]:
+                self.ground.fail(f"reader {pid} ended with {status}")
+
+    def tally(self, names: list[str]) -> None:
+        """Hold what there was to tell against what was told."""
+        lines = [line.split() for line in self.journal.read_text().splitlines()]
+        for name in names:
+            says = [int(pid) for word, pid, what in lines if (word, what) == ("says", name)]
+            told = [int(pid) for word, pid, what in lines if (word, what) == ("told", name)]
+            if not says:
+                self.ground.fail(f"told to nobody: {name}")
+            if len(told) > 1 or any(pid not in self.killed for pid in says[:-1]):
+                self.ground.fail(f"told again without need: {name} by {says}, off by {told}")
+            again = "told again, for its reader was killed"
+            self.ground.tally[again if len(says) > 1 else "told once"] += 1
+
+
+def torture_readers(ground: Ground, options) -> None:
+    """Do part E."""
+    print(f"E. {options.results} results and messages to 4 readers", flush=True)
+    store, owner, worker = ground.store, "owner-2222", "worker-2222"
+    cao.make_client(store, owner)
+    os.mkdir(store.folder(worker))
+    store.create(cao.Session(worker, "agent", supervisor=owner))
+    store.save_state(worker, {"state": "ended", "since": 1.0, "why": "stopped"})
+    tasks = [f"{worker}.t{number}" for number in range(options.results)]
+    for task in tasks:
+        store.give(cao.Message(f"1-{task}", "task", owner, worker, "do it", 1.0, task))
+        store.take_message(worker, f"1-{task}").told()
+    readers, letters = Readers(ground, owner, 4), []
+    for number, task in enumerate(tasks):
+        letters.append(f"{number:020d}-m")
+        store.put(cao.Message(letters[-1], "message", worker, owner, f"number {number}", 1.0))
+        store.save_result(cao.Result(task, worker, "done", "yes", ended_at=time.time()), owner)
+        pause(ground.rng.uniform(0, 0.03))
+        if number % 2:
+            readers.strike()
+        options.check_time()
+    readers.end()
+    readers.tally([*tasks, *letters])
+    ground.note_all(f"still owed: {task}" for task in store.owed(owner))
+    ground.note_all(f"still waiting: {one.id}" for one in store.waiting(owner))
+    ground.clear()
+
+
 # ---- all ----
 
 
@@ -776,6 +884,7 @@ def parse_options():
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--messages", type=int, default=1000)
     parser.add_argument("--senders", type=int, default=8)
+    parser.add_argument("--results", type=int, default=500)
     parser.add_argument("--handoffs", type=int, default=200)
     parser.add_argument("--faults", type=int, default=1, metavar="EVERY")
     parser.add_argument("--files", type=int, default=1, metavar="EVERY")
@@ -802,6 +911,8 @@ def main() -> int:
     try:
         if options.messages:
             torture_messages(ground, options)
+        if options.results:  # before there are threads: it forks
+            torture_readers(ground, options)
         if options.handoffs:
             torture_handoffs(ground, options)
         if options.faults:
