@@ -32,7 +32,7 @@ class Terminal:
                           "set-hook -g alert-bell 'set -g @rang yes'\n")  # fmt: skip
         size = ("-x", str(columns), "-y", str(lines))
         self.tmux("-f", str(config), "new-session", "-d", "-s", "w", *size, "-c", str(place.work),
-                  "--", *CAO, *command)  # fmt: skip
+                  "--", *CAO, *command, ";", "resize-window", "-t", "w", *size)  # fmt: skip
 
     def tmux(self, *args) -> str:
         argv = ["tmux", "-u", "-L", self.socket, *args]
