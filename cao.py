@@ -9344,7 +9344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["hook"]:
             return cmd_hook(argv[1:])
-        if "stdout" in closed:  # not: do it, and tell nobody
+        if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"]:
             return cmd_mcp()

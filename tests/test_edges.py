@@ -350,7 +350,7 @@ def test_a_home_by_another_name_is_the_same_home(place):
         ("hook F <&- >&-", 0, ""),
         ("handoff demo <&-", 2, "the text is empty"),
         ("nope 2>&-", 2, ""),
-        ("ls <&- >&- 2>&-", 1, ""),
+        ("ls <&- >&- 2>&-", 0, ""),
         ("ls 2>&-", 0, "no session is running"),
         ("handoff demo x --timeout 9999999999h", 2, "is not a duration"),
         ("launch --detach demo --cwd /nonexistent", 2, "/nonexistent is no directory"),
