@@ -305,10 +305,10 @@ def test_a_file_that_cannot_be_read_is_named(place, monkeypatch):
 
 def test_a_broken_profile_is_named_and_nothing_is_allowed(place):
     put(place.work, "ci")
-    put(place.work, "zz", "---\nrole: king\n---\n")
+    put(place.work, "zz", "---\npermissions: king\n---\n")
     done = place.run("allow")
     assert done.returncode == 1
-    assert "zz.md: role 'king' does not exist" in done.stderr
+    assert "zz.md: permissions 'king' does not exist" in done.stderr
     assert allowed(place) == {}
 
 
@@ -343,7 +343,7 @@ def test_what_is_allowed_is_shown_whole_and_in_visible_text(place):
         "---\nprovider: command\nready: x\npermissions: all\ncheck: pytest -q\n"
         "command: [sh, -c, 'touch me']\n"
         "mcpServers: {tickets: {command: tickets-mcp, args: [--write]}}\n"
-        f"description: fine {hidden}\n---\n"
+        f"description: {json.dumps(hidden)}\n---\n"
     ))  # fmt: skip
     done = place.run("allow")
     shown = ["command", "all", "pytest -q", "touch me", "tickets-mcp", "--write"]

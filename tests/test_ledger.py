@@ -369,7 +369,7 @@ def test_a_reader_that_stands_still_at_any_step_of_telling_keeps_all_others_wait
         at += 1
         task = home.owe()
         home.marker.unlink(missing_ok=True)
-        frozen = home.start("wait", "--json", "--timeout", "5s", fault=(at, "hold"))
+        frozen = home.start("wait", "--json", "--timeout", "30s", fault=(at, "hold"))
         until(lambda p=frozen: home.marker.exists() or p.poll() is not None)
         where = home.marker.read_text() if home.marker.exists() else ""
         if frozen.poll() is None:
