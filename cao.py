@@ -114,11 +114,12 @@ MAX_DEPTH = 3  # a worker of a worker of a worker
 MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
 MAX_MESSAGE_BYTES = 1 << 20
 STARTING_S = 10.0  # so long may a session be without a runner before it is lost
-DIALOG_S = 2.0  # a permission event comes before its dialog is drawn
+SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
+UNSEEN_S = 2.0  # a question's dialog is drawn so long after its event, at the most
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
-ANSWER_S = 20.0  # a runner may take so long to answer a dialog: it looks after each key
+ANSWER_S = 20.0  # a hook, or the runner's keys, may take so long to hand an answer over
 STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
@@ -135,6 +136,7 @@ CALL_CEILINGS_S = {  # by clientInfo.name, measured or documented defaults less 
     "qwen-cli-mcp-client-cao": 570.0,
 }
 TOOL_TIMEOUT_S = 86400  # what we set for the tool calls of agents we launch ourselves
+ASK_TIMEOUT_S = 86400  # for a hook that waits for a person
 ANSWER_CHARS = 32_000  # the most of an answer in a tool's text; the file has all of it
 ANSWER_CHARS_BY_CLIENT = {
     "claude-code": 400_000,  # _meta anthropic/maxResultSizeChars
@@ -317,18 +319,20 @@ class Message(NamedTuple):
 class Option(NamedTuple):
     """One way to answer a question."""
 
-    key: str  # what `answer` takes: "1"
+    key: str  # what `answer` takes: "yes", or "1"
     text: str
 
 
 class Question(NamedTuple):
     """What an agent asks, as data."""
 
-    id: str  # changes with the question; `answer` checks it
-    kind: str  # permission, trust, question, dialog, interrupted
-    text: str
+    id: str
+    kind: str  # permission, question, screen, interrupted
+    text: str  # all of what is asked
     options: tuple[Option, ...] = ()
     asked_at: float = 0.0
+    where: str = ""  # how it is answered: "hook", "keys" (of its dialog), "typed", or by hand
+    agent: str = ""  # the sub-agent that asks
 
 
 class Result(NamedTuple):
@@ -492,177 +496,6 @@ def tail_lines(text: str, most: int) -> str:
     return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
 
 
-class Menu(NamedTuple):
-    """A dialog on a screen."""
-
-    question: str
-    options: tuple[Option, ...]
-    cursor: int  # the index of the option under it
-    keys: tuple[str, str] = ("Up", "Down")  # that move it
-
-
-# Regexes, compiled when a menu is read: together they take a twentieth of our start.
-_CURSOR = r"^([\s│|]*[❯›>▶→]\s+|\s*│\s*●\s+)\S"  # ● elsewhere is an answer's bullet
-_NUMBERED = r"^[\s│|]*[❯›>●▶→]?\s*\[?(\d+)[.)\]]\s+(\S.*?)[\s│|]*$"
-_CONFIRM = (  # ... but not (esc to cancel, 3s): a turn runs
-    r"(?i)(\b(enter|esc)\b(?! to cancel[^()]*\))|↵)"
-    r".*\b(confirm|cancel|continue|select|skip|back|amend|submit)\b|Waiting for user confirmation"
-)
-# The options that are a field, or open one by Enter: Claude Code 2.1.330 and Qwen Code 0.24.4
-# (Type something), Copilot 1.0.102, Gemini CLI 0.61.0 (Enter a custom value), Kimi Code 2.1.0.
-_TAKES_WORDS = r"(?i)^(> )?(type something|enter a custom value)|type your answer|tell copilot"
-_OPENS_FIELD = r"(?i)^(other|.* with feedback)$"
-OR_ESCAPE = "(Esc to stop)"  # such an option of Copilot's waits for words at Enter
-_FIELD_OPEN = r"(?i)\btype (feedback|answer)\b.*↵"
-# A question without options (Copilot 1.0.102): its words, and a field between two rules.
-_FIELD = r"(?s)needs information\.\n(.*?)\n *─+\n ❯.*\n *─+\n\n +enter accept"
-_BOX_END = r"\s*╰─+╯\s*$"  # what stands below it is a footer, with tips of Enter and Esc
-_CONFIRM_ABOVE = r"(?im)^↑↓.* enter select\b"  # Kimi Code 2.1.0
-
-
-def parse_menu(ansi_screen: str, composer: str = "", sent: str = "") -> Menu | None:
-    """Return the last menu on a screen, or None.
-
-    A menu is a run of lines of which one has the cursor (❯, › or >; ● in a box), numbered
-    or of one indentation, and below it a line that says how it is confirmed, or the end of
-    the box and of the screen: a list in a prompt or in an answer has no such line. One that
-    has it but stands above the input line, or in it as a part of what we sent, is a quotation:
-    no CLI draws its input line below a dialog (the recorded screens in tests/screens).
-
-    composer is a regex on the input line (see parse_draft), sent our text that may be in it.
-    """
-    lines = strip_ansi(ansi_screen).rstrip().split("\n")
-    typed_at = _input_line(lines, composer) if composer else -1
-
-    def quoted(first: int, last: int, *texts: str) -> bool:
-        ours = sent and all("".join(text.split()) in "".join(sent.split()) for text in texts)
-        return typed_at > last or bool(ours and 0 <= typed_at < first)
-
-    if found := _row_menu(ansi_screen.split("\n"), lines):
-        at, menu = found  # in OpenCode's input line, if in any: that is where its draft ends
-        return None if quoted(at + 1, at, *(o.text for o in menu.options)) else menu
-    for at in range(len(lines) - 1, -1, -1):
-        match = re.match(_CURSOR, lines[at])
-        if not match:
-            continue
-        if re.match(_NUMBERED, lines[at]):
-            rows = _numbered_rows(lines, at)
-        else:
-            rows = _plain_rows(lines, at, len(match[1]))
-        run = sorted(rows)
-        below = [line for line in lines[run[-1] + 1 :] if line.strip(" │|")]
-        question = _menu_question(lines, run[0])
-        boxed = re.fullmatch(_BOX_END, "".join(below))
-        ends = next((n for n, line in enumerate(below[:4]) if re.match(_BOX_END, line)), 4)
-        told = [line for line in below[:ends] if re.search(_CONFIRM, line)]
-        if len(run) > 1 and (boxed or told or re.search(_CONFIRM_ABOVE, question)):
-            options = tuple(Option(*rows[n]) for n in run)
-            if quoted(run[0], run[-1], *(o.text for o in options)):
-                return None
-            return Menu(question, options, run.index(at))
-    field = re.search(_FIELD, "\n".join(lines[-40:]))
-    if not field:
-        return None
-    question = re.sub(r"\s*\n\s*", "\n", field[1]).strip()
-    first = max(0, len(lines) - 40) + field.string.count("\n", 0, field.start())
-    last = first + field[0].count("\n")
-    return None if quoted(first + 1, last, question) else Menu(question, (), 0)
-
-
-def takes_words(option: Option) -> bool:
-    """Tell whether an option is, or opens, a field for free text."""
-    return bool(re.search(_TAKES_WORDS, option.text)) or opens_field(option)
-
-
-def opens_field(option: Option) -> bool:
-    """Tell whether Enter on an option opens its field (Kimi Code 2.1.0)."""
-    return bool(re.search(_OPENS_FIELD, option.text))
-
-
-def field_is_open(screen: str) -> bool:
-    """Tell whether such a field is open."""
-    return bool(re.search(_FIELD_OPEN, screen))
-
-
-def same_options(some: Sequence[Option], others: Sequence[Option]) -> bool:
-    """Tell whether two looks saw the same options; a field may be worded by its cursor."""
-    return len(some) == len(others) and all(
-        one == other or (takes_words(one) and takes_words(other))
-        for one, other in zip(some, others)
-    )
-
-
-def _row_menu(raw: Sequence[str], lines: Sequence[str]) -> tuple[int, Menu] | None:
-    """Return (line, menu) of a menu whose options stand in one row: the background tells the
-    chosen one (OpenCode 1.18.33)."""
-    for at in range(len(lines) - 1, max(-1, len(raw) - 12), -1):
-        match = re.match(r"\s*┃\s+(\S.*?) {3,}(?:ctrl\+f .*)?⇆ select  enter confirm", lines[at])
-        if not match:
-            continue
-        texts = re.split(r" {2,}", match[1])
-        fills = [re.findall(r"\x1b\[48;[\d;]*m", raw[at].partition(text)[0])[-1:] for text in texts]
-        odd = [n for n, fill in enumerate(fills) if fills.count(fill) == 1]
-        box = "\n".join(lines[:at]).rpartition("△ ")[2].split("\n")
-        asked = "\n".join(line.strip(" ┃") for line in box if line.strip(" ┃"))
-        options = tuple(Option(str(n), text) for n, text in enumerate(texts, 1))
-        return at, Menu(asked, options, odd[0] if len(odd) == 1 else 0, ("Left", "Right"))
-    return None
-
-
-def _menu_question(lines: Sequence[str], first: int) -> str:
-    """Return what stands above a menu, up to a rule or two blank lines."""
-    kept: list[str] = []
-    for line in reversed(lines[max(0, first - 25) : first]):
-        bare = line.strip(" │|")
-        if re.fullmatch(r"[─━═-]{10,}|╭─+╮", bare if bare[:1] != "╭" else line.strip()) or (
-            kept and not bare and not kept[-1]
-        ):
-            break
-        if (bare or kept) and not re.fullmatch(r"╌{10,}|[╭╰]─+[╮╯]", bare):
-            kept.append(bare)
-        if re.match(r"\? \S", bare):  # where Gemini CLI's and Qwen Code's begin
-            break
-    return re.sub(r"\n{2,}", "\n", "\n".join(reversed(kept))).strip()
-
-
-def _numbered_rows(lines: Sequence[str], at: int) -> dict[int, tuple[str, str]]:
-    """Return line -> (number, text) of the numbered run around a line; under each option
-    there may be two lines of explanation."""
-    known = {n: (m[1], m[2]) for n, line in enumerate(lines) if (m := re.match(_NUMBERED, line))}
-    rows = {at: known[at]}
-    for step in (-1, 1):
-        here = at
-        while True:
-            wanted = str(int(known[here][0]) + step)
-            near = (here + step * k for k in (1, 2, 3))
-            here = next((n for n in near if n in known and known[n][0] == wanted), -1)
-            if here < 0:
-                break
-            rows[here] = known[here]
-    return rows
-
-
-def _plain_rows(lines: Sequence[str], at: int, column: int) -> dict[int, tuple[str, str]]:
-    """Return line -> (number, text) of the lines around one that begin in its column; where
-    blank lines part them into blocks, each block's first line is an option."""
-    begins = re.compile(rf"^[\s│|]{{{column}}}\S")
-    run, parted = [at], False
-    for step in (-1, 1):
-        n = at + step
-        while 0 <= n < len(lines):
-            far = n + step
-            if not begins.match(lines[n]):
-                if lines[n].strip() or not 0 <= far < len(lines) or not begins.match(lines[far]):
-                    break
-                parted, n = True, far
-            run.append(n)
-            n += step
-    if parted:
-        run = [n for n in run if n == at or not lines[n - 1].strip()]
-    texts = ((n, lines[n][column:].strip(" │|")) for n in sorted(run))
-    return {n: (str(count), text) for count, (n, text) in enumerate(texts, 1)}
-
-
 def _input_line(lines: Sequence[str], composer: str) -> int:
     """Return where a CLI's input line is, -1 if it is not on the screen."""
     below = ""
@@ -673,7 +506,7 @@ def _input_line(lines: Sequence[str], composer: str) -> int:
     return -1
 
 
-def parse_draft(ansi_screen: str, composer: str, sent: str = "") -> str | None:
+def parse_draft(ansi_screen: str, composer: str) -> str | None:
     """Return what stands in a CLI's input line, or None where there is no such line.
 
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
@@ -682,7 +515,7 @@ def parse_draft(ansi_screen: str, composer: str, sent: str = "") -> str | None:
     raw = ansi_screen.split("\n")
     lines = [strip_ansi(line) for line in raw]
     at = _input_line(lines, composer)
-    if at < 0 or parse_menu(ansi_screen, composer, sent):
+    if at < 0:
         return None
     match = re.match(composer, "\n".join([_bright(raw[at]), *lines[at + 1 :], ""]), re.M)
     return (match[1] or "").strip() if match else ""
@@ -1083,7 +916,12 @@ class Provider(NamedTuple):
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     composer: str = ""  # regex on the input line and those below it, its group the draft
     mcp: bool = True  # it takes MCP servers
-    own_tools: str = ""  # the answer where it asks about a tool of cao's, and no setting may
+    # How its questions are answered: its "hook" (or plugin) waits for the answer and hands it
+    # over as data; or by "keys" of its dialog. "": by a person, in its terminal.
+    asks: str = ""
+    always: bool = False  # ... and it takes "always": not again in this session
+    shows: bool = False  # ... and its own dialog stands on the screen meanwhile
+    asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
     failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
@@ -1095,8 +933,8 @@ class Provider(NamedTuple):
     untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
-    # words of its folder-trust dialog, and the option that trusts for this session only:
-    # pressed under `trust: yes`, for a CLI that has no flag for it
+    # words of its folder-trust dialog, and the key that trusts for this session only: pressed
+    # under `trust: yes`, for a CLI that has no flag for it
     trusts: tuple[str, str] = ("", "")
     login: str = ""  # the command that logs in
     login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
@@ -1217,8 +1055,8 @@ _HOOK_KINDS = {
     "userPromptSubmit": "submitted",
     "stop": "ended",
 }
-# The tools by which the CLIs ask a question of their model's, no permission.
-QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "Ask User")
+# The tools by which the CLIs' models ask a question of their own; that is no permission.
+QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "ask_user", "question")
 
 
 def read_hook(payload: dict[str, Any]) -> Event | None:
@@ -1230,8 +1068,8 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     """
     name = str(payload.get("hook_event_name") or "")
     kind = _HOOK_KINDS.get(name, "")
-    if name == "PreToolUse" and payload.get("tool_name") == "AskUserQuestion":
-        kind = "asked"  # Kimi Code asks with no other event
+    if name in ("PreToolUse", "BeforeTool"):
+        kind = "asked" if questions_in(payload) else ""  # we hear of no other tool there
     if not kind:
         return None
     text = str(payload.get("last_assistant_message") or payload.get("assistant_response") or "")
@@ -1242,8 +1080,7 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
         text = text or str(payload.get("error_message") or "")
         event = failed_event(text, payload.get("error") or "")
     elif kind == "asked":
-        tool = str(payload.get("tool_name") or "")
-        event = Event(kind, render_request(tool, payload.get("tool_input")), tool)
+        event = Event(kind, render_request(payload), str(payload.get("tool_name") or ""))
     tasks = payload.get("background_tasks")
     running = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
     running = [t for t in running if t.get("status", "running") in ("running", "pending")]
@@ -1266,25 +1103,31 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
         # No text of AfterAgent's prompt_response: that is all of a turn's, with spaces between
         # the pieces it came in, or none after a failure. The chat file has the last one.
         return read_hook(payload)
-    if details.get("title") == "Ask User":  # what is asked stands on the screen only
-        return Event("asked", "", "Ask User", "hook:Notification")
-    named = map(details.get, ("command", "filePath", "toolDisplayName", "prompt"))
-    given = {"command": next(filter(None, named), payload.get("message"))}
+    if details.get("title") == "Ask User":  # answered at its BeforeTool hook
+        return None
+    given = {key: value for key, value in details.items() if key not in ("type", "title")}
     asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
     event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
     return event and event._replace(source="hook:Notification")
 
 
-def read_copilot_hook(payload: dict[str, Any]) -> Event | None:
-    """Return what a hook of Copilot 1.0.102 says: Claude-shaped under Claude's names, but
-    for the one that comes when a person is asked."""
-    kinds = {"permission_prompt": "", "elicitation_dialog": "AskUserQuestion"}
-    kind = kinds.get(str(payload.get("notification_type")))
-    if kind is None:
-        return read_hook(payload)
-    text = "" if kind else str(payload.get("message") or "")
-    known = str(payload.get("sessionId") or "")
-    return Event("asked", text, kind, "hook:Notification", conversation=known)
+def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return a hook's payload under Claude's names: Copilot 1.0.102 has its own for the hook
+    that asks for a permission."""
+    if payload.get("hookName") != "permissionRequest":
+        return payload
+    names = {"toolName": "tool_name", "toolInput": "tool_input", "sessionId": "session_id"}
+    claudes = {ours: payload.get(theirs) for theirs, ours in names.items()}
+    return {**payload, **claudes, "hook_event_name": "PermissionRequest"}
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the object in a JSON text, {} where it is none, or nested too deeply."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def block_text(content: Any) -> str:
@@ -1294,17 +1137,97 @@ def block_text(content: Any) -> str:
     return "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
 
 
-def render_request(tool: str, given: Any) -> str:
-    """Return what a CLI asks permission for, as a person likes to read it."""
+# ---- what they ask, and how they are answered ----
+
+
+def render_request(payload: dict[str, Any]) -> str:
+    """Return all of what a CLI asks, as a person likes to read it."""
+    if questions := questions_in(payload):
+        return "\n".join(question for question, _ in questions)
+    tool, given = str(payload.get("tool_name") or ""), payload.get("tool_input")
     if not isinstance(given, dict):
         return tool
-    questions = given.get("questions")
-    if isinstance(questions, list) and questions and isinstance(questions[0], dict):
-        return str(questions[0].get("question") or tool)
-    what = given.get("command") or given.get("file_path") or given.get("url")
-    why = given.get("description")
-    text = f"{tool}: {what or json.dumps(given, ensure_ascii=False)}"
-    return f"{text} ({why})" if why else text
+    rest = dict(given)
+    what = ""
+    for key in ("command", "file_path", "filePath", "path", "url"):
+        what = what or str(rest.pop(key, "") or "")
+    why = rest.pop("description", "")
+    lines = [f"{tool}: {what}" + (f" ({why})" if why else "")]
+    for key, value in rest.items():
+        lines.append(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return each question, with its options, that a model's own question tool asks; none for
+    any other tool."""
+    given = payload.get("tool_input")
+    if payload.get("tool_name") not in QUESTION_TOOLS or not isinstance(given, dict):
+        return []
+    listed = given.get("questions")
+    if isinstance(given.get("message"), str):  # Copilot: a form
+        fields = (given.get("requestedSchema") or {}).get("properties") or {}
+        options = [word for field in fields.values() for word in field.get("enum") or ()]
+        return [(given["message"], options)]
+    questions = []
+    for one in listed if isinstance(listed, list) else ():
+        options = [str(option.get("label") or "") for option in one.get("options") or ()]
+        questions.append((str(one.get("question") or one.get("header") or ""), options))
+    return questions
+
+
+def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
+    """Tell whether a hook asks what cao answers by what the hook prints."""
+    name = payload.get("hook_event_name")
+    if name == "PermissionRequest":
+        return row.asks == "hook"
+    return name in ("PreToolUse", "BeforeTool") and bool(questions_in(payload))
+
+
+def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
+    """Return the ways to answer what a hook asks; none: by words alone."""
+    questions = questions_in(payload)
+    if not questions:
+        options = [Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")]
+        return (*options, Option("always", "in this session")) if row.always else tuple(options)
+    if len(questions) > 1:
+        return ()
+    return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
+
+
+def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) -> dict[str, Any]:
+    """Return what a hook prints to hand an answer over (each as its CLI takes it, measured).
+
+    answer: yes, no or always; for a question of the model's, words has a line for each.
+    """
+    questions = questions_in(payload)
+    replies = dict(zip((question for question, _ in questions), words.split("\n")))
+    name, message = payload.get("hook_event_name"), words or "The user refused this."
+    if questions:
+        said = "; ".join(f"{q} = {a}" for q, a in replies.items()) if questions[1:] else words
+        message = f"The user answered: {said}"
+    if row.name in ("opencode", "pi", "demo"):  # their plugins of ours
+        reply = {"answer": answer, "message": message}
+        return {**reply, "answers": [[line] for line in words.split("\n")]} if questions else reply
+    if name == "BeforeTool":  # Gemini CLI 0.61.0
+        return {"decision": "deny", "reason": message}
+    if name == "PreToolUse":
+        denied = {"permissionDecision": "deny", "permissionDecisionReason": message}
+        if row.name == "copilot":  # 1.0.102
+            return denied
+        return {"hookSpecificOutput": {"hookEventName": name, **denied}}  # Kimi Code 2.1.0
+    decision: dict[str, Any] = {"behavior": "allow"}
+    if questions and row.name == "claude":  # 2.1.332: a bare allow is ignored
+        decision["updatedInput"] = {**payload["tool_input"], "answers": replies}
+    elif questions or answer == "no":
+        decision = {"behavior": "deny", "message": message}
+    elif answer == "always":
+        rule = {"toolName": payload.get("tool_name")}
+        grant = {"type": "addRules", "rules": [rule], "behavior": "allow", "destination": "session"}
+        decision["updatedPermissions"] = [grant]
+    if row.name == "copilot":
+        return decision
+    return {"hookSpecificOutput": {"hookEventName": "PermissionRequest", "decision": decision}}
 
 
 def failed_event(text: str, code: Any = "", source: str = "transcript") -> Event:
@@ -1500,6 +1423,7 @@ def _claude_files(launch: Launch) -> dict[str, Any]:
     config = launch.profile.settings.get("claudeConfig")
     settings = dict(config) if isinstance(config, dict) else {}
     hooks = {event: _hook(launch, awaits=event == "SessionStart") for event in _CLAUDE_HOOKS}
+    hooks["PermissionRequest"]["timeout"] = ASK_TIMEOUT_S
     settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     if launch.profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
@@ -1534,7 +1458,8 @@ def _codex_flags(launch: Launch) -> list[str]:
         config[f"mcp_servers.{name}"] = entry
     trusted: dict[str, Any] = {}
     for event in _CODEX_HOOKS:
-        hook = _hook(launch, 3 if event in ("Interrupt", "SessionEnd") else 30)  # the most there
+        limits = {"Interrupt": 3, "SessionEnd": 3, "PermissionRequest": ASK_TIMEOUT_S}
+        hook = _hook(launch, limits.get(event, 30))
         config[f"hooks.{event}"] = [{"hooks": [hook]}]
         trusted.update(_codex_trust(event, hook))
     config["hooks.state"] = trusted
@@ -1569,7 +1494,13 @@ def _gemini_files(launch: Launch) -> dict[str, Any]:
         # At "low", the default, it tries again without end after a 500, and says nothing.
         "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
         "hooksConfig": {"enabled": True},
-        "hooks": {event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
+        "hooks": {
+            **{event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
+            # A question of its model's is answered there; of no other tool do we want to hear.
+            "BeforeTool": [
+                {"matcher": "ask_user", "hooks": [{**hook, "timeout": ASK_TIMEOUT_S * 1000}]}
+            ],
+        },
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
         "tools": {"exclude": _taken(launch.profile)},
@@ -1603,14 +1534,14 @@ def _gemini_login(launch: Launch) -> str:
 def _qwen_files(launch: Launch) -> dict[str, Any]:
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
-    hook = [{"hooks": [_hook(launch, 30_000)]}]
+    hook, asks = ([{"hooks": [_hook(launch, t * 1000)]}] for t in (30, ASK_TIMEOUT_S))
     settings: dict[str, Any] = {
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
-        "hooks": dict.fromkeys(_CLAUDE_HOOKS, hook),
+        "hooks": {**dict.fromkeys(_CLAUDE_HOOKS, hook), "PermissionRequest": asks},
         "permissions": {"deny": _taken(launch.profile)},
     }
     if launch.profile.effort:
@@ -1637,7 +1568,9 @@ def _kimi_files(launch: Launch) -> dict[str, Any]:
     config = ['default_permission_mode = "manual"', users, _OURS]
     for event in _KIMI_HOOKS:
         only = 'matcher = "AskUserQuestion"' if event == "PreToolUse" else ""
-        hook = f"event = {_toml(event)}\ncommand = {_toml(quote_argv(launch.hook))}\ntimeout = 30"
+        limit = 600 if only else 30  # 600 is the most; with more it has no hooks at all (2.1.0)
+        command = quote_argv(launch.hook)
+        hook = f"event = {_toml(event)}\ncommand = {_toml(command)}\ntimeout = {limit}"
         config += ["[[hooks]]", hook, only]
     servers = {}
     known = ("command", "args", "env", "url", "headers", "cwd")  # no keys of Claude's own
@@ -1671,7 +1604,7 @@ def _kimi_folder_key(folder: str) -> str:
 # pi 0.73.1 asks for no permission, so its extension does; and an error of a kind that passes
 # is followed by a next try of pi's own, 2, 4 and 8 s later: that is not the end of the turn.
 _PI_EXTENSION = """\
-const { spawnSync } = require("node:child_process");
+const { spawn, spawnSync } = require("node:child_process");
 const { relative, resolve } = require("node:path");
 const { hook, mode, cwd, free } = JSON.parse(%s);
 const passing = /overload|rate.?limit|too many|429|50[0-4]|server|network|connection|time|fetch/i;
@@ -1705,10 +1638,21 @@ module.exports = (pi) => {
     if (mode === "all" || ["read", "grep", "find", "ls"].includes(tool)) return;
     if (mode !== "ask" && ["edit", "write"].includes(tool) && inside) return;
     if (tool === "bash" && new RegExp(free).test(input.command)) return;
-    say("PermissionRequest", ctx, { tool_name: tool, tool_input: input });
     const what = input.command || input.path || JSON.stringify(input);
-    const said = await ctx.ui.select(`May ${tool} do this?\\n${what}`, ["Yes, once", "No"]);
-    if (said !== "Yes, once") return { block: true, reason: "The user refused this call." };
+    const closing = new AbortController(), child = spawn(hook[0], hook.slice(1));
+    const ours = new Promise((done) => {  // what the hook prints is the answer
+      let printed = "";
+      child.stdout.on("data", (data) => { printed += data; });
+      child.on("close", () => { if (printed) done(JSON.parse(printed)); });  // else: the dialog's
+      child.stdin.end(JSON.stringify({ hook_event_name: "PermissionRequest",
+        session_id: ctx.sessionManager.getSessionId(), tool_name: tool, tool_input: input }));
+    });
+    const dialog = ctx.ui.select(`May ${tool} do this?\\n${what}`, ["Yes, once", "No"],
+      { signal: closing.signal }).then((said) => ({ answer: said === "Yes, once" ? "yes" : "no" }));
+    const { answer, message } = await Promise.race([ours, dialog]);
+    closing.abort();
+    child.kill();
+    if (answer !== "yes") return { block: true, reason: message || "The user refused this call." };
   });
 };
 """
@@ -1753,8 +1697,11 @@ def _kiro_files(launch: Launch) -> dict[str, Any]:
 
 def _copilot_files(launch: Launch) -> dict[str, Any]:
     # A session's start is told with its first prompt.
-    events = ("SessionStart", "UserPromptSubmit", "Notification", "Stop")
+    events = ("SessionStart", "UserPromptSubmit", "PermissionRequest", "PreToolUse", "Stop")
     hooks = {event: [_hook(launch, awaits=event == "SessionStart")] for event in events}
+    for event in ("PermissionRequest", "PreToolUse"):
+        hooks[event][0]["timeoutSec"] = ASK_TIMEOUT_S
+    hooks["PreToolUse"][0]["matcher"] = "ask_user"
     told = "copilot/.github/instructions/cao.instructions.md"
     return {
         "mcp.json": {"mcpServers": _servers(launch)},
@@ -1770,15 +1717,35 @@ def _copilot_files(launch: Launch) -> dict[str, Any]:
 _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
 const hook = %s
+const run = (payload, done) => {
+  const child = spawn(hook[0], hook.slice(1), { stdio: ["pipe", "pipe", "ignore"] })
+  let printed = ""
+  child.stdout.on("data", (data) => printed += data)
+  child.on("close", () => done(printed)).on("error", () => done(""))
+  child.stdin.end(JSON.stringify(payload))
+  return child
+}
 let last = Promise.resolve()
-const tell = (hook_event_name, session_id, more) => last = last.then(() => new Promise((done) => {
-  const child = spawn(hook[0], hook.slice(1), { stdio: ["pipe", "ignore", "ignore"] })
-  child.on("close", done).on("error", done)
-  child.stdin.end(JSON.stringify({ hook_event_name, session_id, ...more }))
-}))
+const tell = (hook_event_name, session_id, more) => last = last.then(() => new Promise((done) =>
+  run({ hook_event_name, session_id, ...more }, done)))
 const textOf = (parts) => parts.filter((p) => p.type === "text" && !p.synthetic).map((p) => p.text)
 export const cao = async ({ client }) => {
   const running = new Set(), below = new Set()  // below: sessions of sub-agents
+  const asking = new Map()  // the hook that waits for the answer to a request
+  const ask = (p, tool_name, tool_input, url, bodyOf) => {
+    const agent_id = below.has(p.sessionID) ? p.sessionID : undefined
+    const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input }
+    asking.set(p.id, run(payload, (printed) => {
+      if (asking.delete(p.id) && printed)  // else a person was first, or it is left to one
+        client._client.post({ url, body: bodyOf(JSON.parse(printed)),
+          headers: { "Content-Type": "application/json" } })
+    }))
+  }
+  const answered = (p) => {
+    const child = asking.get(p.requestID ?? p.id)
+    asking.delete(p.requestID ?? p.id)
+    child?.kill()
+  }
   const ended = async (id) => {
     if (!running.delete(id)) return
     const { data } = await client.session.messages({ path: { id } })
@@ -1796,8 +1763,14 @@ export const cao = async ({ client }) => {
       if (type === "session.created" && p.info.parentID) below.add(p.info.id)
       if (type === "session.idle") await ended(p.sessionID)
       if (type === "permission.asked")
-        await tell("PermissionRequest", p.sessionID, { tool_name: p.permission,
-          tool_input: { command: p.metadata.command ?? p.patterns.join(" ") } })
+        ask(p, p.permission, { command: p.metadata.command ?? p.patterns.join(" ") },
+          `/permission/${p.id}/reply`, ({ answer, message }) =>
+            ({ reply: { yes: "once", no: "reject", always: "always" }[answer], message }))
+      if (type === "question.asked")
+        ask(p, "question", { questions: p.questions }, `/question/${p.id}/reply`,
+          ({ answers }) => ({ answers }))
+      if (["permission.replied", "question.replied", "question.rejected"].includes(type))
+        answered(p)
       if (type !== "session.error" || !running.delete(p.sessionID)) return
       const error = p.error.data.statusCode ?? p.error.name
       const last_assistant_message = p.error.data.message
@@ -1827,7 +1800,6 @@ def _opencode_env(launch: Launch) -> dict[str, str]:
         "plugin": [f"file://{folder}/opencode.js"],
         "mcp": servers,
         "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
-        "tools": {"question": False},  # it asks in its answer instead: no dialog to read
         "permission": {
             **dict(word.split("=") for word in words),
             **dict.fromkeys(_taken(profile), "deny"),
@@ -1891,6 +1863,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^❯\xa0(.*)", busy=r"esc to interrupt",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
+        asks="hook", always=True, shows=True,
     ),
     Provider(
         "codex", "codex", login="codex login", login_status=("login", "status"),
@@ -1911,7 +1884,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "all": "--dangerously-bypass-approvals-and-sandbox",
         },
         read_transcript=_reader(_codex_says),
-        composer=r"^›(.*)", busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.171.0",
+        # A dialog's cursor looks the same, and has a line below that says how to confirm.
+        composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)", 
+        busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.171.0",
+        asks="hook",
     ),
     Provider(
         "gemini", "gemini", login="gemini",
@@ -1942,12 +1918,12 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
         read_transcript=_reader(_gemini_says, final="interrupted"),
-        # An earlier prompt looks the same, but has a line of ─ below it.
-        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$(?!(?:.*\n)*?─{20})",
+        # An earlier prompt looks the same, but has a rule, or a dialog's box, below it.
+        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$(?!(?:.*\n)*?[─╭╰]─{19})",
         busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
-        proven="0.61.0",
+        proven="0.61.0", asks="keys", shows=True,
     ),
     Provider(
         "qwen", "qwen", login="qwen", login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
@@ -1977,7 +1953,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
-        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4",
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook",
     ),
     Provider(
         "copilot", "copilot", login="copilot login",
@@ -2006,13 +1982,12 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "ask": "no flag", "edits": "--allow-tool=write", "auto": "--allow-all-tools",
             "all": "--allow-all",
         },
-        read_event=read_copilot_hook,
         read_transcript=_reader(_copilot_says),
         transcript="{home}/session-state/{conversation}/events.jsonl",
         composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
         logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
-        trusts=("Do you trust the files in this folder?", "Yes"), proven="1.0.102",
+        trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102", asks="hook",
     ),
     Provider(
         "opencode", "opencode", login="opencode auth login",
@@ -2037,6 +2012,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
         busy=r"esc (?:again to )?interrupt|\[retrying", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
+        asks="hook", always=True, shows=True,
     ),
     Provider(
         "kimi", "kimi", login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
@@ -2057,7 +2033,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         read_transcript=_reader(_kimi_says),
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
-        composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", own_tools="Approve once",
+        composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         argv_bytes=0,  # it takes no first prompt and stays
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
@@ -2091,10 +2067,11 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         mcp=False,
         read_transcript=_reader(_pi_says),
-        composer=r"(?:─{20,}|─── ↑ .*)\n\s*(.*)\n(?:.*\n)*?(?:─{20,}|─── ↓ )",
+        composer=r"(?:─{20,}|─── ↑ .*)\n(?!(?:.*\n)*? ↑↓ navigate)\s*(.*)\n(?:.*\n)*?(?:─{20,}|─── ↓ )",
         busy=r"(?m)^ *[⠁-⣿] ",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
+        asks="hook", shows=True,
     ),
     Provider(
         "kiro", "kiro-cli", login="kiro-cli login",
@@ -2123,6 +2100,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         flags=("demo-agent {folder}", "{prompt}"),
         status="{folder}/status.json",
         composer=r"^demo>(.*)", untypable=r"(?!)", resumes=False,
+        asks="hook", always=True, shows=True,
     ),
     Provider(
         "command", "",
@@ -3194,7 +3172,7 @@ class Store:
         """Fill a session's folder; session.json is last, and makes it one."""
         folder = self.folder(session.name)
         parts = "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new results"
-        for part in (*parts.split(), "wake", "launch", "out", "requests"):
+        for part in (*parts.split(), "questions", "wake", "launch", "out", "requests"):
             os.makedirs(f"{folder}/{part}", 0o700, exist_ok=True)
         self.write(f"{folder}/session.json", dump(session), durable=True)
 
@@ -3263,6 +3241,17 @@ class Store:
         except OSError as error:  # what was done is done, and must not be told as failed
             sys.stderr.write(f"cao: {name}/log.jsonl: {error.strerror}\n")
 
+    def note_approval(self, name: str, asked: dict[str, Any], answer: str, who: str) -> None:
+        """Append to approvals.jsonl who answered what, and by which way."""
+        facts = {"at": round(time.time(), 3), "session": name, "by": who, "answer": answer}
+        facts.update({key: asked[key] for key in ("kind", "text", "where")})
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(f"{self.home}/approvals.jsonl", flags, 0o600)
+        try:
+            os.write(fd, (json.dumps(facts) + "\n").encode())
+        finally:
+            os.close(fd)
+
     def mend_log(self, name: str) -> None:
         """End a line of the log that a power cut tore, so that it spoils no other."""
         path = f"{self.folder(name)}/log.jsonl"
@@ -3299,16 +3288,19 @@ class Store:
             os.close(probe)
         return fd
 
+    def is_free(self, path: str) -> bool:
+        """Tell whether nobody has a file's lock now."""
+        fd = self.lock(path, shared=True)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
     def is_locked(self, name: str) -> bool:
         """Tell whether a session's runner (or a client's `cao mcp`) lives."""
         try:
-            fd = self.lock(f"{self.folder(name)}/lock", shared=True)
+            return not self.is_free(f"{self.folder(name)}/lock")
         except FileNotFoundError:
             return False
-        if fd is None:
-            return True
-        os.close(fd)
-        return False
 
     def listeners(self, name: str) -> str:
         """Return the folder of those who listen to a session; "": to all of them."""
@@ -3975,7 +3967,7 @@ class Sessions:
             state["state"] = "connected" if self.store.is_locked(name) else "away"
         else:
             state = self.state_of(name)
-        keys = "question task task_line last_line conversation held_back why exit_status"
+        keys = "questions task task_line last_line conversation held_back why exit_status"
         more = {key: state[key] for key in keys.split() if state.get(key)}
         return {
             "session": name,
@@ -4068,7 +4060,7 @@ class Sessions:
             detail = f"the process that looked after the session is gone. {words}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
-            gone = {"state": "ended", "since": time.time(), "why": "lost", "question": None}
+            gone = {"state": "ended", "since": time.time(), "why": "lost", "questions": []}
             self.store.save_state(name, {**state, **gone, "task": ""})
             self.answer_all(name, state, "lost", "runner_died", detail)  # what came meanwhile
             self.store.set_live(name, False)
@@ -4747,10 +4739,11 @@ class Orchestrator(Launcher):
         for name in below:
             path = [name, *self.ancestors(name)]
             state = self.state_of(name) if at_work & {*path} else {}
-            if state.get("state") == "asking" and state.get("question"):
+            if state.get("state") == "asking":
                 cut = next(i for i, n in enumerate(path) if n in at_work)
                 way = path[: cut + 1][::-1]
-                asking.append({"session": name, "path": way, "question": state["question"]})
+                for question in state.get("questions") or ():
+                    asking.append({"session": name, "path": way, "question": question})
         return asking
 
     def _take_letters(self, senders: Sequence[str] | None) -> list[tuple[Message, Claim]]:
@@ -4841,8 +4834,8 @@ class Orchestrator(Launcher):
             raise NotFoundError(f"session {target} has just ended; the message was not sent")
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
         state = self.state_of(target) if session.kind == "agent" else {}
-        asked = state.get("question") or {}
-        if state.get("state") == "idle" or asked.get("kind") == "interrupted":
+        asked = [question["kind"] for question in state.get("questions") or ()]
+        if state.get("state") == "idle" or asked == ["interrupted"]:
 
             def step(state: dict[str, Any]) -> str:
                 last = state.get("delivery") or {}
@@ -4914,43 +4907,59 @@ class Orchestrator(Launcher):
             "results": self.store.results(name)[-20:],
         }
 
-    def answer(self, name: str, text: str, seen: str = "") -> dict[str, Any]:
-        """Answer what a session asks, if it still asks the same; seen: the id of the
-        question that the answer is for, where a person has read it some time ago."""
+    def answer(
+        self, name: str, answer: str, question: str = "", *, key: str = "", dialog: bool = False
+    ) -> dict[str, Any]:
+        """Answer what a session asks, and return when the CLI has taken the answer.
+
+        question: the id of the one that is meant, where several are open. key: a key for a
+        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog.
+        """
         view = self.view(name)
-        question = view.get("question")
-        if view["state"] != "asking" or not question:
-            words = f"{name} asks nothing now (it is {view['state']})"
-            raise UsageError(words, f"read_session {name} shows it")
-        if seen and seen != question["id"]:
-            raise UsageError(f"{name} asks something else by now", "read it, then answer")
-        self._check_may_answer(view, question)
-        options = [Option(*o) for o in question["options"]]
-        if options:
-            check_choice(options, text)
-        order = {"cao": "answer", "id": new_uuid(), "question": question["id"], "answer": text}
+        asked = self._asked(view, question)
+        self._check_may_answer(view, asked, bool(key))
+        order = {"cao": "answer", "id": new_uuid(), "question": asked["id"]}
+        if key or dialog:
+            order["key"], order["dialog"] = key, dialog
+        else:
+            order["answer"], order["words"] = read_answer(asked, answer, self.caller.person)
         state = self.control(
             name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], ANSWER_S
         )
         reply = state.get("reply") or {}
         if reply.get("id") != order["id"]:
-            raise CaoError(
-                f"{name} did not take the answer within {ANSWER_S:.0f} s", f"cao attach {name}"
-            )
+            words = f"{name} did not take the answer within {ANSWER_S:.0f} s"
+            raise CaoError(words, f"cao attach {name}")
         if not reply["ok"]:
-            raise CaoError(
-                f"the answer to {name} did not work: {reply['text']}", f"cao attach {name}"
-            )
+            raise CaoError(f"the answer to {name} did not work: {reply['text']}", "read_session")
+        who = "person" if self.caller.person else self.caller.name
+        self.store.note_approval(name, asked, reply["text"], who)
         return {"session": name, "answered": reply["text"], "state": state.get("state")}
 
-    def _check_may_answer(self, view: dict[str, Any], question: dict[str, Any]) -> None:
+    def _asked(self, view: dict[str, Any], question: str) -> dict[str, Any]:
+        """Return the open question that is meant. Raises UsageError where that is not clear."""
+        name, open_now = view["session"], view.get("questions") or []
+        if view["state"] != "asking" or not open_now:
+            words = f"{name} asks nothing now (it is {view['state']})"
+            raise UsageError(words, f"read_session {name} shows it")
+        meant: list[dict[str, Any]] = [q for q in open_now if question in ("", q["id"])]
+        if not meant:
+            raise UsageError(f"{name} asks this no more", f"read_session {name} shows what it asks")
+        if len(meant) > 1:
+            listed = "; ".join(f"{q['id']}: {shorten(q['text'], 60)}" for q in meant)
+            raise UsageError(f"{name} asks {len(meant)} things: {listed}", "name the question's id")
+        return meant[0]
+
+    def _check_may_answer(self, view: dict[str, Any], asked: dict[str, Any], key: bool) -> None:
         name = view["session"]
         self.check_mine(name)
         approves = self.caller.person or self.store.find(name).approve == "supervisor"
-        if question["kind"] != "question" and not approves:
+        if key and not self.caller.person:
+            raise UsageError("only a person may press a key", f"a person runs: cao attach {name}")
+        if asked["kind"] != "question" and not approves:
             raise UsageError(
                 f"{name} asks for a permission, and that is a person's to give",
-                f"ask the person to run: cao answer {name} OPTION (or give the worker's profile"
+                f"ask the person to run: cao answer {name} yes (or give the worker's profile"
                 " `approve: supervisor`)",
             )
 
@@ -4977,35 +4986,90 @@ class Orchestrator(Launcher):
         return {"session": name, "state": state["state"], "did": did}
 
 
+class Asking:
+    """A question that this process, a CLI's hook, puts to the session's runner.
+
+    The lock on questions/<id> says that it is open: the kernel frees it when we end, however.
+    """
+
+    def __init__(self, store: Store, name: str, payload: dict[str, Any]) -> None:
+        self.store, self.name = store, name
+        self.path = f"{store.folder(name)}/questions/{random_letters(6)}"
+        self.lock = store.lock(self.path)
+        self.wake = Wake(store)
+        self.wake.listen(name)
+        mark = {"cao_question": os.path.basename(self.path)}
+        store.put_event(store.folder(name), json.dumps({**payload, **mark}))
+
+    def reply(self) -> dict[str, Any] | None:
+        """Take the answer, if there is one: {"answer", "words"}, or {} to let go."""
+        try:
+            os.rename(f"{self.path}.reply", f"{self.path}.taken")
+        except FileNotFoundError:
+            return None if self.store.is_locked(self.name) else {}
+        return self.store.read_json(f"{self.path}.taken") or {}
+
+    def wait(self) -> dict[str, Any]:
+        """Return the answer once there is one, {} where the runner is gone."""
+        lock = f"{self.store.folder(self.name)}/lock"
+        Sessions(self.store).when_free(lock, lambda: True, self.wake.poke)
+        while True:
+            reply = self.reply()
+            if reply is not None:
+                return reply
+            self.wake.wait(60)
+
+    def withdraw(self) -> None:
+        """Free the lock: the question is over, or was answered."""
+        if self.lock is not None:
+            os.close(self.lock)
+        self.lock = None
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.withdraw()
+        self.wake.close()
+
+
 def make_client(store: Store, name: str) -> None:
     """Make a client's folder."""
     os.makedirs(store.folder(name), 0o700, exist_ok=True)
     store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
 
 
-def choose_option(options: Sequence[Option], answer: str) -> tuple[Option | None, str]:
-    """Return the option an answer means (its key, its text, or a beginning of one only), and
-    the words for its field: "4: use tabs", "Other: green"."""
-    low = answer.strip().lower()
-    for option in options:
-        if low in (option.key.lower(), option.text.lower()):
-            return option, ""
-    begun = [option for option in options if low and option.text.lower().startswith(low)]
-    if len(begun) == 1:
-        return begun[0], ""
-    head, _, words = answer.partition(":")
-    chosen = choose_option(options, head)[0] if words.strip() else None
-    return (chosen, words.strip()) if chosen and takes_words(chosen) else (None, "")
+def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
+    """Return an answer to a question as (yes, no, always or words; the words).
 
-
-def check_choice(options: Sequence[Option], answer: str) -> None:
-    """Refuse an answer that means none of the options, or lacks the words of its field."""
-    option, words = choose_option(options, answer)
-    if not option:
-        which = "; ".join(f"{o.key} = {o.text}" for o in options)
-        raise UsageError(f"{answer!r} is not one of the options", which)
-    if takes_words(option) and not words and OR_ESCAPE not in option.text:
-        raise UsageError(f"{option.text!r} takes your words", f"answer '{option.key}: YOUR WORDS'")
+    An option is meant by its key, its number, its text or a beginning of it that no other has.
+    Raises UsageError for what cannot be meant.
+    """
+    options = [Option(*option) for option in asked["options"]]
+    low, listed = answer.strip().lower(), "; ".join(f"{o.key}: {o.text}" for o in options)
+    if asked["kind"] == "screen":
+        words = f"{asked['id']} is a dialog that only a terminal can answer"
+        raise UsageError(words, "a person runs cao attach, or cao answer SESSION --key 1")
+    numbers = {str(n): option for n, option in enumerate(options, 1)}
+    same = [o for o in options if low in (o.key.lower(), o.text.lower())]
+    begun = [o for o in options if low and o.text.lower().startswith(low)]
+    chosen = same or ([numbers[low]] if low in numbers else begun)
+    if asked["kind"] == "permission":
+        head, _, words = answer.partition(":")
+        if head.strip().lower() == "no":
+            return "no", words.strip()
+        if not same and low not in numbers:
+            raise UsageError(f"{answer!r} is not one of the options", listed)
+        if chosen[0].key == "always" and not person:
+            raise UsageError("`always` is a person's to say", "answer yes, for this once")
+        return chosen[0].key, ""
+    if not low:
+        raise UsageError("the answer is empty", listed or "write some words")
+    if len(chosen) == 1:
+        return "words", chosen[0].text
+    lines = answer.strip().count("\n") + 1
+    asks = asked["text"].count("\n") + 1
+    if asked["where"] == "hook" and not options and asks > 1 and lines != asks:
+        raise UsageError(f"it asks {asks} questions, and got {lines} lines", "a line for each")
+    return "words", answer.strip()
 
 
 def seconds_setting(name: str, default: float) -> float:
@@ -5535,9 +5599,12 @@ class Conversation:
         self.ending: Event | None = None
         self.ending_at = 0.0
         self.held_end: Event | None = None  # the turn's, while its workers are out
-        self.asked: Event | None = None
-        self.asked_at = 0.0
-        self.question: Question | None = None
+        self.questions: dict[str, Question] = {}  # those that are open
+        self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
+        self.drawn: set[str] = set()  # ids of those whose dialog was seen
+        self.tried: set[str] = set()  # ... and of those we have answered ourselves
+        self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
+        self.still: tuple[list[str], float] = ([], 0.0)  # the screen's words, since when
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
         self.ordered, self.pressed_at = "", 0.0  # we interrupt: "interrupted" or "timeout"
         self.idle_looks = self.signal = 0
@@ -5559,17 +5626,16 @@ class Conversation:
         """Return what state.json says now."""
         open_for = self.task is not None and self.phase == "idle"
         shown = self.phase
-        question = self.question
+        questions = [question._asdict() for question in self.questions.values()]
         if open_for and self.interrupted_at and not self.delivery_open():
             shown = "asking"
-            question = Question(
-                f"interrupted-{self.interrupted_at:.0f}",
-                "interrupted",
+            words = (
                 "a person interrupted the turn; the task goes on when the person or a message"
-                " starts another, and ends after a while",
-                (),
-                self.interrupted_at,
+                " starts another, and ends after a while"
             )
+            name = f"interrupted-{self.interrupted_at:.0f}"
+            asked = Question(name, "interrupted", words, (), self.interrupted_at)
+            questions = [asked._asdict()]
         elif open_for:
             shown = "working"
         d = self.delivery
@@ -5584,7 +5650,7 @@ class Conversation:
             "turn_at": self.turn_at if self.phase == "working" else 0,
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": way,
-            "question": question._asdict() if question else None,
+            "questions": questions,
             "group": note_process(self.child) if self.child else None,
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
@@ -5604,7 +5670,7 @@ class Conversation:
         if facts["state"] != self.saved.get("state"):
             self._log("state", state=facts["state"], why=self.why)
         self.store.save_state(self.name, facts)
-        changed = [k for k in ("state", "question") if facts[k] != self.saved.get(k)]
+        changed = [k for k in ("state", "questions") if facts[k] != self.saved.get(k)]
         self.saved = facts
         if changed:
             self.store.poke_up(self.name)
@@ -5615,6 +5681,8 @@ class Conversation:
         self.store.log(self.name, event, **fields)
 
     def _set_phase(self, phase: str, why: str = "") -> None:
+        if self.questions and phase in ("starting", "working"):
+            phase = "asking"
         if phase != self.phase:
             if self.phase == "asking":
                 self.paused_s += time.time() - self.since
@@ -5645,8 +5713,6 @@ class Conversation:
             self._end_turn("failed", event)
         elif event.kind == "interrupted":
             self._end_turn("interrupted", event)
-        elif event.kind == "asked":
-            self.asked, self.asked_at = event, time.time()
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
@@ -5679,21 +5745,70 @@ class Conversation:
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, False
-        self.held_end = self.ending = self.asked = self.question = None
+        self.held_end = self.ending = None
+        for question in list(self.questions.values()):
+            if question.where != "hook":  # of a hook the lock says when it is over
+                self._close_question(question)
         self.said = ""
         self.paused_s += time.time() - self.interrupted_at if self.interrupted_at else 0.0
         self.interrupted_at = 0.0
         self.turn_at = time.time()
         self._set_phase("working")
 
-    def _ask(self, kind: str, text: str, options: tuple[Option, ...]) -> None:
-        question = Question(question_id(text, options), kind, text, options, time.time())
-        if self.question and self.question.id == question.id:
+    # ---- what it asks ----
+
+    def _on_asked(self, event: Event, payload: dict[str, Any]) -> None:
+        """A hook asks: it waits for the answer (a lock says how long), or we press its keys."""
+        where, name = self.row.asks, str(payload.get("cao_question") or "")
+        if where == "keys" and not name:
+            name = random_letters(6)
+            for question in list(self.questions.values()):
+                self._close_question(question)  # it shows one dialog at a time
+        elif not name or self.store.is_free(self._question_path(name)):
+            return  # withdrawn; or it asks in its terminal, where the screen will say so
+        else:
+            where = "hook"
+            self.boss.when_free(self._question_path(name), lambda: True, self.wake.poke)
+        kind = "question" if questions_in(payload) else "permission"
+        options, agent = options_of(self.row, payload), str(payload.get("agent_id") or "")
+        self._ask(Question(name, kind, event.text, options, time.time(), where, agent))
+
+    def _question_path(self, name: str) -> str:
+        return f"{self.store.folder(self.name)}/questions/{name}"
+
+    def _ask(self, question: Question) -> None:
+        if question.id in self.questions:
             return
-        self.question = question
-        self._log("asking", question=question.id, kind=kind)
-        self._set_phase("asking", f"asks: {shorten(text, 80)}")
-        self.boss.notify(self.name, "asking", text, self.task.task if self.task else "")
+        self.questions[question.id] = question
+        self._log("asking", question=question.id, kind=question.kind)
+        self._set_phase("asking", f"asks: {shorten(question.text, 80)}")
+        task = self.task.task if self.task else ""
+        self.boss.notify(self.name, "asking", question.text, task)
+
+    def _close_question(self, question: Question, answer: str = "") -> None:
+        """A question is over: answered, or withdrawn."""
+        if question.where == "hook" and not answer:
+            self.store.write(f"{self._question_path(question.id)}.reply", "{}")  # it lets go
+            self.store.poke(self.name)
+        self.questions.pop(question.id)
+        order = self.orders.pop(question.id, None)
+        if order:
+            words = answer or "it asks this no more: answered elsewhere, or withdrawn"
+            self.reply = {"id": order["id"], "ok": bool(answer), "text": words}
+        self._log("answered" if answer else "withdrawn", question=question.id)
+        if not self.questions and self.phase == "asking":
+            self._set_phase("working" if self.begun else "starting", "nothing is asked any more")
+
+    def _settle_questions(self) -> None:
+        """Close the questions whose hook has ended: it took the answer, or was ended."""
+        for question in list(self.questions.values()):
+            path = self._question_path(question.id)
+            if question.where == "hook" and self.store.is_free(path):
+                said = self.orders.get(question.id, {}).get("said", "")
+                taken = os.path.exists(f"{path}.taken")
+                for ending in ("", ".reply", ".taken"):
+                    _unlink(path + ending)
+                self._close_question(question._replace(where=""), said if taken else "")
 
     # ---- a turn's and a task's end ----
 
@@ -5701,7 +5816,9 @@ class Conversation:
         """A turn ended: done, failed or interrupted. Decide what that means for the task."""
         if how == "done" and event.source.startswith("hook"):
             event = self._whole_answer(event)
-        self.ending = self.asked = self.question = None
+        self.ending = None
+        for question in list(self.questions.values()):
+            self._close_question(question)
         if self.delivery_open():
             self._taken("unknown: the CLI sent no prompt event")
         self.begun = True
@@ -5731,6 +5848,8 @@ class Conversation:
                 self._finish("failed", "auth", detail)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, source=event.source, reason="by_order")
+        elif how == "interrupted" and self.refused:
+            self.refused = False
         elif how == "interrupted":
             self.interrupted_at = time.time()
             self.evidence["interrupted"] = event.source
@@ -5761,8 +5880,10 @@ class Conversation:
         return event._replace(text=whole.text) if same else event
 
     def _supervisor_wrote(self) -> bool:
+        """Tell whether the turn's end is not the task's: its sender, or a person who refused
+        something, has more to say."""
         return any(
-            m.kind == "message" and self.task and m.sender == self.task.sender
+            m.kind == "message" and self.task and m.sender in (self.task.sender, "cao")
             for m in self.store.waiting(self.name)
         )
 
@@ -5899,7 +6020,9 @@ class Conversation:
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
         self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
         facts = self._facts()
-        self.task = self.question = None
+        self.task = None
+        for question in list(self.questions.values()):
+            self._close_question(question)
         self.phase, self.since = "ended", time.time()
         self.why = detail
         self._save()
@@ -5988,17 +6111,18 @@ class Watcher(Conversation):
         off = not self.heard and not self.row.by_output
         return "; none of its hooks came: are they switched off?" if off else ""
 
-    def _menu(self) -> Menu | None:
-        """Return the dialog on the screen, if there is one."""
-        return parse_menu(self._screen(ansi=True), self.row.composer, self._typed())
-
     def _draft(self) -> str | None:
         """Return what stands in the input line, None where there is none on the screen."""
-        return parse_draft(self._screen(ansi=True), self.row.composer, self._typed())
+        return parse_draft(self._screen(ansi=True), self.row.composer)
 
-    def _typed(self) -> str:
-        """Return our own text, as long as it may stand in the input line."""
-        return self.last_sent if self.delivery_open() else ""
+    def _shows_input(self) -> bool:
+        """Tell whether the input line is on the screen, or the end of our own text, which may
+        be so long that its beginning has left the screen."""
+        screen = self._screen(ansi=True)
+        if parse_draft(screen, self.row.composer) is not None:
+            return True
+        tail = "".join(self.last_sent.split())[-40:]
+        return bool(tail) and tail in "".join(strip_ansi(screen).split())
 
     def _swallowed(self) -> bool:
         """Wait until the input line shows what was typed; tell whether it got lost there.
@@ -6016,14 +6140,14 @@ class Watcher(Conversation):
             look_until(look, 150)
         select.select([], [], [], self.row.settle_s)
         if self.row.composer and look() is None:
-            look_until(lambda: look() is not None or self._menu(), 500)
+            look_until(lambda: look() is not None or self._shows_input(), 500)
         return drafts[-1:] == [""] and any(draft != "" for draft in drafts)
 
     def _advance_ending(self, now: float) -> None:
         """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
         and work in the background may start another."""
         event = self.ending
-        if not event or event.blocking:
+        if not event or event.blocking or self.questions:
             return
         look = self._status()
         if look.state in ("busy", "asking"):
@@ -6034,25 +6158,9 @@ class Watcher(Conversation):
         elif (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
-            or now - self.ending_at >= (SETTLE_S if event.text else DIALOG_S)
+            or now - self.ending_at >= (SETTLE_S if event.text else UNSEEN_S)
         ):
             self._end_turn("done", event)
-
-    def _advance_asked(self, now: float) -> None:
-        """Believe a question when its dialog is drawn: it may be approved by a rule."""
-        event = self.asked
-        if not event:
-            return
-        menu = self._menu()
-        if menu:
-            self.asked = None
-            kind = "question" if event.reason in QUESTION_TOOLS else "permission"
-            kind = "cao" if self.row.own_tools and event.reason.startswith("mcp__cao__") else kind
-            self._ask(kind, event.text or menu[0], menu[1])
-        elif now - self.asked_at > DIALOG_S:
-            if self._status().state == "asking":
-                self._ask("permission", event.text or "a dialog that has no menu", ())
-            self.asked = None
 
     def _look(self, now: float) -> None:
         """Look at what gives no event: at most once a second while a turn runs."""
@@ -6064,7 +6172,7 @@ class Watcher(Conversation):
         elif self.phase == "working" and not self.ending:
             self._look_at_turn(now)
         elif self.phase == "asking":
-            self._look_at_dialog()
+            self._look_at_questions(now)
         if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
             self._advance_ending(now)
 
@@ -6081,20 +6189,13 @@ class Watcher(Conversation):
         if slow and now - self.since < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
         screen = self._screen(ansi=True)
-        menu = parse_menu(screen, self.row.composer, self._typed())
         text = strip_ansi(screen)
+        ours = self.last_sent if self.delivery_open() else ""
         out = re.search(self.row.logged_out, text) if self.row.logged_out else None
-        if out and out[0].strip() not in self._typed():
+        if out and out[0].strip() not in ours:
             self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
             return
-        if menu:
-            low = " ".join([menu[0], *(option.text for option in menu[1])]).lower()
-            login = re.search("sign in|log ?in", low)
-            kind = "trust" if "trust" in low else "login" if login else "dialog"
-            if kind == "login":
-                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
-            else:
-                self._ask(kind, *menu[:2])
+        if self._look_for_dialog(now):
             return
         # A title says idle over a dialog too, and a second before the CLI takes a paste.
         heard = self.heard or now - self.since > 3 * STARTING_S
@@ -6120,11 +6221,10 @@ class Watcher(Conversation):
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
         look = self._status()
-        # A title says nothing of some dialogs: Gemini CLI's, whether to go on after a 500.
-        drawn = not self.row.status and self._menu()
-        if (look.state == "asking" or drawn) and not self.asked:
-            source = look.source if look.state == "asking" else "screen"
-            self.asked, self.asked_at = Event("asked", source=source), now
+        if self._look_for_dialog(now, look.state):
+            return
+        if look.state == "asking":
+            self.idle_looks = 0  # its event is on the way, or its dialog is drawn just now
         elif look.state == "busy":
             self.idle_looks = 0
         elif look.state == "idle" or not self.row.tells_state():
@@ -6151,21 +6251,45 @@ class Watcher(Conversation):
         if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
             self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
 
-    def _look_at_dialog(self) -> None:
-        """See whether a person answered, or the dialog changed."""
+    def _look_for_dialog(self, now: float, state: str = "") -> bool:
+        """Ask what a dialog without a hook asks: there is no input line on the screen, no sign
+        of work, and nothing has moved for some seconds (but a clock or a spinner)."""
+        screen = self._screen(ansi=True)
+        text = strip_ansi(screen)
+        words = re.findall(r"[^\W\d_]+", text)
+        busy = state == "busy" or (self.row.busy and re.search(self.row.busy, text))
+        typing = not self.row.composer or parse_draft(screen, self.row.composer) is not None
+        if typing or busy or not words:
+            self.still = ([], now)
+        elif words != self.still[0]:
+            self.still = (words, now)
+        elif now - self.still[1] >= SCREEN_S:
+            if self.phase == "starting" and re.search(r"(?i)\b(sign in|log ?in)\b", text):
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+                return True
+            shown = "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+            self._ask(Question(random_letters(6), "screen", tail_lines(shown, 30), (), now))
+            return True
+        return False
+
+    def _look_at_questions(self, now: float) -> None:
+        """See whether a person answered at the CLI's own dialog."""
         look = self._status()
-        sure = self.row.status and look.state in ("idle", "busy")  # a title may lie
-        menu = None if sure else self._menu()
-        if menu and self.question:
-            if menu[1] != self.question.options:
-                kind = self.question.kind  # of our own tools' dialog: the next may be another's
-                self._ask("permission" if kind == "cao" else kind, *menu[:2])
-            return
-        if look.state == "asking":
-            return
-        self.question = None
-        self._log("answered", state=look.state)
-        self._set_phase("working" if self.begun else "starting", "the dialog closed")
+        screen = self._screen(ansi=True)
+        text = strip_ansi(screen)
+        calm = not (self.row.busy and re.search(self.row.busy, text))
+        dialog = calm and parse_draft(screen, self.row.composer) is None
+        if self.row.tells_state():
+            dialog = look.state == "asking" or (look.state == "unknown" and dialog)
+        moved = re.findall(r"[^\W\d_]+", text) != self.still[0]
+        for question in list(self.questions.values()):
+            if question.where == "hook" and not self.row.shows:
+                continue  # there is no dialog while its hook waits
+            if dialog:
+                self.drawn.add(question.id)
+            over = question.id in self.drawn or now - question.asked_at > UNSEEN_S
+            if (question.kind == "screen" and moved) or (over and not dialog):
+                self._close_question(question)
 
     def _may_close(self) -> bool:
         # A result is typed first, unless the CLI takes none.
@@ -6203,8 +6327,6 @@ class Watcher(Conversation):
             return 0.02
         if self.ready_at:
             return 0.05
-        if self.asked:
-            return max(0.05, (now - self.asked_at) / 2)
         if self.phase == "starting" or self.held_back:
             return rare_look_s(self.held_at if self.held_back else self.since)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
@@ -6223,10 +6345,14 @@ class Watcher(Conversation):
         self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
         if look.state != "idle":
             self.ready_at = 0.0
+        if look.state != "asking":
+            for question in list(self.questions.values()):
+                self._close_question(question)
         if look.state == "asking":
-            text = look.why
-            menu = self._menu()
-            self._ask("question", menu[0] if menu else text, menu[1] if menu else ())
+            import zlib
+
+            name = f"{zlib.crc32(look.why.encode()):08x}"
+            self._ask(Question(name, "question", look.why, (), now, "typed"))
         elif look.state == "idle" and not self.ready_at:
             self.ready_at = now
         elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
@@ -6241,9 +6367,6 @@ class Watcher(Conversation):
                 printed = self.boss.tmux.capture(self.pane, first=first, join=True)
                 answer = parse_printed(self.launch.profile, "\n" * cleared + printed)
                 self._end_turn("done", Event("ended", answer, source="screen"))
-        elif look.state != "idle" and self.phase == "asking":
-            self.question = None
-            self._set_phase("working", "the question is gone")
 
     def _line_now(self) -> int:
         """Return the pane's cursor line, counted from the top of its history."""
@@ -6272,108 +6395,6 @@ def look_until(look: Callable[[], Any], looks: int) -> Any:
             return found
         select.select([], [], [], 0.02)
     return look()
-
-
-class Dialog:
-    """The dialog in a pane: reads it, moves its cursor, types into its field."""
-
-    def __init__(self, tmux: Tmux, pane: str) -> None:
-        self.tmux, self.pane = tmux, pane
-
-    def menu(self) -> Menu | None:
-        """Return the dialog as it is drawn now."""
-        return parse_menu(self.tmux.capture(self.pane, ansi=True))
-
-    def until(self, holds: Callable[[Menu], bool]) -> Menu | None:
-        """Return the dialog once something holds, or None where it does not within a second."""
-
-        def look() -> Menu | None:
-            menu = self.menu()
-            return menu if menu and holds(menu) else None
-
-        found: Menu | None = look_until(look, 50)
-        return found
-
-    def answer(self, question: Question, answer: str) -> str:
-        """Answer a question and return what was chosen. A dialog that follows is found by the
-        next look.
-
-        Raises CaoError where the dialog is another one, by the first key or by any later, or
-        stays open.
-        """
-        if not question.options:
-            shown = self.menu()
-            if shown and shown.options:
-                raise CaoError("the dialog on the screen is another one now")
-            self.tmux.paste(self.pane, [strip_controls(answer)])
-            return self._enter("typed", shown)
-        # Claude Code 2.1.330 takes no key in the first 0.3 s of a dialog.
-        select.select([], [], [], max(0.0, question.asked_at + 0.5 - time.time()))
-        option, words = choose_option(question.options, answer)
-        menu = self.menu()
-        if not option or not menu or not same_options(menu.options, question.options):
-            raise CaoError("the dialog on the screen is another one now")
-        if OR_ESCAPE in option.text and not words:
-            return self._enter(option.text, menu, "Escape")
-        menu = self._move(menu, question.options, question.options.index(option))
-        if words:
-            self._fill(option, " ".join(strip_controls(words).split()))
-            return self._enter(f"{option.text}: {words}", self.menu())
-        return self._enter(option.text, menu)
-
-    def _move(self, menu: Menu, options: Sequence[Option], to: int) -> Menu:
-        """Move the cursor to an option; what it does not reach is not chosen.
-
-        A key at a time: with two on their way a look between them asks for a third, and that
-        leads past the end of a menu that goes round (Codex 0.169.0).
-        """
-        keys = moves = still = 0
-        while menu.cursor != to or keys > moves:  # one that seemed lost may still come
-            if still == 3 or keys == 3 * len(options):
-                raise CaoError("its cursor did not come to that option")
-            if menu.cursor != to:
-                self.tmux.keys(self.pane, menu.keys[to > menu.cursor])
-                keys += 1
-            now = self._moved(menu.cursor)
-            if not now and menu.cursor == to:
-                break  # it was lost: nothing comes between us and Enter
-            now = now or self.menu()
-            if not now or not same_options(now.options, options):
-                raise CaoError("the dialog changed while it was answered")
-            moves, still = (moves, still + 1) if now.cursor == menu.cursor else (moves + 1, 0)
-            menu = now
-        return menu
-
-    def _moved(self, left: int) -> Menu | None:
-        return self.until(lambda menu: menu.cursor != left)
-
-    def _fill(self, option: Option, words: str) -> None:
-        """Type words into the field of the option under the cursor; never a key that could
-        choose another option."""
-        if opens_field(option):
-            self.tmux.keys(self.pane, "Enter")
-            if not self.until(lambda _: field_is_open(self.tmux.capture(self.pane))):
-                raise CaoError("its field did not open")
-        self.tmux.run("send-keys", "-t", self.pane, "-l", "--", words)
-        if not self.until(lambda _: words[:20] in self.tmux.capture(self.pane)):
-            raise CaoError("its field did not take the words")
-
-    def _enter(self, said: str, shown: Menu | None, key: str = "Enter") -> str:
-        """Press a key and wait until the dialog that was shown is gone."""
-        self.tmux.keys(self.pane, key)
-
-        def gone() -> bool:
-            menu = self.menu()
-            return not menu or not shown or _words(menu) != _words(shown)
-
-        if not look_until(gone, 150):
-            raise CaoError("the dialog is still open")
-        return said
-
-
-def _words(menu: Menu) -> list[str]:
-    """Return what tells one dialog from the next: not its cursor, a clock or a spinner."""
-    return re.findall(r"[^\W\d]+", " ".join([menu.question, *(o.text for o in menu.options)]))
 
 
 # By a runner: it may write to a terminal of which its CLI is the foreground.
@@ -6530,10 +6551,12 @@ class Runner(Watcher):
         elif order == "interrupt":
             self._interrupt("interrupted")
         elif order == "answer":
-            self.reply = {"id": payload["id"], **self._answer(payload)}
+            self._answer(payload)
         elif event := (self.row.read_event or read_hook)(payload):
             self.heard = True
             self._on_event(event, at)
+            if event.kind == "asked":
+                self._on_asked(event, payload)
 
     # ---- deciding ----
 
@@ -6543,14 +6566,11 @@ class Runner(Watcher):
             return
         if self.ending:
             self._advance_ending(now)
-        if self.asked:
-            self._advance_asked(now)
-        if self.question and self.question.kind == "cao" and self.phase == "asking":
-            self._answer({"question": self.question.id, "answer": self.row.own_tools})
+        self._settle_questions()
         if now >= self.look_at or self.row.by_output or self.phase == "starting":
             self._look(now)
-        if self.question and self.question.kind == "trust" and self.launch.profile.trust:
-            self._trust(self.question)
+        for question in list(self.questions.values()):
+            self._answer_ourselves(question)
         if self.delivery_open():
             self._advance_delivery(now)
         if self.check and "exit_status" in self.check:
@@ -6585,7 +6605,7 @@ class Runner(Watcher):
             if draft:
                 self._enter()
             return
-        if draft and not self._menu():
+        if draft:
             self.boss.tmux.keys(self.pane, *self.row.clear)
         self._undeliverable(d)
 
@@ -6692,7 +6712,7 @@ class Runner(Watcher):
         """Type what waits, if the CLI can take it and no person is at it."""
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
-            messages = [m for m in messages if m.sender == self.task.sender]
+            messages = [m for m in messages if m.sender in (self.task.sender, "cao")]
         if self.row.by_output:
             messages = messages[:1]
         if not messages:
@@ -6720,10 +6740,7 @@ class Runner(Watcher):
             return "the CLI is not idle"
         if not self.row.composer:
             return ""
-        screen = self._screen(ansi=True)
-        if parse_menu(screen, self.row.composer, self.last_sent):
-            return "a dialog is open"
-        draft = parse_draft(screen, self.row.composer, self.last_sent)
+        draft = self._draft()
         if draft is None:
             return "its input line is not on the screen"
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
@@ -6765,7 +6782,7 @@ class Runner(Watcher):
 
     def _enter(self) -> bool:
         """Press Enter, never into a dialog or another program."""
-        if not self._in_foreground() or (self.row.composer and self._menu()):
+        if not self._in_foreground() or (self.row.composer and not self._shows_input()):
             self._log("enter_withheld")
             return False
         pressed_at = time.time()  # its hook may be here before tmux has told us
@@ -6824,26 +6841,69 @@ class Runner(Watcher):
         self.pressed_at = time.time()
         self.look_at = self.pressed_at + 0.3
 
-    def _trust(self, question: Question) -> None:
-        """Answer the folder-trust dialog, for a profile that says `trust: yes`."""
-        words, option = self.row.trusts
-        if words and words in question.text:
-            said = self._answer({"question": question.id, "answer": option})
-            self._log("trusted", **said)
+    # ---- answers ----
 
-    def _answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Answer the open question by its own dialog, if it is still the same."""
-        question = self.question
-        if not question or question.id != order.get("question"):
-            return {"ok": False, "text": "it asks something else now"}
-        try:
-            said = Dialog(self.boss.tmux, self.pane).answer(question, str(order["answer"]))
-        except CaoError as error:
-            return {"ok": False, "text": error.what}
-        self.question = None
-        self._log("answered", question=question.id)
-        self._set_phase("working" if self.begun else "starting", "answered")
-        return {"ok": True, "text": said}
+    def _answer(self, order: dict[str, Any]) -> None:
+        """Hand an answer over, by the way the question came. A hook says itself when it took it:
+        see _settle_questions."""
+        question = self.questions.get(str(order.get("question")))
+        if not question:
+            words = "it asks this no more"
+        elif question.id in self.orders:
+            words = "another answer is on its way"
+        else:
+            self.orders[question.id] = order
+            key, answer = str(order.get("key") or ""), str(order.get("answer") or "")
+            said = str(order.get("words") or "") or answer
+            order["said"] = f"no: {said}" if answer == "no" and said != "no" else said
+            if order.get("dialog"):
+                self.orders.pop(question.id)
+                self._close_question(question)
+                self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
+            elif key:
+                self._press(question, key)
+            elif question.where == "hook":
+                reply = {"answer": answer, "words": order.get("words") or ""}
+                self.store.write(f"{self._question_path(question.id)}.reply", json.dumps(reply))
+                self.store.poke(self.name)
+            elif question.where == "typed":
+                self.boss.tmux.paste(self.pane, [strip_controls(said)])
+                self._press(question, "Enter")
+            elif answer == "yes":
+                self._press(question, "1")
+            else:  # Esc ends the turn, and the words begin the next
+                words = f"The user refused: {shorten(question.text, 200)}. {order['words']}".strip()
+                now = time.time()
+                name = f"{time.time_ns():020d}-no"
+                self.store.put(Message(name, "message", "cao", self.name, words, now))
+                self.refused = True
+                self._press(question, "Escape")
+            return
+        self.reply = {"id": order["id"], "ok": False, "text": words}
+
+    def _press(self, question: Question, key: str) -> None:
+        """Press a key in the dialog of a question, and see whether that closed it."""
+        # Its event comes before its dialog is drawn.
+        if self.row.composer and not look_until(lambda: self._draft() is None, 500):
+            self._close_question(question)
+            return
+        before = self._screen()
+        self.boss.tmux.keys(self.pane, key)
+        if look_until(lambda: self._screen() != before, 150):
+            self._close_question(question, self.orders.get(question.id, {}).get("said") or key)
+        elif order := self.orders.pop(question.id, None):
+            self.reply = {"id": order["id"], "ok": False, "text": "its dialog did not take the key"}
+
+    def _answer_ourselves(self, question: Question) -> None:
+        """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
+        a CLI asks about cao's own tools. Once: what stays is for a person."""
+        words, key = self.row.trusts
+        ours = self.row.asks_own and question.text.startswith("mcp__cao__")
+        trusted = question.kind == "screen" and self.launch.profile.trust and words
+        if question.id in self.tried or not (ours or (trusted and words in question.text)):
+            return
+        self.tried.add(question.id)
+        self._press(question, "1" if ours else key)
 
 
 def run_check(
@@ -6864,13 +6924,6 @@ def run_check(
     except (CaoError, ValueError) as error:  # ValueError: of a cao that did not look at it
         return {"tail": str(error), "exit_status": 127}
     return {"tail": tail_lines(ran.out, 60), "exit_status": ran.status}
-
-
-def question_id(text: str, options: Sequence[Option]) -> str:
-    """Return an id that changes with what is asked."""
-    import zlib
-
-    return f"q{zlib.crc32(repr((text, tuple(map(tuple, options)))).encode()):08x}"
 
 
 def tmux_variables() -> dict[str, str]:
@@ -7548,7 +7601,9 @@ def view_waited(call: Call, found: Waited) -> Answer:
         data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
     if found.asking:
         parts += map(render_asking, found.asking)
-        data["asking"] = [dict(ask) for ask in found.asking]
+        data["asking"] = [
+            {**ask, "how": how_to_answer(ask["session"], ask["question"])} for ask in found.asking
+        ]
     if found.running:
         data["running"] = list(found.running)
         states = [
@@ -7558,6 +7613,8 @@ def view_waited(call: Call, found: Waited) -> Answer:
         names = json.dumps(list(found.running))
         # Claude Code and Codex show the model the data alone: what to do next stands there too.
         data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
+        if found.asking:
+            data["next"] = f"See `how` in `asking`. Then call wait with tasks {names}."
         parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
@@ -7592,23 +7649,29 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
 def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
     """Return what a session asks as text, with its options."""
     way = f" (by way of {' > '.join(path)})" if len(path) > 1 else ""
-    lines = [f"{session}{way} asks ({question['kind']}): {question['text']}"]
-    return "\n".join([*lines, *(f"  {option[0]}. {option[1]}" for option in question["options"])])
+    lines = [f"{session}{way} asks ({question['kind']}, {question['id']}): {question['text']}"]
+    return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
+
+
+def how_to_answer(session: str, question: dict[str, Any]) -> str:
+    """Return who may answer a question, and how."""
+    if question["kind"] == "question":
+        return f"Answer it with the tool answer, or cao answer {session} ANSWER; then wait."
+    if question["kind"] == "screen":
+        way = f"cao attach {session}, or cao answer {session} --key KEY"
+        return f"A person has to answer in its terminal: {way}. The work goes on then; then wait."
+    if question["kind"] == "interrupted":
+        return "The person, or a message to it, starts its next turn. Then wait."
+    return (
+        f"A person has to answer: cao answer {session} yes, or no, or 'no: WORDS'."
+        " Tell the person; the work goes on after that; then wait."
+    )
 
 
 def render_asking(ask: dict[str, Any]) -> str:
     """Return a question as text, and who may answer it how."""
-    question = ask["question"]
-    lines = [render_question(ask["session"], question, ask["path"])]
-    name = ask["session"]
-    if question["kind"] == "question":
-        lines.append(f"Answer it: the tool answer, or cao answer {name} OPTION. Then wait.")
-    elif question["kind"] != "interrupted":
-        lines.append(
-            f"A person has to answer: cao answer {name} OPTION, or cao attach {name}."
-            " The work goes on after that; then wait."
-        )
-    return "\n".join(lines)
+    asked = render_question(ask["session"], ask["question"], ask["path"])
+    return f"{asked}\n{how_to_answer(ask['session'], ask['question'])}"
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
@@ -7651,8 +7714,8 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  task {view['task']}"
     if view["state"] == "unknown":
         line += f"  {view.get('why') or ''}"
-    if view.get("question"):
-        line += f"  asks: {shorten(view['question']['text'], 60)}"
+    for question in view.get("questions") or ():
+        line += f"  asks: {shorten(question['text'], 60)}"
     return line
 
 
@@ -7685,7 +7748,7 @@ def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
-    done = call.boss.answer(given["session"], given["answer"])
+    done = call.boss.answer(given["session"], given["answer"], given.get("question") or "")
     return Answer(
         f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
     )
@@ -7756,11 +7819,12 @@ TOOLS: dict[str, Tool] = {tool.name: tool for tool in (
          ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
          _call_read_session, reads=True),
     Tool("answer", "Answer a question",
-         "Answer what a worker asks, if it still asks the same. Permissions are a person's to give"
-         " unless the worker's profile says `approve: supervisor`.",
-         {**_SESSION, "answer": _is("string", "An option's number or text, with your words after a"
-                                    " colon where it takes some (`4: use tabs`); free text where"
-                                    " there are no options.")},
+         "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
+         " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for it.",
+         {**_SESSION,
+          "answer": _is("string", "For a permission: yes, no or `no: WORDS`. For a question: an"
+                        " option's number or text, or your own words."),
+          "question": _is("string", "The question's id, where several are open.")},
          ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer),
     Tool("stop_session", "Stop a session",
          "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
@@ -8474,28 +8538,40 @@ class DemoAgent:
         return False
 
     def ask(self, verb: str, question: str, options: Sequence[str]) -> str | None:
-        """Show a menu and return the chosen option, or None for Esc."""
-        at = 0
-        tool = "AskUserQuestion" if verb == "ask" else "Bash"
-        given: dict[str, Any] = {"command": question}
+        """Ask, by a hook of our own and by a menu on the screen: the first answer counts.
+        Return the chosen option or the words given, None for Esc."""
+        payload: dict[str, Any] = {"hook_event_name": "PermissionRequest", "tool_name": "Bash"}
+        payload["tool_input"] = {"command": question}
         if verb == "ask":
-            given = {"questions": [{"question": question}]}
-        self.hook("PermissionRequest", tool_name=tool, tool_input=given)
+            labels = [{"label": option} for option in options]
+            payload["tool_name"] = "AskUserQuestion"
+            payload["tool_input"] = {"questions": [{"question": question, "options": labels}]}
+        numbered = "".join(f"  {n}. {option}\n" for n, option in enumerate(options, 1))
+        asking = Asking(self.store, os.path.basename(self.folder), payload)
         self.status("waiting")
-        self.show(f"{'-' * 40}\n{question}\n")
+        self.show(f"{'-' * 40}\n{question}\n{numbered}a number chooses, Esc cancels\n")
+        said: str | None = None
         while True:
-            for number, option in enumerate(options):
-                cursor = "❯" if number == at else " "
-                self.show(f" {cursor} {number + 1}. {option}\x1b[K\n")
-            self.show("Enter to confirm · Esc to cancel")
-            key = self.key()
-            if key in (b"\r", b"\x1b"):
+            if self.keys or 0 in select.select([0, asking.wake.fd], [], [])[0]:
+                key = self.key().decode(errors="replace")
+                if key == "\x1b":
+                    break
+                if key.isdigit() and 1 <= int(key) <= len(options):
+                    said = options[int(key) - 1]
+                    break
+            asking.wake.drain()
+            reply = asking.reply()
+            if reply:
+                said = reply.get("words") or ""
+                if verb == "permit":
+                    chosen = options[-1] if reply["answer"] == "no" else options[0]
+                    said = f"{chosen} {said}".strip()
                 break
-            at = max(0, min(len(options) - 1, at + {b"\x1b[A": -1, b"\x1b[B": 1}.get(key, 0)))
-            self.show(f"\r\x1b[{len(options)}A")
-        self.show(f"\r\x1b[{len(options) + 2}A\x1b[J")
+            if reply == {}:  # it is left to our dialog
+                asking.withdraw()
         self.status("busy")
-        return options[at] if key == b"\r" else None
+        asking.close()
+        return said
 
 
 _DEMO = (
@@ -8574,7 +8650,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
         "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
         "screen": shorten(view["screen"], 160),
         "held back": state.get("held_back"),
-        "asks": (state.get("question") or {}).get("text"),
+        "asks": "; ".join(question["text"] for question in state.get("questions") or ()),
         "task": state.get("task"),
         "waiting messages": view["waiting_messages"] or None,
         "waits for": " ".join(boss.store.running(name)) or None,
@@ -8713,9 +8789,10 @@ def session_rows(
             form = "since %H:%M" if view["for_s"] < 20 * 3600 else "since %b %d"
             age = time.strftime(form, time.localtime(time.time() - view["for_s"]))
         task, said = view.get("task_line") or "", view.get("last_line") or ""
-        if view.get("question"):
-            options = " / ".join(option[1] for option in view["question"]["options"])
-            said = f"asks: {view['question']['text']}" + (f" ({options})" if options else "")
+        if view.get("questions"):
+            said = f"asks: {view['questions'][0]['text']}"
+            if len(view["questions"]) > 1:
+                said = f"asks {len(view['questions'])} things: {view['questions'][0]['text']}"
         elif state == "unknown":
             said = view.get("why") or ""
         if rest < 70:
@@ -8856,8 +8933,9 @@ class Watch:
             return [f"{self.selected}: {error.what}"]
         title = "  ".join(str(view.get(k) or "") for k in ("session", "profile", "provider", "cwd"))
         asked: list[str] = []
-        if view.get("question"):
-            asked = render_question(view["session"], view["question"]).splitlines()[: lines - 2]
+        for question in view.get("questions") or ():
+            asked += render_question(view["session"], question).splitlines()
+        asked = asked[: lines - 2]
         room = max(0, lines - 1 - len(asked))
         screen = view["screen"].split("\n")
         self.scroll = max(0, min(self.scroll, len(screen) - room))
@@ -8881,7 +8959,8 @@ class Watch:
                 self.attach(screen)
             elif key in WATCH_VERBS and self.selected:
                 view = next(v for v in self.views if v["session"] == self.selected)
-                self.target = self.selected, (view.get("question") or {}).get("id", "")
+                asked = view.get("questions") or [{"id": ""}]
+                self.target = self.selected, asked[0]["id"]
                 if key == "a" and not self.target[1]:
                     self.said = f"{self.selected} asks nothing"
                     continue
@@ -9424,19 +9503,42 @@ _COMMAND_OF = {
 
 
 def cmd_hook(argv: Sequence[str]) -> int:
-    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us."""
-    payload = sys.stdin.buffer.read().decode(errors="replace")
+    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us.
+
+    A hook that asks waits for the answer and prints it. Where it prints nothing, the CLI's own
+    dialog asks the person in its terminal: no tool runs because we failed.
+    """
+    text = sys.stdin.buffer.read().decode(errors="replace")
     folder = argv[0] if argv else ""
     if not os.path.isdir(f"{folder}/events/new"):
         return 0
+    name = os.path.basename(folder)
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
-        store.put_event(folder, payload)
+        payload = claude_shaped(parse_object(text))
+        session = store.load(name)
+        if session and waits_at_hook(row := PROVIDERS[session.provider], payload):
+            ask_by_hook(store, row, name, payload)
+            return 0
+        store.put_event(folder, json.dumps(payload))
         if argv[1:] == ["await-tools"]:
-            await_tools(store, os.path.basename(folder))
+            await_tools(store, name)
     except (CaoError, OSError) as error:
         print(f"cao hook: {error}", file=sys.stderr)
     return 0
+
+
+def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
+    """Ask, wait for the answer, and print it as the CLI takes it."""
+    asking = Asking(store, name, payload)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # withdrawn: the lock is free
+    try:
+        reply = asking.wait()
+        if reply.get("answer"):
+            said = hook_reply(row, payload, reply["answer"], reply.get("words") or "")
+            print(json.dumps(said), flush=True)
+    finally:
+        asking.close()
 
 
 def await_tools(store: Store, name: str, most_s: float = 5.0) -> None:
@@ -9781,24 +9883,30 @@ def cmd_discard(ask: Ask) -> int:
 
 
 def cmd_answer(ask: Ask) -> None:
-    if ask.args.answer is not None:
-        done = ask.boss.answer(ask.args.session, ask.args.answer)
+    if ask.args.answer is not None or ask.args.key or ask.args.dialog:
+        a = ask.args
+        done = ask.boss.answer(a.session, a.answer or "", a.question, key=a.key, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
         return
     if ask.args.session:
         ask.store.find(ask.args.session)
-    asking = [v for v in ask.boss.list_sessions() if v["state"] == "asking"]
-    asking = [v for v in asking if ask.args.session in (None, v["session"])]
+    asking = [
+        (view["session"], question)
+        for view in ask.boss.list_sessions()
+        if ask.args.session in (None, view["session"])
+        for question in view.get("questions") or ()
+    ]
     if not asking:
         print("no session asks anything", file=sys.stderr)
-    for view in asking:
-        path = [*reversed(ask.boss.ancestors(view["session"])), view["session"]]
-        print(render_question(view["session"], view["question"], path), file=sys.stderr)
-        if view["question"]["kind"] == "interrupted":
-            continue  # a person, or a message, goes on with it
+    for name, question in asking:
+        path = [*reversed(ask.boss.ancestors(name)), name]
+        print(render_question(name, question, path), file=sys.stderr)
+        if question["kind"] in ("interrupted", "screen"):
+            print(how_to_answer(name, question), file=sys.stderr)
+            continue
         while text := _typed_line("answer (nothing: skip it): "):
             try:
-                done = ask.boss.answer(view["session"], text, view["question"]["id"])
+                done = ask.boss.answer(name, text, question["id"])
             except CaoError as error:
                 _say_error(error)
                 continue
@@ -10179,7 +10287,10 @@ COMMANDS = (
     Command("answer", cmd_answer, "answer what a session asks",
             "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
             (_arg("session", nargs="?", help="none: go through all open questions"),
-             _arg("answer", nargs="?", help="an option's number or text, or '4: words'"))),
+             _arg("answer", nargs="?", help="yes, no, 'no: WORDS', always; an option, or words"),
+             _arg("--question", metavar="ID", default="", help="where several are open"),
+             _arg("--key", default="", help="press this key in a dialog of its terminal"),
+             _flag("--dialog", "leave it to the program's own dialog"))),
     Command("stop", cmd_stop, "end sessions with their workers",
             "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
             (_arg("sessions", nargs="+", metavar="session"),
