@@ -1885,7 +1885,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         read_transcript=_reader(_codex_says),
         # A dialog's cursor looks the same, and has a line below that says how to confirm.
-        composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)", 
+        composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
         busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.171.0",
         asks="hook",
     ),
@@ -1919,7 +1919,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         read_event=read_gemini_hook,
         read_transcript=_reader(_gemini_says, final="interrupted"),
         # An earlier prompt looks the same, but has a rule, or a dialog's box, below it.
-        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$(?!(?:.*\n)*?[─╭╰]─{19})",
+        composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$"
+                 r"(?!(?:.*\n)*?[─╭╰]─{19})",
         busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
@@ -2067,7 +2068,9 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         mcp=False,
         read_transcript=_reader(_pi_says),
-        composer=r"(?:─{20,}|─── ↑ .*)\n(?!(?:.*\n)*? ↑↓ navigate)\s*(.*)\n(?:.*\n)*?(?:─{20,}|─── ↓ )",
+        # A dialog stands in the same place, and says how to choose.
+        composer=r"(?:─{20,}|─── ↑ .*)\n(?!(?:.*\n)*? ↑↓ navigate)\s*(.*)\n"
+                 r"(?:.*\n)*?(?:─{20,}|─── ↓ )",
         busy=r"(?m)^ *[⠁-⣿] ",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
