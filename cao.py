@@ -333,6 +333,7 @@ class Question(NamedTuple):
     asked_at: float = 0.0
     where: str = ""  # how it is answered: "hook", "keys" (of its dialog), "typed", or by hand
     agent: str = ""  # the sub-agent that asks
+    lines: int = 1  # its answer in words has a line for each of several questions
 
 
 class Result(NamedTuple):
@@ -1117,7 +1118,8 @@ def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
     if payload.get("hookName") != "permissionRequest":
         return payload
     names = {"toolName": "tool_name", "toolInput": "tool_input", "sessionId": "session_id"}
-    claudes = {ours: payload.get(theirs) for theirs, ours in names.items()}
+    names["agentId"] = "agent_id"
+    claudes = {ours: payload[theirs] for theirs, ours in names.items() if theirs in payload}
     return {**payload, **claudes, "hook_event_name": "PermissionRequest"}
 
 
@@ -1142,8 +1144,15 @@ def block_text(content: Any) -> str:
 
 def render_request(payload: dict[str, Any]) -> str:
     """Return all of what a CLI asks, as a person likes to read it."""
-    if questions := questions_in(payload):
-        return "\n".join(question for question, _ in questions)
+    questions = questions_in(payload)
+    if len(questions) == 1:
+        return questions[0][0]  # its options are told beside it
+    if questions:
+        lines = []
+        for question, options in questions:
+            line = " ".join(question.split())
+            lines.append(line + (f" ({', '.join(options)})" if options else ""))
+        return "\n".join(lines)
     tool, given = str(payload.get("tool_name") or ""), payload.get("tool_input")
     if not isinstance(given, dict):
         return tool
@@ -1152,9 +1161,10 @@ def render_request(payload: dict[str, Any]) -> str:
     for key in ("command", "file_path", "filePath", "path", "url"):
         what = what or str(rest.pop(key, "") or "")
     why = rest.pop("description", "")
-    lines = [f"{tool}: {what}" + (f" ({why})" if why else "")]
+    lines = [f"{tool}: {what}".rstrip() + (f" ({why})" if why else "")]
     for key, value in rest.items():
-        lines.append(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{key}: {shown}")
     return "\n".join(lines)
 
 
@@ -1164,16 +1174,42 @@ def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
     given = payload.get("tool_input")
     if payload.get("tool_name") not in QUESTION_TOOLS or not isinstance(given, dict):
         return []
-    listed = given.get("questions")
-    if isinstance(given.get("message"), str):  # Copilot: a form
-        fields = (given.get("requestedSchema") or {}).get("properties") or {}
-        options = [word for field in fields.values() for word in field.get("enum") or ()]
-        return [(given["message"], options)]
     questions = []
-    for one in listed if isinstance(listed, list) else ():
-        options = [str(option.get("label") or "") for option in one.get("options") or ()]
-        questions.append((str(one.get("question") or one.get("header") or ""), options))
+    if isinstance(given.get("message"), str):  # Copilot: a form
+        for title, options in _form_fields(given):
+            questions.append((title, options))
+        if len(questions) < 2:
+            return [(given["message"], questions[0][1] if questions else [])]
+        questions[0] = (f"{given['message']}: {questions[0][0]}", questions[0][1])
+    else:
+        listed = given.get("questions")
+        for one in listed if isinstance(listed, list) else ():
+            if isinstance(one, dict):
+                text = str(one.get("question") or one.get("header") or "")
+                questions.append((text, _labels(one.get("options"))))
     return questions
+
+
+def _form_fields(form: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return the title and the choices of each field of a form."""
+    schema = form.get("requestedSchema")
+    fields = schema.get("properties") if isinstance(schema, dict) else None
+    found = []
+    for name, field in (fields if isinstance(fields, dict) else {}).items():
+        if isinstance(field, dict):
+            items = field.get("items")
+            choices = field.get("enum") or (items.get("enum") if isinstance(items, dict) else None)
+            found.append((str(field.get("title") or name), _labels(choices)))
+    return found
+
+
+def _labels(options: Any) -> list[str]:
+    """Return the words of options, which are words or objects with a label."""
+    labels = []
+    for option in options if isinstance(options, list) else ():
+        label = option.get("label") if isinstance(option, dict) else option
+        labels.append(str(label or ""))
+    return labels
 
 
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
@@ -1201,14 +1237,15 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     answer: yes, no or always; for a question of the model's, words has a line for each.
     """
     questions = questions_in(payload)
-    replies = dict(zip((question for question, _ in questions), words.split("\n")))
+    lines = words.split("\n", max(0, len(questions) - 1))  # one question takes all of them
+    replies = dict(zip((question for question, _ in questions), lines))
     name, message = payload.get("hook_event_name"), words or "The user refused this."
     if questions:
         said = "; ".join(f"{q} = {a}" for q, a in replies.items()) if questions[1:] else words
         message = f"The user answered: {said}"
     if row.name in ("opencode", "pi", "demo"):  # their plugins of ours
         reply = {"answer": answer, "message": message}
-        return {**reply, "answers": [[line] for line in words.split("\n")]} if questions else reply
+        return {**reply, "answers": [[line] for line in lines]} if questions else reply
     if name == "BeforeTool":  # Gemini CLI 0.61.0
         return {"decision": "deny", "reason": message}
     if name == "PreToolUse":
@@ -5069,8 +5106,8 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     if len(chosen) == 1:
         return "words", chosen[0].text
     lines = answer.strip().count("\n") + 1
-    asks = asked["text"].count("\n") + 1
-    if asked["where"] == "hook" and not options and asks > 1 and lines != asks:
+    asks = asked["lines"]
+    if asks > 1 and lines != asks:
         raise UsageError(f"it asks {asks} questions, and got {lines} lines", "a line for each")
     return "words", answer.strip()
 
@@ -5772,9 +5809,10 @@ class Conversation:
         else:
             where = "hook"
             self.boss.when_free(self._question_path(name), lambda: True, self.wake.poke)
-        kind = "question" if questions_in(payload) else "permission"
-        options, agent = options_of(self.row, payload), str(payload.get("agent_id") or "")
-        self._ask(Question(name, kind, event.text, options, time.time(), where, agent))
+        questions, agent = questions_in(payload), str(payload.get("agent_id") or "")
+        kind = "question" if questions else "permission"
+        options, lines = options_of(self.row, payload), max(1, len(questions))
+        self._ask(Question(name, kind, event.text, options, time.time(), where, agent, lines))
 
     def _question_path(self, name: str) -> str:
         return f"{self.store.folder(self.name)}/questions/{name}"
