@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import cao
+from conftest import PINNED
 
 HERE = Path(__file__).resolve().parent
 CLAUDE, CODEX = cao.PROVIDERS["claude"], cao.PROVIDERS["codex"]
@@ -46,178 +47,6 @@ def row_of(path):
 
 # ---- recorded screens ----
 
-MENUS = {  # words of the question, the options' beginnings, the index under the cursor
-    "claude/asking-apikey": (
-        "Detected a custom API key in your environment",
-        ["Yes", "No (recommended)"],
-        1,
-    ),
-    "claude/asking-bypass": (
-        "WARNING: Claude Code running in Bypass Permissions mode",
-        ["No, exit", "Yes, I accept"],
-        0,
-    ),
-    "claude/asking-permission": (
-        "touch /home/dev/run/touched\nDo you want to proceed?",
-        [
-            "Yes",
-            "Yes, and always allow access to /home/dev/run from this project",
-            "Yes, and switch to auto mode · auto mode handles these prompts for you",
-            "No",
-        ],
-        0,
-    ),
-    "claude/asking-project-mcp": (
-        "New MCP server found in this project: p",
-        [
-            "Use this MCP server",
-            "Use this and all future MCP servers in this project",
-            "Continue without using this MCP server",
-        ],
-        2,
-    ),
-    "claude/asking-question": (
-        "Which colour should the button have?",
-        ["Red", "Blue", "Type something.", "Chat about this"],
-        0,
-    ),
-    "claude/asking-trust": (
-        "Is this a project you created or one you trust?",
-        ["No, exit", "Yes, I trust this folder"],
-        0,
-    ),
-    "codex/asking-hooks-review": (
-        "Hooks need review\n12 hooks are new or changed.",
-        ["Review hooks", "Trust all and continue", "Continue without trusting (hooks won't run)"],
-        0,
-    ),
-    "codex/asking-login": (
-        "Choose how you want to use Codex.",
-        ["Sign in with ChatGPT", "Sign in with Device Code", "Sign in another way"],
-        0,
-    ),
-    "codex/asking-permission": (
-        "Would you like to run the following command?",
-        [
-            "Yes, proceed (y)",
-            "Yes, and don't ask again for commands that start with"
-            " `touch /home/dev/.cx-lab-probe` (p)",
-            "No, and tell Codex what to do differently (esc)",
-        ],
-        0,
-    ),
-    "codex/asking-trust": (
-        "Trust this folder?",
-        ["Trust and continue", "Back to Agent Command Center"],
-        0,
-    ),
-    "opencode/asking-permission": ("touch asked-for", ["Allow once", "Allow always", "Reject"], 0),
-    "opencode/asking-permission-third": (  # without its colours the cursor is not known
-        "Permission required\n# Shell command",
-        ["Allow once", "Allow always", "Reject"],
-        0,
-    ),
-    "kimi/asking-permission": (
-        "Run this command?",
-        ["Approve once", "Approve for this session", "Reject", "Reject with feedback"],
-        0,
-    ),
-    "kimi/asking-question": ("Which colour?", ["Red", "Blue", "Other"], 0),
-    "kimi/asking-trust": ("Trust this folder?", ["Trust this folder", "Don't trust"], 0),
-    "pi/asking-permission": ("touch /home/dev/run/x", ["Yes, once", "No"], 0),
-    "copilot/asking-permission": (
-        "touch asked-for",
-        [
-            "Yes",
-            "Yes, and don't ask again for `touch` in this directory (~/work)",
-            "No, and tell Copilot what to do differently (Esc to stop)",
-        ],
-        0,
-    ),
-    "copilot/asking-permission-path": (  # the cursor stands on what grants more
-        "Do you want to allow this?",
-        ["Yes", "Yes, and remember this path for this session", "No (Esc)"],
-        1,
-    ),
-    "copilot/asking-question": ("Which colour?", ["Red", "Blue", "Other (type your answer)"], 0),
-    "copilot/asking-trust": (
-        cao.PROVIDERS["copilot"].trusts[0],
-        [
-            cao.PROVIDERS["copilot"].trusts[1],
-            "Yes, and remember this folder for future sessions",
-            "No (Esc)",
-        ],
-        0,
-    ),
-}
-MENUS.update(
-    {
-        "gemini/asking-login": (
-            "How would you like to authenticate for this project?",
-            ["Sign in with Google", "Use Gemini API Key", "Vertex AI"],
-            1,
-        ),
-        "gemini/asking-permission": (
-            "touch y1\nAllow execution of [Shell]?",
-            ["Allow once", "Allow for this session", "No, suggest changes (esc)"],
-            0,
-        ),
-        "gemini/asking-trust": (
-            "Do you trust the files in this folder?",
-            ["Trust folder (gem)", "Trust parent folder (work)", "Don't trust"],
-            0,
-        ),
-        "qwen/asking-permission": (
-            "echo permtest > x.txt\nAllow execution of: 'echo'?",
-            [
-                "Yes, allow once",
-                "Always allow run 'echo *' commands in this project",
-                "Always allow run 'echo *' commands for this user",
-                "No, suggest changes (esc)",
-            ],
-            0,
-        ),
-    }
-)
-
-
-@pytest.mark.parametrize("path", params("screens", ".txt", states=["asking"]))
-def test_a_dialog_is_read_with_its_question_options_and_cursor(path):
-    found = cao.parse_menu(path.read_text())
-    assert found, "no menu found"
-    words, options, cursor = MENUS[f"{path.parent.name}/{path.stem}"]
-    assert words in found[0]
-    assert [(o.key, o.text) for o in found[1]] == [(str(n), t) for n, t in enumerate(options, 1)]
-    assert found[2] == cursor
-
-
-def test_the_chosen_option_of_a_menu_in_one_row_is_told_by_its_colour():
-    first, third = (
-        cao.parse_menu((HERE / f"screens/opencode/asking-permission{name}.ansi").read_text())
-        for name in ("", "-third")
-    )
-    assert (first.cursor, third.cursor) == (0, 2)
-    assert third.keys == ("Left", "Right")
-
-
-@pytest.mark.parametrize("path", params("screens", ".txt", ["asking"]))
-def test_a_dialogs_question_has_nothing_of_the_conversation_above_it(path):
-    found = cao.parse_menu(path.read_text())
-    assert not re.search("MOCK|Brewed|Worked for|cmd-done|now-done", found[0]), found[0]
-
-
-@pytest.mark.parametrize(
-    "path",
-    params(
-        "screens",
-        ".txt",
-        ["ready", "working", "finished", "interrupted", "draft", "failed", "exited"],
-    ),
-)
-def test_no_dialog_is_seen_where_there_is_none(path):
-    assert cao.parse_menu(path.read_text()) is None
-
-
 DRAFTS = {
     "claude/draft-numbered-list": "1. Read the file",
     "claude/draft-pasted": "[Pasted text #101 +48 lines]",
@@ -235,6 +64,7 @@ DRAFTS = {
 
 @pytest.mark.parametrize("path", params("screens", ".ansi"))
 def test_the_input_line_is_read_as_empty_as_a_draft_or_as_not_there(path):
+    """In no recorded dialog is there one: nothing may be typed there."""
     expected = {
         "asking": None,
         "exited": None,
@@ -256,38 +86,37 @@ def test_a_list_in_a_draft_above_kimis_tips_is_no_dialog(tip):
     head, line, foot = re.split(r"(?m)^(.*half a line.*\n)", text)
     quoted = line.replace("> half a line", "  > quoted   ") + line.replace("> half", "  indented")
     foot = foot.replace("/goal for multi-step work with a clear finish line", tip)
-    assert cao.parse_menu(head + line + quoted + foot) is None
     draft = cao.parse_draft(head + line + quoted + foot, cao.PROVIDERS["kimi"].composer)
     assert draft == "half a line"
 
 
-QUOTED = "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n"
-IN_A_ROW = "Allow once   Allow always   Reject      ⇆ select  enter confirm\n"
+QUOTED = [
+    "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n",
+    "Allow once   Allow always   Reject      ⇆ select  enter confirm\n",
+    "╭──────────╮\n│ Allow?   │\n│ ● 1. Yes │\n╰──────────╯\n  Press enter to confirm\n",
+]
 
 
 @pytest.mark.parametrize(
     "path", params("screens", ".ansi", states=["ready", "working", "finished", "failed", "draft"])
 )
-def test_a_dialog_quoted_above_the_input_line_or_by_our_own_text_in_it_is_none(path):
+def test_a_dialog_that_is_only_quoted_does_not_hide_the_input_line(path):
     composer, screen = row_of(path).composer, path.read_text()
     draft = cao.parse_draft(screen, composer)
     assert draft is not None
-    assert cao.parse_menu(f"{QUOTED}\n{screen}")
-    assert cao.parse_menu(f"{QUOTED}\n{screen}", composer) is None
-    assert cao.parse_draft(f"{QUOTED}\n{screen}", composer) == draft
     raw = screen.split("\n")
     at = max(
         n for n in range(len(raw)) if cao.parse_draft("\n".join(raw[n:]), composer) is not None
     )
     at += path.parent.name == "pi"  # whose match begins at the rule above
     bar = re.match(r"\s*[│┃]?", cao.strip_ansi(raw[at]))[0]
-    said = IN_A_ROW if path.parent.name == "opencode" else QUOTED
-    inside = [bar + "   " + line for line in said.rstrip().split("\n")]
-    typed = "\n".join(raw[: at + 1] + inside + raw[at + 1 :])
-    if path.stem != "ready-fresh":  # OpenCode's is in the middle of the screen, its row never
-        assert cao.parse_menu(typed, composer, "something else: Yes")
-    assert cao.parse_menu(typed, composer, said) is None
-    assert cao.parse_draft(typed, composer, said) is not None
+    for quoted in QUOTED:
+        assert cao.parse_draft(f"{quoted}\n{screen}", composer) == draft
+        inside = [f"{bar}   {line}" for line in quoted.rstrip().split("\n")]
+        typed = "\n".join(raw[: at + 1] + inside + raw[at + 1 :])
+        # Codex's own dialogs have that line below their cursor: typing waits, to be safe.
+        hides = path.parent.name == "codex" and quoted is QUOTED[2]
+        assert (cao.parse_draft(typed, composer) is None) is hides
 
 
 @pytest.mark.parametrize("path", params("screens", ".txt"))
@@ -325,7 +154,7 @@ def test_a_failed_turns_words_are_found_on_the_screen(path):
 
 def test_every_recorded_screen_has_the_place_of_its_expectation():
     ids = {p.id for p in params("screens", ".txt")}
-    assert {i for i in ids if "/asking-" in i} == set(MENUS)
+    assert {f"{name}/asking-permission" for name in PINNED} <= ids
     assert {i for i in ids if "/draft-" in i} == set(DRAFTS)
     states = {i.partition("/")[2].partition("-")[0] for i in ids}
     assert states == {
@@ -377,12 +206,6 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
     "pi/UserPromptSubmit": ("submitted", 'MOCK:tool bash {"command":"touch x"};say went on', ""),
     "codex/Stop": ("ended", "longline\n" * 80, ""),
     "codex/UserPromptSubmit": ("submitted", "MOCK:repeat 80 longline", ""),
-    "copilot/Notification.elicitation_dialog": ("asked", "", "AskUserQuestion"),
-    "copilot/Notification.permission_prompt": (
-        "asked",
-        "Path permission needed: /var/tmp/asked-for",
-        "",
-    ),
     "copilot/SessionStart": ("started", "", ""),
     "copilot/Stop": ("ended", "", ""),
     "copilot/UserPromptSubmit": (
@@ -400,14 +223,15 @@ HOOKS.update(
         "gemini/BeforeAgent": ("submitted", "MOCK:say hello from gemini", ""),
         "gemini/Notification": (
             "asked",
-            "Confirm MCP Tool Execution: echo (lab MCP Server)",
+            "Confirm MCP Tool Execution:\nserverName: lab\ntoolName: echo\n"
+            "toolDisplayName: echo (lab MCP Server)",
             "Confirm MCP Tool Execution",
         ),
         "gemini/SessionEnd": ("leaving", "", ""),
         "gemini/SessionStart": ("started", "", ""),
         "qwen/PermissionRequest": (
             "asked",
-            "run_shell_command: echo permtest > x.txt (x)",
+            "run_shell_command: echo permtest > x.txt (x)\nis_background: false",
             "run_shell_command",
         ),
         "qwen/SessionEnd": ("leaving", "", ""),
@@ -417,9 +241,96 @@ HOOKS.update(
         "qwen/UserPromptSubmit": ("submitted", "MOCK:say hello from qwen", ""),
     }
 )
+LONG = "printf %s '" + 'x<y>&"z" ' * 300
+HUNDRED_LINES = 'line 1 ünï "q" <b>\n', 'line 120 ünï "q" <b>'
+COLOURS = "Which colour? (Red, Blue)\nWhich parts? (Core, Docs, Tests)"
+BOOM = "mcp__lab__boom:\nwhat: " + "w" * 3000
+WHOLE = {  # file -> how what is asked begins and ends, the tool: all of it is there
+    "claude/PermissionRequest.AskUserQuestion": (COLOURS, "", "AskUserQuestion"),
+    "claude/PermissionRequest.Edit": (
+        "Edit: /home/dev/proj/w.txt\nold_string: line 5 \nnew_string: LINE FIVE\n\n",
+        "replace_all: false",
+        "Edit",
+    ),
+    "claude/PermissionRequest.WebFetch": (
+        "WebFetch: https://example.invalid/x?y=1\nprompt: read it",
+        "",
+        "WebFetch",
+    ),
+    "claude/PermissionRequest.Write": (
+        f"Write: /home/dev/proj/w.txt\ncontent: {HUNDRED_LINES[0]}",
+        HUNDRED_LINES[1],
+        "Write",
+    ),
+    "claude/PermissionRequest.long-shell": (f"Bash: {LONG}", "' > long.txt (make it)", "Bash"),
+    "claude/PermissionRequest.mcp__lab__boom": (BOOM, "", "mcp__lab__boom"),
+    "claude/PermissionRequest.subagent-shell": ("Bash: touch s1 (make it)", "", "Bash"),
+    "codex/PermissionRequest.apply_patch": (
+        f"apply_patch: *** Begin Patch\n*** Add File: w.txt\n+{HUNDRED_LINES[0]}+line 2",
+        f"+{HUNDRED_LINES[1]}\n*** End Patch",
+        "apply_patch",
+    ),
+    "codex/PermissionRequest.long-shell": (f"Bash: {LONG}", "' > long.txt (may I?)", "Bash"),
+    "codex/PermissionRequest.mcp__lab__boom": (BOOM, "", "mcp__lab__boom"),
+    "codex/PermissionRequest.subagent-write": (
+        "apply_patch: *** Begin Patch\n*** Add File: sw.txt\n+x\n*** End Patch",
+        "",
+        "apply_patch",
+    ),
+    "copilot/PermissionRequest": ("bash: touch /var/tmp/asked-for", "", "bash"),
+    "copilot/PermissionRequest.create": (
+        "edit: /home/dev/proj/w.txt\ndiff: \ndiff --git a/",
+        f"+{HUNDRED_LINES[1]}\n",
+        "edit",
+    ),
+    "copilot/PermissionRequest.lab-boom": ("lab/boom:\nwhat: " + "w" * 3000, "", "lab/boom"),
+    "copilot/PermissionRequest.long-shell": (f"bash: {LONG}", "' > long.txt", "bash"),
+    "copilot/PermissionRequest.subagent-shell": ("bash: touch s1", "", "bash"),
+    "qwen/PermissionRequest.agent": (
+        "agent: (do it)\nprompt: MOCK:tool run_shell_command {",
+        "say sub done kid\nsubagent_type: general-purpose",
+        "agent",
+    ),
+    "qwen/PermissionRequest.ask_user_question": (COLOURS, "", "ask_user_question"),
+    "qwen/PermissionRequest.long-shell": (
+        f"run_shell_command: {LONG}",
+        "is_background: false",
+        "run_shell_command",
+    ),
+    "qwen/PermissionRequest.mcp__lab__boom": (BOOM, "", "mcp__lab__boom"),
+    "qwen/PermissionRequest.subagent-shell": (
+        "run_shell_command: touch s2 (make it)\nis_background: false",
+        "",
+        "run_shell_command",
+    ),
+    "qwen/PermissionRequest.write_file": (
+        f"write_file: /home/dev/proj/w.txt\ncontent: {HUNDRED_LINES[0]}",
+        HUNDRED_LINES[1],
+        "write_file",
+    ),
+}
 
 
-@pytest.mark.parametrize("path", params("hooks", ".json"))
+def request_of(path):
+    return cao.claude_shaped(json.loads((HERE / "hooks" / f"{path}.json").read_text()))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_of_what_is_asked_is_read_from_the_hook_that_asks(name):
+    begins, ends, tool = WHOLE[name]
+    row, payload = cao.PROVIDERS[name.partition("/")[0]], request_of(name)
+    assert cao.waits_at_hook(row, payload)
+    event = cao.read_hook(payload)
+    assert (event.kind, event.reason) == ("asked", tool)
+    assert event.text.startswith(begins)
+    assert event.text.rstrip().endswith(ends.rstrip())
+    assert (payload.get("agent_id") is None) == ("subagent" not in name)
+    given = [v for v in payload["tool_input"].values() if isinstance(v, str)]
+    assert all(value in event.text for value in given)
+    assert event.conversation == payload["session_id"]
+
+
+@pytest.mark.parametrize("path", [p for p in params("hooks", ".json") if p.id not in WHOLE])
 def test_a_recorded_hook_payload_says_what_happened(path):
     payload = json.loads(path.read_text())
     event = (row_of(path).read_event or cao.read_hook)(payload)
@@ -441,7 +352,7 @@ def test_a_recorded_hook_payload_says_what_happened(path):
 
 
 def test_every_expected_hook_payload_was_recorded():
-    assert set(HOOKS) <= {p.id for p in params("hooks", ".json")}
+    assert {*HOOKS, *WHOLE} <= {p.id for p in params("hooks", ".json")}
 
 
 def hook(name, **fields):
@@ -536,17 +447,193 @@ def test_a_payload_with_fields_of_another_type_is_still_read(name):
     [
         ("Bash", {"command": "ls", "description": "list"}, "Bash: ls (list)"),
         ("Bash", {"command": "ls"}, "Bash: ls"),
-        ("Write", {"file_path": "/a/b", "content": "x"}, "Write: /a/b"),
+        ("Write", {"file_path": "/a/b", "content": "x\ny"}, "Write: /a/b\ncontent: x\ny"),
         ("WebFetch", {"url": "http://x"}, "WebFetch: http://x"),
-        ("mcp__a__b", {"k": "é"}, 'mcp__a__b: {"k": "é"}'),
+        ("mcp__a__b", {"k": "é", "n": [1, "ü"]}, 'mcp__a__b:\nk: é\nn: [1, "ü"]'),
+        ("mcp__a__b", {"command": ["ls", "-l"]}, "mcp__a__b: ['ls', '-l']"),
+        ("Bash", {"command": "ls", "path": "/x", "url": ""}, "Bash: ls\npath: /x\nurl: "),
         ("AskUserQuestion", {"questions": [{"question": "Which?"}]}, "Which?"),
-        ("AskUserQuestion", {"questions": []}, 'AskUserQuestion: {"questions": []}'),
+        ("AskUserQuestion", {"questions": [{"question": "Two\nlines?"}]}, "Two\nlines?"),
+        ("AskUserQuestion", {"questions": []}, "AskUserQuestion:\nquestions: []"),
         ("X", None, "X"),
         ("X", "words", "X"),
+        ("X", {}, "X:"),
     ],
 )
 def test_a_permission_request_reads_as_a_person_likes_it(tool, given, text):
-    assert cao.render_request(tool, given) == text
+    assert cao.render_request({"tool_name": tool, "tool_input": given}) == text
+
+
+# ---- questions and answers ----
+
+FORM = {
+    "message": "Two things",
+    "requestedSchema": {
+        "properties": {
+            "colour": {"type": "string", "title": "Which colour?", "enum": ["Red", "Blue"]},
+            "parts": {"type": "array", "items": {"type": "string", "enum": ["Core", "Docs"]}},
+        },
+        "required": ["colour"],
+    },
+}
+ONE_FIELD = {"message": "Which?", "requestedSchema": {"properties": {"c": {"enum": ["Red"]}}}}
+PLAIN = {"message": "Which\none?", "requestedSchema": {"properties": {"text": {"type": "string"}}}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "questions"),
+    [
+        ("Bash", {"questions": [{"question": "Which?"}]}, []),
+        ("ask_user", FORM, [("Two things: Which colour?", ["Red", "Blue"]),
+                            ("parts", ["Core", "Docs"])]),
+        ("ask_user", ONE_FIELD, [("Which?", ["Red"])]),
+        ("ask_user", PLAIN, [("Which\none?", [])]),
+        ("ask_user", {"message": "Which?"}, [("Which?", [])]),
+        ("question", {"questions": [{"header": "H", "options": [{"label": "a"}, "b"]}]},
+         [("H", ["a", "b"])]),
+        *((tool, {"questions": broken}, []) for tool in cao.QUESTION_TOOLS
+          for broken in (None, 5, "x", {}, [5], ["x"])),
+        *(("ask_user", {"message": "Which?", "requestedSchema": broken}, [("Which?", [])])
+          for broken in (None, 5, [], {"properties": 5}, {"properties": {"a": 5}},
+                         {"properties": {"a": {"enum": 5, "items": 5}}})),
+        ("ask_user", {"questions": [{"question": None, "options": [None, {}, 5]}]},
+         [("", ["", "", "5"])]),
+        ("ask_user", None, []),
+        (["ask_user"], FORM, []),
+    ],
+)  # fmt: skip
+def test_the_questions_of_a_model_are_found_in_what_its_tool_is_given(tool, given, questions):
+    payload = {"hook_event_name": "PermissionRequest", "tool_name": tool, "tool_input": given}
+    assert cao.questions_in(payload) == questions
+    assert cao.read_hook(payload).kind == "asked"
+
+
+@pytest.mark.parametrize(
+    ("provider", "event", "tool", "waits"),
+    [
+        ("claude", "PermissionRequest", "Bash", True),
+        ("claude", "PermissionRequest", "AskUserQuestion", True),
+        ("claude", "PreToolUse", "Bash", False),
+        ("codex", "PermissionRequest", "apply_patch", True),
+        ("qwen", "PermissionRequest", "ask_user_question", True),
+        ("copilot", "PermissionRequest", "bash", True),
+        ("copilot", "PreToolUse", "ask_user", True),
+        ("copilot", "PreToolUse", "bash", False),
+        ("opencode", "PermissionRequest", "question", True),
+        ("pi", "PermissionRequest", "bash", True),
+        ("demo", "PermissionRequest", "Bash", True),
+        ("gemini", "BeforeTool", "ask_user", True),
+        ("gemini", "BeforeTool", "run_shell_command", False),
+        ("gemini", "PermissionRequest", "run_shell_command", False),
+        ("kimi", "PermissionRequest", "Bash", False),
+        ("kimi", "PreToolUse", "AskUserQuestion", True),
+        ("kimi", "PreToolUse", "Bash", False),
+        ("claude", "Stop", "AskUserQuestion", False),
+    ],
+)
+def test_a_hook_waits_exactly_for_what_its_output_answers(provider, event, tool, waits):
+    given = {"questions": [{"question": "Which?", "options": []}]}
+    payload = {"hook_event_name": event, "tool_name": tool, "tool_input": given}
+    assert cao.waits_at_hook(cao.PROVIDERS[provider], payload) is waits
+
+
+@pytest.mark.parametrize("provider", [n for n, row in cao.PROVIDERS.items() if row.asks])
+def test_a_permission_has_yes_and_no_and_always_where_the_cli_takes_that(provider):
+    row = cao.PROVIDERS[provider]
+    payload = {"tool_name": "Bash", "tool_input": {"command": "x"}}
+    keys = [option.key for option in cao.options_of(row, payload)]
+    takes = provider in ("claude", "opencode", "demo")
+    assert keys == ["yes", "no", *["always"] * takes]
+
+
+def asks(*questions):
+    listed = [
+        {"question": q, "options": [{"label": o} for o in options]} for q, options in questions
+    ]
+    return {"tool_name": "AskUserQuestion", "tool_input": {"questions": listed}}
+
+
+def test_one_question_has_its_options_and_several_are_answered_by_lines():
+    options = cao.options_of(CLAUDE, asks(("Which?", ["Red", "Blue"])))
+    assert options == (cao.Option("1", "Red"), cao.Option("2", "Blue"))
+    assert cao.options_of(CLAUDE, asks(("Which?", []))) == ()
+    assert cao.options_of(CLAUDE, asks(("A?", ["Red"]), ("B?", ["x"]))) == ()
+
+
+def permission(**fields):
+    return {"hook_event_name": "PermissionRequest", "tool_name": "Bash",
+            "tool_input": {"command": "touch x"}, **fields}  # fmt: skip
+
+
+def decided(**decision):
+    return {"hookSpecificOutput": {"hookEventName": "PermissionRequest", "decision": decision}}
+
+
+def denied_before(reason):
+    return {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "deny",
+                                   "permissionDecisionReason": reason}}  # fmt: skip
+
+
+WORDS = 'use "b" <c>\nü'
+ONE = asks(("Which colour?", ["Red", "Blue"]))
+TWO = asks(("Which colour?", ["Red"]), ("Which\nparts?", []))
+SESSION_RULE = {"type": "addRules", "rules": [{"toolName": "Bash"}], "behavior": "allow",
+                "destination": "session"}  # fmt: skip
+
+
+def claude_answers(asked, **answers):
+    given = {**asked["tool_input"], "answers": answers["answers"]}
+    return decided(behavior="allow", updatedInput=given)
+
+
+@pytest.mark.parametrize(
+    ("provider", "payload", "answer", "words", "reply"),
+    [
+        *((name, permission(), *case) for name in ("claude", "codex", "qwen") for case in (
+            ("yes", "", decided(behavior="allow")),
+            ("no", WORDS, decided(behavior="deny", message=WORDS)),
+            ("no", "", decided(behavior="deny", message="The user refused this.")),
+        )),
+        ("claude", permission(), "always", "",
+         decided(behavior="allow", updatedPermissions=[SESSION_RULE])),
+        ("copilot", permission(), "yes", "", {"behavior": "allow"}),
+        ("copilot", permission(), "no", WORDS, {"behavior": "deny", "message": WORDS}),
+        *((name, permission(), "yes", "", {"answer": "yes", "message": "The user refused this."})
+          for name in ("opencode", "pi", "demo")),
+        *((name, permission(), "no", WORDS, {"answer": "no", "message": WORDS})
+          for name in ("opencode", "pi", "demo")),
+        ("opencode", permission(), "always", "",
+         {"answer": "always", "message": "The user refused this."}),
+        # a question of the model's: as data where the CLI takes data
+        ("claude", {**permission(), **ONE}, "words", "Blue",
+         claude_answers(ONE, answers={"Which colour?": "Blue"})),
+        ("claude", {**permission(), **ONE}, "words", WORDS,
+         claude_answers(ONE, answers={"Which colour?": WORDS})),
+        ("claude", {**permission(), **TWO}, "words", "Red\nCore, Docs",
+         claude_answers(TWO, answers={"Which colour?": "Red", "Which\nparts?": "Core, Docs"})),
+        *(("opencode", {**permission(), **asked}, "words", words,
+           {"answer": "words", "message": message, "answers": answers})
+          for asked, words, message, answers in (
+            (ONE, "Blue", "The user answered: Blue", [["Blue"]]),
+            (ONE, "a\nb", "The user answered: a\nb", [["a\nb"]]),
+            (TWO, "Red\nb", "The user answered: Which colour? = Red; Which\nparts? = b",
+             [["Red"], ["b"]]),
+        )),
+        # else as the words of a denial
+        ("qwen", {**permission(), **ONE}, "words", WORDS,
+         decided(behavior="deny", message=f"The user answered: {WORDS}")),
+        ("qwen", {**permission(), **TWO}, "words", "Red\nb", decided(
+            behavior="deny", message="The user answered: Which colour? = Red; Which\nparts? = b")),
+        ("kimi", {**permission(hook_event_name="PreToolUse"), **ONE}, "words", WORDS,
+         denied_before(f"The user answered: {WORDS}")),
+        ("copilot", {**permission(hook_event_name="PreToolUse"), **ONE}, "words", "Blue",
+         {"permissionDecision": "deny", "permissionDecisionReason": "The user answered: Blue"}),
+        ("gemini", {**permission(hook_event_name="BeforeTool"), **ONE}, "words", "Blue",
+         {"decision": "deny", "reason": "The user answered: Blue"}),
+    ],
+)  # fmt: skip
+def test_an_answer_is_printed_as_its_cli_takes_it(provider, payload, answer, words, reply):
+    assert cao.hook_reply(cao.PROVIDERS[provider], payload, answer, words) == reply
 
 
 # ---- failures ----
@@ -1059,7 +1146,7 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
         ("Interrupt", "interrupt"), ("SessionEnd", "session_end"),
     ):  # fmt: skip
         command = cao.quote_argv(launch().hook)
-        timeout_s = 3 if snake in ("interrupt", "session_end") else 30
+        timeout_s = {"interrupt": 3, "session_end": 3, "permission_request": 86400}.get(snake, 30)
         assert json.dumps(command, ensure_ascii=False) in hooks[event]
         assert f'"timeout":{timeout_s}' in hooks[event].replace('" ', '"').replace("=", ":")
         d = {
