@@ -1071,8 +1071,8 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     kind = _HOOK_KINDS.get(name, "")
     if name in ("PreToolUse", "BeforeTool"):
         kind = "asked" if questions_in(payload) else ""  # we hear of no other tool there
-    if not kind:
-        return None
+    if not kind or (kind != "asked" and agent_of(payload)):
+        return None  # of a sub-agent we want to hear nothing but what it asks
     text = str(payload.get("last_assistant_message") or payload.get("assistant_response") or "")
     event = Event(kind, text)
     if kind == "submitted":
@@ -1110,6 +1110,16 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
     event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
     return event and event._replace(source="hook:Notification")
+
+
+def agent_of(payload: dict[str, Any]) -> str:
+    """Return the id of the sub-agent that a hook speaks of, "" for the agent itself.
+
+    Claude Code 2.1.332, Codex 0.171.0 and Qwen Code 0.24.4 say agent_id, Copilot 1.0.102
+    agentId; Kimi Code 2.1.0 calls the agent itself "main".
+    """
+    agent = str(payload.get("agent_id") or payload.get("agentId") or "")
+    return "" if agent == "main" else agent
 
 
 def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
@@ -1225,7 +1235,12 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     questions = questions_in(payload)
     if not questions:
         options = [Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")]
-        return (*options, Option("always", "in this session")) if row.always else tuple(options)
+        given = payload.get("tool_input")
+        command = given.get("command") if isinstance(given, dict) else ""
+        # A * in a rule of Claude Code's is a wildcard: it would allow more than was asked.
+        if row.always and "*" not in str(command):
+            options.append(Option("always", "the same again, in this session"))
+        return tuple(options)
     if len(questions) > 1:
         return ()
     return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
@@ -1260,6 +1275,8 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         decision = {"behavior": "deny", "message": message}
     elif answer == "always":
         rule = {"toolName": payload.get("tool_name")}
+        if command := payload["tool_input"].get("command"):
+            rule["ruleContent"] = command  # without it, every command of that tool
         grant = {"type": "addRules", "rules": [rule], "behavior": "allow", "destination": "session"}
         decision["updatedPermissions"] = [grant]
     if row.name == "copilot":
@@ -5809,7 +5826,7 @@ class Conversation:
         else:
             where = "hook"
             self.boss.when_free(self._question_path(name), lambda: True, self.wake.poke)
-        questions, agent = questions_in(payload), str(payload.get("agent_id") or "")
+        questions, agent = questions_in(payload), agent_of(payload)
         kind = "question" if questions else "permission"
         options, lines = options_of(self.row, payload), max(1, len(questions))
         self._ask(Question(name, kind, event.text, options, time.time(), where, agent, lines))
@@ -6324,8 +6341,8 @@ class Watcher(Conversation):
             dialog = look.state == "asking" or (look.state == "unknown" and dialog)
         moved = re.findall(r"[^\W\d_]+", text) != self.still[0]
         for question in list(self.questions.values()):
-            if question.where == "hook" and not self.row.shows:
-                continue  # there is no dialog while its hook waits
+            if question.where == "hook" and (question.agent or not self.row.shows):
+                continue  # there is no dialog while its hook waits, never for a sub-agent
             if dialog:
                 self.drawn.add(question.id)
             over = question.id in self.drawn or now - question.asked_at > UNSEEN_S
