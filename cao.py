@@ -2693,7 +2693,8 @@ class Tmux:
         for command in filter(None, (args, then)):
             # A ; at an argument's end would end the command.
             argv += [*(re.sub(r";\Z", r"\\;", word) for word in command), ";"]
-        ran = run(argv[:-1], 20, text=text, env=self.env, cwd=cwd)
+        # Without end: a server that stands still would do it all the same when it goes on.
+        ran = run(argv[:-1], None, text=text, env=self.env, cwd=cwd)
         if ran.status == 0:
             return ran.out
         words = ran.err.strip() or f"exit status {ran.status}"
@@ -2764,6 +2765,20 @@ class Tmux:
         """Have a shell command read all that a pane's program prints."""
         keep = ("set-option", "-p", "-t", pane, "@cao-pipe", command)
         self.run(*keep, then=("pipe-pane", "-O", "-t", pane, "#{@cao-pipe}"))
+
+    def clients(self, name: str) -> list[str]:
+        """Return the clients attached to a session that can type there."""
+        form = "#{?client_readonly,,#{client_name}}"
+        return self.run("list-clients", "-t", f"={name}", "-F", form).split()
+
+    def popup(self, client: str, argv: Sequence[str]) -> None:
+        """Run a program in a popup of a client, and return when it is closed."""
+        size = ("-w", "90%", "-h", "80%")
+        self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
+
+    def close_popup(self, client: str) -> None:
+        """Close a client's popup, if it has one."""
+        self._run_there("display-popup", "-C", "-c", client)
 
     def person_active_s(self, name: str) -> float:
         """Return the seconds since an attached client last typed; a large number if none."""
@@ -5660,6 +5675,7 @@ class Conversation:
         self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
         self.drawn: set[str] = set()  # ids of those whose dialog was seen
         self.tried: set[str] = set()  # ... and of those we have answered ourselves
+        self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
         self.still: tuple[list[str], float] = ([], 0.0)  # the screen's words, since when
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
@@ -5824,7 +5840,7 @@ class Conversation:
         elif not name or self.store.is_free(self._question_path(name)):
             return  # withdrawn; or it asks in its terminal, where the screen will say so
         else:
-            where = "hook"
+            where, self.look_at = "hook", 0.0
             self.boss.when_free(self._question_path(name), lambda: True, self.wake.poke)
         questions, agent = questions_in(payload), agent_of(payload)
         kind = "question" if questions else "permission"
@@ -5854,8 +5870,34 @@ class Conversation:
             words = answer or "it asks this no more: answered elsewhere, or withdrawn"
             self.reply = {"id": order["id"], "ok": bool(answer), "text": words}
         self._log("answered" if answer else "withdrawn", question=question.id)
+        for client in [] if self._unseen() else list(self.popups):
+            self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
             self._set_phase("working" if self.begun else "starting", "nothing is asked any more")
+
+    def _unseen(self) -> list[str]:
+        """Return the ids of the questions that no dialog of the CLI's shows."""
+        questions = self.questions.values()
+        return [q.id for q in questions if q.where == "hook" and (q.agent or not self.row.shows)]
+
+    def _show_popups(self) -> None:
+        """Ask whoever is attached and can type what the CLI itself shows no dialog of."""
+        unseen = self._unseen()
+        if not unseen:
+            return
+        import threading
+
+        argv = ["env", f"CAO_HOME={self.store.home}", *self.launch.mcp[:-1], "answer", self.name]
+        closed = json.dumps({"cao": "popup_closed", "questions": unseen})
+
+        def ask(client: str) -> None:
+            self.boss.tmux.popup(client, argv)
+            self.popups.discard(client)
+            self.store.put_event(self.store.folder(self.name), closed)
+
+        for client in set(self.boss.tmux.clients(self.name)) - self.popups:
+            self.popups.add(client)
+            threading.Thread(target=ask, args=(client,), daemon=True).start()
 
     def _settle_questions(self) -> None:
         """Close the questions whose hook has ended: it took the answer, or was ended."""
@@ -6332,6 +6374,7 @@ class Watcher(Conversation):
 
     def _look_at_questions(self, now: float) -> None:
         """See whether a person answered at the CLI's own dialog."""
+        self._show_popups()
         look = self._status()
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
@@ -6610,6 +6653,10 @@ class Runner(Watcher):
             self._interrupt("interrupted")
         elif order == "answer":
             self._answer(payload)
+        elif order == "popup_closed":  # the person wants the CLI's own dialog, or has answered
+            for question in [q for q in self.questions.values() if q.id in payload["questions"]]:
+                if question.id not in self.orders:
+                    self._close_question(question)
         elif event := (self.row.read_event or read_hook)(payload):
             self.heard = True
             self._on_event(event, at)
