@@ -14,6 +14,7 @@ import pytest
 
 import cao
 from conftest import CAO, until
+from test_nothing_lost import put_loader
 
 START = 1_790_000_000.0
 SIZES = [(80, 24), (200, 50)]
@@ -745,3 +746,39 @@ def test_a_task_of_a_session_that_was_stopped_is_marked_so(place):
 ])  # fmt: skip
 def test_text_is_fitted_into_columns_of_a_terminal(text, columns, wanted):
     assert cao.fit_columns(text, columns) == wanted
+
+
+# ---- a question that the CLI itself does not show ----
+
+UNSEEN = "PROVIDERS['demo'] = PROVIDERS['demo']._replace(shows=False)\n"
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("said", ["yes", ""])
+def test_who_is_attached_is_asked_in_a_popup_where_the_cli_shows_no_dialog(place, terminal, said):
+    put_loader(place, UNSEEN)
+    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
+    session = result["session"]
+    shown = terminal(100, 30, "attach", session)
+    shown.sees("demo>")
+    task = place.ok("assign", session, "demo: permit ls|Yes|No; say after").strip()
+    shown.sees(rf"(?s){session}.* asks \(permission.*ls.*answer \(nothing: skip it\)")
+    shown.press(*([said] if said else []), "Enter")
+    if not said:  # the popup is closed: the CLI's own dialog has the question
+        until(lambda: place.state(session)["questions"] == [])
+        shown.press("1")
+    assert place.ok("wait", task) == "Yes\nafter\n"
+    until(lambda: "answer (nothing" in shown.screen(), False)
+
+
+@pytest.mark.tmux
+def test_the_popup_goes_where_the_question_was_answered_elsewhere(place, terminal):
+    put_loader(place, UNSEEN)
+    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
+    session = result["session"]
+    shown = terminal(100, 30, "attach", session)
+    task = place.ok("assign", session, "demo: permit ls|Yes|No; say after").strip()
+    shown.sees(r"(?s)asks \(permission.*answer \(nothing: skip it\)")
+    place.ok("answer", session, "no")
+    assert place.ok("wait", task) == "No\nafter\n"
+    until(lambda: "answer (nothing" in shown.screen(), False)
