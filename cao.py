@@ -1316,7 +1316,7 @@ def read_status_json(text: str) -> Look:
     """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Look("unknown", "status_file", "not JSON")
     found = found if isinstance(found, dict) else {}
     words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
@@ -1334,10 +1334,19 @@ def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             yield found
+
+
+def read_log(text: str) -> list[dict[str, Any]]:
+    """Return the entries of a session's log; what is none is left out."""
+    return [
+        entry
+        for entry in _jsonl(text.split("\n"))
+        if isinstance(entry.get("at"), (int, float)) and isinstance(entry.get("event"), str)
+    ]
 
 
 def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str = "") -> Any:
@@ -3292,7 +3301,13 @@ class Store:
 
     def load_state(self, name: str) -> dict[str, Any]:
         """Return what a session's runner last wrote of it ({} before its first word)."""
-        return self.read_json(f"{self.folder(name)}/state.json") or {}
+        path = f"{self.folder(name)}/state.json"
+        state = self.read_json(path) or {}
+        since = state.get("since", 0)
+        if not isinstance(state.get("state", ""), str) or not isinstance(since, (int, float)):
+            self._quarantine(path)
+            return {}
+        return state
 
     def save_state(self, name: str, state: dict[str, Any]) -> None:
         """Write a session's state. Only its runner does, or who buries it."""
@@ -3342,7 +3357,14 @@ class Store:
 
         The kernel releases it when the descriptor closes or the process dies.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+                raise
+            self._quarantine(path)  # no file of ours
+            fd = os.open(path, flags, 0o600)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -3969,11 +3991,15 @@ class Sessions:
             self._sweep(name, state)
             return state
         if self.store.is_locked(name):
-            return self.store.load_state(name)  # again: it may have changed while we looked
+            return self._known_state(name)  # again: it may have changed while we looked
         fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
         if fresh and self._is_coming(name, state):
             return state
         self.bury(name)
+        return self._known_state(name)
+
+    def _known_state(self, name: str) -> dict[str, Any]:
+        """Return a session's own words; its state file may have been unreadable."""
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
     def is_over(self, name: str) -> bool:
@@ -9171,7 +9197,7 @@ class Trace:
         logs: dict[str, list[dict[str, Any]]] = {}
         for view in views:
             text = self.store.read_text(f"{self.store.folder(view['session'])}/log.jsonl")
-            logs[view["session"]] = list(_jsonl(text.split("\n")))
+            logs[view["session"]] = read_log(text)
         if not any(logs.values()):
             raise NotFoundError("no session has left a log", "cao handoff demo 'demo: say hello'")
         self.arrows = [arrow for name, log in logs.items() for arrow in self._arrows(name, log)]
@@ -10113,7 +10139,7 @@ def cmd_logs(ask: Ask) -> None:
                     continue
                 sizes[name], text = size, ask.store.read_text(path)
                 whole = text[: text.rfind("\n") + 1]
-                lines += [(entry, name) for entry in _jsonl(whole[read.get(name, 0) :].split("\n"))]
+                lines += [(entry, name) for entry in read_log(whole[read.get(name, 0) :])]
                 read[name] = len(whole)
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
                 as_json = json.dumps({"session": name, **entry}, ensure_ascii=False)

@@ -132,6 +132,7 @@ def be_cao(argv, files, env, cwd) -> NoReturn:
         sys.stderr.flush()
     except BaseException:  # noqa: BLE001 - says it, as Python does at its end
         traceback.print_exc()
+        sys.stderr.flush()  # it is a file here, and would keep that to itself
         status = 1
     finally:
         os._exit(status)

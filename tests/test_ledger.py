@@ -241,6 +241,28 @@ def test_no_file_of_an_ended_session_stops_a_command(place, file):
     all_go_well(place, WHOLE)
 
 
+@pytest.mark.tmux
+@pytest.mark.parametrize("file", ["state.json", "launch/status.json", "launch/launch.json"])
+@pytest.mark.parametrize("kind", ["deep", "fifo", "loop", "huge", "wrong types"])
+def test_no_file_of_a_live_session_stops_a_command_or_its_runner(place, file, kind):
+    session = idle_session(place)
+    runner = place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}")
+    path = place.home / "sessions" / session / file
+    path.unlink(missing_ok=True)
+    BAD[kind](path)
+    all_go_well(place, [*WHOLE, "run demo hello"])
+    all_go_well(place, ["show", "why", "logs", "trace", "send hello"], session)
+    assert place.ok("handoff", session, "demo: say still here") == "still here\n"
+    assert place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}") == runner
+
+
+def test_a_line_that_is_nested_too_deeply_does_not_hide_the_others_of_a_transcript():
+    """A model's tool arguments are enough."""
+    lines = ['{"n": 1}', DEEP, '{"n": 2}']
+    assert list(cao._jsonl(lines)) == [{"n": 1}, {"n": 2}]
+    assert cao.read_status_json(DEEP).state == "unknown"
+
+
 # ---- telling, in a shell ----
 
 
@@ -737,12 +759,16 @@ DemoAgent.hook, DemoAgent.run = with_transcript, announced
 
 def struck_supervisor(place, at: str, more: str = "") -> tuple[str, str]:
     """Return a supervisor whose runner was killed while it told it a result, at the first
-    change of a file that has a text, and the result's task."""
+    change of a file that has a text, and the result's task. LATE: killed after its CLI took
+    it, before the CLI's hook has said so."""
     put_loader(place, RESUMES + more)
-    fired = plan(place, at, "kill")
+    fired = plan(place, at, "hold" if LATE in more else "kill")
     boss = idle_session(place)
     task = place.ok("assign", "demo", "demo: say for the boss", CAO_SESSION=boss).strip()
     until(fired.exists)
+    if LATE in more:
+        until(lambda: heard(place, boss, task))
+        kill_runner(place, boss)
     until(lambda: place.store.is_locked(boss), False)
     (place.home / "fault.json").unlink()
     place.ok("ls", "--all")  # who looks buries it
@@ -766,8 +792,7 @@ def test_a_supervisor_killed_before_it_was_known_to_have_a_result_gets_it_again_
 ):
     boss, task = struck_supervisor(place, f'"event": "{step}", "messages": ["demo-', more)
     assert place.store.owed(boss) == [task]
-    assert len(heard(place, boss, task)) <= before
-    before = len(heard(place, boss, task))
+    assert len(heard(place, boss, task)) == before
     put_loader(place, RESUMES)
     again = resuming.assign(boss, "demo: say back", cao.TaskOptions())
     place.ok("wait", again)  # its answer is what it says of the result: that is for its task
