@@ -7211,11 +7211,7 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
     """Run a flow's script and return the variables it gives, None where it says not to run."""
     script = flow.beside(flow.script)
     ran = run([script], SCRIPT_S, cwd=os.path.dirname(script))
-    try:
-        verdict = json.loads(ran.out) if ran.status == 0 else None
-    except ValueError:
-        verdict = None
-    verdict = verdict if isinstance(verdict, dict) else {}
+    verdict = parse_object(ran.out) if ran.status == 0 else {}
     execute, output = verdict.get("execute"), verdict.get("output", {})
     if not isinstance(execute, bool) or not isinstance(output, dict):
         printed = tail_lines(f"{ran.out.strip()}\n{ran.err.strip()}".strip(), 20) or "nothing"
