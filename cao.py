@@ -2165,7 +2165,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         "demo", "",
         flags=("demo-agent {folder}", "{prompt}"),
         status="{folder}/status.json",
-        composer=r"^demo>(.*)", untypable=r"(?!)", resumes=False,
+        composer=r"^demo>(?!(?:.*\n)*?a number chooses)(.*)", untypable=r"(?!)", resumes=False,
         asks="hook", always=True, shows=True,
     ),
     Provider(
@@ -6242,13 +6242,16 @@ class Watcher(Conversation):
         return parse_draft(self._screen(ansi=True), self.row.composer)
 
     def _shows_input(self) -> bool:
-        """Tell whether the input line is on the screen, or the end of our own text, which may
-        be so long that its beginning has left the screen."""
-        screen = self._screen(ansi=True)
-        if parse_draft(screen, self.row.composer) is not None:
-            return True
-        tail = "".join(self.last_sent.split())[-40:]
-        return bool(tail) and tail in "".join(strip_ansi(screen).split())
+        """Tell whether the input line is on the screen; our own text in it may look as a dialog
+        does, or be so long that its beginning has left the screen."""
+        screen, ours = self._screen(ansi=True), "".join(self.last_sent.split())
+        lines = [("".join(strip_ansi(line).split()), line) for line in screen.split("\n")]
+        others = "\n".join(line for words, line in lines if not words or words not in ours)
+        for text in (screen, others):
+            if parse_draft(text, self.row.composer) is not None:
+                return True
+        shown = "".join(words for words, _ in lines)
+        return bool(ours) and ours[-40:] in shown and ours[:40] not in shown
 
     def _swallowed(self) -> bool:
         """Wait until the input line shows what was typed; tell whether it got lost there.
