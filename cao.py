@@ -567,18 +567,35 @@ def shorten(text: str, most: int) -> str:
 
 def fit_columns(text: str, columns: int) -> str:
     """Return text cut (with an …) or padded to so many columns of a terminal."""
-    from unicodedata import category, east_asian_width
-
     kept, used = [], 0
     for letter in visible(text).expandtabs().replace("\n", " "):
-        bare = category(letter) in ("Mn", "Me", "Cf")
-        used += 0 if bare else 1 + (east_asian_width(letter) in "WF")
+        used += letter_columns(letter)
         kept.append((letter, used))
     if used > columns:
         kept = [(letter, end) for letter, end in kept if end < columns]
         used = kept[-1][1] if kept else 0
         kept += [("…", used := used + 1)] if columns > 0 else []
     return "".join(letter for letter, _ in kept) + " " * (columns - used)
+
+
+def wrap_columns(line: str, columns: int) -> list[str]:
+    """Return all of a line in pieces, each of at most so many columns of a terminal."""
+    pieces, used = [""], 0
+    for letter in visible(line).expandtabs():
+        used += letter_columns(letter)
+        if used > columns:
+            pieces.append("")
+            used = letter_columns(letter)
+        pieces[-1] += letter
+    return pieces
+
+
+def letter_columns(letter: str) -> int:
+    from unicodedata import category, east_asian_width
+
+    if category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if east_asian_width(letter) in "WF" else 1
 
 
 # ---- YAML: the subset that profiles and flows use ----
@@ -9042,7 +9059,8 @@ class Watch:
             put(y, 0, name, mark)
             put(y, len(name), state, mark | curses.color_pair(STATE_COLOURS.get(state.strip(), 0)))
             put(y, len(name) + len(state), rest, mark)
-        for y, line in enumerate(self.details(height - len(shown) - 2), len(shown) + 1):
+        details = self.details(height - len(shown) - 2, columns)
+        for y, line in enumerate(details, len(shown) + 1):
             put(y, 0, line, curses.A_UNDERLINE if y == len(shown) + 1 else 0)
         last = self.said or (READ_KEYS if self.reading else WATCH_KEYS)
         if self.verb:
@@ -9052,9 +9070,9 @@ class Watch:
         screen.move(height - 1, max(0, min(len(last), columns - 1)))
         screen.refresh()
 
-    def details(self, lines: int) -> list[str]:
+    def details(self, lines: int, columns: int) -> list[str]:
         """Return what there is to say of the selected session in so many lines: a title,
-        what it asks, its screen."""
+        all of what it asks, its screen."""
         if not self.selected or lines < 1:
             return ["No session is running. Start one: cao launch, or cao handoff TARGET TASK"]
         try:
@@ -9064,8 +9082,11 @@ class Watch:
         title = "  ".join(str(view.get(k) or "") for k in ("session", "profile", "provider", "cwd"))
         asked: list[str] = []
         for question in view.get("questions") or ():
-            asked += render_question(view["session"], question).splitlines()
-        asked = asked[: lines - 2]
+            for line in render_question(view["session"], question).splitlines():
+                asked += wrap_columns(line, columns)
+        if len(asked) > lines - 1:
+            cut = f"(more than fits here: cao show {view['session']})"
+            asked = [*asked[: max(0, lines - 2)], cut]
         room = max(0, lines - 1 - len(asked))
         screen = view["screen"].split("\n")
         self.scroll = max(0, min(self.scroll, len(screen) - room))
@@ -9952,7 +9973,9 @@ def cmd_show(ask: Ask) -> None:
     env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
     scope = {k: v for k, v in {**scope, "environment": " ".join(sorted(env))}.items() if v}
     words = render_table([[k, v] for k, v in scope.items()])
-    _print(ask, {**view, "scope": scope}, f"{render_session(view)}\n{words}\n{view['screen']}")
+    asked = "".join(render_question(name, q) + "\n" for q in view.get("questions") or ())
+    shown = f"{render_session(view)}\n{asked}{words}\n{view['screen']}"
+    _print(ask, {**view, "scope": scope}, shown)
 
 
 def cmd_diff(ask: Ask) -> int:
