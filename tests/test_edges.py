@@ -232,7 +232,7 @@ def asking(place):
     path = place.home / "sessions" / session / "state.json"
     state = json.loads(path.read_text())
     text = EVIL.encode().decode("unicode_escape")
-    state["question"]["text"] = state["task_line"] = state["last_line"] = text
+    state["questions"][0]["text"] = state["task_line"] = state["last_line"] = text
     path.write_text(json.dumps(state))
     return task, session, text
 
@@ -449,7 +449,7 @@ def test_a_shell_below_kimi_code_is_no_persons(place):
         kimi,
         "sh",
         "-c",
-        f"{shlex.join(CAO)} answer {session} Yes; exit $?",
+        f"{shlex.join(CAO)} answer {session} yes; exit $?",
     ]
     done = subprocess.run(argv, env=place.env, cwd=place.work, capture_output=True, check=False)
     assert (done.returncode, b"a person's to give" in done.stderr) == (2, True), done.stderr

@@ -17,7 +17,7 @@ import pytest
 
 import cao
 from conftest import CAO, McpClient, until
-from test_nothing_lost import assign, conversation, idle_session, put_loader
+from test_nothing_lost import assign, conversation, idle_session, kill_runner, put_loader
 
 pytestmark = pytest.mark.tmux
 
@@ -138,18 +138,54 @@ def test_a_question_ends_the_handoff_with_its_options_and_the_answer_goes_on(pla
     assert place.ok("wait", task) == "blue\n"
 
 
-def test_a_wrong_or_late_answer_is_refused_and_presses_no_key(place):
-    task = place.ok("assign", "demo", "demo: permit rm build|Yes, once|Yes, always|No").strip()
+def test_a_wrong_or_late_answer_is_refused_and_answers_nothing(place):
+    task = place.ok("assign", "demo", "demo: permit rm build|Yes, once|No").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
-    for answer in ("perhaps", "yes"):  # of two that begin so, neither is meant
+    for answer in ("perhaps", "y", "ye", "4", "", "nope: no", "yes: but later"):
         wrong = place.run("answer", session, answer)
-        assert (wrong.returncode, "1 = Yes, once" in wrong.stderr) == (2, True)
+        assert (wrong.returncode, "yes: once" in wrong.stderr) == (2, True), answer
         assert place.state(session)["state"] == "asking"
+    other = place.run("answer", session, "yes", "--question", "qqqqqq")
+    assert (other.returncode, "asks this no more" in other.stderr) == (2, True)
     place.ok("answer", session, "No")
     assert place.ok("wait", task) == "No\n"
     late = place.run("answer", session, "1")
     assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("yes", "Go"), ("YES", "Go"), ("1", "Go"), ("always", "Go"), ("once", "Go"),
+        ("no", "Stop"), ("2", "Stop"), ("no: use --dry-run; it's safer", "Stop use --dry-run;"
+         " it's safer"), ("NO : why?\ntwo lines", "Stop why?\ntwo lines"),
+    ],
+)  # fmt: skip
+def test_a_permission_is_answered_by_yes_by_no_with_words_or_by_always(place, answer, said):
+    found = json.loads(place.run("handoff", "demo", "demo: permit rm a|Go|Stop", "--json").stdout)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "permission"
+    assert ask["question"]["text"] == "Bash: rm a"
+    assert [option[0] for option in ask["question"]["options"]] == ["yes", "no", "always"]
+    place.ok("answer", ask["session"], answer)
+    assert place.ok("wait", *found["running"]) == f"{said}\n"
+    (noted,) = map(json.loads, (place.home / "approvals.jsonl").read_text().splitlines())
+    assert noted.pop("at") == pytest.approx(time.time(), abs=60)
+    told = noted.pop("answer")
+    assert told.split(":")[0].strip() == {"Go": "yes"}.get(said, "no") or answer == "always"
+    assert noted == {"session": ask["session"], "by": "person", "kind": "permission",
+                     "text": "Bash: rm a", "where": "hook"}  # fmt: skip
+    assert (place.home / "approvals.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("answer", ["my own words", "blu or so", "two\nlines", "3"])
+def test_a_question_of_the_models_is_answered_by_words_too(place, answer):
+    task = place.ok("assign", "demo", "demo: ask Which?|red|blue|blue-green").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    place.ok("answer", session, answer)
+    assert place.ok("wait", task) == {"3": "blue-green\n"}.get(answer, f"{answer}\n")
 
 
 def test_the_shell_of_an_agent_is_no_person_and_gives_no_permission(place):
@@ -157,8 +193,12 @@ def test_the_shell_of_an_agent_is_no_person_and_gives_no_permission(place):
     session = task.partition(".")[0]
     place.until_state(session, "asking")
     for name in cao.AGENT_SIGNS:
-        refused = place.run("answer", session, "Yes", **{name: "1"})
+        refused = place.run("answer", session, "yes", **{name: "1"})
         assert (refused.returncode, "a person's to give" in refused.stderr) == (2, True)
+        pressed = place.run("answer", session, "--key", "1", **{name: "1"})
+        assert (pressed.returncode, "only a person" in pressed.stderr) == (2, True)
+        left = place.run("answer", session, "--dialog", **{name: "1"})
+        assert (left.returncode, "a person's to give" in left.stderr) == (2, True)
     place.ok("answer", session, "No")
     assert place.ok("wait", task) == "No\n"
 
@@ -169,151 +209,292 @@ def test_two_dialogs_with_the_same_options_are_answered_one_by_one(place):
     for asked, answer in (("rm a", "Yes"), ("rm b", "No")):
         until(
             lambda asked=asked: (
-                asked in (place.state(session).get("question") or {"text": ""})["text"]
+                asked in "".join(q["text"] for q in place.state(session).get("questions") or ())
             )
         )
         place.ok("answer", session, answer)
     assert place.ok("wait", task) == "Yes\nNo\n"
 
 
-def test_an_answer_to_an_earlier_question_presses_no_key(place):
+def test_an_answer_to_an_earlier_question_answers_no_other(place):
     task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
     order = {"cao": "answer", "id": "a1", "question": "q-before", "answer": "Yes"}
     place.store.put_event(place.store.folder(session), json.dumps(order))
     reply = until(lambda: place.state(session).get("reply"))
-    assert reply == {"id": "a1", "ok": False, "text": "it asks something else now"}
+    assert reply == {"id": "a1", "ok": False, "text": "it asks this no more"}
     place.ok("answer", session, "No")
     assert place.ok("wait", task) == "No\n"
 
 
-OTHER_OPTIONS = """
-LOOK_S = 60
-ask, key = DemoAgent.ask, DemoAgent.key
-def asks(self, verb, question, options):
-    self.options = [*options]
-    return ask(self, verb, question, self.options)
-def changes(self, timeout_s=None):
-    got = key(self, timeout_s)
-    if got == b"c":
-        self.options[:] = ["Delete it", "Keep it"]
-    return got
-DemoAgent.ask, DemoAgent.key = asks, changes
+# As a CLI that keeps no state file: then its events, its screen and its transcript are all.
+NO_STATE_FILE = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(status="", busy="esc to interrupt")
 """
 
 
-def test_a_dialog_that_has_changed_since_it_was_read_gets_no_key(place):
-    put_loader(place, OTHER_OPTIONS)
-    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
-    session = task.partition(".")[0]
+@pytest.mark.parametrize("more", ["", NO_STATE_FILE], ids=["state file", "screen"])
+def test_a_dialog_that_a_person_answers_in_the_pane_is_over(place, more):
+    put_loader(place, more)
+    session, task = assign(place, "demo: permit rm a|Yes|No; sleep 2; permit rm b|Yes|Never")
     place.until_state(session, "asking")
-    place.tmux("send-keys", "-t", f"={session}:", "c")
-    until(lambda: "Delete it" in place.screen(session))
-    done = place.run("answer", session, "Yes")
-    assert (done.returncode, "is another one now" in done.stderr) == (1, True)
-    assert "1. Delete it" in place.screen(session)
+    place.tmux("send-keys", "-t", f"={session}:", "2")
+    place.until_state(session, "working")
+    late = place.run("answer", session, "yes")
+    assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
+    (asked,) = place.until_state(session, "asking")["questions"]
+    assert asked["text"] == "Bash: rm b"
+    place.ok("answer", session, "no")
+    assert place.ok("wait", task) == "No\nNever\n"
+    assert [e["event"] for e in place.log(session) if e.get("question")] == [
+        *("asking", "withdrawn", "asking", "answered")
+    ]
 
 
-DEAF = """
-key = DemoAgent.key
-def deaf(self, timeout_s=None):
-    got = key(self, timeout_s)
-    return b"?" if got in (b"\\x1b[A", b"\\x1b[B") else got
-DemoAgent.key = deaf
+# As Codex, Qwen Code and Copilot: there is no dialog while the hook waits.
+NO_DIALOG = (
+    NO_STATE_FILE
+    + """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(shows=False)
 """
+)
+ALLOWED = {"answer": "yes", "message": "The user refused this."}
 
 
-WORDLESS = """
+class Hook:
+    """A hook of a CLI's that asks: `cao hook FOLDER`, its payload on stdin."""
+
+    def __init__(self, place, session, command, **more):
+        self.place, self.session = place, session
+        known = [q["id"] for q in place.state(session).get("questions") or ()]
+        payload = {"hook_event_name": "PermissionRequest", "tool_name": "Bash",
+                   "tool_input": {"command": command}, **more}  # fmt: skip
+        self.process = place.start("hook", str(place.home / "sessions" / session))
+        self.process.stdin.write(json.dumps(payload).encode())
+        self.process.stdin.close()
+        self.asked = until(
+            lambda: [q for q in self.open() if q["id"] not in known],
+            show=lambda: place.log(session),
+        )[0]
+
+    def open(self):
+        return self.place.state(self.session).get("questions") or []
+
+    def printed(self):
+        """Return what it prints until it ends; {} for nothing."""
+        out = self.process.stdout.read()
+        assert (self.process.wait(60), self.process.stderr.read()) == (0, b"")
+        return json.loads(out or b"{}")
+
+
+@pytest.fixture
+def busy(place):
+    """A session in whose turn hooks ask."""
+    put_loader(place, NO_DIALOG)
+    session, task = assign(place, "demo: sleep 300")
+    place.until_state(session, "working")
+    return session, task
+
+
+def test_what_a_hook_prints_is_the_answer(place, busy):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    asked = hook.asked
+    assert (asked["kind"], asked["text"], asked["where"]) == ("permission", "Bash: touch x", "hook")
+    assert "yes" in place.ok("answer", session, "yes")
+    assert hook.printed() == ALLOWED
+    assert place.until_state(session, "working")["questions"] == []
+    hook = Hook(place, session, "touch y")
+    place.ok("answer", session, "no: use z")
+    assert hook.printed() == {"answer": "no", "message": "use z"}
+    place.until_state(session, "working")
+    assert os.listdir(place.home / "sessions" / session / "questions") == []
+
+
+def test_two_open_questions_are_answered_by_their_ids_in_any_order(place, busy):
+    session, task = busy
+    first = Hook(place, session, "touch a")
+    second = Hook(place, session, "touch b", agent_id="a7875")
+    assert [(q["text"], q["agent"]) for q in second.open()] == [
+        ("Bash: touch a", ""),
+        ("Bash: touch b", "a7875"),
+    ]
+    unclear = place.run("answer", session, "yes")
+    assert unclear.returncode == 2
+    assert f"{first.asked['id']}: Bash: touch a; {second.asked['id']}: Bash" in unclear.stderr
+    waited = json.loads(place.run("wait", task, "--json").stdout)["asking"]
+    assert [a["question"]["text"] for a in waited] == ["Bash: touch a", "Bash: touch b"]
+    place.ok("answer", session, "no: not b", "--question", second.asked["id"])
+    assert second.printed() == {"answer": "no", "message": "not b"}
+    assert [q["id"] for q in first.open()] == [first.asked["id"]]
+    assert place.state(session)["state"] == "asking"
+    late = place.run("answer", session, "yes", "--question", second.asked["id"])
+    assert (late.returncode, "asks this no more" in late.stderr) == (2, True)
+    place.ok("answer", session, "yes")  # one is open: it is meant
+    assert first.printed() == ALLOWED
+    place.until_state(session, "working")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_question_whose_hook_is_ended_is_withdrawn(place, busy, number):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    hook.process.send_signal(number)
+    assert hook.process.stdout.read() == b""
+    place.until_state(session, "working")
+    late = place.run("answer", session, "yes")
+    assert (late.returncode, "asks nothing now" in late.stderr) == (2, True)
+    assert [e["event"] for e in place.log(session) if e.get("question")] == ["asking", "withdrawn"]
+    assert not (place.home / "approvals.jsonl").exists()
+
+
+def test_an_answer_says_answered_only_when_the_hook_has_taken_it(place, busy, verbs, monkeypatch):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    hook.process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(cao, "ANSWER_S", 1.0)
+    with pytest.raises(cao.CaoError, match="did not take the answer"):
+        verbs.answer(session, "yes")
+    with pytest.raises(cao.CaoError, match="another answer is on its way"):
+        verbs.answer(session, "no")
+    assert not (place.home / "approvals.jsonl").exists()
+    hook.process.send_signal(signal.SIGCONT)
+    assert hook.printed() == ALLOWED
+    place.until_state(session, "working")
+
+
+def test_an_answer_to_a_question_that_is_withdrawn_meanwhile_fails(place, busy):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    hook.process.send_signal(signal.SIGSTOP)
+    answering = place.start("answer", session, "yes")
+    until(lambda: list((place.home / "sessions" / session / "questions").glob("*.reply")))
+    hook.process.kill()
+    _, err = answering.communicate(timeout=60)
+    assert answering.returncode == 1
+    assert b"it asks this no more: answered elsewhere, or withdrawn" in err
+    assert hook.process.stdout.read() == b""
+    place.until_state(session, "working")
+
+
+def test_a_hook_whose_runner_is_killed_lets_go_and_prints_nothing(place, busy):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    kill_runner(place, session)
+    assert hook.printed() == {}
+
+
+def test_a_hook_that_asks_where_no_runner_is_prints_nothing_at_once(place):
+    session, task = assign(place, "demo: say x")
+    place.ok("wait", task)
+    place.ok("stop", session)
+    payload = {"hook_event_name": "PermissionRequest", "tool_name": "Bash", "tool_input": {}}
+    done = place.run("hook", str(place.home / "sessions" / session), stdin=json.dumps(payload))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def end_cli(place, session):
+    os.kill(place.state(session)["group"]["id"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (lambda place, session: place.ok("stop", session), "ended"),
+        (lambda place, session: place.ok("stop", "--interrupt", session), "idle"),
+        (lambda place, session: place.tmux("send-keys", "-t", f"={session}:", "Escape"), "asking"),
+        (end_cli, "ended"),
+    ],
+    ids=["stop", "interrupt", "a person's Esc", "the CLI's end"],
+)
+def test_a_question_is_withdrawn_at_its_turns_end(place, busy, end, state):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    end(place, session)
+    assert hook.printed() == {}
+    until(lambda: [q["kind"] for q in hook.open()], ["interrupted"] if state == "asking" else [])
+    place.until_state(session, state)
+    assert "withdrawn" in [e["event"] for e in place.log(session)]
+
+
+def test_a_question_is_left_to_the_clis_own_dialog(place, busy):
+    session, _ = busy
+    hook = Hook(place, session, "touch x")
+    assert "its own dialog" in place.ok("answer", session, "--dialog")
+    assert hook.printed() == {}
+    assert place.until_state(session, "working")["questions"] == []
+
+
+DIALOG = """
 step = DemoAgent.step
 def asks(self, verb, rest):
-    if verb == "wordless":
-        self.status("waiting")
-        self.hook("PermissionRequest", tool_name="Bash", tool_input={"command": "make"})
-        self.key(4)  # no key comes: longer than the runner's next looks
-        self.status("busy")
-        return "went on"
-    return step(self, verb, rest)
+    if verb != "dialog":
+        return step(self, verb, rest)
+    self.show("\\x1b[2J\\x1b[HMay I do this?\\n  1. Yes\\n  2. No\\n")
+    key = self.key().decode()
+    self.show("\\x1b[2J\\x1b[H")
+    self.key(1.5)  # no key comes
+    return f"chosen: {key}"
 DemoAgent.step = asks
 """
 
 
-def test_a_question_without_a_dialog_that_can_be_read_stays_one_question(place):
-    put_loader(place, WORDLESS)
-    found = json.loads(place.run("handoff", "demo", "demo: wordless", "--json").stdout)
-    assert [a["question"]["text"] for a in found["asking"]] == ["Bash: make"]
-    assert until(lambda: place.store.load_result(*found["running"])).answer == "went on"
-    log = place.log(found["asking"][0]["session"])
-    assert [e["state"] for e in log if e["event"] == "answered"] in ([], ["busy"])
+def test_what_a_person_answers_at_the_dialog_beside_a_waiting_hook_is_over(place):
+    """Claude Code does not end the hook then: it waits, and its output is ignored."""
+    put_loader(place, NO_STATE_FILE + DIALOG)
+    session, task = assign(place, "demo: dialog; say went on")
+    until(lambda: "May I do this?" in place.screen(session))
+    hook = Hook(place, session, "touch x")
+    place.tmux("send-keys", "-t", f"={session}:", "1")
+    assert hook.printed() == {}
+    assert place.ok("wait", task) == "chosen: 1\nwent on\n"
 
 
-def test_an_option_that_the_cursor_does_not_reach_is_not_chosen_nor_another(place):
-    put_loader(place, DEAF)
-    task = place.ok("assign", "demo", "demo: permit rm -rf build|Yes|No").strip()
-    session = task.partition(".")[0]
-    place.until_state(session, "asking")
-    done = place.run("answer", session, "No")
-    assert (done.returncode, "did not come to that option" in done.stderr) == (1, True)
+def test_a_dialog_without_a_hook_is_shown_and_a_person_may_press_one_key(place):
+    put_loader(place, NO_STATE_FILE + DIALOG)
+    found = json.loads(place.run("handoff", "demo", "demo: dialog; say went on", "--json").stdout)
+    (ask,) = found["asking"]
+    session, asked = ask["session"], ask["question"]
+    assert (asked["kind"], asked["options"]) == ("screen", [])
+    assert asked["text"].endswith("May I do this?\n  1. Yes\n  2. No")
+    words = place.run("answer", session, "1")
+    assert (words.returncode, "only a terminal can answer" in words.stderr) == (2, True)
+    assert "--key 1" in words.stderr
+    refused = place.run("answer", session, "--key", "1", CLAUDECODE="1")
+    assert (refused.returncode, "only a person" in refused.stderr) == (2, True)
     assert place.state(session)["state"] == "asking"
-    place.ok("answer", session, "Yes")
+    place.ok("answer", session, "--key", "2")
+    assert place.ok("wait", *found["running"]) == "chosen: 2\nwent on\n"
+    (noted,) = map(json.loads, (place.home / "approvals.jsonl").read_text().splitlines())
+    assert (noted["kind"], noted["answer"]) == ("screen", "2")
 
 
-RING = """
-LATE = {late}
-def ring(self, verb, question, options):
-    at = 0
-    self.hook("PermissionRequest", tool_name="Bash", tool_input={{"command": question}})
-    self.status("waiting")
-    self.show(f"{{'-' * 40}}\\n{{question}}\\n")
-    while True:
-        for number, option in enumerate(options):
-            self.show(f" {{'❯' if number == at else ' '}} {{number + 1}}. {{option}}\\x1b[K\\n")
-        self.show("Enter to confirm")
-        key = self.key()
-        select.select([], [], [], LATE.pop() if LATE else 0.1)
-        if key == b"\\r":
-            self.status("busy")
-            self.show("\\x1b[2J\\x1b[H")
-            return options[at]
-        at = (at + {{b"\\x1b[A": -1, b"\\x1b[B": 1}}[key]) % len(options)
-        self.show(f"\\r\\x1b[{{len(options)}}A")
-DemoAgent.ask = ring
-"""
+def test_a_dialog_that_a_person_closes_in_the_pane_is_asked_no_more(place):
+    put_loader(place, NO_STATE_FILE + DIALOG)
+    session, task = assign(place, "demo: dialog; say went on")
+    (asked,) = place.until_state(session, "asking")["questions"]
+    assert asked["kind"] == "screen"
+    place.tmux("send-keys", "-t", f"={session}:", "1")
+    until(lambda: place.state(session)["questions"], [])
+    assert place.ok("wait", task) == "chosen: 1\nwent on\n"
 
 
-@pytest.mark.parametrize(
-    ("late", "wanted"),
-    [
-        pytest.param([], "c", id="slow"),
-        pytest.param([1.5], "b", id="the-first-key-late"),
-        pytest.param([0.1, 1.5], "c", id="the-last-key-late"),
-    ],
-)
-def test_a_slow_menu_that_goes_round_gets_the_option_that_was_meant(place, late, wanted):
-    put_loader(place, RING.format(late=late))
-    task = place.ok("assign", "demo", "demo: permit which?|a|b|c|d").strip()
+def test_a_long_command_is_shown_whole(place):
+    """What is cut out of it is what nobody has approved."""
+    command = "echo " + " ".join(f"word{n:03}" for n in range(430)) + " end"
+    assert len(command) > 3000
+    task = place.ok("assign", "demo", f"demo: permit {command}|Yes|No").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
-    place.ok("answer", session, wanted)
-    assert place.ok("wait", task) == f"{wanted}\n"
-
-
-# As a CLI that keeps no state file: then its events, its screen and its transcript are all.
-NO_STATE_FILE = """
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(status="")
-"""
-
-
-def test_a_dialog_that_a_person_answers_in_the_pane_is_over_by_the_screen_too(place):
-    put_loader(place, NO_STATE_FILE)
-    session, task = assign(place, "demo: permit rm a|Yes|No; sleep 2; permit rm b|Yes|Never")
-    place.until_state(session, "asking")
-    place.tmux("send-keys", "-t", f"={session}:", "Down", "Enter")
-    place.until_state(session, "working")
-    asked = place.until_state(session, "asking")["question"]
-    assert asked["options"] == [["1", "Yes"], ["2", "Never"]]
-    place.ok("answer", session, "never")
-    assert place.ok("wait", task) == "No\nNever\n"
+    (ask,) = json.loads(place.run("wait", task, "--json").stdout)["asking"]
+    assert ask["question"]["text"] == f"Bash: {command}"
+    assert command in place.run("wait", task).stderr
+    assert command in place.ok("show", session)
+    assert command in json.loads(place.ok("show", session, "--json"))["questions"][0]["text"]
+    assert command in place.run("answer", session).stderr
+    place.ok("answer", session, "no")
+    assert command in (place.home / "approvals.jsonl").read_text()
 
 
 LATE_PROMPT_EVENT = (
@@ -586,7 +767,7 @@ def test_a_persons_escape_leaves_the_task_asking_and_a_message_goes_on_with_it(p
     place.until_state(session, "working")
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
     state = place.until_state(session, "asking")
-    assert state["question"]["kind"] == "interrupted"
+    assert [question["kind"] for question in state["questions"]] == ["interrupted"]
     place.store.put(cao.Message("1-x", "message", "other", session, "of another matter"))
     place.ok("send", session, "please go on")
     assert "Message from shell-" in place.ok("wait", task)  # who gave the task goes on with it
@@ -647,7 +828,7 @@ def test_the_time_after_an_interruption_is_not_the_workers(place):
     session = task.partition(".")[0]
     place.until_state(session, "working")
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
-    asked_at = place.until_state(session, "asking")["question"]["asked_at"]
+    asked_at = place.until_state(session, "asking")["questions"][0]["asked_at"]
     until(lambda: time.time() - asked_at > 4.5)
     place.tmux("send-keys", "-t", f"={session}:", "demo: sleep 0.5; say in time", "Enter")
     assert until(lambda: place.store.load_result(task)).answer == "in time"
@@ -732,7 +913,7 @@ def test_enter_is_not_pressed_into_a_dialog_that_opened_after_the_paste(place):
     session = idle_session(place)
     place.ok("assign", session, "demo: say mine")
     until(lambda: "enter_withheld" in [e["event"] for e in place.log(session)])
-    assert "rm" in place.until_state(session, "asking")["question"]["text"]
+    assert "rm" in place.until_state(session, "asking")["questions"][0]["text"]
     assert not (place.home / "chosen").exists()
 
 
@@ -780,7 +961,7 @@ key = DemoAgent.key
 def obeys(self, timeout_s=None):
     got = key(self, timeout_s)
     if got == b"\\x14":
-        self.show("\\n ❯ 1. small\\n   2. large\\nEnter to confirm")
+        self.show("\\n  1. small\\n  2. large\\na number chooses")
         while key(self) != b"\\r":
             pass
         self.show("\\x1b[2J\\x1b[Hdemo> ")
@@ -798,7 +979,7 @@ DemoAgent.key = obeys
 
 @pytest.mark.parametrize(
     ("key", "why"),
-    [("C-t", "a dialog is open"), ("C-y", "the CLI is not idle")],
+    [("C-t", "its input line is not on the screen"), ("C-y", "the CLI is not idle")],
     ids=["menu", "work"],
 )
 def test_nothing_is_typed_into_what_a_person_began_at_the_prompt(place, key, why):

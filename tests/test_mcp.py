@@ -1594,11 +1594,12 @@ def test_handoff_returns_early_with_a_question_and_the_words_to_go_on(talk):
     assert (data["outcome"], len(data["running"])) == ("asking", 1)
     session = data["asking"][0]["session"]
     assert "Shall I?" in text(result)
-    assert "1. Yes" in text(result)
-    assert f"Answer it: the tool answer, or cao answer {session} OPTION." in text(result)
-    wrong = talk.call("answer", session=session, answer="Perhaps")
+    assert "1: Yes" in text(result)
+    assert f"Answer it with the tool answer, or cao answer {session} ANSWER" in text(result)
+    assert data["asking"][0]["how"] in text(result)
+    wrong = talk.call("answer", session=session, answer=" ")
     assert wrong["isError"]
-    assert "1 = Yes; 2 = No" in text(wrong)
+    assert "1: Yes; 2: No" in text(wrong)
     talk.call("answer", session=session, answer="No")
     assert talk.first("wait", tasks=data["running"])["answer"] == "No"
     late = talk.call("answer", session=session, answer="No")
@@ -1618,7 +1619,7 @@ def test_a_permission_is_refused_to_the_tool_with_words_that_say_what_to_do(talk
     assert "a person's to give" in text(refused)
     assert f"cao answer {session}" in text(refused)
     assert place.state(session)["state"] == "asking"
-    place.ok("answer", session, "1")  # the person does as the words say
+    place.ok("answer", session, "yes")  # the person does as the words say
     assert talk.first("wait")["answer"] == "Yes"
 
 
@@ -1627,7 +1628,12 @@ def test_a_permission_may_be_answered_where_the_profile_says_so(talk, place):
     place.profile("trusted", "---\nprovider: demo\napprove: supervisor\n---\n")
     result = talk.call("handoff", target="trusted", task="demo: permit make build|Yes|No")
     (ask,) = result["structuredContent"]["asking"]
-    assert not talk.call("answer", session=ask["session"], answer="Yes").get("isError")
+    for_ever = talk.call("answer", session=ask["session"], answer="always")
+    assert for_ever["isError"]
+    assert "`always` is a person's to say" in text(for_ever)
+    assert not talk.call("answer", session=ask["session"], answer="yes").get("isError")
+    (noted,) = map(json.loads, (place.home / "approvals.jsonl").read_text().splitlines())
+    assert noted["by"].startswith("test-client-")
     assert talk.first("wait")["answer"] == "Yes"
 
 
@@ -1690,7 +1696,7 @@ def test_list_sessions_shows_the_tree_what_each_asks_and_the_profiles(talk, plac
     views = result["structuredContent"]["sessions"]
     assert [(v["depth"], v["kind"]) for v in views] == [(0, "client"), (1, "agent"), (2, "agent")]
     assert [v["session"] for v in views[1:]] == [session, inner]
-    assert (views[1]["task"], views[2]["question"]["text"]) == (task, "Which colour?")
+    assert (views[1]["task"], views[2]["questions"][0]["text"]) == (task, "Which colour?")
     assert f"    {inner}  asking" in text(result)
     assert "Which colour?" in text(result)
     assert {"mine", "demo", "claude", "codex", "developer"} <= set(

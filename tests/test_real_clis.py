@@ -345,7 +345,7 @@ def test_a_worker_hands_off_to_another_real_cli_over_mcp(place, cli, inner, mock
     assert kinds == {1, 2}
 
 
-@pytest.mark.parametrize(("answer", "made"), [("yes", True), ("no: use <make> \"clean\"", False)])
+@pytest.mark.parametrize(("answer", "made"), [("yes", True), ('no: use <make> "clean"', False)])
 def test_a_permission_question_is_reported_and_answered(place, cli, mock_llm, answer, made):
     # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
     file = (place.work if cli == "opencode" else place.user) / "asked-for"

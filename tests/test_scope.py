@@ -223,13 +223,12 @@ def test_a_workers_worker_has_the_users_environment_not_that_of_the_clis_own_hom
 
 
 ASKS_FOR_MCP = """
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(own_tools="Yes")
-hook = DemoAgent.hook
-def named(self, name, **fields):
-    if name == "PermissionRequest":
-        fields["tool_name"] = fields.pop("tool_input")["command"]
-    hook(self, name, **fields)
-DemoAgent.hook = named
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(asks_own=True)
+class AsksForMcp(Asking):
+    def __init__(self, store, name, payload):
+        payload["tool_name"] = payload.pop("tool_input")["command"]
+        super().__init__(store, name, payload)
+Asking = AsksForMcp
 """
 
 
@@ -240,19 +239,24 @@ def test_only_caos_own_tools_are_allowed_without_a_person(place, between):
     own, other = "permit mcp__cao__handoff|Yes|No", "permit mcp__tickets__close|Yes|No"
     task = place.ok("assign", "demo", f"demo: {own}; {between} {other}").strip()
     session = task.partition(".")[0]
-    asked = place.until_state(session, "asking")["question"]
-    assert (asked["kind"], asked["text"]) == ("permission", "mcp__tickets__close")
+    until(
+        lambda: [q["text"] for q in place.state(session).get("questions") or ()],
+        ["mcp__tickets__close"],
+    )
+    (asked,) = place.state(session)["questions"]
+    assert asked["kind"] == "permission"
     place.ok("answer", session, "No")
     assert place.ok("wait", task) == "Yes\nNo\n"
 
 
 ASKS_FOR_TRUST = """
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(trusts=("trust this folder", "Yes"))
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(trusts=("trust this folder", "2"))
 begin = DemoAgent.run
 def first(self, prompt):
-    hook, self.hook = self.hook, lambda *_, **__: None
-    self.ask("permit", "Do you trust this WHAT?", ["No", "Yes"])
-    self.hook = hook
+    self.show("Do you trust this WHAT?\\n  1. No\\n  2. Yes\\n")
+    while self.key() != b"2":
+        pass
+    self.show("\\x1b[2J\\x1b[H")
     return begin(self, prompt)
 DemoAgent.run = first
 """
@@ -269,11 +273,13 @@ def test_trust_yes_answers_for_the_folder_and_for_nothing_else(place, trust, wha
     task = place.ok("assign", "trusting", "demo: say went on").strip()
     session = task.partition(".")[0]
     if not by_itself:
-        asked = place.until_state(session, "asking")["question"]
-        assert asked["text"] == f"Do you trust this {what}?"
-        place.ok("answer", session, "Yes")
+        (asked,) = place.until_state(session, "asking")["questions"]
+        assert asked["kind"] == "screen"
+        assert f"Do you trust this {what}?\n  1. No\n  2. Yes" in asked["text"]
+        place.ok("answer", session, "--key", "2")
+    until(lambda: place.store.load_result(task))
     assert place.ok("wait", task) == "went on\n"
-    assert ("trusted" in [entry["event"] for entry in place.log(session)]) is by_itself
+    assert (place.home / "approvals.jsonl").exists() is not by_itself
 
 
 @pytest.mark.tmux

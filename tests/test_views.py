@@ -87,7 +87,7 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
     idle = begin(place, "say the tests pass")
     place.until_state(idle, "idle")
     shown = terminal(columns, lines, "watch")
-    screen = shown.sees(r"(?s)asks: Bash: rm build \(Yes / No\).*^enter attach")
+    screen = shown.sees(r"(?s)asks: Bash: rm build$.*^enter attach")
     worker = next(name for name in place.live() if name not in (boss, idle))
     assert re.search(r"^cao  1 working  1 asking  1 done$", screen, re.M)
     assert re.search(rf"^  {boss}    working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
@@ -96,18 +96,36 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
     assert screen.splitlines()[-1].startswith("enter attach  r read  a answer")
     assert len(screen.splitlines()) == lines
     shown.press("Tab")
-    shown.sees(rf"^{worker} asks \(permission\): Bash: rm build\n  1. Yes\n  2. No$")
+    shown.sees(
+        rf"^{worker} asks \(permission, \w{{6}}\): Bash: rm build\n  yes: once\n  no: refuse"
+    )
+
+
+@pytest.mark.tmux
+def test_watch_shows_all_of_a_long_question_or_says_that_it_does_not(place, terminal):
+    """What cannot be read must not look as if it were all."""
+    command = "echo " + " ".join(f"word{n:03}" for n in range(375)) + " end"
+    assert len(command) > 3000
+    place.until_state(begin(place, f"permit {command}|Yes|No"), "asking")
+    screen = terminal(200, 50, "watch").sees("no: refuse")
+    assert f"Bash: {command}" in screen.replace("\n", "")
+    small = terminal(80, 24, "watch").sees("more than fits here: cao show")
+    assert "word120" in small
+    assert "no: refuse" not in small
 
 
 @pytest.mark.tmux
 @pytest.mark.parametrize(("columns", "lines"), SIZES)
 def test_watch_obeys_its_keys(place, terminal, columns, lines):
-    session = begin(place, "ask Which?|red|blue; say chosen; sleep 60")
+    session = begin(place, "permit rm|Yes|No; ask Which?|red|blue; say chosen; sleep 60")
     place.until_state(session, "asking")
     shown = terminal(columns, lines, "watch")
-    shown.sees("asks: Which")
+    shown.sees("asks: Bash: rm")
     shown.press("a", "9", "Enter")
     shown.sees("'9' is not one of the options")
+    shown.press("a", "n", "o", "Enter")
+    shown.sees(rf"^{session}: no$")
+    shown.sees("asks: Which")
     shown.press("a", "7", "BSpace", "b", "l", "u", "Enter")
     shown.sees(rf"^{session}: blue$")
     shown.sees("working 60 s")  # its screen
@@ -151,7 +169,7 @@ def test_what_is_typed_in_watch_is_for_the_session_and_question_it_was_begun_for
     place.ok("answer", session, "red")
     shown.sees("asks: And then")
     shown.press("e", "d", "Enter")
-    shown.sees("asks something else by now")
+    shown.sees("asks this no more")
     shown.press("x", "y", "e")
     shown.sees("type yes: ye$")
     place.ok("stop", session)
@@ -320,19 +338,19 @@ def test_watch_without_a_terminal_says_what_to_do_instead(place):
 
 @pytest.mark.tmux
 def test_answer_alone_goes_through_all_questions(place):
-    first, second, third = (begin(place, f"ask Which {n}?|red|blue") for n in "abc")
+    first, second, third = (begin(place, f"permit Which {n}?|red|blue") for n in "abc")
     for session in (first, second, third):
         place.until_state(session, "asking")
     begin(place, "say not me")
-    assert place.ok("ls", "--asking").count("asks: Which") == 3
+    assert place.ok("ls", "--asking").count("asks: Bash: Which") == 3
     order = sorted((first, second, third))
-    done = place.run("answer", stdin="7\nblue\n\n1\n")  # a wrong one is asked again
+    done = place.run("answer", stdin="7\nno\n\n1\n")  # a wrong one is asked again
     assert done.returncode == 0
-    assert done.stdout == f"{order[0]}: blue\n{order[2]}: red\n"
+    assert done.stdout == f"{order[0]}: no\n{order[2]}: yes\n"
     assert done.stderr.count("answer (nothing: skip it)") == 4
-    assert "  1. red\n  2. blue\n" in done.stderr
+    assert "  yes: once\n  no: refuse" in done.stderr
     assert order[1] in place.ok("ls", "--asking")
-    assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: blue\n"
+    assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: no\n"
     assert "no session asks" in place.run("answer").stderr
 
 
@@ -341,7 +359,8 @@ def test_answer_alone_leaves_out_what_a_person_interrupted(place):
     session = begin(place, "sleep 60")
     until(lambda: "working 60 s" in place.screen(session))
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
-    assert place.until_state(session, "asking")["question"]["kind"] == "interrupted"
+    (asked,) = place.until_state(session, "asking")["questions"]
+    assert asked["kind"] == "interrupted"
     done = place.run("answer", stdin="1\n")
     assert (done.returncode, done.stdout) == (0, "")
     assert "a person interrupted the turn" in done.stderr
