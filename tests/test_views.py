@@ -108,7 +108,7 @@ def test_watch_shows_all_of_a_long_question_or_says_that_it_does_not(place, term
     assert len(command) > 3000
     place.until_state(begin(place, f"permit {command}|Yes|No"), "asking")
     screen = terminal(200, 50, "watch").sees("no: refuse")
-    assert f"Bash: {command}" in screen.replace("\n", "")
+    assert "".join(command.split()) in "".join(screen.split())
     small = terminal(80, 24, "watch").sees("more than fits here: cao show")
     assert "word120" in small
     assert "no: refuse" not in small
