@@ -5260,9 +5260,7 @@ def _git(
     ran = run(argv, timeout_s, env=env, errors="surrogateescape")
     if ran.status not in (0, allowed):
         words = ran.err.strip() or ran.out.strip() or f"exit status {ran.status}"
-        fix = f"cd {cwd} && git status"
-        if re.search("gpg|tell me who you are|index.lock", words):
-            fix = "put that right, then try again"  # git says how
+        fix = f"put that right, then try again (cd {cwd} && git status)"
         raise CaoError(f"git {args[0]}: {words}", fix)
     return ran.out.rstrip("\n")
 
@@ -5301,12 +5299,7 @@ def add_worktree(store: Store, session: Session) -> None:
     """Make a session's worktree and branch, or neither."""
     path = worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    try:
-        _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
-    except CaoError as error:
-        if "'refs/heads/cao' exists" in error.what:
-            error.fix = f"git -C {session.origin} branch -m cao ANOTHER-NAME"
-        raise
+    _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
     try:
         _git(session.origin, "worktree", "add", "-q", path, session.worktree)
     except BaseException:  # a hook failed or was slow, a filter failed
@@ -5316,143 +5309,71 @@ def add_worktree(store: Store, session: Session) -> None:
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
     """Remove a worktree and its branch. Without force `worktree_losses` has found nothing,
-    and git looks once more."""
+    and git looks once more: it refuses where there are changes, a lock or a submodule."""
     import shutil
 
     path, branch = worktree_path(store, name), f"cao/{name}"
-    by_force = ("worktree", "remove", "--force", "--force", path)
-    if os.path.isdir(path):
-        try:
-            _git(origin, "worktree", "remove", path)
-        except CaoError as error:
-            if not force and "submodules" not in error.what:  # those it never removes so
-                raise
-            _git(origin, *by_force, allowed=128)
-        if force:  # its repository is gone, or its .git is
-            shutil.rmtree(path, ignore_errors=True)
+    if os.path.isdir(path) and not force:
+        _git(origin, "worktree", "remove", path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)  # git cannot where the repository is gone
+        _git(origin, "worktree", "remove", "--force", "--force", path, allowed=128)
     if os.path.lexists(path):
         raise CaoError(f"{path} could not be removed", f"ls -la {path}")
-    _git(origin, *by_force, allowed=128)  # where only the directory was gone
+    # By force: -d goes by the upstream, or by what happens to be checked out there.
     if _git(origin, "for-each-ref", f"refs/heads/{branch}", allowed=128):
-        # By force: -d goes by the upstream, or by what happens to be checked out there.
-        try:
-            _git(origin, "branch", "-q", "-D", branch)
-        except CaoError as error:  # it is checked out elsewhere
-            words = f"the worktree of {name} is removed, its branch is not: {error.what}"
-            raise CaoError(words, error.fix) from None
+        _git(origin, "branch", "-q", "-D", branch)
 
 
 def _status(path: str) -> tuple[list[str], list[str]]:
-    """Return what differs in a worktree from what is committed, and what git ignores there."""
+    """Return what differs in a worktree from what is committed, and what git does not look at:
+    ignored files, and those that are marked skip-worktree or assume-unchanged."""
     flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=none")
     lines = _git_names(path, "status", *flags, "--ignored=matching")
     changed = [line[3:] for line in lines if not line.startswith("!!")]
-    return changed, [line[3:] for line in lines if line.startswith("!!")]
+    unseen = [line[3:] for line in lines if line.startswith("!!")]
+    for line in _git_names(path, "ls-files", "-v", "-z"):
+        flag, _, file = line.partition(" ")  # S: skip-worktree; lower case: assume-unchanged
+        if (flag == "S" or flag.islower()) and os.path.lexists(f"{path}/{file}"):
+            unseen.append(file)
+    return changed, unseen
 
 
-def _inner_losses(path: str, origin: str, ignored: Iterable[str]) -> list[tuple[str, bool]]:
-    """Return what repositories inside a worktree, ignored directories apart, hold that is
-    nowhere else: (words, whether a merge would take only a pointer to it).
+def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
+    """Return where repositories are inside a worktree, submodules too, ignored directories apart.
 
     We search for them: in a directory that has files of the worktree's, git reports none.
     """
-    links = [line for line in _git_names(path, "ls-files", "-s", "-z") if line[:6] == "160000"]
-    linked = {line.partition("\t")[2] for line in links}
-    losses, pruned = [], {f"{path}/{directory}" for directory in ignored}
+    inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
     for folder, folders, files in os.walk(path):
-        inner = os.path.relpath(folder, path)
-        if folder == path or ".git" not in (*folders, *files):
-            folders[:] = [f for f in folders if f"{folder}/{f}/" not in pruned]
-            continue
-        folders.clear()
-        if ".git" in files and inner in linked:
-            # What its remotes have is safe, and what the repository had recorded of it.
-            known = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
-            commits = ("--branches", "--glob=refs/stash", "--not", "--remotes", *known.split())
-            for words in _losses_in(folder, f"{origin}/{inner}", *commits):
-                losses.append((f"{words} in the submodule {inner}", words.endswith(" commits")))
-        else:
-            git_dir = f"--git-dir={folder}/.git"
-            head = _git(path, git_dir, "rev-parse", "--verify", "HEAD", allowed=128)
-            losses.append((f"the repository {inner}", bool(head)))
-    return losses
-
-
-def _copy_index(store: Store, path: str) -> str:
-    """Copy a worktree's index, with its time (git goes by that), and return where it is."""
-    import shutil
-
-    copy = f"{store.home}/worktrees/.index-{random_letters(8)}"
-    try:
-        shutil.copy2(_index_of(path), copy)
-    except FileNotFoundError:
-        pass  # nothing was ever added
-    return copy
-
-
-def _index_of(path: str) -> str:
-    return os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
-
-
-def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
-    """Return branch, commits, changed and new files, diffstat and whether it is dirty."""
-    path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
-    into = _git(session.origin, "rev-parse", "HEAD")
-    base = _git(path, "merge-base", into, "HEAD")
-    log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
-    diff = ("diff", "--no-ext-diff", "--no-color", "--ignore-submodules=none", "-M", base)
-    index = _copy_index(store, path)
-    try:
-        _git(path, "add", "-N", "--ignore-errors", ".", allowed=1, index=index)
-        files = _git_names(path, *diff, "--name-only", "-z", index=index)
-        diffstat = _git(path, *diff, "--shortstat", index=index).strip()
-    finally:
-        _unlink(index)
-    changed, _ = _status(path)
-    inner = [file for file in changed if file.endswith("/") and file[:-1] not in files]
-    return {
-        "branch": session.worktree,
-        "path": path,
-        "commits": _git_names(path, *log, "HEAD", branch, "--not", into, "--"),
-        "files": files + inner,
-        "diffstat": diffstat,
-        "dirty": bool(changed),
-    }
+        if folder != path and ".git" in (*folders, *files):
+            inside.append(os.path.relpath(folder, path))
+            folders.clear()
+        folders[:] = [f for f in folders if f"{folder}/{f}/" not in pruned]
+    return inside
 
 
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be gone with a worktree and its branch."""
     path, branch = worktree_path(store, name), f"cao/{name}"
+    exists = os.path.isdir(path)
     kept = ("--not", f"--exclude={branch}", "--branches", "--tags", "--remotes")
-    if os.path.isdir(path):
-        return _losses_in(path, origin, f"refs/heads/{branch}", *kept)
-    return _own_commits(origin, f"refs/heads/{branch}", *kept)
-
-
-def _own_commits(path: str, *revisions: str) -> list[str]:
     # "--": a file may be called HEAD.
-    count = _git(path, "rev-list", "--count", "--ignore-missing", *revisions, "--")
-    return [] if count == "0" else [f"{count} commits"]
-
-
-def _losses_in(path: str, origin: str, *commits: str) -> list[str]:
-    """Return, in words, what there is only in a worktree or a submodule of one; commits:
-    those that are only here, for git rev-list; origin: where it is recorded."""
-    losses = _own_commits(path, "HEAD", *commits)
-    changed, ignored = _status(path)
-    git_dir = os.path.join(path, _git(path, "rev-parse", "--git-dir"))
-    if _listdir(f"{git_dir}/rebase-merge") or _listdir(f"{git_dir}/rebase-apply"):
+    commits = ("--count", "--ignore-missing", "HEAD", f"refs/heads/{branch}", *kept, "--")
+    count = _git(path if exists else origin, "rev-list", *commits)
+    losses = [] if count == "0" else [f"{count} commits"]
+    if not exists:
+        return losses
+    unfinished = ("--git-path", "rebase-merge", "--git-path", "rebase-apply")
+    if any(map(_listdir, _git(path, "rev-parse", *unfinished).split("\n"))):
         losses.append("an unfinished rebase")
+    changed, unseen = _status(path)
     if changed:
         losses.append("uncommitted changes")
-    flags = (line.partition(" ") for line in _git_names(path, "ls-files", "-v", "-z"))
-    # S: skip-worktree. In lower case: assume-unchanged.
-    hidden = [file for flag, _, file in flags if flag == "S" or flag.islower()]
-    hidden = [file for file in hidden if os.path.lexists(f"{path}/{file}")]
-    for what, files in (("ignored files", ignored), ("files that git does not look at", hidden)):
-        if files:
-            losses.append(f"{len(files)} {what} ({some_names(files)})")
-    return losses + [words for words, _ in _inner_losses(path, origin, ignored)]
+    if unseen:
+        losses.append(f"{len(unseen)} files that git does not look at ({some_names(unseen)})")
+    losses += [f"the repository {inner}" for inner in _repositories_inside(path, unseen)]
+    return losses
 
 
 def some_names(names: Sequence[str]) -> str:
@@ -5483,126 +5404,129 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
         if state["state"] != "ended" and (
             task or state["state"] != "idle" or boss.store.waiting(name)
         ):
-            wait = f"cao wait {task}, or " if task else ""
             words = f"{name} is at work on {task or 'a message'}"
-            raise UsageError(words, f"{wait}cao stop {name}")
+            raise UsageError(words, f"wait for it, or: cao stop {name}")
     return session
 
 
 def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
     """Return (base, tree, left): where a worktree left the branch that its repository is on,
-    all that is in it now, committed or not, and what git cannot take into that: changes in a
-    submodule, a repository without a commit. Nothing is changed by it."""
+    all that is in it now, committed or not, and what git cannot take into that, such as a
+    repository without a commit. Nothing is changed by it."""
+    import shutil
+
     path = worktree_path(store, session.name)
     base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
-    index = _copy_index(store, path)
+    own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
+    index = f"{store.home}/worktrees/.index-{random_letters(8)}"
     try:
-        diff = ("diff-files", "--name-only", "-z", "--ignore-submodules=none")
-        _git(path, *_ADD_ALL, allowed=1, index=index)
+        shutil.copy2(own_index, index)  # with its time: git goes by that
+        # Its status is 1 where a file or a repository could not be taken; the others are.
+        _git(path, "add", "-A", "--ignore-errors", ".", allowed=1, index=index)
         tree = _git(path, "write-tree", index=index)
-        left = _git_names(path, "ls-files", "-o", "-z", "--exclude-standard", index=index)
-        left += _git_names(path, *diff, index=index)
+        others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
+        left = _git_names(path, *others, index=index)
     finally:
         _unlink(index)
     return base, tree, left
 
 
-# Its status is 1 where a file or a repository could not be taken; the others are.
-_ADD_ALL = ("add", "-A", "--ignore-errors", ".")
+def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
+    """Return branch, commits, changed and new files, diffstat and whether it is dirty."""
+    path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
+    base, tree, left = whole_work(store, session)
+    log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
+    into = _git(session.origin, "rev-parse", "HEAD")
+    files = _git_names(path, "diff-tree", "-r", "-M", "--name-only", "-z", base, tree)
+    changed, _ = _status(path)
+    return {
+        "branch": session.worktree,
+        "path": path,
+        "commits": _git_names(path, *log, "HEAD", branch, "--not", into, "--"),
+        "files": sorted({*files, *left}),
+        "diffstat": _git(path, "diff-tree", "-r", "-M", "--shortstat", base, tree).strip(),
+        "dirty": bool(changed),
+    }
 
 
-def _try_merge(top: str, commit: str) -> None:
-    """Raise where a merge would have conflicts; nothing is changed by it."""
-    try:
-        flags = ("--write-tree", "--name-only")
-        tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
-    except CaoError as error:
-        if not re.search("usage: |unknown rev", error.what):
-            raise
-        if _git(top, "status", "--porcelain", "-uno"):
-            raise CaoError(
-                f"git before 2.38 merges into a clean tree only, {top} has changes"
-            ) from None
-        return  # what comes of it can be undone there
-    _, _, conflicts = tried.partition("\n")
-    if conflicts:
-        lines = [line for line in conflicts.split("\n") if line.startswith("CONFLICT")]
-        raise CaoError("\n".join(lines or [conflicts]))
-
-
-def _work_to_merge(store: Store, session: Session) -> tuple[str, str, list[str]]:
-    """Return (tip, commit, left): the commit that a worktree is at, one with all that is in
-    it now, and what git cannot take into that. Nothing of the worktree is changed."""
-    path = worktree_path(store, session.name)
-    _git(path, "merge", "--ff-only", "HEAD")  # git refuses it in the middle of another merge
-    _, ignored = _status(path)
-    inner = [words for words, pointer in _inner_losses(path, session.origin, ignored) if pointer]
-    if inner:
-        fix = f"push them, or move them out of {path}"
-        raise CaoError(f"a merge takes only a pointer to {some_names(inner)}", fix)
-    _, tree, left = whole_work(store, session)
-    tip = commit = _git(path, "rev-parse", "HEAD")
-    if tree != _git(path, "rev-parse", "HEAD^{tree}"):
-        message = f"Uncommitted work of {session.name}"
-        commit = _git(path, "commit-tree", tree, "-p", tip, "-m", message)
-    return tip, commit, left
-
-
-def _merge_fix(error: CaoError, name: str, into: str, top: str) -> str:
-    """Return what to try after git refused a merge into a branch."""
-    if re.search("overwritten|unmerged|not concluded|clean tree", error.what):
-        return f"commit or stash what is in the way in {top}"
-    if "put that right" in error.fix:
-        return error.fix
-    return f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
+def _pointers(path: str, origin: str) -> list[str]:
+    """Return the repositories inside a worktree of which a merge could take no more than a
+    pointer: all but submodules that are at a known commit and have no changes."""
+    pointers = []
+    _, unseen = _status(path)
+    for inner in _repositories_inside(path, unseen):
+        folder = f"{path}/{inner}"
+        # Known is what its remotes have, and what the repository had recorded of it.
+        recorded = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
+        known = ("--ignore-missing", "--not", "--remotes", *recorded.split())
+        if (
+            not _git(folder, "rev-parse", "--show-superproject-working-tree")
+            or _git(folder, "rev-list", "-n1", "HEAD", "--branches", *known, "--")
+            or _git(folder, "status", "--porcelain", "--ignore-submodules=none")
+        ):
+            pointers.append(inner)
+    return pointers
 
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
-    """Merge all a worker has done, committed or not, into the branch its repository is on.
-
-    Where that cannot be, both are left exactly as they were.
-    """
-    session, store = worktree_session(boss, name, True), boss.store
-    path, top = worktree_path(store, name), session.origin
+    """Commit all a worker has done on its branch, and merge that into the branch which its
+    repository is on. Where that cannot be, the repository is left exactly as it was."""
+    session = worktree_session(boss, name, True)
+    path, top = worktree_path(boss.store, name), session.origin
     into = _git(top, "branch", "--show-current")
     if not into:
         raise UsageError(
             f"{top} is on no branch (detached HEAD): nothing there to merge into",
             f"git -C {top} switch BRANCH",
         )
-    refused = f"{name} was not merged into {into}, nothing was changed"
     try:
-        facts, was = worktree_facts(store, session), _git(top, "rev-parse", "HEAD")
-        tip, commit, left = _work_to_merge(store, session)
-    except CaoError as error:
-        raise CaoError(f"{refused}: {error.what}", error.fix) from None
-    index, touched, staged = _copy_index(store, path), False, True
-    try:
-        _git(top, "merge", "--ff-only", "HEAD")  # nor there
-        _try_merge(top, commit)
-        if commit != tip:
-            touched = True
-            _git(path, *_ADD_ALL, allowed=1)
-            _git(path, "commit", "-q", "-C", commit, timeout_s=None)  # hooks and signature, too
-            commit = _git(path, "rev-parse", "HEAD")
-        staged = bool(_git(top, "diff-index", "--cached", "--name-only", "HEAD", "--"))
+        for place in (path, top):  # git refuses it in the middle of another merge
+            _git(place, "merge", "--ff-only", "HEAD")
+        if pointers := _pointers(path, top):
+            what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
+            raise CaoError(what, f"commit and push them, or move them out of {path}")
+        _git(path, "add", "-A")
+        if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
+            message = f"Uncommitted work of {name}"
+            _git(path, "commit", "-q", "-m", message, timeout_s=None)
+        was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
+        commit = _git(path, "rev-parse", "HEAD")
+        resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
+        _try_merge(top, commit, resolve)
         message = f"Merge branch '{session.worktree}'"
-        flags = ("-q", "--ff", "--commit", "--no-squash", "-m", message)
-        _git(top, "merge", *flags, commit, timeout_s=None)
+        _merge(top, commit, message)
     except CaoError as error:
-        if touched:
-            _git(path, "reset", "-q", "--soft", tip)
-            os.replace(index, _index_of(path))
-        # It may have begun; not where something is staged, or where there is a lock.
-        if not staged and "index.lock" not in error.what:
-            _git(top, "reset", "-q", "--merge")
-        fix = _merge_fix(error, name, into, top)
-        raise CaoError(f"{refused}: {error.what}", fix) from None
-    finally:
-        _unlink(index)
+        what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
+        raise CaoError(what, error.fix) from None
     now = _git(top, "rev-parse", "HEAD")
-    changed = {"was": was, "now": now, "dirty": bool(left), "left": left}
-    return {"session": name, "into": into, **facts, **changed}
+    return {"session": name, "into": into, **facts, "was": was, "now": now}
+
+
+def _try_merge(top: str, commit: str, resolve: str) -> None:
+    """Raise where a merge would have conflicts; nothing is changed by it."""
+    flags = ("--write-tree", "--name-only")
+    try:
+        tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
+    except CaoError as error:
+        if "usage: " not in error.what:
+            raise
+        if _git(top, "status", "--porcelain", "-uno"):
+            what = f"git before 2.38 merges into a clean tree only, {top} has changes"
+            raise CaoError(what, f"commit or stash what is in the way in {top}") from None
+        return  # what comes of it can be undone there
+    _, _, conflicts = tried.partition("\n\n")
+    if conflicts:
+        raise CaoError(conflicts, resolve)
+
+
+def _merge(top: str, commit: str, message: str) -> None:
+    """Merge a commit, or change nothing."""
+    flags = ("-q", "--ff", "--commit", "--no-squash", "-m", message)
+    try:
+        _git(top, "merge", *flags, commit, timeout_s=None)
+    except CaoError:
+        _git(top, "merge", "--abort", allowed=128)  # it may have begun
+        raise
 
 
 # ==== 9. Runner =======================================================================
@@ -9985,19 +9909,16 @@ def cmd_diff(ask: Ask) -> int:
         _print(ask, worktree_facts(ask.store, session), "")
         return EXIT_DONE
     base, tree, left = whole_work(ask.store, session)
-    _say_left(ask, session.name, left)
+    path = worktree_path(ask.store, session.name)
+    if left:
+        words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
+        print(words, file=sys.stderr, flush=True)
     form = ["--stat"] if ask.args.stat else []
     show = ["diff", *form]  # as the person's own git shows it
     if not sys.stdout.isatty():
         show = ["diff-tree", "-r", "-M", *(form or ["--binary"])]  # so that it can be applied
-    argv = [find_program("git"), "-C", worktree_path(ask.store, session.name), *show, base, tree]
+    argv = [find_program("git"), "-C", path, *show, base, tree]
     return os.execve(argv[0], argv, git_environment())
-
-
-def _say_left(ask: Ask, name: str, left: Sequence[str]) -> None:
-    if left:
-        where = f"{worktree_path(ask.store, name)}: {some_names(left)}"
-        print(f"cao: left out, git cannot take it in: {where}", file=sys.stderr, flush=True)
 
 
 def cmd_merge(ask: Ask) -> None:
@@ -10009,7 +9930,6 @@ def cmd_merge(ask: Ask) -> None:
         os.close(free)
     with FileLock(path):  # of two, the second begins where the first ended
         done = merge_worktree(ask.boss, ask.args.session)
-    _say_left(ask, ask.args.session, done["left"])
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)
@@ -10022,7 +9942,7 @@ def cmd_discard(ask: Ask) -> int:
         losses = worktree_losses(ask.store, name, session.origin)
     except CaoError as error:
         losses = [f"what cannot be read ({error.what})"]
-    question = f"{name} holds {' and '.join(losses)} that are nowhere else"
+    question = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
     if losses and not ask.args.yes:
         if not sys.stdin.isatty():
             raise UsageError(question, f"cao diff {name} shows it; --yes discards it")

@@ -186,7 +186,7 @@ class World:
     def ignored(self):
         where = self.random.choice(["x.log", ".env.log", "build/out", "sub/y.log", "new/dir/z.log"])
         write(self.path / where, self.text())
-        self.kept.add("ignored files")
+        self.kept.add("does not look at")
 
     def nested(self):
         where = self.path / self.random.choice(["nested", "new/nested", "sub", "\udcefx"])
@@ -206,7 +206,7 @@ class World:
         plain(self.path, "init", "-q", "node_modules/dep")
         write(self.path / "node_modules/dep/x", self.text())
         plain(self.path / "node_modules/dep", "commit", "-q", "--allow-empty", "-m", "x")
-        self.kept.add("ignored files")
+        self.kept.add("does not look at")
 
     def worktree_inside(self):
         if not (self.path / "inside").exists():
@@ -224,6 +224,7 @@ class World:
         plain(self.path, *allow, "submodule", "-q", "update", "--init", ok=False)
         if not (lib / ".git").exists():
             return
+        self.kept.add("the repository")  # git does not remove it either
         what = self.random.choice(
             ["nothing", "commit", "change", "new", "ignored", "branch", "bump"]
         )
@@ -236,16 +237,14 @@ class World:
             if what == "branch":
                 plain(lib, "checkout", "-q", "HEAD~1")
             self.blocked.add("submodule")
-            self.kept.add("in the submodule")
         elif what == "change":
             write(lib / "s", self.text())
-            self.kept.add("uncommitted")
+            self.blocked.add("submodule")
         elif what == "new":
             write(lib / "new", self.text())
-            self.kept.add("uncommitted")
+            self.blocked.add("submodule")
         elif what == "ignored":
             write(lib / "x.log", self.text())
-            self.kept.add("in the submodule")
         elif what == "bump":
             write(self.folder / "other" / f"n{self.count}", self.text())
             plain(self.folder / "other", "add", ".")
@@ -260,7 +259,7 @@ class World:
             flagged = not plain(self.path, "ls-files", "-v", "sub/e").startswith("H")
             if flagged and (self.path / "sub" / "e").exists():
                 write(self.path / "sub/e", self.text())
-                self.kept.add("does not look at")
+                self.kept.add("look at")
 
     def sparse(self):
         plain(self.path, "sparse-checkout", "set", "sub", ok=False)
@@ -360,12 +359,15 @@ class World:
         return found
 
     def see(self):
-        """Return all that a refused merge must leave as it was."""
-        seen = [self.files(), plain(self.top, "for-each-ref", "refs/heads", "refs/tags")]
+        """Return all that a refused merge must leave as it was: the repository, but for the
+        branch that the worktree is on, and the files of the worktree."""
+        refs = plain(self.top, "for-each-ref", "refs/heads", "refs/tags").split("\n")
+        own = plain(self.path, "rev-parse", "--symbolic-full-name", "HEAD")
+        seen = [self.files(), [ref for ref in refs if not ref.endswith(f"\t{own}")]]
+        seen.append(plain(self.top, "rev-parse", "HEAD"))
+        seen.append(plain(self.top, "ls-files", "-s", "-v", "-z"))
+        seen.append(plain(self.top, "status", "--porcelain", "-z", "-uall"))
         for where in (self.path, self.top):
-            seen.append(plain(where, "rev-parse", "HEAD"))
-            seen.append(plain(where, "ls-files", "-s", "-v", "-z"))
-            seen.append(plain(where, "status", "--porcelain", "-z", "-uall"))
             git_dir = where / plain(where, "rev-parse", "--git-dir")
             seen.append([name for name in ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE", "MERGE_MODE")
                          if (git_dir / name).exists()])  # fmt: skip
@@ -409,7 +411,7 @@ class World:
 
     def merge(self):
         """Merge; return the error, or None."""
-        before = self.see()
+        before, commits = self.see(), self.commits()
         try:
             done = cao.merge_worktree(self.boss, self.name)
         except cao.CaoError as error:
@@ -419,13 +421,13 @@ class World:
         if refused:
             assert "nothing was changed" in refused.what or "detached" in refused.what, refused
             assert self.see() == before, refused.what
+            assert commits <= self.commits()
             return refused
         assert plain(self.top, "rev-parse", "HEAD") == done["now"]
-        left = {os.fsencode(name).rstrip(b"/") for name in done["left"]}
         ignored = plain(
             self.path, "ls-files", "-o", "-i", "-z", "--exclude-standard", "--directory"
         )
-        left |= {os.fsencode(name).rstrip(b"/") for name in ignored.split("\0") if name}
+        left = {os.fsencode(name).rstrip(b"/") for name in ignored.split("\0") if name}
         flags = plain(self.path, "ls-files", "-v", "-z").split("\0")
         left |= {
             os.fsencode(line[2:])
@@ -476,7 +478,7 @@ def check(seed: int, folder: Path) -> list[str]:
         assert error is None or world.blocked, error
     flag = plain(world.path, "ls-files", "-v", "sub/e")
     if flag.startswith("H") or not flag or not (world.path / "sub" / "e").exists():
-        world.kept.discard("does not look at")  # what was done later took the mark away
+        world.kept.discard("look at")  # what was done later took the mark away
     files, commits = world.files(), world.commits()
     if rng.random() < 0.5:
         cao.clean(world.boss, 0.0)
