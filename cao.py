@@ -9102,157 +9102,108 @@ class Watch:
 
 
 # ---- trace: what sessions did, for Perfetto, speedscope and chrome://tracing ----
-#
-# Written as Google's "Trace Event Format" has it: one process, in it a thread for each session,
-# times in microseconds since the first event.
 
 
 class Span(NamedTuple):
-    """A time that a session was in one state."""
+    """A time that a session was in one state, in microseconds."""
 
+    start: int
+    end: int
     state: str
-    start_us: int
-    end_us: int
-    why: str = ""
+    why: str
 
 
-class Arrow(NamedTuple):
-    """A task, a message or a result that went from one session to another."""
+def render_trace(boss: Orchestrator, root: str) -> str:
+    """Return what a tree of sessions did, by their logs and results, as JSON in Google's
+    "Trace Event Format": one process, in it a thread for each session, times in microseconds
+    since 1970 (the viewers begin at the first)."""
+    store = boss.store
+    views = boss.list_sessions(True)
+    if root:
+        store.find(root)
+        views = [v for v in views if root in (v["session"], *boss.ancestors(v["session"]))]
 
-    kind: str
-    sender: str
-    receiver: str
-    at: float
-    about: dict[str, str]
-
-
-class Trace:
-    """Reads what a tree of sessions did from their logs and results. Changes nothing."""
-
-    def __init__(self, boss: Orchestrator, root: str) -> None:
-        self.store = boss.store
-        views = boss.list_sessions(True)
-        if root:
-            boss.store.find(root)
-            at = next(n for n, v in enumerate(views) if v["session"] == root)
-            below = (n for n, v in enumerate(views) if n > at and v["depth"] <= views[at]["depth"])
-            views = views[at : next(below, len(views))]
-
-        logs: dict[str, list[dict[str, Any]]] = {}
-        for view in views:
-            text = self.store.read_text(f"{self.store.folder(view['session'])}/log.jsonl")
-            logs[view["session"]] = read_log(text)
-        if not any(logs.values()):
-            raise NotFoundError("no session has left a log", "cao handoff demo 'demo: say hello'")
-        self.arrows = [arrow for name, log in logs.items() for arrow in self._arrows(name, log)]
-        times = [arrow.at for arrow in self.arrows]
-        times += [entry["at"] for log in logs.values() for entry in log]
-        self.start: float = min(times)
-
-        self.spans: dict[str, list[Span]] = {}
-        for view in views:
-            name, log = view["session"], logs[view["session"]]
-            if view["kind"] == "agent":
-                ended = view["state"] == "ended" and log
-                self.spans[name] = self._states(log, log[-1]["at"] if ended else time.time())
-            else:
-                self.spans[name] = self._client(name)
-        # A client that never gave work has nothing to show.
-        self.views = [view for view in views if self.spans[view["session"]]]
-        self.thread = {view["session"]: n for n, view in enumerate(self.views, 1)}
-
-    def _us(self, at: float) -> int:
-        return round((at - self.start) * 1e6)
-
-    def _arrows(self, name: str, log: Sequence[dict[str, Any]]) -> Iterator[Arrow]:
-        """Yield what was sent to a session, and the results that it gave back."""
-        waiting = {message.id: message for message in self.store.waiting(name)}
+    # The states each session had, and what was sent to it or came back from it.
+    states: dict[str, list[tuple[int, str, str]]] = {}
+    arrows: list[tuple[int, str, str, str, dict[str, str]]] = []
+    for view in views:
+        name = view["session"]
+        states[name] = []
+        waiting = {message.id: message for message in store.waiting(name)}
         giver = {}
-        for entry in log:
-            if entry["event"] != "queued" or entry["kind"] not in ("task", "message", "notice"):
-                continue
-            sender, message_id = entry["sender"], entry["message"]
-            about = {}
-            if entry["kind"] == "task":  # the message's id is a time, and the task's name
-                about["task"] = message_id.partition("-")[2]
-                giver[about["task"]] = sender
-            if message := waiting.get(message_id) or self.store.taken(name, message_id):
-                about["text"] = shorten(message.text, 300)
-            yield Arrow(entry["kind"], sender, name, entry["at"], about)
-        for task in self.store.results(name):
-            if result := self.store.load_result(task):
+        for entry in read_log(store.read_text(f"{store.folder(name)}/log.jsonl")):
+            at = round(entry["at"] * 1e6)
+            if entry["event"] in ("state", "lost"):
+                states[name].append((at, entry.get("state", "ended"), entry.get("why", "")))
+            elif entry["event"] == "queued":
+                message_id, about = entry["message"], {}
+                if entry["kind"] == "task":  # the message's id is a time, and the task's name
+                    about["task"] = message_id.partition("-")[2]
+                    giver[about["task"]] = entry["sender"]
+                if message := waiting.get(message_id) or store.taken(name, message_id):
+                    about["text"] = shorten(message.text, 300)
+                arrows.append((at, entry["kind"], entry["sender"], name, about))
+        for task in store.results(name):
+            if result := store.load_result(task):
                 about = {"task": task, "outcome": result.outcome, "reason": result.reason}
                 about["text"] = shorten(result.answer or result.detail, 300)
-                yield Arrow("result", name, giver.get(task, ""), result.ended_at, about)
+                at = round(result.ended_at * 1e6)
+                arrows.append((at, "result", name, giver.get(task, ""), about))
+    if not arrows and not any(states.values()):
+        raise NotFoundError("no session has left a log", "cao handoff demo 'demo: say hello'")
 
-    def _states(self, log: Sequence[dict[str, Any]], now: float) -> list[Span]:
-        """Return a session's states; the last one goes on until now."""
-        changes = []
-        for entry in log:
-            if entry["event"] == "state":
-                changes.append((self._us(entry["at"]), entry["state"], entry.get("why") or ""))
-            elif entry["event"] == "lost":
-                changes.append((self._us(entry["at"]), "ended", ""))
-        ends = [at for at, _, _ in changes[1:]] + [self._us(now)]
-        return [
-            Span(state, start, end, why)
-            for (start, state, why), end in zip(changes, ends)
+    events: list[dict[str, Any]] = []
+
+    def put(phase: str, thread: int, name: str, at: int, **more: Any) -> None:
+        events.append({"ph": phase, "name": name, "pid": 1, "tid": thread, "ts": at, **more})
+
+    put("M", 0, "process_name", 0, args={"name": "cao"})
+    spans: dict[str, list[Span]] = {}
+    threads = {view["session"]: number for number, view in enumerate(views, 1)}
+    for view in views:
+        name = view["session"]
+        changes, thread = states[name], threads[name]
+        if view["kind"] != "agent":  # a client: from the first thing it sent or got to the last
+            own = [at for at, _, sender, receiver, _ in arrows if name in (sender, receiver)]
+            if own:
+                changes = [(min(own), "client", ""), (max(own) + 1, "ended", "")]
+        elif view["state"] != "ended":
+            changes.append((round(time.time() * 1e6), "ended", ""))
+        spans[name] = [
+            Span(start, end, state, why)
+            for (start, state, why), (end, _, _) in zip(changes, changes[1:])
             if state != "ended" and end > start
         ]
+        if not spans[name]:
+            continue
+        shown = f"{name} ({view['provider'] or view['kind']})"
+        put("M", thread, "thread_name", 0, args={"name": shown})
+        put("M", thread, "thread_sort_index", 0, args={"sort_index": thread})
+        for span in spans[name]:
+            about = {"args": {"why": span.why}} if span.why else {}
+            dur = span.end - span.start
+            put("X", thread, span.state, span.start, cat="state", dur=dur, **about)
 
-    def _client(self, name: str) -> list[Span]:
-        """Return the time in which a client gave work and got results, as one span."""
-        times = [self._us(arrow.at) for arrow in self.arrows if name in arrow[1:3]]
-        return [Span("client", min(times), max(times) + 1)] if times else []
-
-    def render(self) -> str:
-        """Return the trace as JSON."""
-        events = [self._event("M", "process_name", 0, 0, args={"name": "cao"})]
-        for view in self.views:
-            name = view["session"]
-            thread = self.thread[name]
-            shown = {"name": f"{name} ({view['provider'] or view['kind']})"}
-            events.append(self._event("M", "thread_name", thread, 0, args=shown))
-            order = {"sort_index": thread}
-            events.append(self._event("M", "thread_sort_index", thread, 0, args=order))
-            for span in self.spans[name]:
-                about: dict[str, Any] = {"cat": "state", "dur": span.end_us - span.start_us}
-                if span.why:
-                    about["args"] = {"why": span.why}
-                events.append(self._event("X", span.state, thread, span.start_us, **about))
-        for number, arrow in enumerate(self.arrows, 1):
-            events += self._render_arrow(number, arrow)
-        events.sort(key=lambda event: event["ts"])  # a span stays before what is bound to it
-        began = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.start))
-        trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"began_at": began}}
-        return json.dumps(trace, indent=0) + "\n"
-
-    def _render_arrow(self, number: int, arrow: Arrow) -> Iterator[dict[str, Any]]:
-        """Yield an arrow's two ends, each within a span of its session; and a mark for a task
-        that was not done."""
-        at = self._us(arrow.at)
-        sending = self.spans.get(arrow.sender)
-        if not sending:
-            return
-        source = [span for span in sending if span.start_us < at] or sending[:1]
-        left = min(max(at, source[-1].start_us), source[-1].end_us - 1)
-        thread = self.thread[arrow.sender]
-        outcome = arrow.about.get("outcome", "done")
+    # A viewer binds each end of an arrow to the span of its thread that it lies in.
+    for number, (at, kind, sender, receiver, about) in enumerate(arrows, 1):
+        sending = spans.get(sender, [])
+        before = [span for span in sending if span.start < at] or sending[:1]
+        if not before:
+            continue
+        left = min(max(at, before[-1].start), before[-1].end - 1)
+        outcome = about.get("outcome", "done")
         if outcome != "done":
-            yield self._event("i", outcome, thread, left, s="t", cat="result", args=arrow.about)
-
-        arriving = max(at, left)
-        target = [s for s in self.spans.get(arrow.receiver, ()) if s.end_us > arriving]
-        if target:  # else it had ended
-            ends: dict[str, Any] = {"id": number, "cat": arrow.kind, "args": arrow.about}
-            yield self._event("s", arrow.kind, thread, left, **ends)
-            came = max(arriving, target[0].start_us)
-            thread = self.thread[arrow.receiver]
-            yield self._event("f", arrow.kind, thread, came, bp="e", **ends)
-
-    @staticmethod
-    def _event(phase: str, name: str, thread: int, ts: int, **more: Any) -> dict[str, Any]:
-        return {"ph": phase, "name": name, "pid": 1, "tid": thread, "ts": ts, **more}
+            put("i", threads[sender], outcome, left, s="t", cat="result", args=about)
+        came = max(at, left)
+        after = [span for span in spans.get(receiver, []) if span.end > came]
+        if after:  # else it had ended
+            ends: dict[str, Any] = {"id": number, "cat": kind, "args": about}
+            put("s", threads[sender], kind, left, **ends)
+            put("f", threads[receiver], kind, max(came, after[0].start), bp="e", **ends)
+    events.sort(key=itemgetter("ts"))  # a span stays before what is bound to it
+    other = {"ts": "microseconds since 1970"}
+    trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
+    return json.dumps(trace, indent=0) + "\n"
 
 
 class Client(NamedTuple):
@@ -10047,7 +9998,7 @@ def cmd_launch(ask: Ask) -> None:
 
 
 def cmd_trace(ask: Ask) -> None:
-    trace = Trace(ask.boss, ask.args.root or "").render()
+    trace = render_trace(ask.boss, ask.args.root or "")
     if ask.args.output == "-":
         print(trace, end="")
     else:
