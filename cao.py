@@ -7221,19 +7221,6 @@ NO_CRONTAB = re.compile(
 CRON_SIGNS = (("\"$(printf '\\045')\"", "%"), ("\"$(printf '\\043')\"", "#"))
 
 
-def render_cron_line(fields: str, argv: Sequence[str], mark: str) -> str:
-    """Return a crontab line in which every path is data.
-
-    Raises CaoError where none can be written.
-    """
-    command = quote_argv(["env", *argv])
-    if "\n" in command:
-        raise CaoError(f"cron cannot run a path with a line break: {command!r}", "rename it")
-    for octal, sign in CRON_SIGNS:
-        command = command.replace(sign, f"'{octal}'")  # it stood inside quote_argv's quotes
-    return f"{fields} {command} >/dev/null {mark}"
-
-
 def run_crontab(word: str, text: str = "") -> Ran:
     """Run `crontab WORD`; every byte is kept, in and out."""
     env = {**os.environ, "LC_ALL": "C", "EDITOR": "cat", "VISUAL": "cat"}
@@ -7248,44 +7235,20 @@ def has_crontab() -> bool:
         return False
 
 
-def read_crontab() -> list[str]:
-    """Return the lines of the user's crontab. Raises CaoError where they are not known."""
+def read_crontab() -> str:
+    """Return the user's crontab. Raises CaoError where it is not known."""
     ran = run_crontab("-l")
     words = ran.err.strip()
     if ran.status and (ran.out or not NO_CRONTAB.fullmatch(words.split("\n")[-1])):
         what = f"crontab -l ended with exit status {ran.status}: {words or 'it said nothing'}"
         raise CaoError(what, "crontab -l must work first; nothing was changed")
     if not re.search(r"\\[rb]", ran.out):
-        return ran.out.split("\n")
+        return ran.out
     # Debian's crontab -l (since 3.0pl1-149) shows CR as \r and BS as \b, its -e does not.
     exact = run_crontab("-e").out
-    alike = [re.sub(r"\\r|\\b|[\r\b]", "", text) for text in (exact, ran.out)]
-    if alike[0] != alike[1]:
+    if ran.out not in (exact, exact.replace("\r", "\\r").replace("\b", "\\b")):
         raise CaoError("crontab -l does not tell \\r from CR", "remove it from your crontab")
-    return exact.split("\n")
-
-
-def change_crontab(change: Callable[[list[str]], list[str]]) -> None:
-    """Put what change makes of the crontab's lines in their place.
-
-    Raises CaoError in crontab's words where it refuses; then the crontab is as it was.
-    """
-    # A user may have several CAO_HOMEs, but has one crontab: the lock is on the home.
-    lock = os.open(os.path.expanduser("~"), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        old = read_crontab()
-        new = change(old)
-        if new == old:
-            return
-        text = "\n".join(new)
-        if text and not text.endswith("\n"):
-            text += "\n"  # without, crontab refuses all of it
-        ran = run_crontab("-", text) if text else run_crontab("-r")
-        if ran.status:
-            raise CaoError(f"crontab refused: {ran.err.strip()}", "the crontab is as it was")
-    finally:
-        os.close(lock)
+    return exact
 
 
 # ---- flows and their runs ----
@@ -7320,7 +7283,7 @@ class Schedule:
         self.store, self.folder = store, f"{store.home}/flows"
         self.mark = f"# {tmux_socket(store.home)} flow"  # ends our lines, with the flow's name
         fields = r"(@\w+|(?:\S+[ \t]+){4}\S+)"
-        self.line = re.compile(rf"(#?)[ \t]*{fields}[ \t]+'env' .* {self.mark} ([\w-]+)\s*", re.A)
+        self.line = rf"^(#?)[ \t]*{fields}[ \t]+'env' .* {self.mark} ([\w-]+)[^\S\n]*$\n?"
 
     # ---- the flows ----
 
@@ -7363,13 +7326,13 @@ class Schedule:
             if not all(record["outcome"] for record in self.runs(name)):
                 raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
             if has_crontab():
-                self.edit_line(name, lambda _: "")
+                self.set_line(name, "")
             shutil.rmtree(f"{self.folder}/{name}")
 
-    def view(self, name: str, lines: dict[str, str]) -> dict[str, Any]:
+    def view(self, name: str, lines: dict[str, re.Match[str]]) -> dict[str, Any]:
         """Return what there is to say of a flow, as data; lines are those of lines()."""
         flow, runs = self.load(name), self.runs(name)
-        line = self.line.fullmatch(lines.get(name, ""))
+        line = lines.get(name)
         if flow.fault:
             state = "broken"
         elif not line:
@@ -7391,54 +7354,65 @@ class Schedule:
 
     # ---- their crontab lines ----
 
-    def lines(self) -> dict[str, str]:
+    def lines(self) -> dict[str, re.Match[str]]:
         """Return the crontab lines of the flows by their names."""
-        found = map(self.line.fullmatch, read_crontab())
-        return {match[3]: match[0] for match in found if match}
+        found = re.finditer(self.line, read_crontab(), re.M | re.A)
+        return {match[3]: match for match in found}
 
     def put_line(self, flow: Flow) -> None:
-        """Let cron run a flow by this cao.py."""
+        """Let cron run a flow by this cao.py. In its line every path is data."""
         cao = os.path.abspath(__file__)
         if re.search(r"/(?:\.cache|Caches|archive-v\d+)/", cao):
             what = f"cron cannot rely on {cao}: uv or pipx may empty their cache any time"
             raise CaoError(what, "install cao for good, or copy cao.py, and add the flow with that")
-        argv = [f"CAO_HOME={self.store.home}", sys.executable, cao, "schedule", "run", flow.name]
-        line = render_cron_line(flow.schedule, argv, f"{self.mark} {flow.name}")
-        self.edit_line(flow.name, lambda _: "", line)
+        home = f"CAO_HOME={self.store.home}"
+        command = quote_argv(["env", home, sys.executable, cao, "schedule", "run", flow.name])
+        if "\n" in command:
+            raise CaoError(f"cron cannot run a path with a line break: {command!r}", "rename it")
+        for octal, sign in CRON_SIGNS:
+            command = command.replace(sign, f"'{octal}'")  # it stood inside quote_argv's quotes
+        line = f"{flow.schedule} {command} >/dev/null {self.mark} {flow.name}\n"
+        self.set_line(flow.name, line)
 
     def disable(self, name: str) -> None:
         """Let cron run a flow no more: its line is commented out."""
         self.load(name)
-        self.edit_line(name, lambda line: f"# {line.lstrip('# ')}")
+        line = self.lines().get(name)
+        if line:
+            self.set_line(name, f"# {line[0].lstrip('# ')}")
 
-    def edit_line(self, name: str, edit: Callable[[str], str], more: str = "") -> None:
-        """Put what edit makes of a flow's line in its place ("": nothing), more at the end."""
+    def set_line(self, name: str, line: str) -> None:
+        """Put a line in the place of a flow's crontab line, or at the end; "" removes it.
 
-        def change(lines: list[str]) -> list[str]:
-            changed = []
-            for line in lines:
-                ours = self.line.fullmatch(line)
-                if not ours or ours[3] != name:
-                    changed.append(line)
-                elif edit(line):
-                    changed.append(edit(line))
-            if more:
-                if changed[-1:] == [""]:
-                    changed.pop()
-                changed += [more, ""]
-            return changed
-
-        change_crontab(change)
+        Raises CaoError in crontab's words where it refuses; then the crontab is as it was.
+        """
+        # A user may have several CAO_HOMEs, but has one crontab: the lock is on the home.
+        lock = os.open(os.path.expanduser("~"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            own = self.line.replace(r"[\w-]+", name)
+            text, count = re.subn(own, lambda _: line, read_crontab(), flags=re.M | re.A)
+            if not count and not line:
+                return
+            if text and not text.endswith("\n"):
+                text += "\n"  # without, crontab refuses all of it
+            if not count:
+                text += line
+            ran = run_crontab("-", text) if text else run_crontab("-r")
+            if ran.status:
+                raise CaoError(f"crontab refused: {ran.err.strip()}", "the crontab is as it was")
+        finally:
+            os.close(lock)
 
     def stale_lines(self) -> dict[str, str]:
         """Return why crontab lines of ours cannot run their flows, by these flows' names."""
         stale = {}
         try:
-            lines = self.lines() if has_crontab() else {}
+            lines = self.lines()
         except CaoError:
             lines = {}
         for name, line in lines.items():
-            for path in re.findall(r" '(/[^']*)'(?= )", line):  # of Python, and of cao.py
+            for path in re.findall(r" '(/[^']*)'(?= )", line[0]):  # of Python, and of cao.py
                 if not os.path.exists(path):
                     stale[name] = f"{path} is gone"
             if name not in self.names():
@@ -10114,7 +10088,7 @@ def cmd_clean(ask: Ask) -> None:
     plan = Schedule(ask.store)
     stale = plan.stale_lines()
     for name, fault in stale.items():
-        plan.edit_line(name, lambda _: "")
+        plan.set_line(name, "")
         lines.append(f"crontab line removed: flow {name}: {fault}")
     _print(ask, {"removed": removed, "kept": foreign, "crontab": stale}, "\n".join(lines))
     for words in foreign:
