@@ -8508,8 +8508,13 @@ class DemoAgent:
         prompt = self.store.read_text(named[1]) if named else prompt
         match = re.search(r"^demo: ?(.*)$", prompt, re.M)
         # A step may hold another agent's script in braces.
-        steps = re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1]) if match else []
-        answer = "" if match else self.summary(prompt)
+        steps, below = [f"say {self.summary(prompt)}"], ""
+        if match:
+            steps, below = (
+                re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1]),
+                prompt[match.end() + 1 :],
+            )
+        answers = []
         for step in steps:
             verb, _, rest = step.strip().partition(" ")
             if verb == "exit":
@@ -8517,16 +8522,15 @@ class DemoAgent:
             if verb == "fail":
                 self.hook("StopFailure", error="server_error", last_assistant_message=rest)
                 return None
-            if verb == "echo":
-                answer = prompt[match.end() + 1 :] if match else ""
-                continue
-            said = self.step(verb, rest)
+            said = below if verb == "echo" else self.step(verb, rest)
             if said is None:
                 self.show("interrupted\n")
                 self.status("idle")
                 self.hook("Interrupt")
                 return None
-            answer = f"{answer}\n{said}" if answer and said else answer or said
+            if said:
+                answers.append(said)
+        answer = "\n".join(answers)
         self.show(f"* {shorten(answer, 160)}\n")
         self.hook("Stop", last_assistant_message=answer)
         while self.heard:
@@ -8627,53 +8631,51 @@ _DEMO = (
 )
 
 
-def show_demo(store: Store, say: Callable[[str], None]) -> int:
+def show_demo(store: Store, say: Callable[[str], None]) -> None:
     """Show the whole main job with agents that need no account; leave nothing behind."""
     started = time.monotonic()
+    name = f"client-demo-{random_letters()}"
+    make_client(store, name)
+    boss = Orchestrator(store, Caller(name, person=True))
+    seen: dict[str, str] = {}
 
     def tell(text: str) -> None:
         say(f"{time.monotonic() - started:5.1f} s  {text}")
 
-    name = f"client-demo-{random_letters()}"
-    make_client(store, name)
-    boss = Orchestrator(store, Caller(name, person=True))
+    def tell_changes(_: Waited) -> None:
+        for view in boss.list_sessions():
+            session, state = view["session"], view["state"]
+            if view["kind"] == "agent" and seen.get(session) != state:
+                seen[session] = state
+                tell(f"{'    ' * view['depth']}{session} is {state}")
+
+    def answer(found: Waited) -> None:
+        tell_changes(found)
+        for ask in found.asking:
+            session, question = ask["session"], ask["question"]
+            number, text = question["options"][0][:2]
+            words = ", ".join(option[1] for option in question["options"])
+            tell(f"{session} asks: {question['text']} ({words})")
+            boss.answer(session, text)
+            tell(f"you answer: {text}   (cao answer {session} {number})")
+
     tell("you hand a task to a supervisor, an agent in a tmux session of its own")
-    task = boss.assign("demo", _DEMO, TaskOptions())
-    boss_name = store.session_of(task)
-    seen: dict[str, str] = {}
-    told: set[str] = set()
-    result: Result | None = None
+    task = boss.assign("demo", _DEMO, TaskOptions(timeout_s=120))
     try:
-        while not result:
-            found = boss.await_tasks(
-                [task], 120, told=told, on_look=lambda _: _tell_changes(boss, seen, tell)
-            )
-            _tell_changes(boss, seen, tell)
-            for ask in found.asking:
-                options = ask["question"]["options"]
-                words = ", ".join(option[1] for option in options)
-                tell(f"{ask['session']} asks: {ask['question']['text']} ({words})")
-                boss.answer(ask["session"], options[0][1])
-                tell(f"you answer: {options[0][1]}   (cao answer {ask['session']} {options[0][0]})")
-            if found.results:
-                result = found.results[0]
-                found.told()
-            elif not found.asking:
-                raise CaoError("the demo did not end in two minutes", "cao doctor")
-        tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
-        say("\n" + "\n".join("    " + line for line in result.answer.splitlines()) + "\n")
-        tell("all of it is in files you can read: " + store.result_path(task))
+        found = see_through(
+            boss, task, patient=True, end_if=lambda _: False, on_found=answer, on_look=tell_changes
+        )
+        tell_changes(found)
     finally:
-        boss.end(boss_name)
+        boss.end(store.session_of(task))
+    found.told()
+    result = found.results[0]
+    if result.outcome != "done":
+        raise CaoError(f"the demo ended as {result.outcome}: {result.detail}", "cao doctor")
+    tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
+    say("\n" + "\n".join("    " + line for line in result.answer.splitlines()) + "\n")
+    tell("all of it is in files you can read: " + store.result_path(task))
     say("Now with real agents:  cao handoff claude 'Which tests fail, and why?'")
-    return EXIT_DONE if result.outcome == "done" else EXIT_FAILED
-
-
-def _tell_changes(boss: Orchestrator, seen: dict[str, str], tell: Callable[[str], None]) -> None:
-    for view in boss.list_sessions():
-        if view["kind"] == "agent" and seen.get(view["session"]) != view["state"]:
-            seen[view["session"]] = view["state"]
-            tell(f"{'    ' * view['depth']}{view['session']} is {view['state']}")
 
 
 def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
@@ -8868,7 +8870,6 @@ WATCH_VERBS: dict[str, tuple[str, Callable[[Orchestrator, str, str, str], str]]]
         ),
     ),
 }
-_AT_WORK = ("working", "asking")
 WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  tab next  q quit"
 READ_KEYS = "r back to the list  page up, page down  enter attach  a answer  q quit"
 
@@ -8884,7 +8885,7 @@ class Watch:
         self.selected = self.said = self.verb = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.reading, self.scroll = False, 0
-        self.before: dict[str, str] | None = None  # the states at the last look
+        self.before: dict[str, str] = {}  # the states at the last look
 
     def run(self, screen: Any) -> None:
         """Show and obey until q is pressed."""
@@ -8899,6 +8900,7 @@ class Watch:
             for number in set(STATE_COLOURS.values()):
                 curses.init_pair(number, -1 if os.environ.get("NO_COLOR") else number, -1)
         screen.nodelay(True)
+        self.look()  # what was so before rings no bell
         while True:
             size = os.get_terminal_size()
             if (size.lines, size.columns) != screen.getmaxyx():
@@ -8923,15 +8925,13 @@ class Watch:
         names = [v["session"] for v in self.views]
         if self.selected not in names:
             self.selected = next(iter(states), names[0] if names else "")
-        before = states if self.before is None else self.before
-        self.before = states
-        turns = [
-            (before.get(name, "starting"), states.get(name, "ended")) for name in {*states, *before}
-        ]
-        return any(
-            was != now and (now == "asking" or (now in ("idle", "ended") and was in _AT_WORK))
-            for was, now in turns
-        )
+        before, self.before = self.before, states
+        for name in {*states, *before}:
+            was, now = before.get(name, "starting"), states.get(name, "ended")
+            at_work = was in ("working", "asking")
+            if now != was and (now == "asking" or (at_work and now in ("idle", "ended"))):
+                return True
+        return False
 
     def draw(self, screen: Any) -> None:
         """Draw all: the counts, the tree, the selected session, the keys."""
@@ -9399,14 +9399,15 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
         "state": look.get("state", "unknown") != "unknown" or not row.tells_state(),
         "tools": os.path.exists(boss.store.launch_file(name, "tools-listed")) or not row.mcp,
     }
+    came = [signal for signal in signals if signals[signal]]
+    missing = [signal for signal in signals if not signals[signal]]
     parts = [f"asks: {ask['question']['text']}" for ask in found.asking]
-    parts += [f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}"]
-    for word, wanted in (("came", True), ("missing", False)):
-        parts.append(
-            f"{word}: {' '.join(what for what, came in signals.items() if came == wanted)}"
-        )
-    good = result.outcome == "done" and all(signals.values())
-    return [target, "ok" if good else "look", "; ".join(p for p in parts if not p.endswith(": "))]
+    parts.append(f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}")
+    for word, names in (("came", came), ("missing", missing)):
+        if names:
+            parts.append(f"{word}: {' '.join(names)}")
+    good = result.outcome == "done" and not missing
+    return [target, "ok" if good else "look", "; ".join(parts)]
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -10095,8 +10096,8 @@ def cmd_clean(ask: Ask) -> None:
         print(f"cao: kept: {words}", file=sys.stderr)
 
 
-def cmd_demo(ask: Ask) -> int:
-    return show_demo(ask.store, lambda text: print(text, flush=True))
+def cmd_demo(ask: Ask) -> None:
+    show_demo(ask.store, lambda text: print(text, flush=True))
 
 
 def cmd_schedule(ask: Ask) -> int:
