@@ -7155,9 +7155,9 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
     """Run a flow's script and return the variables it gives, None where it says not to run."""
     script = flow.beside(flow.script)
     ran = run([script], SCRIPT_S, cwd=os.path.dirname(script))
-    verdict = parse_object(ran.out) if ran.status == 0 else {}
+    verdict = parse_object(ran.out)
     execute, output = verdict.get("execute"), verdict.get("output", {})
-    if not isinstance(execute, bool) or not isinstance(output, dict):
+    if ran.status or not isinstance(execute, bool) or not isinstance(output, dict):
         printed = tail_lines(f"{ran.out.strip()}\n{ran.err.strip()}".strip(), 20) or "nothing"
         raise CaoError(
             f"the script {script} ended with exit status {ran.status} and printed: {printed}",
@@ -7469,6 +7469,9 @@ class Schedule:
     def _path(self, record: dict[str, Any], ending: str) -> str:
         return f"{self.folder}/{record['flow']}/runs/{record['id']}.{ending}"
 
+    def _save(self, record: dict[str, Any]) -> None:
+        self.store.write(self._path(record, "json"), dump(record), durable=True)
+
     def _enter(self, flow: Flow, record: dict[str, Any]) -> None:
         """Write a run's first record; report the runs before it whose process was killed."""
         for before in self.runs(flow.name):
@@ -7478,7 +7481,7 @@ class Schedule:
             elif not before["outcome"] and flow.overlap == "skip":
                 detail = "the run before it is still going on"
                 record.update(outcome="skipped", reason="overlap", detail=detail)
-        self.store.write(self._path(record, "json"), dump(record), durable=True)
+        self._save(record)
 
     def _end_task(self, record: dict[str, Any]) -> None:
         """End the session that a killed run has left; note its answer, if there is one."""
@@ -7503,7 +7506,7 @@ class Schedule:
                 words = str(error)
             record["notes"] = [f"on_failure: {words}"]
         record["ended_at"] = iso_time(time.time())
-        self.store.write(self._path(record, "json"), dump(record), durable=True)
+        self._save(record)
         for old in self.runs(flow.name)[:-KEEP_RUNS]:
             _unlink(self._path(old, "json"))
             _unlink(self._path(old, "lock"))
@@ -7524,7 +7527,7 @@ class Schedule:
 
         def named(task: str) -> None:
             record["task"] = task
-            self.store.write(self._path(record, "json"), dump(record), durable=True)
+            self._save(record)
 
         boss, where = self._boss(), flow.beside(flow.working_directory)
         timeout_s = parse_seconds(flow.timeout)
@@ -7535,8 +7538,8 @@ class Schedule:
             words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=words)
         for result in found.results:
-            keys = ("outcome", "reason", "detail", "answer")
-            record.update({key: getattr(result, key) for key in keys})
+            record.update(outcome=result.outcome, reason=result.reason)
+            record.update(detail=result.detail, answer=result.answer)
         found.told()  # whoever asks for the task by its name gets its result all the same
 
 
@@ -8416,6 +8419,7 @@ class DemoAgent:
 
     def __init__(self, store: Store, launch_folder: str) -> None:
         import termios
+        import tty
 
         self.store, self.launch_folder = store, launch_folder
         self.folder = os.path.dirname(launch_folder)
@@ -8425,10 +8429,7 @@ class DemoAgent:
         self.heard: list[Waited] = []  # told when the turn's answer is
         self.keys = b""
         self.saved = termios.tcgetattr(0)
-        raw = termios.tcgetattr(0)
-        raw[3] &= ~(termios.ICANON | termios.ECHO | termios.ISIG)
-        raw[0] &= ~termios.ICRNL
-        termios.tcsetattr(0, termios.TCSANOW, raw)
+        tty.setraw(0, termios.TCSANOW)
 
     def run(self, prompt: str) -> int:
         """Take prompts until /exit; return the exit status."""
@@ -8765,8 +8766,6 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
     needed = {above for name in store.live() for above in boss.ancestors(name)}
     owed = store.all_owed()
     for name in store.all_sessions():
-        if name in needed or name in store.live() or store.is_locked(name):
-            continue
         try:
             store.load(name)
         except CaoError as error:
@@ -8775,8 +8774,8 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         folder = store.folder(name)
         with FileLock(f"{store.home}/lock"):  # it may be going on just now
             age = time.time() - _last_used(store, name)
-            busy = name in store.live() or store.is_locked(name)
-            if busy or age < older_s or not _is_done_with(store, name, owed, age):
+            in_use = name in needed or name in store.live() or age < older_s
+            if in_use or not _is_done_with(store, name, owed, age):
                 continue
             lock = store.lock_alone(f"{folder}/lock")  # so that nobody resumes it meanwhile
         if lock is None:
@@ -8842,19 +8841,19 @@ def session_rows(
                 said = f"asks {len(view['questions'])} things: {view['questions'][0]['text']}"
         elif state == "unknown":
             said = view.get("why") or ""
-        if rest < 70:
-            words = fit_columns(shorten(said if state == "asking" else task or said, rest), rest)
-        else:
-            words = fit_columns(shorten(task, 400), rest * 2 // 5) + "  "
-            words += fit_columns(shorten(said, 400), rest - rest * 2 // 5 - 2)
+        parts = [(task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
+        if rest < 70:  # room for one of them
+            parts = [(said if state == "asking" else task or said, rest)]
+        words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
         rows.append((fit_columns(name, wide) + "  ", f"{state:9}", f"{age:12}  {words}"))
     return rows
 
 
 def attach_argv(boss: Orchestrator, name: str) -> list[str]:
-    """Return the tmux command that attaches a terminal to a session."""
+    """Return the tmux command that attaches our terminal to a session."""
     if not NAME.match(name) or not boss.tmux.pane_of(name):
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
+    os.environ.pop("TMUX", None)  # inside a tmux of the person's own it would refuse
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
 
@@ -9067,8 +9066,7 @@ class Watch:
         try:
             argv = attach_argv(self.boss, self.selected)
             curses.endwin()
-            env = {k: v for k, v in os.environ.items() if k != "TMUX"}
-            status = run(argv, None, env=env, terminal=True).status
+            status = run(argv, None, terminal=True).status
             self.said = f"tmux ended with exit status {status}" if status else ""
         except CaoError as error:
             self.said = error.what
@@ -9360,14 +9358,15 @@ def _doctor_cli(row: Provider) -> list[str]:
         return [row.name, "broken", error.what]
     match = re.search(r"\d+(?:\.\d+)+", words)
     version = match[0] if match else words
-    older = _version(version) < _version(row.proven)
-    state = "ok" if version == row.proven else "older" if older else "newer"
-    proven = f"proven with {row.proven}" if row.proven else "unproven"
-    return [
-        row.name,
-        state if row.proven else "unproven",
-        f"{version}, {proven}, {login}  {program}",
-    ]
+    state = proven = "unproven"
+    if row.proven:
+        proven = f"proven with {row.proven}"
+        state = "newer"
+        if version == row.proven:
+            state = "ok"
+        elif _version(version) < _version(row.proven):
+            state = "older"
+    return [row.name, state, f"{version}, {proven}, {login}  {program}"]
 
 
 def _login_state(row: Provider, program: str) -> str:
@@ -9608,6 +9607,14 @@ def _print(ask: Ask, data: Any, text: str) -> None:
     print(json.dumps(data, ensure_ascii=False, indent=1) if ask.args.json else text)
 
 
+def _print_facts(ask: Ask, facts: dict[str, Any]) -> None:
+    _print(ask, facts, _facts_table(facts))
+
+
+def _facts_table(facts: dict[str, Any]) -> str:
+    return render_table([[key, str(value)] for key, value in facts.items()])
+
+
 def _given_task(ask: Ask) -> str:
     """Return the task's text: the argument, or stdin for "-" or nothing."""
     text = ask.args.task
@@ -9798,20 +9805,20 @@ def cmd_ls(ask: Ask) -> None:
     views = ask.boss.list_sessions(ask.args.all)
     if ask.args.asking:
         views = [v for v in views if v["state"] == "asking"]
+    if ask.args.json or not views:
+        _print(ask, views, f"no session {'asks anything' if ask.args.asking else 'is running'}")
+        return
     terminal = sys.stdout.isatty()
-    rows = session_rows(views, os.get_terminal_size(1).columns if terminal else 200)
-    coloured = terminal and not os.environ.get("NO_COLOR") and not ask.args.json
-    if coloured:
-        numbers = (30 + STATE_COLOURS.get(state.strip(), 9) for _, state, _ in rows)
-        rows = [(n, f"\x1b[{c}m{s}\x1b[m", r) for c, (n, s, r) in zip(numbers, rows)]
-    if not terminal:  # an agent reads it: no padding
-        rows = [(name, state, re.sub(" {3,}", "  ", rest)) for name, state, rest in rows]
-    lines = [(name + state + rest).rstrip() for name, state, rest in rows]
-    none = "no session asks anything" if ask.args.asking else "no session is running"
-    if coloured and lines:  # session_rows has made visible what is not ours
-        print("\n".join(lines), file=sys.__stdout__)
-    else:
-        _print(ask, views, "\n".join(lines) or none)
+    columns = os.get_terminal_size(1).columns if terminal else 200
+    for name, state, rest in session_rows(views, columns):
+        line = name + state + rest
+        if not terminal:  # an agent reads it: no padding
+            line = name + state + re.sub(" {3,}", "  ", rest)
+        elif not os.environ.get("NO_COLOR"):
+            colour = 30 + STATE_COLOURS.get(state.strip(), 9)
+            line = f"{name}\x1b[{colour}m{state}\x1b[m{rest}"
+        # Past what makes text visible: session_rows has done that with what is not ours.
+        print(line.rstrip(), file=sys.__stdout__)
 
 
 def cmd_show(ask: Ask) -> None:
@@ -9822,11 +9829,11 @@ def cmd_show(ask: Ask) -> None:
     if session and session.worktree:
         scope["worktree"] = f"{session.worktree}  {worktree_path(ask.store, name)}"
     env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
-    scope = {k: v for k, v in {**scope, "environment": " ".join(sorted(env))}.items() if v}
-    words = render_table([[k, v] for k, v in scope.items()])
+    scope["environment"] = " ".join(sorted(env))
+    scope = {key: value for key, value in scope.items() if value}
     asked = "".join(render_question(name, q) + "\n" for q in view.get("questions") or ())
-    shown = f"{render_session(view)}\n{asked}{words}\n{view['screen']}"
-    _print(ask, {**view, "scope": scope}, shown)
+    words = f"{render_session(view)}\n{asked}{_facts_table(scope)}\n{view['screen']}"
+    _print(ask, {**view, "scope": scope}, words)
 
 
 def cmd_diff(ask: Ask) -> int:
@@ -9935,7 +9942,7 @@ def cmd_attach(ask: Ask) -> NoReturn:
     argv = attach_argv(ask.boss, ask.args.session)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("cao attach needs a terminal", "cao show, or cao logs -f")
-    os.execve(argv[0], argv, {k: v for k, v in os.environ.items() if k != "TMUX"})
+    os.execv(argv[0], argv)
 
 
 def cmd_watch(ask: Ask) -> None:
@@ -9982,8 +9989,7 @@ def cmd_trace(ask: Ask) -> None:
 
 
 def cmd_why(ask: Ask) -> None:
-    facts = explain(ask.boss, ask.args.session)
-    _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
+    _print_facts(ask, explain(ask.boss, ask.args.session))
 
 
 def cmd_logs(ask: Ask) -> None:
@@ -9991,7 +9997,8 @@ def cmd_logs(ask: Ask) -> None:
     one, follow = ask.args.session, ask.args.follow
     if one:
         ask.store.find(one)
-    wake, read, sizes = Wake(ask.store), {}, {}  # type: Wake, dict[str, int], dict[str, int]
+    wake = Wake(ask.store)
+    read: dict[str, int] = {}  # how much of each log was printed
     still_wanted = end_by(signal.SIGTERM, signal.SIGHUP)  # else its links would stay
     try:
         if follow and not one:
@@ -10000,16 +10007,15 @@ def cmd_logs(ask: Ask) -> None:
             still_wanted()
             lines = []
             for name in [one] if one else ask.store.all_sessions():
-                if follow and name not in sizes:
+                if follow:
                     wake.listen(name)
                 path = f"{ask.store.folder(name)}/log.jsonl"
-                size = file_mark(path)[0]
-                if size == sizes.get(name):
+                before = read.get(name, 0)
+                if file_mark(path)[0] == before:
                     continue
-                sizes[name], text = size, ask.store.read_text(path)
-                whole = text[: text.rfind("\n") + 1]
-                lines += [(entry, name) for entry in read_log(whole[read.get(name, 0) :])]
-                read[name] = len(whole)
+                text = ask.store.read_text(path)
+                read[name] = text.rfind("\n") + 1  # a line may be half written
+                lines += [(entry, name) for entry in read_log(text[before : read[name]])]
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
                 as_json = json.dumps({"session": name, **entry}, ensure_ascii=False)
                 print(as_json if ask.args.json else _render_log(name, entry))
@@ -10041,22 +10047,22 @@ def cmd_config(ask: Ask) -> None:
 
 def cmd_profiles(ask: Ask) -> None:
     if ask.args.profile:
-        facts = explain_profile(ask.boss.profile(ask.args.profile, current_directory()))
-        _print(ask, facts, render_table([[key, str(value)] for key, value in facts.items()]))
+        profile = ask.boss.profile(ask.args.profile, current_directory())
+        _print_facts(ask, explain_profile(profile))
         return
     rows = []
     for name, path in sorted(find_profiles(ask.store.home, current_directory()).items()):
         try:
-            profile = load_profile(name, ask.store, current_directory())
+            found = load_profile(name, ask.store, current_directory())
         except NotAllowedError as error:
             rows.append([name, "not allowed", error.fix, path])
             continue
         except CaoError as error:
             rows.append([name, "broken", error.what, path])
             continue
-        if profile:
-            words = shorten(profile.description, 60) + unproven(profile.provider)
-            rows.append([name, profile.provider, words, path])
+        if found:
+            words = shorten(found.description, 60) + unproven(found.provider)
+            rows.append([name, found.provider, words, path])
     rows += [
         [name, name, "that CLI with a neutral profile" + unproven(name), "built in"]
         for name in PROVIDERS
@@ -10147,8 +10153,8 @@ def _schedule_show(ask: Ask, plan: Schedule, names: list[str]) -> None:
     views = [plan.view(name, lines) for name in names]
     if ask.args.action != "list":
         facts = {**views[0], **(views[0]["last_run"] or {})}
-        rows = [[key, str(value)] for key, value in facts.items() if value and key != "last_run"]
-        _print(ask, views[0], render_table(rows))
+        del facts["last_run"]
+        _print(ask, views[0], _facts_table({key: value for key, value in facts.items() if value}))
         return
     rows = []
     for view in views:
@@ -10190,13 +10196,13 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 
 def cmd_doctor(ask: Ask) -> int:
     rows, good = doctor(ask.store)
+    bad = EXIT_TMUX
     if ask.args.live is not None:
         there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
         names = [ask.args.live] if ask.args.live else [name for name in there if name in PROVIDERS]
         rows = [prove_live(ask.boss, name) for name in names]
-        good = all(row[1] == "ok" for row in rows)
+        good, bad = all(row[1] == "ok" for row in rows), EXIT_FAILED
     _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))
-    bad = EXIT_TMUX if ask.args.live is None else EXIT_FAILED
     return EXIT_DONE if good else bad
 
 
