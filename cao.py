@@ -447,8 +447,9 @@ def first_difference(sent: str, got: str) -> str:
     """Return "exact", or where got first differs from sent."""
     if sent == got:
         return "exact"
-    shorter = min(len(sent), len(got))
-    at = next((i for i in range(shorter) if sent[i] != got[i]), shorter)
+    at = 0
+    while sent[at : at + 1] == got[at : at + 1]:
+        at += 1
     there, here = sent[at : at + 20], got[at : at + 20]
     return f"differs at character {at} of {len(sent)}: sent {there!r}, got {here!r}"
 
@@ -482,7 +483,7 @@ def render_seconds(seconds: float) -> str:
 
 def render_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as columns two spaces apart, without trailing blanks."""
-    widths = [max(map(len, column)) for column in zip(*rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
@@ -567,15 +568,16 @@ def shorten(text: str, most: int) -> str:
 
 def fit_columns(text: str, columns: int) -> str:
     """Return text cut (with an …) or padded to so many columns of a terminal."""
-    kept, used = [], 0
-    for letter in visible(text).expandtabs().replace("\n", " "):
-        used += letter_columns(letter)
-        kept.append((letter, used))
+    text = visible(text).expandtabs().replace("\n", " ")
+    used = sum(map(letter_columns, text))
     if used > columns:
-        kept = [(letter, end) for letter, end in kept if end < columns]
-        used = kept[-1][1] if kept else 0
-        kept += [("…", used := used + 1)] if columns > 0 else []
-    return "".join(letter for letter, _ in kept) + " " * (columns - used)
+        end = len(text)
+        while end and used >= columns:
+            end -= 1
+            used -= letter_columns(text[end])
+        text = text[:end] + "…"[:columns]
+        used += 1
+    return text + " " * (columns - used)
 
 
 def wrap_columns(line: str, columns: int) -> list[str]:
@@ -2286,9 +2288,14 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
     settings, body = parse_frontmatter(text, source)
     for what, fix in _profile_faults(settings):
         raise CaoError(f"{source}: {what}", fix)
-    words = ("provider", "prompt", "description", "model", "effort", "approve")
-    said = {key: str(settings.get(key) or "") for key in words}
-    mode = str(settings.get("permissionMode") or "")
+    texts = ("provider", "prompt", "description", "model", "effort", "approve", "permissions")
+    fields: dict[str, Any] = {key: str(settings.get(key) or "") for key in texts}
+    fields["provider"] = provider_name(fields["provider"])
+    fields["prompt"] = body or fields["prompt"]
+    if not fields["permissions"]:
+        fields["permissions"] = _PERMISSION_MODES.get(str(settings.get("permissionMode")), "ask")
+    for key in ("trust", "keep"):
+        fields[key] = bool(settings.get(key))
     unknown = [key for key in settings if key not in PROFILE_KEYS]
     role = settings.get("role")
     if role is None:
@@ -2297,25 +2304,13 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
         unknown.append(f"role: {role} (taken as reviewer)")
         role = "reviewer"
     listed = settings.get("allowedTools")
-    listed = ROLES[role] if listed is None else listed
-    strange = [w for w in listed if str(w)[:1] != "@" and not tool_words([w])]
-    return Profile(
-        name,
-        source,
-        provider_name(said["provider"]),
-        body or said["prompt"],
-        said["description"],
-        role,
-        said["model"],
-        said["effort"],
-        str(settings.get("permissions") or _PERMISSION_MODES.get(mode, "ask")),
-        bool(settings.get("trust")),
-        said["approve"],
-        bool(settings.get("keep")),
-        settings,
-        (*unknown, *(f"allowedTools: {word}" for word in strange)),
-        tool_words(listed),
-    )
+    if listed is None:
+        listed = ROLES[role]
+    for word in listed:
+        if str(word)[:1] != "@" and not tool_words([word]):
+            unknown.append(f"allowedTools: {word}")
+    fields.update(role=role, settings=settings, unknown=tuple(unknown), tools=tool_words(listed))
+    return Profile(name, source, **fields)
 
 
 def tool_words(listed: Iterable[Any]) -> tuple[str, ...]:
@@ -2429,6 +2424,8 @@ def check_faults(command: str) -> Iterator[tuple[str, str]]:
         yield f"no shell reads a check, so {word!r} cannot be in {command!r}", fix
 
 
+# Keys that a grant had once -> the key of a profile that does the same.
+_GONE = {"tools": "allowedTools", "env": "env"}
 _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
     dict: ("a mapping", "indent its entries below it"),
     list: ("a list", "indent its entries below it"),
@@ -2436,73 +2433,61 @@ _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
 }
 
 
+# What some keys of a profile must be. "grant: profiles" is the key profiles below grant.
+_SHAPES: dict[str, Any] = {
+    **dict.fromkeys(("mcpServers", "codexConfig", "env", "env: set", "grant"), dict),
+    **dict.fromkeys(("allowedTools", "env: pass", "env: deny", "grant: profiles"), list),
+    **dict.fromkeys(("trust", "keep", "worktree"), bool),
+}
+_CHOICES = {
+    "permissions": PERMISSIONS,
+    "approve": ("supervisor", "person"),
+    "grant: permissions": PERMISSIONS,
+}
+
+
 def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (what, fix) of what in a frontmatter must not pass; only the first is to be
     trusted, as what comes later takes for granted what was looked at before."""
+    given, shapes = dict(settings), dict(_SHAPES)
+    for outer, known in (("grant", GRANT_KEYS), ("env", ENV_KEYS), ("mcpServers", None)):
+        inner = settings.get(outer)
+        for key, value in inner.items() if isinstance(inner, dict) else ():
+            given[f"{outer}: {key}"] = value
+            if known is None:
+                shapes[f"{outer}: {key}"] = dict
+                if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+                    yield f"'{outer}': {key!r} is no name", "use letters, digits, - and _"
+            elif outer == "grant" and key in _GONE:
+                what = f"'grant': {key!r} is gone: a grant says permissions and profiles"
+                own = f"write '{_GONE[key]}:' in the worker's own profile"
+                yield what, f"{own}, and name that under 'profiles:'"
+            elif key not in known:
+                yield f"'{outer}': {key!r} does not exist", "one of: " + ", ".join(known)
     provider = provider_name(str(settings.get("provider") or ""))
-    env, servers, grant = (
-        settings[key] if isinstance(settings.get(key), dict) else {}
-        for key in ("env", "mcpServers", "grant")
-    )
-    for key, value, allowed in (
-        ("provider", provider, PROVIDERS),
-        ("permissions", settings.get("permissions"), PERMISSIONS),
-        ("approve", settings.get("approve"), ("supervisor", "person")),
-        ("grant: permissions", grant.get("permissions"), PERMISSIONS),
-    ):
-        if value and value not in tuple(allowed):
-            fault = f"{key} {value!r} does not exist"
-            if key == "provider":
-                fault = f"provider {settings['provider']!r} is not supported"
-            yield fault, "one of: " + ", ".join(allowed)
-    shapes: list[tuple[str, Any, Any]] = [
-        *((key, settings.get(key), dict) for key in ("mcpServers", "codexConfig", "env", "grant")),
-        ("allowedTools", settings.get("allowedTools"), list),
-        ("grant: profiles", grant.get("profiles"), list),
-        *((f"mcpServers: {name}", server, dict) for name, server in servers.items()),
-        *((f"env: {key}", env.get(key), list) for key in ENV_KEYS[:2]),
-        ("env: set", env.get("set"), dict),
-        *((key, settings.get(key), bool) for key in ("trust", "keep", "worktree")),
-    ]
-    for key, value, kind in shapes:
-        if value is not None and not isinstance(value, kind):
-            yield f"'{key}' must be {_SHAPE_WORDS[kind][0]}, got {value!r}", _SHAPE_WORDS[kind][1]
-    yield from _scope_faults(servers, grant, env)
+    if provider and provider not in PROVIDERS:
+        what = f"provider {settings['provider']!r} is not supported"
+        yield what, "one of: " + ", ".join(PROVIDERS)
+    for key, value in given.items():
+        choices, shape = _CHOICES.get(key), shapes.get(key)
+        if choices and value and value not in choices:
+            yield f"{key} {value!r} does not exist", "one of: " + ", ".join(choices)
+        if shape and value is not None and not isinstance(value, shape):
+            words, fix = _SHAPE_WORDS[shape]
+            yield f"'{key}' must be {words}, got {value!r}", fix
     retries = settings.get("check_retries", 0)
     if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
         yield "'check' must be a command, 'check_retries' a number", "check: pytest -q"
     if settings.get("check"):
         yield from check_faults(settings["check"])
-    if provider == "command":
-        yield from _command_faults(settings)
-
-
-def _scope_faults(
-    servers: dict[str, Any], grant: dict[str, Any], env: dict[str, Any]
-) -> Iterator[tuple[str, str]]:
-    """Yield the slips of the pen by which a scope would fall open."""
-    for name in servers:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
-            yield f"'mcpServers': {name!r} is no name", "use letters, digits, - and _"
-    for gone, own in (("tools", "allowedTools"), ("env", "env")):
-        if gone in grant:
-            yield (
-                f"'grant': {gone!r} is gone: a grant says permissions and profiles",
-                f"write '{own}:' in the worker's own profile, and name that under 'profiles:'",
-            )
-    for name, given, known in (("grant", grant, GRANT_KEYS), ("env", env, ENV_KEYS)):
-        for key in given:
-            if key not in known:
-                yield f"'{name}': {key!r} does not exist", "one of: " + ", ".join(known)
-
-
-def _command_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield where a `provider: command` is not described well enough."""
+    if provider != "command":
+        return
     for key in ("command", "ready"):
         if not settings.get(key):
             yield f"provider 'command' needs '{key}:'", "see 'provider: command' in README"
-    if not isinstance(command := settings["command"], list):
-        yield f"'command' must be a list, got {command!r}", "command: [python3, -i, -q]"
+    if not isinstance(settings["command"], list):
+        what = f"'command' must be a list, got {settings['command']!r}"
+        yield what, "command: [python3, -i, -q]"
     for key in ("ready", "busy", "asking", "answer"):
         try:
             re.compile(str(settings.get(key) or ""))
@@ -2594,16 +2579,17 @@ def run(
 
 def find_program(name: str, path: str | None = None) -> str:
     """Return the absolute path of a program. Raises CaoError naming where was looked."""
+    if path is None:
+        path = os.environ.get("PATH", "")
+    places = [*path.split(":"), *USUAL_PLACES]
     if "/" in name:
-        found = os.path.expanduser(name)
+        places = ["."]
+    for place in filter(None, places):
+        found = os.path.join(os.path.expanduser(place), os.path.expanduser(name))
         if os.access(found, os.X_OK) and os.path.isfile(found):
             return os.path.abspath(found)
+    if "/" in name:
         raise CaoError(f"{name} is not a program that can be run", "check the path")
-    path = os.environ.get("PATH", "") if path is None else path
-    for place in filter(None, (*path.split(":"), *USUAL_PLACES)):
-        found = os.path.join(os.path.expanduser(place), name)
-        if os.access(found, os.X_OK) and os.path.isfile(found):
-            return found
     raise CaoError(
         f"{name} is not installed: looked in PATH and {', '.join(USUAL_PLACES)}",
         f"install {name}, or start cao with its folder on PATH",
@@ -2939,15 +2925,27 @@ class Wake:
 
 
 class FileLock:
-    """A file's lock, waited for and kept for a block: `with FileLock(path): …`."""
+    """A file's lock, kept for a block: `with FileLock(path): …`. Raises BlockingIOError where
+    it is not to be waited for, and another has it."""
 
-    def __init__(self, path: str, *, shared: bool = False, create: bool = True) -> None:
-        self.path, self.kind = path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        self.flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    def __init__(
+        self, path: str, *, shared: bool = False, create: bool = True, wait: bool = True
+    ) -> None:
+        self.path = path
+        self.kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self.flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        if create:
+            self.flags |= os.O_CREAT
+        if not wait:
+            self.kind |= fcntl.LOCK_NB
 
     def __enter__(self) -> int:
         self.fd = os.open(self.path, self.flags, 0o600)
-        fcntl.flock(self.fd, self.kind)
+        try:
+            fcntl.flock(self.fd, self.kind)
+        except OSError:
+            os.close(self.fd)
+            raise
         return self.fd
 
     def __exit__(self, *_: object) -> None:
@@ -3369,25 +3367,20 @@ class Store:
 
     # ---- locks and wakes ----
 
-    def lock(self, path: str, *, shared: bool = False) -> int | None:
+    def lock(self, path: str, *, shared: bool = False, create: bool = True) -> int | None:
         """Take a file's lock and return its descriptor, or None where another has it.
 
         The kernel releases it when the descriptor closes or the process dies.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags, 0o600)
+            return FileLock(path, shared=shared, create=create, wait=False).__enter__()
+        except BlockingIOError:
+            return None
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
                 raise
-            self._quarantine(path)  # no file of ours
-            fd = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+        self._quarantine(path)  # no file of ours
+        return self.lock(path, shared=shared, create=create)
 
     def lock_alone(self, path: str) -> int | None:
         """Take a lock though others may look at it (is_locked does, shared, for a moment);
@@ -3438,18 +3431,17 @@ class Store:
 
     def _take(self, owner: str, path: str, then: str = "") -> Claim | None:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = self.lock(path, create=False)
         except OSError as error:
             if error.errno in _PASSING:
                 raise
+            self._quarantine(path)  # it was told just now, or is none of ours
             return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_ino == file_mark(path)[1]:  # else it was told just now
-                return Claim(self, owner, path, then, fd)
-        except BlockingIOError:
-            pass
-        os.close(fd)
+        if fd is None:
+            return None
+        if os.fstat(fd).st_ino == file_mark(path)[1]:
+            return Claim(self, owner, path, then, fd)
+        os.close(fd)  # it was told just now
         return None
 
     def take_message(self, name: str, message_id: str) -> Claim | None:
@@ -3477,9 +3469,7 @@ class Store:
         folder = os.path.dirname(path)
         temporary = f"{folder}/.{message.task}"
         try:
-            with FileLock(temporary) as fd:
-                os.write(fd, message.id.encode())
-                os.fsync(fd)
+            with FileLock(temporary):
                 os.rename(temporary, path)
                 self._sync_folder(folder)
                 self.put(message)
@@ -3490,39 +3480,23 @@ class Store:
                 raise _not_written(path, error) from error
             raise
 
-    def is_given(self, task: str, message_id: str) -> bool:
-        """Tell whether a task was given: its result or its message is there."""
-        inbox = f"{self.folder(self.session_of(task))}/inbox"
-        places = [self.result_path(task)]
-        places += [f"{inbox}/{part}/{message_id}" for part in ("new", "cur") if message_id]
-        return any(map(os.path.lexists, places))
-
     def owed(self, owner: str) -> list[str]:
         """Return the tasks whose results owner has not been told, in whatever state they are.
 
         An entry whose lock is free, of a task that was not given, was abandoned: it goes.
         """
         entries = _listdir(f"{self.folder(owner)}/out") if owner else []
-        owed = []
-        for task in entries:
-            if TASK.match(task) and not self._is_abandoned(owner, task):
-                owed.append(task)
-        return owed
+        return [
+            task for task in entries if TASK.match(task) and not self._is_abandoned(owner, task)
+        ]
 
     def _is_abandoned(self, owner: str, task: str) -> bool:
-        path = self.out_path(owner, task)
-        try:
-            with open_regular(path, errors="replace") as file:
-                message_id = file.read(200)
-        except (FileNotFoundError, ValueError):  # it was told just now, or is none of ours
-            self._quarantine(path)
-            return True
-        if self.is_given(task, message_id):
+        if self.was_given(task):
             return False
         claim = self.take_result(owner, task)
         if not claim:
-            return not os.path.lexists(path)  # its giver is at it
-        if self.was_given(task):  # by its name alone: the entry's text may be spoilt
+            return not os.path.lexists(self.out_path(owner, task))  # its giver is at it
+        if self.was_given(task):  # just now
             claim.release()
             return False
         claim.told()  # nobody was: it is off the books
@@ -3567,15 +3541,14 @@ class Store:
     def waiting(self, name: str) -> list[Message]:
         """Return the messages in a session's inbox that nobody was told, oldest first."""
         inbox = f"{self.folder(name)}/inbox/new"
-        found = [self._read_message(inbox, entry) for entry in _listdir(inbox)]
-        return [message for message in found if message]
-
-    def _read_message(self, inbox: str, entry: str) -> Message | None:
-        message: Message | None = self.read_record(f"{inbox}/{entry}", Message)
-        if message and message.id != entry:
-            self._quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
-            return None
-        return message
+        messages = []
+        for entry in _listdir(inbox):
+            message = self.read_record(f"{inbox}/{entry}", Message)
+            if message and message.id == entry:
+                messages.append(message)
+            elif message:
+                self._quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
+        return messages
 
     def taken(self, name: str, message_id: str) -> Message | None:
         """Return a message that was told, or None."""
@@ -3681,7 +3654,7 @@ class Store:
         return [e for e in tasks if e.partition("-")[2] not in done]
 
     def was_given(self, task: str) -> bool:
-        """Tell whether there is such a task, by its name alone: the slow way."""
+        """Tell whether there is such a task: its result or its message is there."""
         inbox = f"{self.folder(self.session_of(task))}/inbox"
         entries = (e for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}"))
         return self.has_result(task) or any(e.endswith(f"-{task}") for e in entries)
@@ -3964,7 +3937,6 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._watched: set[str] = set()
-        self._burying: Any = None  # a lock: a thread of ours may be at a burial
         self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
 
@@ -4100,23 +4072,12 @@ class Sessions:
     # ---- the dead ----
 
     def watch(self, name: str, wake: Callable[[], None]) -> None:
-        """Bury a session the moment its runner dies: a thread blocks in its lock."""
-        if self._burying is None:
-            import threading
+        """Bury a session whose runner is dead; call wake the moment a living one dies."""
+        self.state_of(name)
+        self.when_free(f"{self.store.folder(name)}/lock", wake)
 
-            self._burying = threading.Lock()
-
-        def is_settled() -> bool:
-            with self._burying:
-                if self.state_of(name).get("state") != "starting":
-                    return True
-            select.select([], [], [], 0.05)  # not locked yet: 10 s at the most
-            return False
-
-        self.when_free(f"{self.store.folder(name)}/lock", is_settled, wake)
-
-    def when_free(self, path: str, settled: Callable[[], bool], wake: Callable[[], None]) -> None:
-        """Call wake once nobody has a file's lock, and settled says so, in a thread."""
+    def when_free(self, path: str, wake: Callable[[], None]) -> None:
+        """Call wake once nobody has a file's lock: a thread blocks in it."""
         if path in self._watched:
             return
         import threading
@@ -4124,14 +4085,12 @@ class Sessions:
         self._watched.add(path)
 
         def wait() -> None:
-            while True:
-                try:
-                    with FileLock(path, shared=True, create=False):
-                        pass  # nobody has it, now
-                except OSError:
-                    pass  # it is not made yet, or gone
-                if settled():
-                    break
+            try:
+                with FileLock(path, shared=True, create=False):
+                    pass  # nobody has it, now
+            except OSError:
+                pass  # it is not made yet, or gone
+            select.select([], [], [], 0.05)  # a session that starts is not locked yet
             self._watched.discard(path)
             wake()
 
@@ -4818,11 +4777,10 @@ class Orchestrator(Launcher):
                     if over or found.results or found.messages:
                         if not cancelled():  # then nobody hears of it
                             told.update(asked)
-                        self._after_burial(found.results)
                         return found._replace(asking=tuple(asking))
                     for task in finished:  # another process is telling it, or has
                         path = self.store.out_path(self.caller.name, task)
-                        self.when_free(path, lambda: True, wake.poke)
+                        self.when_free(path, wake.poke)
                 on_look(Waited((), (), tuple(asking), tuple(running)))
                 wake.wait(min(left, PROGRESS_S / 2))  # progress is then late by half at the most
         finally:
@@ -4894,13 +4852,6 @@ class Orchestrator(Launcher):
                 results.append(result)
         messages = tuple(message for message, _ in letters)
         return Waited(tuple(results), messages, (), tuple(running), tuple(claims))
-
-    def _after_burial(self, results: Sequence[Result]) -> None:
-        """Return when a lost session is wholly buried: a thread of ours may be at it, and the
-        caller may exit right after us."""
-        if self._burying and any(result.outcome == "lost" for result in results):
-            with self._burying:
-                pass
 
     # ---- talking, watching, ending ----
 
@@ -5194,10 +5145,9 @@ def seconds_setting(name: str, default: float) -> float:
 
 def new_uuid() -> str:
     """Return a random UUID (RFC 9562, version 4)."""
-    octets = bytearray(os.urandom(16))
-    octets[6], octets[8] = octets[6] & 0x0F | 0x40, octets[8] & 0x3F | 0x80
-    text = octets.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+    import uuid
+
+    return str(uuid.uuid4())
 
 
 def tmux_socket(home: str) -> str:

@@ -306,7 +306,6 @@ def test_a_result_that_could_not_be_told_is_kept_and_told_the_next_time(store):
     ("call", "nth"),
     [
         ("open", 1),
-        ("write", 1),
         ("fsync", 1),
         ("rename", 1),
         ("fsync", 2),
