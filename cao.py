@@ -5078,7 +5078,7 @@ class Asking:
     def wait(self) -> dict[str, Any]:
         """Return the answer once there is one, {} where the runner is gone."""
         lock = f"{self.store.folder(self.name)}/lock"
-        Sessions(self.store).when_free(lock, lambda: True, self.wake.poke)
+        Sessions(self.store).when_free(lock, self.wake.poke)
         while True:
             reply = self.reply()
             if reply is not None:
@@ -5758,7 +5758,7 @@ class Conversation:
             return  # withdrawn; or it asks in its terminal, where the screen will say so
         else:
             where, self.look_at = "hook", 0.0
-            self.boss.when_free(self._question_path(name), lambda: True, self.wake.poke)
+            self.boss.when_free(self._question_path(name), self.wake.poke)
         questions, agent = questions_in(payload), agent_of(payload)
         kind = "question" if questions else "permission"
         options, lines = options_of(self.row, payload), max(1, len(questions))
