@@ -5230,17 +5230,10 @@ def worktree_start(cwd: str) -> tuple[str, str]:
     it that we are in, where that is in its last commit."""
     try:
         top = _git(cwd, "rev-parse", "--show-toplevel")
+        _git(top, "log", "-1", "--format=%H")  # its words where there is no commit are clear
     except CaoError as error:
-        if "not a git repository" not in error.what:
-            raise
-        why = f"{cwd} is not in a git repository, so it can have no worktree"
-        raise UsageError(why, "leave worktree out, or run git init") from None
-    try:
-        _git(top, "rev-parse", "--verify", "HEAD")
-    except CaoError:
-        raise UsageError(
-            f"{top} has no commit yet, so it can have no worktree", "commit something first"
-        ) from None
+        fix = "leave worktree out, or begin in a git repository with a commit"
+        raise UsageError(f"there can be no worktree in {cwd}: {error.what}", fix) from None
     committed = _git(cwd, "rev-parse", "--verify", "-q", "HEAD:./", allowed=1)
     return top, _git(cwd, "rev-parse", "--show-prefix") if committed else ""
 
@@ -5339,11 +5332,6 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
             f"git -C {session.cwd} diff; handoff --worktree gives a new session one",
-        )
-    if not os.path.isdir(worktree_path(boss.store, name)):
-        raise NotFoundError(
-            f"the worktree of {name} is gone",
-            f"git -C {session.origin} branch --list {session.worktree} tells if its branch is left",
         )
     if to_change:
         boss.check_mine(name)
@@ -8713,6 +8701,9 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
     for name in store.live():
         if boss.state_of(name).get("state") == "ended":
             store.set_live(name, False)  # killed between its two last steps
+    for name in filter(NAME.match, _listdir(f"{store.home}/worktrees")):
+        # One whose session's folder is gone is as old as its new folder, and then removed.
+        os.makedirs(store.folder(name), 0o700, exist_ok=True)
     needed = {above for name in store.live() for above in boss.ancestors(name)}
     owed = store.all_owed()
     for name in store.all_sessions():
@@ -8734,19 +8725,8 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             shutil.rmtree(folder)
             removed.append(name)
         os.close(lock)
-    removed += _drop_orphans(store, older_s)
     _sweep_up(store, older_s)
     return removed, foreign
-
-
-def _drop_orphans(store: Store, older_s: float) -> list[str]:
-    """Remove the worktrees whose sessions' folders are gone, and return their names."""
-    dropped = []
-    for name in filter(NAME.match, _listdir(f"{store.home}/worktrees")):
-        old = time.time() - written_at(worktree_path(store, name)) >= older_s
-        if old and not os.path.exists(store.folder(name)) and _drop_worktree(store, name):
-            dropped.append(name)
-    return dropped
 
 
 def _sweep_up(store: Store, older_s: float) -> None:
@@ -9796,11 +9776,9 @@ def cmd_diff(ask: Ask) -> int:
     if left:
         words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
         print(words, file=sys.stderr, flush=True)
-    form = ["--stat"] if ask.args.stat else []
-    show = ["diff", *form]  # as the person's own git shows it
-    if not sys.stdout.isatty():
-        show = ["diff-tree", "-r", "-M", *(form or ["--binary"])]  # so that it can be applied
-    argv = [find_program("git"), "-C", path, *show, base, tree]
+    form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
+    show = ("--paginate", "-C", path, "diff-tree", "-r", "-M", "--color=auto", form, base, tree)
+    argv = [find_program("git"), *show]
     return os.execve(argv[0], argv, git_environment())
 
 
@@ -9818,25 +9796,20 @@ def cmd_merge(ask: Ask) -> None:
     _print(ask, done, nothing if done["was"] == done["now"] else what)
 
 
-def cmd_discard(ask: Ask) -> int:
+def cmd_discard(ask: Ask) -> None:
     name = ask.args.session
     session = worktree_session(ask.boss, name, True)
     try:
         losses = worktree_losses(ask.store, name, session.origin)
     except CaoError as error:
         losses = [f"what cannot be read ({error.what})"]
-    question = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
     if losses and not ask.args.yes:
-        if not sys.stdin.isatty():
-            raise UsageError(question, f"cao diff {name} shows it; --yes discards it")
-        print(f"{question}. Discard it? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            return EXIT_FAILED
+        what = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
+        raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
     if ask.boss.state_of(name)["state"] != "ended":
         ask.boss.end(name)
     remove_worktree(ask.store, name, session.origin, force=ask.args.yes or bool(losses))
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
-    return EXIT_DONE
 
 
 def cmd_answer(ask: Ask) -> None:
