@@ -5418,8 +5418,9 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"git -C {top} switch BRANCH",
         )
     try:
-        for place in (path, top):  # git refuses it in the middle of another merge
+        for place in (path, top):  # git refuses this in the middle of another merge, and by a lock
             _git(place, "merge", "--ff-only", "HEAD")
+            _git(place, "update-index", "--force-write-index")
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
             raise CaoError(what, f"commit and push them, or move them out of {path}")

@@ -196,10 +196,10 @@ class World:
             if self.random.random() < 0.6:
                 plain(where, "add", ".")
                 plain(where, "commit", "-qm", "inner")
-                self.blocked.add("nested")
                 if self.random.random() < 0.4:
                     plain(self.path, "add", str(where), ok=False)
                     plain(self.path, "commit", "-qnm", "a pointer", ok=False)
+            self.blocked.add("nested")
             self.kept.add("the repository")
 
     def nested_ignored(self):
@@ -266,6 +266,7 @@ class World:
         if self.random.random() < 0.5:
             with contextlib.suppress(OSError):
                 write(self.path / "far" / "outside", self.text())
+                self.blocked.add("sparse")  # git does not add it
 
     def bad_filter(self):
         plain(self.top, "config", "filter.bad.clean", "false")

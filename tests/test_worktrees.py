@@ -333,7 +333,7 @@ def worktree_inside(repo, path):
         (gpg_refuses_the_merge, 1, "gpg failed to sign", "put that right"),
         (nobody, 1, "Author identity unknown", "put that right"),
         (locked("repository"), 1, "index.lock': File exists", "put that right"),
-        (diverged_and_locked, 1, "Unable to write index", "put that right"),
+        (diverged_and_locked, 1, "index.lock': File exists", "put that right"),
         (locked("worktree"), 1, "index.lock': File exists", "put that right"),
         (nested_repository, 1, "the repository app/scaffold", "move them out of"),
         (nested_and_committed, 1, "the repository scaffold", "move them out of"),
