@@ -8655,11 +8655,8 @@ def _drop_worktree(store: Store, name: str) -> bool:
         return True
     half_made = False
     try:
-        if session:
-            origin = session.origin
-        else:  # its record was never written, or is gone; the first is the repository itself
-            first, _, _ = _git(path, "worktree", "list", "--porcelain").partition("\n")
-            origin = first.removeprefix("worktree ")
+        # Its record was perhaps never written, or is gone.
+        origin = session.origin if session else _git(path, "rev-parse", "--git-common-dir")
         if os.path.isdir(path):
             # git was killed while it made the worktree: no worker was ever in it.
             lock = _git(path, "rev-parse", "--git-path", "locked")
@@ -10213,7 +10210,7 @@ COMMANDS = (
             "cao merge developer-7k2m  # into the branch that is checked out here", (_NAME,)),
     Command("discard", cmd_discard, "remove a worker's worktree and branch, and end it",
             "cao discard developer-7k2m",
-            (_NAME, _flag("--yes", "do not ask, even where it holds work"))),
+            (_NAME, _flag("--yes", "even where it holds what may be nowhere else"))),
     Command("answer", cmd_answer, "answer what a session asks",
             "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
             (_arg("session", nargs="?", help="none: go through all open questions"),

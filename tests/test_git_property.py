@@ -370,7 +370,8 @@ class World:
         seen.append(plain(self.top, "status", "--porcelain", "-z", "-uall"))
         for where in (self.path, self.top):
             git_dir = where / plain(where, "rev-parse", "--git-dir")
-            seen.append([name for name in ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE", "MERGE_MODE")
+            # Not AUTO_MERGE: git leaves that where it refuses to overwrite a changed file.
+            seen.append([name for name in ("MERGE_HEAD", "MERGE_MSG", "MERGE_MODE")
                          if (git_dir / name).exists()])  # fmt: skip
         seen.append({p: p.read_bytes() for p in self.top.rglob("*")
                      if p.is_file() and ".git" not in p.parts})  # fmt: skip
