@@ -940,7 +940,7 @@ class Provider(NamedTuple):
     # over as data; or by "keys" of its dialog. "": by a person, in its terminal.
     asks: str = ""
     always: bool = False  # ... and it takes "always": not again in this session
-    shows: bool = False  # ... and its own dialog stands on the screen meanwhile
+    shows: bool = False  # ... and what a person answers in its dialog meanwhile, it tells nobody
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
@@ -2006,7 +2006,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
-        proven="0.61.0", asks="keys", shows=True,
+        proven="0.61.0", asks="keys",
     ),
     Provider(
         "qwen", "qwen", login="qwen", login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
@@ -2095,7 +2095,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
         busy=r"esc (?:again to )?interrupt|\[retrying", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
-        asks="hook", always=True, shows=True,
+        asks="hook", always=True,
     ),
     Provider(
         "kimi", "kimi", login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
@@ -2156,7 +2156,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"(?m)^ *[⠁-⣿] ",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
-        asks="hook", shows=True,
+        asks="hook",
     ),
     Provider(
         "kiro", "kiro-cli", login="kiro-cli login",
@@ -6294,7 +6294,7 @@ class Watcher(Conversation):
         moved = re.findall(r"[^\W\d_]+", text) != self.still[0]
         for question in list(self.questions.values()):
             if question.where == "hook" and (question.agent or not self.row.shows):
-                continue  # there is no dialog while its hook waits, never for a sub-agent
+                continue  # its hook tells; Claude Code shows none for a sub-agent
             if dialog:
                 self.drawn.add(question.id)
             over = question.id in self.drawn or now - question.asked_at > UNSEEN_S
