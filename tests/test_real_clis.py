@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,6 @@ ESCAPED = {  # what tells of Esc, if not the hook Interrupt
     "qwen": "title",
     "copilot": "transcript",
 }
-GOES_ON = ("kimi", "pi")  # a No is told to the model; with the others it ends the turn
 LAYOUT = "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last"
 
 
@@ -345,23 +345,70 @@ def test_a_worker_hands_off_to_another_real_cli_over_mcp(place, cli, inner, mock
     assert kinds == {1, 2}
 
 
-@pytest.mark.parametrize(("answer", "made"), [("yes", True), ('no: use <make> "clean"', False)])
-def test_a_permission_question_is_reported_and_answered(place, cli, mock_llm, answer, made):
-    # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
-    file = (place.work if cli == "opencode" else place.user) / "asked-for"
-    found = handoff(place, f"real-{cli}", SHELL[cli].format(file=file), code=6)
+COLOURS = {
+    "question": "Which colour?",
+    "header": "Colour",
+    "options": [{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}],
+}
+COLOUR = {"type": "object", "properties": {"colour": {"type": "string", "enum": ["Red", "Blue"]}}}
+ASK = {  # how each CLI's model asks a question of its own; Codex and pi have no tool for that
+    "claude": ("AskUserQuestion", {"questions": [{**COLOURS, "multiSelect": False}]}),
+    "gemini": ("ask_user", {"questions": [{**COLOURS, "type": "choice"}]}),
+    "qwen": ("ask_user_question", {"questions": [{**COLOURS, "multiSelect": False}]}),
+    "kimi": ("AskUserQuestion", {"questions": [COLOURS]}),
+    "copilot": ("ask_user", {"message": "Which colour?", "requestedSchema": COLOUR}),
+    "opencode": ("question", {"questions": [COLOURS]}),
+}
+LONG = " ".join(f"word{n:03}" for n in range(400))
+NO = 'no: use <make> "clean" ü'
+
+
+def asked_by(place, target, task, kind):
+    """Give a task; return the session, its one question and the task, once it has asked."""
+    found = handoff(place, target, task, code=6)
     (ask,) = found["asking"]
-    question = ask["question"]
-    assert question["kind"] == "permission"
-    assert f"touch {file}" in question["text"]
+    assert ask["question"]["kind"] == kind
+    (task,) = found["running"]
+    return ask["session"], ask["question"], task
+
+
+def test_questions_are_shown_whole_and_answered_as_data(place, cli, mock_llm):
+    # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
+    folder = place.work if cli == "opencode" else place.user
+    made, refused = folder / "made", folder / "refused"
+    task = SHELL[cli].format(file=f"{made} # {LONG}")
+    session, question, task = asked_by(place, f"real-{cli}", task, "permission")
+    assert f"touch {made} # {LONG}" in question["text"]
     assert [key for key, _ in question["options"]][:2] == ["yes", "no"]
-    assert not file.exists()
-    place.ok("answer", ask["session"], answer)
-    answered = place.ok("wait", *found["running"])
-    assert answered == "went on\n" or (not made and "The user refused" in answered)
-    assert file.exists() == made
-    if not made:  # the model has the words
-        assert 'use <make> \\"clean\\"' in json.dumps(mock_llm.requests)
+    # It stays open, whatever is drawn there meanwhile.
+    until(lambda: time.time() - question["asked_at"] > cao.SCREEN_S + cao.UNSEEN_S)
+    assert [q["id"] for q in place.state(session)["questions"]] == [question["id"]]
+    assert not made.exists()
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "went on\n"
+    assert made.exists()
+
+    before = len(mock_llm.requests)
+    task = SHELL[cli].format(file=refused)
+    session, question, task = asked_by(place, session, task, "permission")
+    place.ok("answer", session, NO)
+    answered = place.ok("wait", task)
+    assert answered == "went on\n" or "The user refused" in answered
+    assert not refused.exists()
+    sent = json.dumps(mock_llm.requests[before:], ensure_ascii=False)
+    # Codex gives the words to its model as text that is quoted twice.
+    assert "use <make> " + ('\\\\\\\\\\\\\\"clean' if cli == "codex" else '\\"clean') in sent
+    if cli not in ASK:
+        return
+
+    tool, given = ASK[cli]
+    for answer in ("2", "Other words: use 2 tabs & 1 % of it"):
+        task = f"MOCK:tool {tool} {json.dumps(given)};result"
+        session, question, task = asked_by(place, session, task, "question")
+        assert question["text"] == "Which colour?"
+        assert question["options"] == [["1", "Red"], ["2", "Blue"]]
+        place.ok("answer", session, answer)
+        assert {"2": "Blue"}.get(answer, answer) in place.ok("wait", task)
 
 
 @pytest.mark.parametrize("code", [400, 500])
@@ -379,8 +426,9 @@ def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
     if (cli, code) == ("gemini", 500):  # it asks whether to try again
         found = handoff(place, f"real-{cli}", f"MOCK:error {code}", code=6)
         (ask,) = found["asking"]
-        assert [text for _, text in ask["question"]["options"]] == ["Keep trying", "Stop"]
-        place.ok("answer", ask["session"], "Stop")
+        assert ask["question"]["kind"] == "screen"
+        assert re.search("1. Keep trying(.|\\n)*2. Stop", ask["question"]["text"])
+        place.ok("answer", ask["session"], "--key", "2")
         result = json.loads(place.run("wait", "--json", *found["running"]).stdout)["results"][0]
     else:
         result = handoff(place, f"real-{cli}", f"MOCK:error {code}", code=1)["results"][0]
@@ -398,7 +446,7 @@ def test_a_persons_escape_is_seen_and_the_task_goes_on_with_a_message(place, cli
         until(lambda: "again to interrupt" in place.screen(session))
         place.tmux("send-keys", "-t", f"={session}:", "Escape")
     place.until_state(session, "asking")
-    assert place.state(session)["question"]["kind"] == "interrupted"
+    assert [q["kind"] for q in place.state(session)["questions"]] == ["interrupted"]
     source = place.state(session)["evidence"]["interrupted"]
     assert source == ESCAPED.get(cli, "hook:Interrupt")
     place.ok("send", session, "MOCK:say went on")
@@ -498,13 +546,13 @@ def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, cli
     path.write_text(path.read_text().replace("trust: yes\n", ""))
     found = handoff(place, f"real-{cli}", "MOCK:say trusted", code=6)
     (ask,) = found["asking"]
-    assert ask["question"]["kind"] == "trust"
+    assert ask["question"]["kind"] == "screen"
+    assert re.search("(?i)trust this folder", ask["question"]["text"])
     agent = McpClient(place)
-    said = agent.call("answer", session=ask["session"], answer="2")
+    said = agent.call("answer", session=ask["session"], answer="1")
     assert said["isError"]
     agent.close()
-    yes = {"claude": "Yes, I trust this folder", "kimi": "Trust this folder"}
-    place.ok("answer", ask["session"], yes[cli])
+    place.ok("answer", ask["session"], "--key", "1")
     assert place.ok("wait", *found["running"]) == "trusted\n"
 
 
@@ -533,68 +581,24 @@ def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, 
     (place.work / ".github/hooks/hooks.json").write_text(text)
     found = handoff(place, "real-copilot", "MOCK:say trusted", code=6)
     (ask,) = found["asking"]
-    assert ask["question"]["kind"] == "trust"
-    assert ask["question"]["options"][0] == ["1", "Yes"]
+    assert ask["question"]["kind"] == "screen"
+    assert cao.PROVIDERS["copilot"].trusts[0] in ask["question"]["text"]
     assert not mark.exists()
-    place.ok("answer", ask["session"], "Yes")
+    place.ok("answer", ask["session"], "--key", "1")
     assert place.ok("wait", *found["running"]) == "trusted\n"
     assert mark.exists()
 
 
-COLOURS = {
-    "question": "Which colour?",
-    "header": "Colour",
-    "options": [{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}],
-}
-ASK = {  # how each CLI's model asks a question of its own
-    "claude": ("AskUserQuestion", {"questions": [{**COLOURS, "multiSelect": False}]}),
-    "gemini": ("ask_user", {"questions": [{**COLOURS, "type": "choice"}]}),
-    "qwen": ("ask_user_question", {"questions": [{**COLOURS, "multiSelect": False}]}),
-    "kimi": ("AskUserQuestion", {"questions": [COLOURS]}),
-    "copilot": ("ask_user", {
-        "message": "Which colour?",
-        "requestedSchema": {
-            "type": "object",
-            "properties": {"colour": {"type": "string", "enum": ["Red", "Blue"]}},
-        },
-    }),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", list(ASK))
-@pytest.mark.parametrize("answer", ["Blue", "Other words: use 2 tabs & 1 %"])
-def test_a_models_own_question_is_answered_by_an_option_or_by_words(place, mock_llm, name, answer):
-    install(place, name, mock_llm.port)
-    tool, given = ASK[name]
-    found = handoff(place, f"real-{name}", f"MOCK:tool {tool} {json.dumps(given)};result", code=6)
-    (ask,) = found["asking"]
-    assert ask["question"]["kind"] == "question"
-    assert "Which colour?" in ask["question"]["text"]
-    field = next(
-        o for o in (cao.Option(*o) for o in ask["question"]["options"]) if cao.takes_words(o)
-    )
-    refused = place.run("answer", ask["session"], field.key)
-    assert (refused.returncode, "YOUR WORDS" in refused.stderr) == (2, True), refused.stderr
-    place.ok("answer", ask["session"], answer.replace("Other words", field.key))
-    if name == "kimi":  # it asks once more
-        until(
-            lambda: place.state(ask["session"])["question"], lambda q: q and len(q["options"]) == 2
-        )
-        place.ok("answer", ask["session"], "Submit")
-    assert answer.rpartition(": ")[2] in place.ok("wait", *found["running"])
-
-
-def test_a_dialog_that_follows_an_answer_is_asked_too(place, mock_llm):
-    install(place, "opencode", mock_llm.port)
-    task = SHELL["opencode"].format(file=place.work / "always")
-    found = handoff(place, "real-opencode", task, code=6)
-    (ask,) = found["asking"]
-    place.ok("answer", ask["session"], "Allow always")
-    sure = [["1", "Confirm"], ["2", "Cancel"]]
-    until(lambda: place.state(ask["session"])["question"], lambda q: q and q["options"] == sure)
-    place.ok("answer", ask["session"], "Confirm")
-    assert place.ok("wait", *found["running"]) == "went on\n"
-    assert (place.work / "always").exists()
+def test_always_holds_for_the_tool_in_this_session(place, mock_llm):
+    for cli in ("claude", "opencode"):
+        install(place, cli, mock_llm.port)
+        task = SHELL[cli].format(file=place.work / cli)
+        session, question, task = asked_by(place, f"real-{cli}", task, "permission")
+        assert [key for key, _ in question["options"]] == ["yes", "no", "always"]
+        place.ok("answer", session, "always")
+        assert place.ok("wait", task) == "went on\n"
+        again = SHELL[cli].format(file=place.work / cli)
+        assert handoff(place, session, again)["results"][0]["answer"] == "went on"
 
 
 EFFORT = {  # name -> the model for which the mock is asked, and where the effort stands
@@ -621,32 +625,6 @@ def test_the_effort_reaches_the_model(place, mock_llm, name):
     assert {str(effort).lower() for effort in found} == {"low"}
 
 
-@pytest.mark.parametrize("name", ["copilot", "kimi"])
-def test_a_no_may_say_what_to_do_instead(place, mock_llm, name):
-    install(place, name, mock_llm.port)
-    task = SHELL[name].replace("say went on", "result").format(file=place.user / "no")
-    found = handoff(place, f"real-{name}", task, code=6)
-    (ask,) = found["asking"]
-    field = next(
-        o for o in (cao.Option(*o) for o in ask["question"]["options"]) if cao.takes_words(o)
-    )
-    place.ok("answer", ask["session"], f"{field.text}: use 2 tabs, 1 blank")
-    assert "use 2 tabs, 1 blank" in place.ok("wait", *found["running"])
-    assert not (place.user / "no").exists()
-
-
-def test_copilots_question_without_options_takes_words(place, mock_llm):
-    install(place, "copilot", mock_llm.port)
-    form = {"type": "object", "properties": {"colour": {"type": "string"}}}
-    call = json.dumps({"message": "Which colour?", "requestedSchema": form})
-    found = handoff(place, "real-copilot", f"MOCK:tool ask_user {call};result", code=6)
-    (ask,) = found["asking"]
-    assert ask["question"]["options"] == []
-    assert "Which colour?" in ask["question"]["text"]
-    place.ok("answer", ask["session"], "a warm red")
-    assert "a warm red" in place.ok("wait", *found["running"])
-
-
 @pytest.mark.parametrize("trust", ["yes", "no"])
 def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm, trust):
     install(place, "codex", mock_llm.port)
@@ -660,10 +638,11 @@ def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm,
     done = place.run("handoff", "real-codex", "--json", "MOCK:say safe")
     (ask,) = json.loads(done.stdout)["asking"]
     if trust == "no":  # Codex asks for trust where a folder brings settings of its own
-        assert ask["question"]["kind"] == "trust"
+        assert ask["question"]["kind"] == "screen"
+        assert "rust" in ask["question"]["text"]
     else:
         assert "Hooks need review" in ask["question"]["text"]
-        place.ok("answer", ask["session"], "3")
+        place.ok("answer", ask["session"], "--key", "3")
         assert place.ok("wait", *json.loads(done.stdout)["running"]) == "safe\n"
     assert not mark.exists()
 
