@@ -7110,28 +7110,21 @@ def see_through(
     task: str,
     *,
     patient: bool = False,
-    end_if: Callable[[bool], bool] = lambda _done: True,
     on_found: Callable[[Waited], None] = lambda _: None,
     on_look: Callable[[Waited], None] = lambda _: None,
 ) -> Waited:
-    """Wait for a task's result, or, unless patient, for a question; then end its session,
-    if end_if (is it done) says so. on_found hears what comes on the way."""
+    """Wait for a task's result, or, unless patient, for a question. on_found hears what comes
+    on the way: messages and new questions."""
     told: set[str] = set()
-    found = Waited()
-    try:
-        while True:
-            known = set(told)
-            found = boss.await_tasks([task], 1e8, told=told, on_look=on_look)
-            new = [ask for ask in found.asking if ask["question"]["id"] not in known]
-            found = found._replace(asking=tuple(new))
-            if found.results or (found.asking and not patient):
-                return found
-            on_found(found)
-            found.told()
-    finally:
-        done = bool(found.results) and found.results[0].outcome == "done"
-        if end_if(done):
-            boss.end(boss.store.session_of(task))
+    while True:
+        known = set(told)
+        found = boss.await_tasks([task], 1e8, told=told, on_look=on_look)
+        new = [ask for ask in found.asking if ask["question"]["id"] not in known]
+        found = found._replace(asking=tuple(new))
+        if found.results or (found.asking and not patient):
+            return found
+        on_found(found)
+        found.told()
 
 
 def read_flow(file: str) -> str:
@@ -7472,7 +7465,10 @@ class Schedule:
         timeout_s = parse_seconds(flow.timeout)
         options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
         boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
-        found = see_through(boss, record["task"], on_look=lambda _: on_look())
+        try:
+            found = see_through(boss, record["task"], on_look=lambda _: on_look())
+        finally:
+            boss.end(self.store.session_of(record["task"]))
         for ask in found.asking:
             words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=words)
@@ -8602,9 +8598,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
     tell("you hand a task to a supervisor, an agent in a tmux session of its own")
     task = boss.assign("demo", _DEMO, TaskOptions(timeout_s=120))
     try:
-        found = see_through(
-            boss, task, patient=True, end_if=lambda _: False, on_found=answer, on_look=tell_changes
-        )
+        found = see_through(boss, task, patient=True, on_found=answer, on_look=tell_changes)
         tell_changes(found)
     finally:
         boss.end(store.session_of(task))
@@ -8622,18 +8616,23 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Return the evidence for a session's state, as data in the order to read it."""
     view = boss.read_session(name, 5)
     state = boss.store.load_state(name)
-    look, event = (state.get("evidence", {}).get(key) or {} for key in ("look", "event"))
+    look, event = view["evidence"].get("look"), view["evidence"].get("event")
     group = state.get("group") or {}
     pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
     alive = bool(group) and is_running(group)
-    said = f"{event['kind']} by {event['source']}" if event else ""
+    last_event = last_look = ""
+    if event:
+        ago = render_seconds(time.time() - event["at"])
+        last_event = f"{event['kind']} by {event['source']}, {ago} ago"
+    if look:
+        last_look = f"{look['state']} by {look['source']} {look['why']}".strip()
     found: dict[str, Any] = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),
         "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
         "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
-        "last event": said and f"{said}, {render_seconds(time.time() - event['at'])} ago",
-        "last look": f"{look['state']} by {look['source']} {look['why']}".strip() if look else None,
+        "last event": last_event,
+        "last look": last_look,
         "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
         "screen": shorten(view["screen"], 160),
         "held back": state.get("held_back"),
@@ -9217,7 +9216,9 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
 
 def explain_profile(profile: Profile) -> dict[str, Any]:
     """Return what is effective and what is ignored of a profile, as data."""
-    row = PROVIDERS[profile.provider]
+    row, effort = PROVIDERS[profile.provider], profile.effort
+    if effort and not row.program:
+        effort += "  (not passed on)"
     facts: dict[str, Any] = {
         "name": profile.name,
         "from": profile.source,
@@ -9225,8 +9226,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "provider": profile.provider + unproven(profile.provider),
         **{key: str(profile.settings.get(key) or "") for key in _COMMAND_KEYS},
         "model": profile.model,
-        "effort": profile.effort
-        and f"{profile.effort}{'' if row.program else '  (not passed on)'}",
+        "effort": effort,
         **explain_scope(profile),
         "trust": "the folder-trust dialog may be answered" if profile.trust else "",
         "approve": profile.approve,
@@ -9317,7 +9317,7 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
     look = (state.get("evidence") or {}).get("look") or {}
-    row = PROVIDERS[boss.profile(target, current_directory()).provider]
+    row = PROVIDERS[boss.store.find(name).provider]
     boss.end(name)
     result = next(iter(found.results), Result(task, name, "unfinished"))
     signals = {
@@ -9413,12 +9413,10 @@ def shown_on(stream: Any, exact: bool = False) -> Any:
 def _say_error(error: CaoError) -> None:
     print(f"cao: {error.what}", file=sys.stderr)
     if error.fix:
-        fix = re.sub(r"\b[a-z]+_[a-z]+\b", _shell_word, error.fix)
+        fix = error.fix
+        for tool, command in _COMMAND_OF.items():
+            fix = fix.replace(tool, command)
         print(f"     try: {fix}", file=sys.stderr)
-
-
-def _shell_word(match: re.Match[str]) -> str:
-    return _COMMAND_OF.get(match[0], match[0])
 
 
 # The verbs' errors name tools: what a shell has in their place.
@@ -9470,12 +9468,12 @@ def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any])
         asking.close()
 
 
-def await_tools(store: Store, name: str, most_s: float = 5.0) -> None:
-    """Wait until the session's CLI has asked our MCP server for its tools."""
+def await_tools(store: Store, name: str) -> None:
+    """Wait, for 5 s at most, until the session's CLI has asked our MCP server for its tools."""
     listed = store.launch_file(name, "tools-listed")
     if os.path.exists(listed):
         return
-    wake, until = Wake(store), time.monotonic() + most_s
+    wake, until = Wake(store), time.monotonic() + 5.0
     try:
         wake.listen(name)
         while not os.path.exists(listed) and time.monotonic() < until:
@@ -9591,9 +9589,8 @@ def _report(ask: Ask, found: Waited) -> int:
             words = result.answer if alone else render_result(result)
             print(words, file=sys.stdout if done else sys.stderr)
         _say_found(found)
-    if sys.stdout:  # it may be closed; else this raises where it could not be printed
-        sys.stdout.flush()
-        found.told()
+    sys.stdout.flush()  # raises where it could not be printed
+    found.told()
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
     if found.asking:
         return EXIT_ASKING
@@ -9627,13 +9624,15 @@ def cmd_handoff(ask: Ask) -> int:
 
 def _progress(ask: Ask, still_wanted: Callable[[], None]) -> Callable[[str], None]:
     """Return what prints a session's state on stderr, when it has changed."""
-    seen, started = [""], time.monotonic()
+    started, seen = time.monotonic(), ""
 
     def tell(session: str) -> None:
+        nonlocal seen
         still_wanted()
         words = ask.boss.render_progress(session)
-        if re.sub(r"[^\w ]", "", words) != seen[0]:  # a spinner is no news
-            seen[0] = re.sub(r"[^\w ]", "", words)
+        news = re.sub(r"[^\w ]", "", words)  # a spinner is none
+        if news != seen:
+            seen = news
             print(f"cao: {time.monotonic() - started:5.1f} s  {words}", file=sys.stderr)
 
     return tell
@@ -9677,15 +9676,19 @@ def cmd_run(ask: Ask) -> int:
             ask.boss,
             task,
             patient=os.isatty(0) and os.isatty(2),
-            end_if=lambda done: made and (done or not kept),
             on_found=_say_found,
             on_look=lambda _: tell(session),
         )
-    except KeyboardInterrupt:
-        if kept or not made:
+    except BaseException:
+        if made and not kept:
+            ask.boss.end(session)
+        else:
             ask.boss.stop_session(session, True)
         _say_kept(ask, session)
         raise
+    done = bool(found.results) and found.results[0].outcome == "done"
+    if made and (done or not kept):
+        ask.boss.end(session)
     for one in found.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
         way = "--permissions edits, auto or all"
