@@ -555,6 +555,15 @@ def is_listed(name: str, patterns: Iterable[Any]) -> bool:
     return any(name.startswith(p[:-1]) if p[-1:] == "*" else name == p for p in known)
 
 
+def sha256_of(content: str | bytes) -> str:
+    """Return the hash of a text or of bytes, in hexadecimal."""
+    import hashlib
+
+    if isinstance(content, str):
+        content = content.encode(errors="surrogatepass")
+    return hashlib.sha256(content).hexdigest()
+
+
 def one_line(value: Any) -> str:
     """Return a value as one printable line, whole."""
     return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
@@ -3065,23 +3074,25 @@ def _listdir(path: str) -> list[str]:
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)
 
 
-def open_regular(path: str, errors: str = "surrogatepass") -> Any:
-    """Open a text file to read. Raises FileNotFoundError where there is none, ValueError for
-    what cannot be read as a file: a directory, a FIFO (which would block), a link to itself,
-    what is larger than any file of ours."""
+def read_regular(path: str, errors: str = "surrogatepass") -> str:
+    """Return a file's text. Raises FileNotFoundError where there is none, ValueError for what
+    cannot be read as a file: a directory, a FIFO (which would block), a link to itself, what is
+    larger than any file of ours."""
+
+    def open_at_once(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except NotADirectoryError as error:
+        with open(path, encoding="utf-8", errors=errors, opener=open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+                return file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno in _PASSING:
+        if error.errno in _PASSING:
             raise
-        raise ValueError(f"{path}: {error.strerror}") from error
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
-        os.close(fd)
-        raise ValueError(f"{path} is no file")
-    return open(fd, encoding="utf-8", errors=errors)
+    raise ValueError(f"{path} cannot be read as a file")
 
 
 def written_at(path: str) -> float:
@@ -3165,22 +3176,21 @@ class Store:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
                 file.write(text)
-                if durable and text:
+                if durable:
                     file.flush()
                     os.fsync(file.fileno())
             (os.link if once else os.rename)(temporary, path)
             placed = True
-            if once:
-                os.unlink(temporary)
             if durable:
                 self._sync_folder(folder)
+        except FileExistsError:
+            raise
         except OSError as error:
-            _unlink(temporary)
-            if once and isinstance(error, FileExistsError):
-                raise
             if placed:  # who is told that it failed may do it again
                 _unlink(path)
             raise _not_written(path, error) from error
+        finally:
+            _unlink(temporary)
 
     @staticmethod
     def _sync_folder(folder: str) -> None:
@@ -3197,8 +3207,7 @@ class Store:
         permission, too large) is moved to quarantine/ and logged: never deleted, never fatal.
         """
         try:
-            with open_regular(path) as file:
-                found = json.load(file)
+            found = json.loads(read_regular(path))
             if isinstance(found, dict):
                 return found
         except FileNotFoundError:
@@ -3219,19 +3228,17 @@ class Store:
             return None
         types = kind.__annotations__
         values = {name: _tuples(value) for name, value in found.items() if name in types}
-        wrong = [
-            n for n, v in values.items() if not isinstance(v, _JSON_TYPES.get(types[n], object))
-        ]
-        if not wrong:
-            try:
-                return kind(**values)
-            except TypeError:  # a field that must be there is not
-                pass
+        try:
+            record = kind(**values)
+            if all(isinstance(v, _JSON_TYPES.get(types[n], object)) for n, v in values.items()):
+                return record
+        except TypeError:  # a field that must be there is not
+            pass
         self._quarantine(path)
         return None
 
     def _quarantine(self, path: str) -> None:
-        name = os.fsdecode(os.fsencode(os.path.basename(path))[:100])  # it gets longer
+        name = os.path.basename(path)[:50]  # it gets longer
         kept = f"{self.home}/quarantine/{name}.{time.time_ns()}{random_letters()}"
         try:
             os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
@@ -3242,9 +3249,9 @@ class Store:
             sys.stderr.write(f"cao: {path} cannot be read, nor moved away: {error.strerror}\n")
             return
         sys.stderr.write(f"cao: {path} cannot be read; moved to {kept}\n")
-        parts = path[len(self.home) :].split("/")
-        if parts[1:2] == ["sessions"] and NAME.match(parts[2]):
-            self.log(parts[2], "quarantined", file="/".join(parts[3:]), kept=kept)
+        name, _, file = os.path.relpath(path, f"{self.home}/sessions").partition("/")
+        if NAME.match(name):
+            self.log(name, "quarantined", file=file, kept=kept)
 
     # ---- sessions ----
 
@@ -3310,7 +3317,7 @@ class Store:
         """Enter a session into the list of the living, or take it out."""
         path = f"{self.home}/live/{name}"
         if alive:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self.write(path, "", tmp=self.home)
         else:
             _unlink(path)
 
@@ -3647,7 +3654,7 @@ class Store:
             pass  # no room: it is only for show
 
     def unanswered(self, name: str) -> list[str]:
-        """Return the ids of the tasks a session took and has no result of, the slow way."""
+        """Return the ids of the tasks a session took and has no result of."""
         entries = _listdir(f"{self.folder(name)}/inbox/cur")
         done = set(self.results(name))
         tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
@@ -3672,8 +3679,7 @@ class Store:
     def read_text(self, path: str) -> str:
         """Return a file's text, "" where there is none, or something else in its place."""
         try:
-            with open_regular(path, errors="replace") as file:
-                return str(file.read())
+            return read_regular(path, "replace")
         except (FileNotFoundError, ValueError):
             return ""
 
@@ -3798,12 +3804,10 @@ def find_repository(folder: str) -> tuple[str, str]:
 
 def read_profile(path: str) -> tuple[bytes, str]:
     """Return what is in a profile's file, read once, and its hash."""
-    import hashlib
-
     content = read_file(path)
     if content is None:
         raise CaoError(f"{path} cannot be read, or is no file", "mend or remove it")
-    return content, hashlib.sha256(content).hexdigest()
+    return content, sha256_of(content)
 
 
 def decode_profile(content: bytes, name: str, path: str) -> Profile:
@@ -3977,12 +3981,11 @@ class Sessions:
             return {"state": "ended", "since": 0.0, "why": "its folder is gone"}
         state = self.store.load_state(name)
         if state.get("state") == "ended":
-            self._sweep(name, state)
-            return state
-        if self.store.is_locked(name):
+            if not _listdir(f"{self.store.folder(name)}/inbox/new"):
+                return state
+        elif self.store.is_locked(name):
             return self._known_state(name)  # again: it may have changed while we looked
-        fresh = state.get("state") == "starting" and "group" not in state  # no runner's word yet
-        if fresh and self._is_coming(name, state):
+        elif self._is_coming(name, state):
             return state
         self.bury(name)
         return self._known_state(name)
@@ -3998,6 +4001,8 @@ class Sessions:
 
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
         """Tell whether a session that has no lock yet may still get it."""
+        if state.get("state") != "starting" or "group" in state:
+            return False  # its runner was there
         runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
         age_s = time.time() - state["since"]
         if not runner and age_s < STARTING_S:
@@ -4031,19 +4036,15 @@ class Sessions:
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
         found: list[str] = []
-        while above := self._supervisor_of(name):
-            name = above
+        while name:
+            if name not in self._above:  # it never changes, so it is read once
+                session = self.store.peek(name)
+                if not session:
+                    break
+                self._above[name] = session.supervisor
+            name = self._above[name]
             found.append(name)
-        return found
-
-    def _supervisor_of(self, name: str) -> str:
-        """Return who is directly above a session; it never changes, so it is read once."""
-        if name not in self._above:
-            session = self.store.peek(name)
-            if not session:
-                return ""
-            self._above[name] = session.supervisor
-        return self._above[name]
+        return [above for above in found if above]
 
     def view(self, name: str) -> dict[str, Any]:
         """Return what there is to say of a session, as data. Raises NotFoundError."""
@@ -4096,26 +4097,19 @@ class Sessions:
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def _sweep(self, name: str, state: dict[str, Any]) -> None:
-        """Answer what an ended session's inbox still holds: who did that was killed at it."""
-        if not _listdir(f"{self.store.folder(name)}/inbox/new"):
-            return
-        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
-        if lock is not None:
-            how = ("lost", "runner_died") if state.get("why") == "lost" else ("stopped", "stopped")
-            self.answer_all(name, {"state": "ended"}, *how, "the session has ended")
-            os.close(lock)
-
     def bury(self, name: str) -> None:
         """Do for a session what its dead runner no longer can: end what is left of its
         CLI, answer its tasks `lost`, report its messages, end its workers."""
-        path = f"{self.store.folder(name)}/lock"
-        lock = self.store.lock_alone(path)
+        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
         if lock is None:
             return  # a runner, or another who buries, has it
         try:
             state = self.store.load_state(name)
-            if state.get("state") == "ended":
+            if state.get("state") == "ended":  # who answered its inbox was killed at it
+                how = ("stopped", "stopped")
+                if state.get("why") == "lost":
+                    how = ("lost", "runner_died")
+                self.answer_all(name, {}, *how, "the session has ended")
                 return
             self.store.mend_log(name)
             group = state.get("group") or {}
@@ -4152,11 +4146,8 @@ class Sessions:
         base: Result | None = None,
     ) -> None:
         """Give every unfinished task of a session its result, and report its messages."""
-        ids = [state["task_message"]] if state.get("task_message") else []
-        ids += self.store.unanswered(name) if not state else ()  # the state itself was torn
-        held = [m for i in dict.fromkeys(ids) if (m := self.store.taken(name, i)) is not None]
-        waiting = self.store.waiting(name)
-        for message in {m.id: m for m in (*held, *waiting)}.values():
+        at_work = [self.store.taken(name, entry) for entry in self.store.unanswered(name)]
+        for message in filter(None, (*at_work, *self.store.waiting(name))):
             if message.kind == "task":
                 started = message.id == state.get("task_message")
                 result = (base or Result("", name, outcome))._replace(
@@ -4321,38 +4312,34 @@ class Launcher(Sessions):
         origin = inside = ""
         if said if wanted is None else wanted:
             origin, inside = worktree_start(cwd)
-        with FileLock(f"{self.store.home}/lock"):
-            self._make_room()
-            name = self.store.new_folder(render_slug(profile.name) or "agent")
-            session = Session(
-                name,
-                "agent",
-                profile.name,
-                profile.provider,
-                cwd,
-                "" if top else self.caller.name,
-                depth,
-                time.time(),
-                (profile.keep if options.keep is None else options.keep) or top,
-                profile.approve,
-                seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
-                seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
-                new_uuid(),
-            )
-            if origin:
-                place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
-                session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
-            # The session's own lock: with this state, it is lost as soon as that is free.
-            making = self.store.lock_alone(f"{self.store.folder(name)}/lock")
-            assert making is not None
-            try:
+        name = self.store.new_folder(render_slug(profile.name) or "agent")
+        session = Session(
+            name,
+            "agent",
+            profile.name,
+            profile.provider,
+            cwd,
+            "" if top else self.caller.name,
+            depth,
+            time.time(),
+            (profile.keep if options.keep is None else options.keep) or top,
+            profile.approve,
+            seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
+            seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
+            new_uuid(),
+        )
+        if origin:
+            place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
+            session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
+        # The session's own lock: with this state, it is lost as soon as that is free.
+        making = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        assert making is not None
+        try:
+            with FileLock(f"{self.store.home}/lock"):
+                self._make_room()
                 self.store.create(session)
                 self.store.save_state(name, {**fresh_state(), "since": 0.0})
                 self.store.set_live(name, True)
-            except BaseException:
-                self.forget(name)
-                raise
-        try:
             if origin:
                 add_worktree(self.store, session)  # slow: others must be able to launch meanwhile
             self.store.save_state(name, fresh_state())
@@ -4394,44 +4381,49 @@ class Launcher(Sessions):
         provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
         cao = install_copy(self.store)
         note = WORKER_NOTE if session.supervisor else SUPERVISOR_NOTE
-        system = note.format(name=name, supervisor=session.supervisor)
-        notes = [WORKTREE_NOTE.format(branch=session.worktree)] if session.worktree else []
+        notes = [profile.prompt, note.format(name=name, supervisor=session.supervisor)]
+        if session.worktree:
+            notes.append(WORKTREE_NOTE.format(branch=session.worktree))
         if lacks := [TOOL_WORDS[word] for word in lacking(profile)]:
             notes.append(SCOPE_NOTE.format(", ".join(lacks)))
-        system = "\n\n".join(filter(None, (profile.prompt, system, *notes)))
-        mcp_env = {
-            "CAO_HOME": self.store.home,
-            "CAO_SESSION": name,
-            "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S),
-        }
-        for key in PASSED_ON:
-            if os.environ.get(key):
-                mcp_env[key] = os.environ[key]
+        system = "\n\n".join(filter(None, notes))
+        cao_env = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
+        cao_env.update(CAO_HOME=self.store.home, CAO_SESSION=name)
         # A worker's own environment has the home of its own of its CLI in it: not the user's.
         above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
-        env = {**worker_environment(provider, profile.settings, above), **mcp_env}
-        del env["CAO_CALL_CEILING_S"]
-        who = (name, f"{folder}/launch", session.cwd, profile, system)
-        ways = ((*cao, "hook", folder), (*cao, "mcp"), mcp_env)
-        launch = Launch(*who, *ways, session.conversation, resume)
+        env = {**worker_environment(provider, profile.settings, above), **cao_env}
+        launch = Launch(
+            name,
+            f"{folder}/launch",
+            session.cwd,
+            profile,
+            system,
+            (*cao, "hook", folder),
+            (*cao, "mcp"),
+            {**cao_env, "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)},
+            session.conversation,
+            resume,
+        )
         home = provider.home_in(env)
         own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
         files = {"system.md": system, **provider.files(launch._replace(own=own, env=env))}
         files["env.json"] = env
         files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
-        for file, text in files.items():
+
+        def place(file: str) -> str:
             path = self.store.launch_file(name, file)
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            self.store.write(path, text if isinstance(text, str) else dump(text))
+            return path
+
+        for file, text in files.items():
+            self.store.write(place(file), text if isinstance(text, str) else dump(text))
         for link in provider.links:
-            path = self.store.launch_file(name, f"{provider.shadow}/{link}")
+            path = place(f"{provider.shadow}/{link}")
             if os.path.exists(f"{home}/{link}") and not os.path.lexists(path):
-                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
                 os.symlink(f"{home}/{link}", path)
         self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        argv = [*cao, "run-session", name]
-        pid = self._new_pane(name, session.cwd, argv)
+        pid = self._new_pane(name, session.cwd, [*cao, "run-session", name])
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def _new_pane(self, name: str, cwd: str, argv: Sequence[str]) -> int:
@@ -4566,12 +4558,7 @@ class Orchestrator(Launcher):
         self._check_text(task)
         if not options.request_id:
             return self._assign(target, task, options)
-        import hashlib
-
-        request = hashlib.sha256(
-            f"{target}\0{options.request_id}".encode(errors="surrogatepass")
-        ).hexdigest()[:32]
-        text_sha = hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()
+        request, text_sha = sha256_of(f"{target}\0{options.request_id}")[:32], sha256_of(task)
         path = f"{self.store.folder(self.caller.name)}/requests/{request}"
 
         def named(name: str) -> None:  # before the task is put: killed in between, it is put again
@@ -4903,14 +4890,14 @@ class Orchestrator(Launcher):
         asked = [question["kind"] for question in state.get("questions") or ()]
         if state.get("state") == "idle" or asked == ["interrupted"]:
 
-            def step(state: dict[str, Any]) -> str:
+            def delivery(state: dict[str, Any]) -> dict[str, Any]:
                 last = state.get("delivery") or {}
-                return str(last.get("step") or "") if message.id in last.get("messages", ()) else ""
+                return last if message.id in last.get("messages", ()) else {}
 
-            state = self.control(target, {}, lambda s: step(s) == "taken", wait_s)
-            receipt["step"] = step(state) or "queued"
-            if step(state) == "taken":
-                receipt["exact"] = (state.get("delivery") or {}).get("exact")
+            state = self.control(target, {}, lambda s: delivery(s).get("step") == "taken", wait_s)
+            receipt["step"] = delivery(state).get("step") or "queued"
+            if receipt["step"] == "taken":
+                receipt["exact"] = delivery(state).get("exact")
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
@@ -5036,20 +5023,19 @@ class Orchestrator(Launcher):
         self.check_mine(name)
         state = self.state_of(name)
         if state["state"] == "ended":
-            return {"session": name, "state": "ended", "did": "nothing: it had ended"}
-        if interrupt:
-            if state["state"] not in ("working", "asking"):
-                did = "nothing: no turn was running"
-                return {"session": name, "state": state["state"], "did": did}
+            did = "nothing: it had ended"
+        elif not interrupt:
+            self.end(name)
+            state = self.state_of(name)
+            did = "ended" if state["state"] == "ended" else "told to end, and is still at it"
+        elif state["state"] not in ("working", "asking"):
+            did = "nothing: no turn was running"
+        else:
             order = {"cao": "interrupt"}
             state = self.control(name, order, lambda s: s.get("state") == "idle", 8.0)
             idle = state.get("state") == "idle"
             did = "interrupted" if idle else "interrupt was sent, still working"
-            return {"session": name, "state": state.get("state"), "did": did}
-        self.end(name)
-        state = self.state_of(name)
-        did = "ended" if state["state"] == "ended" else "told to end, and is still at it"
-        return {"session": name, "state": state["state"], "did": did}
+        return {"session": name, "state": state.get("state"), "did": did}
 
 
 class Asking:
@@ -9469,11 +9455,11 @@ def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any])
 
 
 def await_tools(store: Store, name: str) -> None:
-    """Wait, for 5 s at most, until the session's CLI has asked our MCP server for its tools."""
+    """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools."""
     listed = store.launch_file(name, "tools-listed")
     if os.path.exists(listed):
         return
-    wake, until = Wake(store), time.monotonic() + 5.0
+    wake, until = Wake(store), time.monotonic() + 15.0
     try:
         wake.listen(name)
         while not os.path.exists(listed) and time.monotonic() < until:
