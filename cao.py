@@ -3934,12 +3934,23 @@ arrives here by itself as a message that begins "Result of TASK"; list_sessions 
 there is."""
 
 
-class Sessions:
-    """Owns the truth about sessions: which live, what their state is, and the burial of
-    those whose runner is dead. Keeps nothing but the lock watchers of this process."""
+def fresh_state() -> dict[str, Any]:
+    """Return the state of a session before the first word of its runner."""
+    return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+
+class Orchestrator:
+    """The verbs, for one caller: what the tools and the commands are made of.
+
+    Owns the truth about sessions: which live, what their state is, and the burial of those
+    whose runner is dead. Keeps nothing but the lock watchers of this process.
+
+    In this order: truth, the dead, ends and orders; starting sessions, what was given;
+    giving work, what a person allows, waiting, talking, watching, ending.
+    """
+
+    def __init__(self, store: Store, caller: Caller) -> None:
+        self.store, self.caller = store, caller
         self._watched: set[str] = set()
         self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
@@ -4254,18 +4265,7 @@ class Sessions:
         finally:
             wake.close()
 
-
-def fresh_state() -> dict[str, Any]:
-    """Return the state of a session before the first word of its runner."""
-    return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
-
-
-class Launcher(Sessions):
-    """Starts sessions: makes their folder under the caps, hands over what the CLI needs."""
-
-    def __init__(self, store: Store, caller: Caller) -> None:
-        super().__init__(store)
-        self.caller = caller
+    # ---- starting sessions ----
 
     def profile(self, name: str, cwd: str, permissions: str = "") -> Profile:
         """Return a profile as the caller may use it: clipped by the grants of those above.
@@ -4542,10 +4542,6 @@ class Launcher(Sessions):
             return False
         self.store.discharge(self.caller.name, task)
         return True
-
-
-class Orchestrator(Launcher):
-    """The verbs, for one caller: what the tools and the commands are made of."""
 
     # ---- giving work ----
 
@@ -5538,7 +5534,7 @@ class Conversation:
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
         kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
-        self.boss = Sessions(store)
+        self.boss = Orchestrator(store, Caller(""))
         self.launch = Launch(**{**kept, "profile": self.boss.launched(session.name)})
         self.row = PROVIDERS[session.provider]
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
@@ -9247,7 +9243,9 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
         program = find_tmux()
         state = "broken"
         version = check_tmux(program)
-        Sessions(store).tmux.pane_of("doctor")  # TmuxError where its socket cannot be reached
+        Orchestrator(store, Caller("")).tmux.pane_of(
+            "doctor"
+        )  # TmuxError where its socket cannot be reached
         rows.append(["tmux", "ok", f"{version}  {program}"])
         good = True
     except CaoError as error:

@@ -221,7 +221,7 @@ def test_a_runner_that_is_slow_to_take_its_lock_is_not_lost(place, monkeypatch):
     session, task = assign(place, "demo: say it came")
     until(fired.exists)
     monkeypatch.setattr(cao, "STARTING_S", 0.0)
-    assert cao.Sessions(place.store).state_of(session)["state"] == "starting"
+    assert cao.Orchestrator(place.store, cao.Caller("")).state_of(session)["state"] == "starting"
     fired.unlink()
     assert place.ok("wait", task) == "it came\n"
 
