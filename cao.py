@@ -5060,7 +5060,7 @@ class Asking:
     def wait(self) -> dict[str, Any]:
         """Return the answer once there is one, {} where the runner is gone."""
         lock = f"{self.store.folder(self.name)}/lock"
-        Sessions(self.store).when_free(lock, self.wake.poke)
+        Orchestrator(self.store, Caller("")).when_free(lock, self.wake.poke)
         while True:
             reply = self.reply()
             if reply is not None:
@@ -5526,10 +5526,36 @@ def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Mess
     return chosen
 
 
-class Conversation:
-    """Owns what has happened in one session and what it means: its phase, the open task,
-    the turn, the question, and the results. The state machine of one session; it presses
-    no key and knows no loop."""
+def rare_look_s(since: float) -> float:
+    """Return how long to wait for the next look: a twentieth of what was waited since then."""
+    return min(LOOK_S, max(0.05, (time.time() - since) / 20))
+
+
+def look_until(look: Callable[[], Any], looks: int) -> Any:
+    """Return what a look at a screen gives once that is true, else what the last one gave.
+
+    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
+    no clock ends this.
+    """
+    for _ in range(looks):
+        if found := look():
+            return found
+        select.select([], [], [], 0.02)
+    return look()
+
+
+# By a runner: it may write to a terminal of which its CLI is the foreground.
+_IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
+
+
+class Runner:
+    """The process of one session: its CLI, its loop, every key that is typed.
+
+    It owns what has happened in the session and what that means: the phase, the open task, the
+    turn, the questions, the delivery on its way. Each round reads what happened (events, the
+    child, the inbox), looks where no event exists, decides, and waits. Nothing here knows MCP
+    or the command line.
+    """
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
@@ -6074,11 +6100,6 @@ class Conversation:
         except CaoError:
             return ""
 
-
-class Watcher(Conversation):
-    """Looks where no event exists, and for the second sign of what an event said: the
-    state file, the transcript, the screen. Presses no key."""
-
     def _status(self) -> Look:
         """Read the CLI's own state file, or its pane's title, where it has one."""
         if self.row.status:
@@ -6369,36 +6390,6 @@ class Watcher(Conversation):
         """Return how many lines the pane's history has, and how many tmux keeps of it."""
         size, most = self.boss.tmux.ask(self.pane, "#{history_size} #{history_limit}").split()
         return int(size), int(most)
-
-
-def rare_look_s(since: float) -> float:
-    """Return how long to wait for the next look: a twentieth of what was waited since then."""
-    return min(LOOK_S, max(0.05, (time.time() - since) / 20))
-
-
-def look_until(look: Callable[[], Any], looks: int) -> Any:
-    """Return what a look at a screen gives once that is true, else what the last one gave.
-
-    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
-    no clock ends this.
-    """
-    for _ in range(looks):
-        if found := look():
-            return found
-        select.select([], [], [], 0.02)
-    return look()
-
-
-# By a runner: it may write to a terminal of which its CLI is the foreground.
-_IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
-
-
-class Runner(Watcher):
-    """The process of one session: its CLI, its loop, every key that is typed.
-
-    Each round reads what happened (events, the child, the inbox), looks where no event
-    exists, decides, and waits. Nothing here knows MCP or the command line.
-    """
 
     # ---- life ----
 
