@@ -602,6 +602,7 @@ def wrap_columns(line: str, columns: int) -> list[str]:
 
 
 def letter_columns(letter: str) -> int:
+    """Return how many columns of a terminal a letter takes: 0, 1 or 2."""
     from unicodedata import category, east_asian_width
 
     if category(letter) in ("Mn", "Me", "Cf"):
@@ -5548,6 +5549,9 @@ def look_until(look: Callable[[], Any], looks: int) -> Any:
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 
 
+_MOVING = re.compile(r"[\d⠁-⣿]")  # in a dialog too: a clock, a spinner
+
+
 class Runner:
     """The process of one session: its CLI, its loop, every key that is typed.
 
@@ -5591,7 +5595,7 @@ class Runner:
         self.tried: set[str] = set()  # ... and of those we have answered ourselves
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
-        self.still: tuple[list[str], float] = ([], 0.0)  # the screen's words, since when
+        self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, since when
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
         self.ordered, self.pressed_at = "", 0.0  # we interrupt: "interrupted" or "timeout"
         self.idle_looks = self.signal = 0
@@ -6268,14 +6272,17 @@ class Runner:
         of work, and nothing has moved for some seconds (but a clock or a spinner)."""
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
-        words = re.findall(r"[^\W\d_]+", text)
+        picture = _MOVING.sub("", text)
         busy = state == "busy" or (self.row.busy and re.search(self.row.busy, text))
         typing = not self.row.composer or parse_draft(screen, self.row.composer) is not None
-        if typing or busy or not words:
-            self.still = ([], now)
-        elif words != self.still[0]:
-            self.still = (words, now)
-        elif now - self.still[1] >= SCREEN_S:
+        # A first screen is drawn in steps, which take long where a machine is busy.
+        known = self.begun or (self.row.trusts[0] and self.row.trusts[0] in text)
+        wait_s = SCREEN_S if known else 3 * SCREEN_S
+        if typing or busy or not picture.strip():
+            self.still = ("", now)
+        elif picture != self.still[0]:
+            self.still = (picture, now)
+        elif now - self.still[1] >= wait_s:
             if self.phase == "starting" and re.search(r"(?i)\b(sign in|log ?in)\b", text):
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
                 return True
@@ -6294,7 +6301,7 @@ class Runner:
         dialog = calm and parse_draft(screen, self.row.composer) is None
         if self.row.tells_state():
             dialog = look.state == "asking" or (look.state == "unknown" and dialog)
-        moved = re.findall(r"[^\W\d_]+", text) != self.still[0]
+        moved = _MOVING.sub("", text) != self.still[0]
         for question in list(self.questions.values()):
             if question.where == "hook" and (question.agent or not self.row.shows):
                 continue  # its hook tells; Claude Code shows none for a sub-agent
@@ -9425,7 +9432,8 @@ def cmd_hook(argv: Sequence[str]) -> int:
         store.put_event(folder, json.dumps(payload))
         if argv[1:] == ["await-tools"]:
             await_tools(store, name)
-    except Exception as error:  # noqa: BLE001 - Copilot would take our failure for a "no"
+    # Copilot takes the failure of a hook for a "no": whatever a strange payload leads to.
+    except (CaoError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         print(f"cao hook: {error}", file=sys.stderr)
     return 0
 

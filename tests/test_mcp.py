@@ -1343,7 +1343,7 @@ def test_the_tools_are_those_of_the_design_always_in_the_same_order(connect):
         ("wait", ["tasks", "all", "timeout_s"]),
         ("list_sessions", ["all"]),
         ("read_session", ["session", "lines"]),
-        ("answer", ["session", "answer"]),
+        ("answer", ["session", "answer", "question"]),
         ("stop_session", ["session", "interrupt"]),
     ]  # fmt: skip
 

@@ -358,7 +358,7 @@ def test_the_picture_of_watch_is_what_watch_shows(place, request):
     request.addfinalizer(shown.close)
     shown.sees("(?s)^cao  2 working  1 asking  1 done.*asks: Bash")
     shown.press("Tab")
-    seen = shown.sees("(?s)^  always: in.*^enter attach")
+    seen = shown.sees("(?s)^  always: the same.*^enter attach")
     (picture,) = [text for text in blocks("text") if text.startswith("cao  ")]
     folder = str(place.work)
     assert without_what_varies(seen, folder) == without_what_varies(picture, folder)
