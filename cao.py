@@ -1283,7 +1283,9 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     questions = questions_in(payload)
     lines = words.split("\n", max(0, len(questions) - 1))  # one question takes all of them
     replies = dict(zip((question for question, _ in questions), lines))
-    name, message = payload.get("hook_event_name"), words or "The user refused this."
+    name, message = payload.get("hook_event_name"), words
+    if answer == "no" and not words:
+        message = "The user refused this."
     if questions:
         said = "; ".join(f"{q} = {a}" for q, a in replies.items()) if questions[1:] else words
         message = f"The user answered: {said}"

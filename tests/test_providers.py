@@ -577,8 +577,8 @@ def denied_before(reason):
 WORDS = 'use "b" <c>\nü'
 ONE = asks(("Which colour?", ["Red", "Blue"]))
 TWO = asks(("Which colour?", ["Red"]), ("Which\nparts?", []))
-SESSION_RULE = {"type": "addRules", "rules": [{"toolName": "Bash"}], "behavior": "allow",
-                "destination": "session"}  # fmt: skip
+SESSION_RULE = {"type": "addRules", "rules": [{"toolName": "Bash", "ruleContent": "touch x"}],
+                "behavior": "allow", "destination": "session"}  # fmt: skip
 
 
 def claude_answers(asked, **answers):
@@ -598,12 +598,12 @@ def claude_answers(asked, **answers):
          decided(behavior="allow", updatedPermissions=[SESSION_RULE])),
         ("copilot", permission(), "yes", "", {"behavior": "allow"}),
         ("copilot", permission(), "no", WORDS, {"behavior": "deny", "message": WORDS}),
-        *((name, permission(), "yes", "", {"answer": "yes", "message": "The user refused this."})
+        *((name, permission(), "yes", "", {"answer": "yes", "message": ""})
           for name in ("opencode", "pi", "demo")),
         *((name, permission(), "no", WORDS, {"answer": "no", "message": WORDS})
           for name in ("opencode", "pi", "demo")),
         ("opencode", permission(), "always", "",
-         {"answer": "always", "message": "The user refused this."}),
+         {"answer": "always", "message": ""}),
         # a question of the model's: as data where the CLI takes data
         ("claude", {**permission(), **ONE}, "words", "Blue",
          claude_answers(ONE, answers={"Which colour?": "Blue"})),
@@ -1388,3 +1388,19 @@ def test_a_row_passes_the_effort_on(name):
     launch = cao.Launch("p-2222", "/l", "/w", profile, "sys", ("h",), ("m",), {}, "id")
     said = repr((row.argv(launch), row.files(launch), row.env(launch)))
     assert "very-high" in said.lower()
+
+
+# ---- sub-agents ----
+
+
+@pytest.mark.parametrize("who", [{"agent_id": "a1"}, {"agentId": "a1"}])
+def test_of_a_sub_agent_only_what_it_asks_is_heard(who):
+    assert hook("Stop", last_assistant_message="not the agent's", **who) is None
+    assert hook("UserPromptSubmit", prompt="not a person's", **who) is None
+    assert hook("PermissionRequest", tool_name="Bash", tool_input={"command": "x"}, **who)
+    assert hook("Stop", last_assistant_message="its own", agent_id="main").text == "its own"
+
+
+def test_always_is_not_offered_where_the_rule_would_allow_more_than_was_asked():
+    payload = {"tool_name": "Bash", "tool_input": {"command": "touch z*"}}
+    assert [option.key for option in cao.options_of(CLAUDE, payload)] == ["yes", "no"]

@@ -304,14 +304,7 @@ def test_a_result_that_could_not_be_told_is_kept_and_told_the_next_time(store):
 
 @pytest.mark.parametrize(
     ("call", "nth"),
-    [
-        ("open", 1),
-        ("fsync", 1),
-        ("rename", 1),
-        ("fsync", 2),
-        ("open", 3),
-        ("rename", 2),
-    ],
+    [("open", 1), ("fsync", 1), ("rename", 1), ("fsync", 2), ("open", 3), ("rename", 2)],
 )
 def test_a_task_that_cannot_be_given_was_not_given(store, monkeypatch, call, nth):
     before = files(store.home)
