@@ -13,13 +13,20 @@ a file. `cao mcp` serves any MCP client on stdio; the same verbs are shell comma
     a person, CI, cron: cao handoff …               └───── cao hook <folder> ◄───┘
 
 A handoff, from the call to the answer: McpServer reads the line -> a tool row calls
-Orchestrator.assign -> Store puts a message into the worker's inbox -> the worker's Runner
-takes it and types it -> the CLI's hooks become events -> the Runner writes the result and
-puts it into the supervisor's inbox -> Orchestrator.await_tasks claims it.
+Orchestrator.assign -> Store.give puts the task into the worker's inbox -> the worker's Runner
+types it -> the CLI's hooks become events -> the Runner writes the result -> the supervisor's
+Orchestrator.await_tasks takes it -> once the line with it is written, it is off the books.
 
 What is unusual here: a session is an actor (only its runner types, or writes its state);
 the rename of a file is every commit; the kernel's release of a lock is how a death is
 known; and unknown is never promoted to idle, done or dead.
+
+Where to look for
+    a lost or doubled result   room 7, the ledger (a table at its head), and Claim
+    a lost message             room 9, the steps of a delivery (a table at its head)
+    a turn that does not end   room 9, "what the CLI says" and "looking"; cao why SESSION
+    a wrong permission         room 5, "what they ask"; room 8, Asking; room 9, "what it asks"
+    a new CLI                  room 5, a row and its functions
 
 Contents (a room uses only the rooms above it; rooms 1-5 are pure):
      1. Constants       6. Processes       11. Tools
@@ -2830,6 +2837,19 @@ def check_tmux(program: str) -> str:
 
 
 # ==== 7. Store ========================================================================
+#
+# The ledger: one file says who is owed what, sessions/OWNER/out/TASK.
+#
+#   a task was given        out/TASK exists. The giver makes it with its lock held, and lets go
+#                           when the task's message is in the worker's inbox. One that is free
+#                           and has no message was abandoned: whoever sees it removes it.
+#   it has ended            the worker's results/TASK.json exists; there is exactly one
+#   its result is unread    both exist
+#   somebody is telling it  the lock on out/TASK is held; the kernel frees it at a death
+#   it was told             out/TASK is unlinked: after the whole MCP line was written, after
+#                           stdout was flushed, or when the CLI has taken it as a prompt
+#
+# Messages are told under the same rule: lock inbox/new/ID, tell, rename it into inbox/cur/.
 
 
 def runtime_home() -> str:
@@ -5454,10 +5474,21 @@ def _merge(top: str, commit: str, message: str) -> None:
 
 
 # ==== 9. Runner =======================================================================
+#
+# The steps of a delivery. Killed at any of them, the message or result is told again or reported.
+#
+#   queued     in inbox/new, or a result that is unread; nobody has its lock
+#   claimed    the runner has its lock, and state.json names it
+#   typed      it stands in the CLI's input line
+#   submitted  Enter was pressed, or the text was on the command line
+#   taken      the CLI's own event said so; the lock is freed and it is off the books
+#
+# A turn's end needs a second sign (`Runner._advance_ending`): the transcript or state file says
+# so too, or a moment has passed without a sign of work. An open question forbids it.
 
 
 class Delivery(NamedTuple):
-    """Messages on their way into the conversation: queued -> typed -> submitted -> taken."""
+    """Messages on their way into the conversation, and the step they have reached."""
 
     messages: tuple[str, ...]  # their ids
     text: str  # what is sent, whole
