@@ -155,6 +155,7 @@ KEEP_RUNS = 200  # of each flow
 NOTIFY_S = 30.0  # the user's notify command may take so long
 EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
+CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
@@ -1332,7 +1333,9 @@ def failed_event(text: str, code: Any = "", source: str = "transcript") -> Event
 def classify_failure(text: str) -> str:
     """Return api_error, rate_limit or auth for a CLI's own words about a failed turn."""
     low = text.lower()
-    if re.search(r"\b429\b|rate.?limit|usage.?limit|quota|hit your limit|billing", low):
+    if re.search(
+        r"\b429\b|rate.?limit|usage.?limit|quota|hit your limit|limit reached|billing", low
+    ):
         return "rate_limit"
     if re.search(r"\b40[13]\b|authenticat|unauthorized|invalid api key|/login|not logged", low):
         return "auth"
@@ -1341,7 +1344,7 @@ def classify_failure(text: str) -> str:
 
 def retry_time(text: str) -> str:
     """Return when a limit lifts in the CLI's own words ("3pm", "in 2 hours"), or ""."""
-    begins = r"(?i)(?:resets?|try again|retry|available)\s+(?:again\s+)?"
+    begins = r"(?i)(?:resets?|try again|retry(?= (?:after|in|at)\b)|available)\s+(?:again\s+)?"
     rest = r"(?:(?!\.(?!\d))[^;·|\n])*"
     match = re.search(rf"{begins}((?:at |in )?{rest}\d{rest})", text)
     return match[1].strip() if match else ""
@@ -1443,7 +1446,10 @@ def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
         error = error if isinstance(error, dict) else {"message": error}
         return failed_event(str(error.get("message")), error.get("codex_error_info"))
     if kind == "task_complete":
-        return _ended(str(payload.get("last_agent_message") or ""))
+        if payload.get("last_agent_message") is None:  # 0.171.0: a hook refused the prompt
+            words = "the turn ended without an answer: a hook of yours may have refused the prompt"
+            return Event("failed", words, "blocked", "transcript")
+        return _ended(str(payload["last_agent_message"]))
     return {"task_started": None, "turn_aborted": _STOPPED}.get(str(kind), ...)
 
 
@@ -7893,6 +7899,8 @@ class McpServer:
         self.signals: list[int] = []
         self.lock: int | None = None
         self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
+        self.closed = False  # the client has closed our input
+        self.threads: list[Any] = []  # of the calls in flight
         self.told: set[str] = set()
         self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
         self.ending = threading.Condition()  # over running and unsaid
@@ -7919,6 +7927,12 @@ class McpServer:
                 del buffer[: end + 1]
                 if line.strip():
                     self.receive(line)
+        self.closed = True  # waits end and tell nothing; quick calls are answered still
+        for wake in list(self.store.wakes):
+            wake.poke()
+        until = time.monotonic() + CLOSING_S
+        for thread in self.threads:
+            thread.join(max(0.0, until - time.monotonic()))
         self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
         self.close()
         return 0
@@ -7938,7 +7952,10 @@ class McpServer:
             view = memoryview(line)
             try:
                 while view:
-                    view = view[os.write(self.fd_out, view) :]
+                    try:
+                        view = view[os.write(self.fd_out, view) :]
+                    except BlockingIOError:  # our client made its pipe so
+                        select.select([], [self.fd_out], [])
             except OSError:
                 self.close()
                 os._exit(0)  # the client is gone; nobody is left to tell
@@ -7962,7 +7979,8 @@ class McpServer:
     def handle(self, message: Any) -> None:
         """Answer one message; notifications and stray responses get none."""
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            self.send(_error(None, -32600, "not a JSON-RPC 2.0 message"))
+            key = message.get("id") if isinstance(message, dict) else None
+            self.send(_error(key, -32600, "not a JSON-RPC 2.0 message"))
             return
         method, params, key = message.get("method"), message.get("params", {}), message.get("id")
         if "id" not in message or "method" not in message:
@@ -8101,6 +8119,11 @@ class McpServer:
         name = params.get("name")
         if not isinstance(name, str) or name not in TOOLS:
             raise RpcError(-32602, f"unknown tool: {name!r}")
+        arguments = params.get("arguments")
+        if arguments is None:
+            arguments = {}
+        if not isinstance(arguments, dict):
+            raise RpcError(-32602, "arguments must be an object")
         token = meta.get("progressToken")
         if isinstance(token, bool) or not isinstance(token, (str, int)):
             token = None
@@ -8109,9 +8132,9 @@ class McpServer:
             self.running[type(key).__name__, key] = cancelled
 
         def work() -> None:
-            done = self.run_tool(TOOLS[name], params.get("arguments", {}), cancelled, token)
+            done = self.run_tool(TOOLS[name], arguments, cancelled, token)
             result = self.end_call(key, cancelled, done)
-            if result is None:
+            if result is None or (self.closed and done.claims):  # who has left is told nothing
                 for claim in done.claims:
                     claim.release()
                 return
@@ -8119,7 +8142,10 @@ class McpServer:
                 result = _modern(result)
             self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
 
-        threading.Thread(target=work, daemon=True).start()
+        thread = threading.Thread(target=work, daemon=True)
+        self.threads = [other for other in self.threads if other.is_alive()]
+        self.threads.append(thread)
+        thread.start()
 
     def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
         """Return a tool's answer, or its error as one."""
@@ -8127,7 +8153,11 @@ class McpServer:
         def work() -> Answer:
             arguments = check_arguments(tool, given)
             boss = self.open(tool.delegates)
-            return tool.call(self.make_call(boss, cancelled.is_set, token), arguments)
+
+            def given_up() -> bool:
+                return cancelled.is_set() or self.closed
+
+            return tool.call(self.make_call(boss, given_up, token), arguments)
 
         try:
             answered: Answer = self.foreseen(work)

@@ -495,10 +495,44 @@ def test_a_tool_name_of_a_wrong_type_is_refused(steady):
 
 
 def test_arguments_of_a_wrong_type_are_an_error_that_says_so(steady):
-    for value in JSON_TYPES[:-1]:
+    for value in JSON_TYPES[1:-1]:
         answer = steady.request("tools/call", {"name": "list_sessions", "arguments": value})
         said = text(answer["result"]) if "result" in answer else answer["error"]["message"]
         assert "must be an object" in said, value
+
+
+def test_null_for_arguments_is_none_given(steady):
+    answer = steady.request("tools/call", {"name": "list_sessions", "arguments": None})
+    assert "sessions" in answer["result"]["structuredContent"]
+
+
+def test_a_message_of_another_kind_is_refused_under_its_id(place):
+    client = McpClient(place)
+    client.send({"jsonrpc": "1.0", "id": "mine", "method": "ping"})
+    refused = client.read()
+    assert (refused["id"], refused["error"]["code"]) == ("mine", -32600)
+    client.close()
+
+
+def test_calls_in_flight_when_the_client_closes_our_input_are_answered(place):
+    client = McpClient(place)
+    for _ in range(16):
+        client.post_call("list_sessions")
+    client.process.stdin.close()
+    answers = client.process.stdout.read().splitlines()
+    assert {json.loads(line)["id"] for line in answers} >= set(range(2, 18))
+
+
+def test_a_wait_in_flight_when_the_client_closes_our_input_ends_and_tells_nothing(place):
+    client = McpClient(place)
+    task = client.call("assign", target="demo", task="demo: sleep 3; say kept")
+    client.post_call("wait", tasks=[task["structuredContent"]["task"]])
+    client.process.stdin.close()
+    assert client.process.wait(60) == 0
+    later = McpClient(place)
+    (result,) = later.call("wait", 60.0)["structuredContent"]["results"]
+    assert result["answer"] == "kept"
+    later.close()
 
 
 def test_a_meta_of_a_wrong_type_is_refused(steady):
