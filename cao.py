@@ -2520,6 +2520,67 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"'{key}' is not a regular expression: {error}", "quote it with '…'"
 
 
+# ---- the shipped profiles, for a lone cao.py: equal to those in profiles/, by a test ----
+
+SHIPPED_PROFILES = {
+    "developer": """\
+---
+name: developer
+description: Writes and changes code in its working directory, and proves that it works
+role: developer
+permissions: edits
+---
+You write code. Do exactly the task you were given, in your working directory.
+
+- Read the code around your change first, and write as it is written.
+- Keep the change small. Do not mend what you were not asked to; mention it.
+- Prove it: run the tests that touch it, add one that fails without it, and say which you ran.
+- If the task cannot be done as it stands, say so early with send_message (target "supervisor"), and
+  go on with what can be done.
+- Your final message is your answer: what you changed and where, how you checked it, what is open.
+""",
+    "reviewer": """\
+---
+name: reviewer
+description: Reads a change with fresh eyes and reports what is wrong with it
+role: reviewer
+allowedTools: [fs_read, fs_list, execute_bash]
+permissions: ask
+---
+You review. You read and run things; you change nothing.
+
+- Find what would hurt: wrong results, lost data, races, missing error paths, missing tests.
+- Check a suspicion before you report it: read the callers, run the test, try the input.
+- Report findings worst first, each with file and line, what happens, and how to see it happen.
+  Keep what is a matter of taste apart, and short.
+- If you find nothing, say what you looked at and what you did not.
+- Your final message is your answer: the findings, whole.
+""",
+    "supervisor": """\
+---
+name: supervisor
+description: Plans work, hands it to other agents, and answers for the result
+role: supervisor
+permissions: ask
+---
+You lead a piece of work and answer for it. You do little of it yourself: you split it, hand the
+parts to other agents with the tools of the MCP server `cao`, and put their answers together.
+
+- Look first: list_sessions shows who is at work and which profiles there are.
+- Parts that do not need each other go side by side: assign each, then wait. One part alone:
+  handoff.
+- A worker knows nothing of this conversation. Put into its task the goal, the files, the limits,
+  how it is to check its work, and what its answer has to say.
+- Two workers must not write the same files. Give them separate parts, or `worktree: true`.
+- Read each answer with doubt. Where it matters, have another agent review it, or give the task a
+  `check` command that must pass.
+- To go on with a worker, name its session, not its profile: it remembers.
+- When a worker asks for a permission, tell the person; that is not yours to give.
+- At the end say what was done, by whom, what was checked, and what is open.
+""",
+}
+
+
 # ==== 6. Processes ====================================================================
 
 
@@ -3779,31 +3840,20 @@ class Waited(NamedTuple):
             claim.release()
 
 
-def profile_places(home: str, cwd: str) -> list[str]:
-    """Return the folders where profiles are looked for, the first wins."""
-    beside = os.path.dirname(os.path.abspath(__file__))
-    wheel = [f"{sys.prefix}/share/cao/profiles", f"{beside}/../../../share/cao/profiles"]
-    places = [f"{cwd}/.cao/profiles", f"{home}/profiles", f"{beside}/profiles", *wheel]
-    return list(dict.fromkeys(os.path.normpath(place) for place in places))
-
-
 PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's name for it
 
 
 def find_profiles(home: str, cwd: str) -> dict[str, str]:
-    """Return name -> file of the profiles there are, the first place winning."""
-    return _first_profiles(profile_places(home, cwd))
+    """Return name -> file of the profiles there are: the folder's, the user's, then ours."""
+    found = dict.fromkeys(SHIPPED_PROFILES, "built in")
+    return {**found, **profile_files(f"{home}/profiles"), **profile_files(f"{cwd}/.cao/profiles")}
 
 
-def _first_profiles(places: Sequence[str]) -> dict[str, str]:
-    """Return name -> file of the profiles in places, the first winning. Beside cao.py there
-    may be a `profiles` of somebody else's: only Markdown files count."""
-    found: dict[str, str] = {}
-    for place in places:
-        for entry in _listdir(place) if os.path.isdir(place) else ():
-            if entry.endswith(".md") and os.path.isfile(f"{place}/{entry}"):
-                found.setdefault(entry[:-3], f"{place}/{entry}")
-    return found
+def profile_files(folder: str) -> dict[str, str]:
+    """Return name -> file of the profiles in a folder."""
+    names = _listdir(folder) if os.path.isdir(folder) else []
+    paths = {name: os.path.normpath(f"{folder}/{name}") for name in names if name.endswith(".md")}
+    return {name[:-3]: path for name, path in paths.items() if os.path.isfile(path)}
 
 
 def find_repository(folder: str) -> tuple[str, str]:
@@ -3852,11 +3902,14 @@ def load_profile(name: str, store: Store, cwd: str) -> Profile | None:
     even parsed, and no other of that name takes its place.
     """
     files = find_profiles(store.home, cwd)
-    path = files.get(name) or files.get(PROFILE_ALIASES.get(name, ""))
+    name = name if name in files else PROFILE_ALIASES.get(name, name)
+    path = files.get(name)
+    if path == "built in":
+        return decode_profile(SHIPPED_PROFILES[name].encode(), name, path)
     if path:
         content, sha256 = read_profile(path)
         folder, file = os.path.split(path)
-        if folder not in profile_places(store.home, "")[1:]:
+        if folder != f"{store.home}/profiles":
             repository, inside = find_repository(cwd)
             known = store.allowed().get(repository, {})
             if known.get(f"profile {inside}/.cao/profiles/{file}") != sha256:
@@ -3904,37 +3957,22 @@ def worker_environment(
     return env
 
 
-@lru_cache
-def _shipped(home: str) -> tuple[dict[str, str], str]:
-    """Return what a session gets a copy of (name -> path), and a hash of it all."""
-    import hashlib
-
-    shipped = _first_profiles(profile_places(home, "/")[2:])
-    files = {f"profiles/{name}.md": path for name, path in shipped.items()}
-    files["cao.py"] = os.path.abspath(__file__)
-    sha = hashlib.sha256()
-    for name, path in sorted(files.items()):
-        with open(path, "rb") as file:
-            sha.update(b"%s\0%s\0" % (name.encode(), file.read()))
-    return files, sha.hexdigest()[:16]
-
-
 def install_copy(store: Store) -> list[str]:
-    """Copy this cao.py (and its profiles) to lib/<sha>/ and return the argv that runs it.
+    """Copy this cao.py to lib/<sha>/ and return the argv that runs it.
 
     A session keeps its version, and goes on when a package cache is pruned. -I -S: no
     `json.py` of a stranger's folder, no site; imported, so that it is compiled once.
     """
-    files, sha = _shipped(store.home)
-    folder = f"{store.home}/lib/{sha}"
-    os.makedirs(f"{folder}/profiles", 0o700, exist_ok=True)
+    with open(os.path.abspath(__file__), encoding="utf-8") as file:
+        source = file.read()
+    folder = f"{store.home}/lib/{sha256_of(source)[:16]}"
+    os.makedirs(folder, 0o700, exist_ok=True)
     os.utime(folder)  # `clean` removes what was not used for long
     python = getattr(sys, "_base_executable", "") or sys.executable
     code = f"import sys; sys.path.append({folder!r}); import cao"
-    missing = [name for name in files if not os.path.exists(f"{folder}/{name}")]
-    for name in missing:
-        store.write(f"{folder}/{name}", store.read_text(files[name]))
-    if missing:  # compiling takes 15 MB, and the first runner would keep them
+    if not os.path.exists(f"{folder}/cao.py"):
+        store.write(f"{folder}/cao.py", source)
+        # Compiling takes 15 MB, and the first runner would keep them.
         run([python, "-I", "-S", "-c", code], 60)
     return [python, "-I", "-S", "-c", f"{code}; sys.exit(cao.main())"]
 
@@ -4734,7 +4772,7 @@ class Orchestrator:
             elif check is not None:
                 known[f"check {check}"] = ""
             else:
-                for name, path in _first_profiles([f"{folder}/.cao/profiles"]).items():
+                for name, path in profile_files(f"{folder}/.cao/profiles").items():
                     content, sha256 = read_profile(path)
                     profiles.append(decode_profile(content, name, path))
                     known[f"profile {inside}/.cao/profiles/{name}.md"] = sha256

@@ -93,11 +93,9 @@ def test_cao_mcp_from_the_wheel_answers_and_names_the_shipped_profiles(installed
     assert client.close() == 0
 
 
-def test_the_wheels_profiles_are_those_of_the_repository(installed, bare):
-    look = "import cao, sys; print(*sorted(cao.find_profiles(*sys.argv[1:]).values()), sep='\\n')"
-    found = ran(installed / "python", "-c", look, bare.home, bare.work, env=bare.env, cwd="/")
-    shipped = {Path(line).name: Path(line).read_text() for line in found.split("\n") if line}
-    assert shipped == {path.name: path.read_text() for path in (ROOT / "profiles").glob("*.md")}
+def test_the_shipped_profiles_inside_are_those_of_the_repository():
+    files = {path.stem: path.read_text() for path in (ROOT / "profiles").glob("*.md")}
+    assert files == cao.SHIPPED_PROFILES
 
 
 def test_a_worker_of_the_wheel_does_its_task(installed, bare):
@@ -119,7 +117,12 @@ def test_the_file_alone_in_a_folder_hands_off(bare, beside):
     argv = (sys.executable, alone / "cao.py", "handoff", "demo", "demo: say alone")
     assert ran(*argv, env=bare.env, cwd=bare.work) == "alone\n"
     assert bare.home.stat().st_mode & 0o777 == 0o700
-    assert [*bare.home.glob("lib/*/profiles/*")] == []
+    assert len([*bare.home.glob("lib/*/*.py")]) == 1
+    listed = ran(sys.executable, alone / "cao.py", "profiles", env=bare.env, cwd=bare.work)
+    assert {line.split()[0] for line in listed.splitlines()} >= {*cao.SHIPPED_PROFILES}
+    argv = (sys.executable, alone / "cao.py", "launch", "--detach")
+    session = ran(*argv, env={**bare.env, "CAO_PROVIDER": "demo"}, cwd=bare.work)
+    assert session.startswith("supervisor-")
 
 
 def program(name: str) -> str:

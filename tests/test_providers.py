@@ -1376,18 +1376,6 @@ def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_a
         assert ("--trust-all-tools" in argv) == (mode == "all")
 
 
-def test_the_shipped_profile_for_aider_reads_its_recorded_screens():
-    text = (HERE.parent / "profiles/aider.md").read_text()
-    profile = cao.parse_profile(text, "aider", "aider.md")
-    finished = (HERE / "screens/aider-finished.txt").read_text()
-    assert cao.screen_look(profile, finished).state == "idle"
-    assert cao.screen_look(profile, finished.partition("hello from aider\n")[0]).state == "unknown"
-    ask = finished + "Add file to the chat? (Y)es/(N)o [Yes]: "
-    assert cao.screen_look(profile, ask).state == "asking"
-    printed = finished[finished.index("> MOCK") :]
-    assert cao.parse_printed(profile, printed) == "hello from aider"
-
-
 @pytest.mark.parametrize("name", [n for n, row in cao.PROVIDERS.items() if row.program])
 def test_a_row_passes_the_effort_on(name):
     row = cao.PROVIDERS[name]
