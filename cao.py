@@ -6350,7 +6350,10 @@ class Runner:
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
         picture = _MOVING.sub("", text)
-        busy = state == "busy" or (self.row.busy and re.search(self.row.busy, text))
+        # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again.
+        busy = state == "busy" and not self.row.titles
+        if self.row.busy and re.search(self.row.busy, text):
+            busy = True
         typing = not self.row.composer or parse_draft(screen, self.row.composer) is not None
         # A first screen is drawn in steps, which take long where a machine is busy.
         known = self.begun or (self.row.trusts[0] and self.row.trusts[0] in text)
