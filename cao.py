@@ -7696,6 +7696,12 @@ def render_question(session: str, question: dict[str, Any], path: Sequence[str] 
     return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
 
 
+def render_questions(view: dict[str, Any]) -> str:
+    """Return all that a session asks, whole."""
+    asked = view.get("questions") or ()
+    return "".join(render_question(view["session"], question) + "\n" for question in asked)
+
+
 def how_to_answer(session: str, question: dict[str, Any]) -> str:
     """Return who may answer a question, and how."""
     if question["kind"] == "question":
@@ -7787,7 +7793,7 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
 def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
     view = call.boss.read_session(given["session"], int(given.get("lines", PANE_LINES)))
     head = render_session(view) + (f"  ({view['why']})" if view.get("why") else "")
-    return Answer(f"{head}\n{view['screen']}", view)
+    return Answer(f"{head}\n{render_questions(view)}{view['screen']}", view)
 
 
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
@@ -9849,8 +9855,9 @@ def cmd_show(ask: Ask) -> None:
     env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
     scope["environment"] = " ".join(sorted(env))
     scope = {key: value for key, value in scope.items() if value}
-    asked = "".join(render_question(name, q) + "\n" for q in view.get("questions") or ())
-    words = f"{render_session(view)}\n{asked}{_facts_table(scope)}\n{view['screen']}"
+    words = (
+        f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}\n{view['screen']}"
+    )
     _print(ask, {**view, "scope": scope}, words)
 
 
