@@ -336,6 +336,46 @@ def test_two_open_questions_are_answered_by_their_ids_in_any_order(place, busy):
     place.until_state(session, "working")
 
 
+def model_asks(place, session, *questions):
+    listed = [
+        {"question": q, "options": [{"label": o} for o in options]} for q, *options in questions
+    ]
+    given = {"tool_name": "AskUserQuestion", "tool_input": {"questions": listed}}
+    return Hook(place, session, "", **given)
+
+
+def test_an_agent_answers_the_models_questions_by_their_ids(place, client):
+    put_loader(place, NO_DIALOG)
+    task = client.call("assign", target="demo", task="demo: sleep 300")["structuredContent"]
+    session = task["session"]
+    place.until_state(session, "working")
+    first = model_asks(place, session, ("Which name?", "Aurora", "Borealis"))
+    second = model_asks(place, session, ("Which\nnumber?",))
+    asking = client.call("wait")["structuredContent"]["asking"]
+    assert [a["question"]["text"] for a in asking] == ["Which name?", "Which\nnumber?"]
+    assert [a["how"] for a in asking] == [f"Answer it with the tool answer, or cao answer {session}"
+                                          " ANSWER; then wait."] * 2  # fmt: skip
+    unclear = client.call("answer", session=session, answer="2")
+    assert unclear["isError"]
+    by_id = {"session": session, "question": second.asked["id"]}
+    assert not client.call("answer", answer="two\nlines", **by_id).get("isError")
+    assert second.printed()["answers"] == [["two\nlines"]]
+    assert client.call("answer", answer="x", **by_id)["isError"]
+    assert not client.call("answer", session=session, answer="bor").get("isError")
+    assert first.printed()["answers"] == [["Borealis"]]
+
+
+def test_several_questions_of_one_call_are_answered_by_a_line_each(place, busy):
+    session, _ = busy
+    hook = model_asks(place, session, ("Which\ncolour?", "Red", "Blue"), ("Which parts?",))
+    assert hook.asked["text"] == "Which colour? (Red, Blue)\nWhich parts?"
+    for answer in ("Red", "Red\nCore\nDocs"):
+        wrong = place.run("answer", session, answer)
+        assert (wrong.returncode, "it asks 2 questions" in wrong.stderr) == (2, True)
+    place.ok("answer", session, "Red\nCore, Docs")
+    assert hook.printed()["answers"] == [["Red"], ["Core, Docs"]]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_a_question_whose_hook_is_ended_is_withdrawn(place, busy, number):
     session, _ = busy
@@ -449,6 +489,38 @@ def test_what_a_person_answers_at_the_dialog_beside_a_waiting_hook_is_over(place
     place.tmux("send-keys", "-t", f"={session}:", "1")
     assert hook.printed() == {}
     assert place.ok("wait", task) == "chosen: 1\nwent on\n"
+
+
+def test_a_question_of_a_sub_agent_has_no_dialog_that_could_close(place):
+    """Claude Code shows that of its main thread alone, beside the hook that waits."""
+    put_loader(place, NO_STATE_FILE)
+    session, _ = assign(place, "demo: sleep 300")
+    place.until_state(session, "working")
+    hook = Hook(place, session, "touch x", agent_id="a7875")
+    gone = Hook(place, session, "touch y")
+    assert gone.printed() == {}  # its dialog was never drawn: a person was quick
+    until(lambda: [q["id"] for q in hook.open()], [hook.asked["id"]])
+    place.ok("answer", session, "yes")
+    assert hook.printed() == ALLOWED
+
+
+SPLASH = """
+step = DemoAgent.step
+def moves(self, verb, rest):
+    if verb != "splash":
+        return step(self, verb, rest)
+    for number in range(5 * int(SCREEN_S + 2)):
+        self.show("\\x1b[2J\\x1b[HSessions Issues\\n" + "▀" * number)
+        self.key(0.2)  # no key comes
+    return "shown"
+DemoAgent.step = moves
+"""
+
+
+def test_a_picture_that_moves_asks_nothing(place):
+    put_loader(place, NO_STATE_FILE + SPLASH)
+    done = json.loads(place.ok("handoff", "demo", "demo: splash", "--json"))
+    assert done["results"][0]["answer"] == "shown"
 
 
 def test_a_dialog_without_a_hook_is_shown_and_a_person_may_press_one_key(place):

@@ -1658,6 +1658,16 @@ def test_a_permission_is_refused_to_the_tool_with_words_that_say_what_to_do(talk
 
 
 @pytest.mark.tmux
+def test_a_long_command_is_whole_in_what_a_tool_returns(talk):
+    command = "echo " + " ".join(f"word{n:03}" for n in range(375)) + " end"
+    result = talk.call("handoff", target="demo", task=f"demo: permit {command}|Yes|No")
+    (ask,) = result["structuredContent"]["asking"]
+    assert ask["question"]["text"] == f"Bash: {command}"
+    assert command in text(result)
+    assert command in text(talk.call("read_session", session=ask["session"]))
+
+
+@pytest.mark.tmux
 def test_a_permission_may_be_answered_where_the_profile_says_so(talk, place):
     place.profile("trusted", "---\nprovider: demo\napprove: supervisor\n---\n")
     result = talk.call("handoff", target="trusted", task="demo: permit make build|Yes|No")
