@@ -259,7 +259,7 @@ NO_DIALOG = (
 PROVIDERS["demo"] = PROVIDERS["demo"]._replace(shows=False)
 """
 )
-ALLOWED = {"answer": "yes", "message": "The user refused this."}
+ALLOWED = {"answer": "yes", "message": ""}
 
 
 class Hook:
