@@ -1259,6 +1259,10 @@ def _labels(options: Any) -> list[str]:
     return labels
 
 
+# How the CLIs name a tool of our own server: all but Copilot 1.0.102 (the second) alike.
+OWN_TOOLS = ("mcp__cao__", "cao/")
+
+
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
     """Tell whether a hook asks what cao answers by what the hook prints."""
     name = payload.get("hook_event_name")
@@ -5840,7 +5844,11 @@ class Runner:
         questions, agent = questions_in(payload), agent_of(payload)
         kind = "question" if questions else "permission"
         options, lines = options_of(self.row, payload), max(1, len(questions))
-        self._ask(Question(name, kind, event.text, options, time.time(), where, agent, lines))
+        question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
+        self.questions[name] = question
+        self._answer_ourselves(question)  # before anybody else hears of it
+        if self.questions.pop(name, None):
+            self._ask(question)
 
     def _question_path(self, name: str) -> str:
         return f"{self.store.folder(self.name)}/questions/{name}"
@@ -6972,7 +6980,7 @@ class Runner:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
         a CLI asks about cao's own tools. Once: what stays is for a person."""
         words, key = self.row.trusts
-        ours = self.row.asks_own and question.text.startswith("mcp__cao__")
+        ours = self.row.asks_own and question.text.startswith(OWN_TOOLS)
         trusted = question.kind == "screen" and self.launch.profile.trust and words
         if question.id in self.tried or not (ours or (trusted and words in question.text)):
             return
@@ -9537,7 +9545,10 @@ def cmd_hook(argv: Sequence[str]) -> int:
         session = store.load(name)
         row = PROVIDERS.get(session.provider) if session else None
         if row and waits_at_hook(row, payload):
-            ask_by_hook(store, row, name, payload)
+            if str(payload.get("tool_name")).startswith(OWN_TOOLS):  # cao's tools need no question
+                print(json.dumps(hook_reply(row, payload, "yes", "")))
+            else:
+                ask_by_hook(store, row, name, payload)
             return 0
         store.put_event(folder, json.dumps(payload))
         if argv[1:] == ["await-tools"]:

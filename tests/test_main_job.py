@@ -1613,3 +1613,12 @@ def test_a_word_that_is_no_command_is_answered_with_the_nearest(place, line, wor
     refused = place.run(line, "demo", "hello")
     assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
     assert place.ok().startswith("usage: cao")
+
+
+def test_a_hook_that_asks_about_a_tool_of_caos_own_is_answered_at_once(place, busy):
+    session, _ = busy
+    payload = {"hook_event_name": "PermissionRequest", "tool_name": "mcp__cao__handoff"}
+    folder = str(place.home / "sessions" / session)
+    done = place.run("hook", folder, stdin=json.dumps({**payload, "tool_input": {"target": "x"}}))
+    assert json.loads(done.stdout)["answer"] == "yes"
+    assert place.state(session)["questions"] == []
