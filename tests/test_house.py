@@ -49,9 +49,9 @@ STDLIB = getattr(sys, "stdlib_module_names", None) or TOP_IMPORTS | frozenset(
         "argparse array ast base64 bisect calendar codecs collections configparser contextlib"
         " copy csv ctypes dataclasses datetime difflib enum fnmatch functools getpass glob grp gzip"
         " hashlib heapq hmac html http importlib inspect io itertools locale logging math mmap"
-        " operator pathlib platform plistlib pwd queue random resource sched secrets shlex shutil socket"
-        " sqlite3 stat string struct subprocess tempfile termios textwrap threading traceback"
-        " curses tty types unicodedata urllib uuid warnings weakref xml zlib zoneinfo"
+        " operator pathlib platform plistlib pwd queue random resource sched secrets shlex shutil"
+        " socket sqlite3 stat string struct subprocess tempfile termios textwrap threading"
+        " traceback curses tty types unicodedata urllib uuid warnings weakref xml zlib zoneinfo"
     )
 )
 
