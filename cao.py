@@ -7651,9 +7651,10 @@ def view_waited(call: Call, found: Waited) -> Answer:
         keys = ("kind", "sender", "text", "id")
         data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
     if found.asking:
-        parts += map(render_asking, found.asking)
+        parts += [render_asking(ask, by_tool=True) for ask in found.asking]
         data["asking"] = [
-            {**ask, "how": how_to_answer(ask["session"], ask["question"])} for ask in found.asking
+            {**ask, "how": how_to_answer(ask["session"], ask["question"], by_tool=True)}
+            for ask in found.asking
         ]
     if found.running:
         data["running"] = list(found.running)
@@ -7710,10 +7711,11 @@ def render_questions(view: dict[str, Any]) -> str:
     return "".join(render_question(view["session"], question) + "\n" for question in asked)
 
 
-def how_to_answer(session: str, question: dict[str, Any]) -> str:
-    """Return who may answer a question, and how."""
+def how_to_answer(session: str, question: dict[str, Any], by_tool: bool = False) -> str:
+    """Return who may answer a question, and how: in the words of a shell, or of a tool too."""
     if question["kind"] == "question":
-        return f"Answer it with the tool answer, or cao answer {session} ANSWER; then wait."
+        tool = "the tool answer, or " if by_tool else ""
+        return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
     if question["kind"] == "screen":
         way = f"cao attach {session}, or cao answer {session} --key KEY"
         return f"A person has to answer in its terminal: {way}. The work goes on then; then wait."
@@ -7725,10 +7727,10 @@ def how_to_answer(session: str, question: dict[str, Any]) -> str:
     )
 
 
-def render_asking(ask: dict[str, Any]) -> str:
+def render_asking(ask: dict[str, Any], by_tool: bool = False) -> str:
     """Return a question as text, and who may answer it how."""
     asked = render_question(ask["session"], ask["question"], ask["path"])
-    return f"{asked}\n{how_to_answer(ask['session'], ask['question'])}"
+    return f"{asked}\n{how_to_answer(ask['session'], ask['question'], by_tool)}"
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
@@ -10389,14 +10391,27 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     """
     import argparse
 
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            """Raise UsageError, with the option or choice that was probably meant."""
+            import difflib
+
+            known = [*self._option_string_actions]
+            known += [str(word) for action in self._actions for word in action.choices or ()]
+            wrong = re.search(r"(?:arguments: |choice: )'?([^\s'=]+)", message)
+            near = difflib.get_close_matches(wrong[1], known, 1) if wrong else []
+            fix = f"{near[0]} ({self.prog} --help has all)" if near else f"{self.prog} --help"
+            raise UsageError(message, fix)
+
     form = argparse.RawDescriptionHelpFormatter
     about = "Hand work from one AI coding agent to others, each in tmux."
-    top = argparse.ArgumentParser("cao", None, about, _FIRST_STEPS, formatter_class=form)
+    top = Parser("cao", None, about, _FIRST_STEPS, formatter_class=form, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for row in [row for row in COMMANDS if row.name == called] or COMMANDS:
         words: dict[str, Any] = {"description": row.about, "epilog": f"example: {row.example}"}
-        parser = commands.add_parser(row.name, help=row.about, formatter_class=form, **words)
+        words.update(help=row.about, formatter_class=form, allow_abbrev=False)
+        parser = commands.add_parser(row.name, **words)
         parser.set_defaults(call=row.call, json=False, keep=None, request_id=None)
         for names, settings in (*row.arguments, *([_JSON] if row.json else [])):
             parser.add_argument(*names, **settings)

@@ -1615,6 +1615,31 @@ def test_a_word_that_is_no_command_is_answered_with_the_nearest(place, line, wor
     assert place.ok().startswith("usage: cao")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ls --al", "unrecognized arguments: --al\n     try: --all (cao ls --help has all)"),
+        ("stop --interupt x", "try: --interrupt (cao stop --help has all)"),
+        ("handoff demo --time=5m x", "try: --timeout (cao handoff --help has all)"),
+        ("handoff demo --zzz x", "try: cao handoff --help"),
+        ("config claud", "try: claude-code (cao config --help has all)"),
+        ("schedule lst", "try: list (cao schedule --help has all)"),
+        ("stop", "try: cao stop --help"),
+        ("--versio", "try: cao --help"),
+    ],
+)
+def test_a_wrong_option_or_choice_is_answered_with_the_nearest(place, line, words):
+    refused = place.run(*line.split())
+    assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_person_is_told_the_command_that_answers_and_no_tool(place):
+    asking = place.run("handoff", "demo", "demo: ask Shall I?|Yes|No")
+    session = asking.stderr.split("\n")[1].split()[0]
+    assert f"Answer it with cao answer {session} ANSWER; then wait." in asking.stderr
+    assert "the tool" not in asking.stderr
+
+
 def test_a_hook_that_asks_about_a_tool_of_caos_own_is_answered_at_once(place, busy):
     session, _ = busy
     payload = {"hook_event_name": "PermissionRequest", "tool_name": "mcp__cao__handoff"}
