@@ -968,6 +968,7 @@ class Provider(NamedTuple):
     typed_bytes: int = 32_000  # longer text goes as a file
     letters: str = ""  # ... in this folder in launch/, where it reads none but its own
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
+    no_prompt: str = r"\s*[!/]"  # what begins so is none on its command line
     untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     interrupt: tuple[str, ...] = ("Escape",)
     clear: tuple[str, ...] = ("C-u",)
@@ -2159,6 +2160,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         ),
         own_flags=_pi_flags,
         files=_pi_files,
+        no_prompt=r"\s*[!/]|[-@]",  # a flag, and a file: it has no "--"
         env_words={"PI_SKIP_VERSION_CHECK": "1"},
         env_pass=(
             "PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY",
@@ -6708,12 +6710,11 @@ class Runner:
         deaf = self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S
         if deaf and self.row.busy and re.search(self.row.busy, self._screen()):
             self._press_interrupt()
-        starting = not self.begun and self.phase == "starting"
-        if self.task and starting and now - self.since > NEVER_STARTED_S:
+        late = self.phase == "starting" and not self.begun and now - self.since > NEVER_STARTED_S
+        if late and self.task:
             words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
-            self._end_task("failed", reason="never_started", detail=words)
-            self.delivery = None
-        elif starting and now - self.since > NEVER_STARTED_S and self.store.waiting(self.name):
+            self._finish("failed", "never_started", words)
+        elif late and self.store.waiting(self.name):
             saw = (self.evidence.get("look") or {}).get("why") or "nothing said that it is"
             words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
             self._finish("failed", "never_started", words)
@@ -6729,7 +6730,7 @@ class Runner:
             text = messages[0].text
         size = len(text.encode(errors="surrogatepass"))
         if by_argv:
-            fault = size > self.row.argv_bytes or bool(re.match(r"\s*[!/]", text))
+            fault = size > self.row.argv_bytes or bool(re.match(self.row.no_prompt, text))
         else:
             fault = bool(typing_fault(self.row, text))
         if not fault:

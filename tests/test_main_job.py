@@ -1144,7 +1144,16 @@ def test_a_cli_whose_hooks_are_off_is_not_said_to_have_done_nothing(place):
     (result,) = json.loads(failed.stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "never_started")
     assert "none of its hooks came" in result["detail"]
+    until(place.live, [])
     assert "* hi" in result["screen"]
+
+
+def test_a_session_whose_first_turn_never_began_ends_with_its_task(place):
+    put_loader(place, "NEVER_STARTED_S = 1.0\nDemoAgent.hook = lambda *_, **more: None\n")
+    task = place.ok("assign", "demo", "demo: say hi").strip()
+    failed = place.run("wait", task)
+    assert (failed.returncode, "never_started" in failed.stderr) == (1, True), failed.stderr
+    until(place.live, [])
 
 
 # Its answer holds a half of a surrogate pair, as a JavaScript CLI's may that was cut in one.

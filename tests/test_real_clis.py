@@ -322,6 +322,14 @@ def test_two_hundred_kilobytes_go_as_a_file_that_is_named(place, cli, mock_llm):
     assert [file.read_text() for file in files] == ["x" * 200_000]
 
 
+@pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "pi"], indirect=True)
+@pytest.mark.parametrize("begins", ["- a list", "--model no", "@nothing", "-"])
+def test_a_first_task_that_begins_like_a_flag_or_a_file_arrives(place, begins, cli):
+    result = handoff(place, f"real-{cli}", begins)["results"][0]
+    assert (result["outcome"], result["exact"]) == ("done", "exact"), result
+    assert ("is in the file" if cli == "pi" else begins) in result["answer"]
+
+
 def test_assign_and_wait(place, cli):
     task = place.ok("assign", f"real-{cli}", "MOCK:sleep 0.5;say assigned").strip()
     assert place.ok("wait", task) == "assigned\n"
