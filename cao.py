@@ -6578,6 +6578,7 @@ class Runner:
         elif self.signal:
             self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
         try:
+            keep_socket()
             self._read_events()
             for task in self.store.running(self.name):  # an idle supervisor learns at once
                 self.boss.watch(self.store.session_of(task), self.wake.poke)
@@ -6589,6 +6590,8 @@ class Runner:
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
             self._log("tmux_failed", words=error.what)
+            if error.fix == "no server" and keep_socket():
+                return True
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
         return self.phase != "ended"
@@ -7012,6 +7015,18 @@ def run_check(
 def tmux_variables() -> dict[str, str]:
     """Return what tmux says of this pane to the programs in it."""
     return {k: os.environ[k] for k in ("TERM", "TMUX", "TMUX_PANE", "COLORTERM") if k in os.environ}
+
+
+def keep_socket() -> bool:
+    """Have the tmux server whose pane this is make its socket again, where it is gone (a
+    cleaner of /tmp removes those of living servers; SIGUSR1: tmux(1)). False: no server."""
+    socket, server, _ = os.environ.get("TMUX", ",0,").rsplit(",", 2)
+    if int(server) != os.getppid():
+        return False
+    if not os.path.exists(socket):
+        os.makedirs(os.path.dirname(socket), 0o700, exist_ok=True)
+        os.kill(int(server), signal.SIGUSR1)
+    return True
 
 
 def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:

@@ -1156,6 +1156,18 @@ def test_a_session_whose_first_turn_never_began_ends_with_its_task(place):
     until(place.live, [])
 
 
+@pytest.mark.parametrize("gone", ["socket", "folder"])
+def test_a_session_outlives_the_removal_of_its_servers_socket(place, gone):
+    session = idle_session(place)
+    (socket,) = (place.folder / "tmux").glob("tmux-*/*")
+    task = place.ok("assign", "demo", "demo: sleep 1.5;say over").strip()
+    place.until_state(task.split(".")[0], "working")
+    shutil.rmtree(socket.parent) if gone == "folder" else socket.unlink()
+    assert place.ok("handoff", session, "demo: say again") == "again\n"
+    assert place.ok("wait", task) == "over\n"
+    assert place.tmux("list-sessions")
+
+
 # Its answer holds a half of a surrogate pair, as a JavaScript CLI's may that was cut in one.
 HALF_A_PAIR = """
 hook = DemoAgent.hook

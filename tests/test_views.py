@@ -783,8 +783,8 @@ def test_who_is_attached_is_asked_in_a_popup_where_the_cli_shows_no_dialog(place
     task = place.ok("assign", session, "demo: permit ls|Yes|No; say after").strip()
     shown.sees(rf"(?s){session}.* asks \(permission.*ls.*answer \(nothing: skip it\)")
     shown.press(*([said] if said else []), "Enter")
+    until(lambda: place.state(session)["questions"] == [])
     if not said:  # the popup is closed: the CLI's own dialog has the question
-        until(lambda: place.state(session)["questions"] == [])
         shown.press("1")
     assert place.ok("wait", task) == "Yes\nafter\n"
     until(lambda: "answer (nothing" in shown.screen(), False)
