@@ -5654,6 +5654,7 @@ class Runner:
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
         self.child, self.exit_status = 0, None  # type: int, int | None
+        self.group: dict[str, Any] | None = None  # the CLI's, as note_process has it
         self.phase, self.since = "starting", time.time()
         self.conversation = self.launch.resume or session.conversation
         self.transcript, self.offset, self.inode = "", 0, 0
@@ -5725,7 +5726,7 @@ class Runner:
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": way,
             "questions": questions,
-            "group": note_process(self.child) if self.child else None,
+            "group": self.group,
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
             "held_back": self.held_back,
@@ -6116,7 +6117,8 @@ class Runner:
         if outcome == "stopped" and self.exit_status is None:
             self._say_exit()
         if self.child:
-            end_group(self.child, start_mark(self.child), 2.0 if outcome == "stopped" else 0.5)
+            mark = self.group["start"] if self.group else ""
+            end_group(self.child, mark, 2.0 if outcome == "stopped" else 0.5)
             if self.exit_status is None:
                 try:
                     self.exit_status = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
@@ -6566,6 +6568,7 @@ class Runner:
         self.child = spawn_foreground(
             argv, {**self.env, **self.row.env(launch), **tmux_variables()}
         )
+        self.group = note_process(self.child)  # once: without /proc it is a process
         self._log("started", pid=self.child, program=program[0])
         self._save()
 

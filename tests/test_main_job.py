@@ -1168,6 +1168,25 @@ def test_a_session_outlives_the_removal_of_its_servers_socket(place, gone):
     assert place.tmux("list-sessions")
 
 
+COUNTED = """
+_mark = start_mark
+def start_mark(pid, **more):
+    with open(os.environ["CAO_HOME"] + "/marks", "a") as marks:
+        marks.write(f"{os.getpid()}\\n")
+    return _mark(pid, **more)
+"""
+
+
+def test_a_runner_does_not_ask_for_processes_at_every_round(place):
+    """Without /proc, as on macOS, each of these questions starts a ps."""
+    put_loader(place, COUNTED)
+    task = place.ok("assign", "demo", "demo: say one;sleep 1;say two").strip()
+    assert place.ok("wait", task) == "one\ntwo\n"
+    session = task.split(".")[0]
+    runner = place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}").strip()
+    assert 0 < (place.home / "marks").read_text().split().count(runner) < 6
+
+
 # Its answer holds a half of a surrogate pair, as a JavaScript CLI's may that was cut in one.
 HALF_A_PAIR = """
 hook = DemoAgent.hook
