@@ -1427,7 +1427,12 @@ _STOPPED = Event("interrupted", source="transcript")
 
 
 def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
-    message = entry.get("message")
+    """2.1.332 fires no Stop where a hook of the user's refused the prompt."""
+    message, refused = entry.get("message"), entry.get("promptSubmitEnding")
+    ending = refused.get("ending") if isinstance(refused, dict) else None
+    if isinstance(ending, dict) and ending.get("kind") == "blocked_by_hook":
+        words = f"a hook of yours refused the prompt: {ending.get('reason')}"
+        return Event("failed", words, "blocked", "transcript")
     if entry.get("isSidechain") or not isinstance(message, dict):
         return ...
     text = block_text(message.get("content"))

@@ -637,6 +637,25 @@ def test_the_effort_reaches_the_model(place, mock_llm, name):
     assert {str(effort).lower() for effort in found} == {"low"}
 
 
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_a_prompt_that_a_users_hook_refuses_fails_with_its_words(place, mock_llm, turn):
+    install(place, "claude", mock_llm.port)
+    refuse = "grep -q FORBIDDEN && { echo 'this word is not allowed' >&2; exit 2; }; exit 0"
+    hook = {"hooks": [{"type": "command", "command": refuse}]}
+    (place.user / ".claude").mkdir(exist_ok=True)
+    text = json.dumps({"hooks": {"UserPromptSubmit": [hook]}})
+    (place.user / ".claude" / "settings.json").write_text(text)
+    target = "real-claude"
+    if turn == "second":
+        target = handoff(place, target, "MOCK:say ready")["results"][0]["session"]
+    (result,) = handoff(place, target, "MOCK:say FORBIDDEN", "--keep", code=1)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "blocked"), result
+    assert "this word is not allowed" in result["detail"]
+    assert result["seconds"] < 10
+    again = handoff(place, result["session"], "MOCK:say alive")["results"][0]
+    assert again["answer"] == "alive"
+
+
 @pytest.mark.parametrize("trust", ["yes", "no"])
 def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm, trust):
     install(place, "codex", mock_llm.port)
