@@ -130,6 +130,7 @@ ANSWER_S = 20.0  # a hook, or the runner's keys, may take so long to hand an ans
 STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
+UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the screen decides
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
@@ -6717,10 +6718,8 @@ class Runner:
             why = "its check still ran" if self.check else why
             words = f"no answer in {render_seconds(self.task.timeout_s)}: {why}"
             self._end_task("timeout", reason="timeout", detail=words)
-        # Kimi Code 2.1.0 does not hear Esc between its prompt event and its first request.
-        deaf = self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S
-        if deaf and self.row.busy and re.search(self.row.busy, self._screen()):
-            self._press_interrupt()
+        if self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S:
+            self._look_at_interrupt(now)
         late = self.phase == "starting" and not self.begun and now - self.since > NEVER_STARTED_S
         if late and self.task:
             words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
@@ -6927,6 +6926,19 @@ class Runner:
             self._end_turn("interrupted", Event("interrupted", source="keys"))
             return
         self._press_interrupt()
+
+    def _look_at_interrupt(self, now: float) -> None:
+        """Press again where the CLI still works (Kimi Code 2.1.0 is deaf between its prompt
+        event and its first request); where it takes input again and did not tell the turn's
+        end, that was it (Copilot 1.0.102 may rewrite its transcript before it was read)."""
+        screen = self._screen(ansi=True)
+        if not self.row.busy:
+            return
+        waits = parse_draft(screen, self.row.composer) is not None
+        if re.search(self.row.busy, strip_ansi(screen)):
+            self._press_interrupt()
+        elif waits and now - self.pressed_at > UNTOLD_S:
+            self._on_event(Event("interrupted", source="screen"), now)
 
     def _press_interrupt(self) -> None:
         for key in self.row.interrupt:

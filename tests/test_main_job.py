@@ -1168,6 +1168,26 @@ def test_a_session_outlives_the_removal_of_its_servers_socket(place, gone):
     assert place.tmux("list-sessions")
 
 
+UNTOLD = r"""
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(status="", busy=r"to interrupt\)\s*\Z")
+_hook = DemoAgent.hook
+DemoAgent.hook = lambda self, event, **more: event == "Interrupt" or _hook(self, event, **more)
+"""
+
+
+def test_an_ordered_interruption_of_which_nothing_tells_ends_the_task(place):
+    put_loader(place, UNTOLD)
+    task = place.ok("assign", "demo", "demo: sleep 300").strip()
+    session = task.split(".")[0]
+    place.until_state(session, "working")
+    until(lambda: "to interrupt" in place.screen(session))
+    place.ok("stop", "--interrupt", session)
+    (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    assert result["source"] == "screen"
+    assert place.ok("handoff", session, "demo: say alive") == "alive\n"
+
+
 COUNTED = """
 _mark = start_mark
 def start_mark(pid, **more):
