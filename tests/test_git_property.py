@@ -7,7 +7,6 @@ tries those seeds, "17" that one.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import io
 import os
@@ -105,7 +104,6 @@ class World:
         else:
             self.make_template(with_submodule)
             TEMPLATES[with_submodule] = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
-            atexit.register(shutil.rmtree, TEMPLATES[with_submodule])
             shutil.copytree(self.folder, TEMPLATES[with_submodule], dirs_exist_ok=True)
         self.count = 100  # no content comes twice
         for setting in self.random.sample(SETTINGS, self.random.choice([0, 1, 3, 8])):
@@ -505,6 +503,14 @@ def check(seed: int, folder: Path) -> list[str]:
         assert not world.path.exists()
         assert not plain(world.top, "for-each-ref", f"refs/heads/cao/{world.name}")
     return world.done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def templates():
+    """Remove the repositories that all worlds are copies of."""
+    yield
+    while TEMPLATES:
+        shutil.rmtree(TEMPLATES.popitem()[1])
 
 
 @pytest.mark.parametrize("seed", range(int(FIRST), int(END or int(FIRST) + 1)))
