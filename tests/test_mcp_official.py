@@ -541,7 +541,7 @@ def check_long(said: dict) -> None:
     assert [
         m for m in lines(said["log"], "server") if "method" not in m and m.get("id") == key
     ] == []
-    assert "Still running after the call you cancelled" in said["after"]
+    assert "The call you cancelled left" in said["after"]
 
 
 CLIENTS = [
