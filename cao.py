@@ -7040,12 +7040,15 @@ def tmux_variables() -> dict[str, str]:
 def keep_socket() -> bool:
     """Have the tmux server whose pane this is make its socket again, where it is gone (a
     cleaner of /tmp removes those of living servers; SIGUSR1: tmux(1)). False: no server."""
-    socket, server, _ = os.environ.get("TMUX", ",0,").rsplit(",", 2)
+    socket, server, _ = (os.environ.get("TMUX") or ",0,").rsplit(",", 2)
     if int(server) != os.getppid():
         return False
-    if not os.path.exists(socket):
-        os.makedirs(os.path.dirname(socket), 0o700, exist_ok=True)
-        os.kill(int(server), signal.SIGUSR1)
+    try:
+        if not os.path.exists(socket):
+            os.makedirs(os.path.dirname(socket), 0o700, exist_ok=True)
+            os.kill(int(server), signal.SIGUSR1)
+    except OSError:
+        pass  # the session lives all the same; the next round tries again
     return True
 
 

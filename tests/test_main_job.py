@@ -1156,6 +1156,22 @@ def test_a_session_whose_first_turn_never_began_ends_with_its_task(place):
     until(place.live, [])
 
 
+def test_a_session_lives_on_where_no_socket_can_be_made_again(place):
+    session = idle_session(place)
+    (socket,) = (place.folder / "tmux").glob("tmux-*/*")
+    task = place.ok("assign", session, "demo: sleep 1.5;say over").strip()
+    until(lambda: "to interrupt" in place.screen(session))
+    aside = socket.parent.with_name("aside")
+    socket.parent.rename(aside)
+    socket.parent.write_text("a file, where the folder of the socket was")
+    try:
+        assert place.ok("wait", task) == "over\n"
+    finally:
+        socket.parent.unlink()
+        aside.rename(socket.parent)
+    assert place.ok("handoff", session, "demo: say again") == "again\n"
+
+
 @pytest.mark.parametrize("gone", ["socket", "folder"])
 def test_a_session_outlives_the_removal_of_its_servers_socket(place, gone):
     session = idle_session(place)
