@@ -766,16 +766,21 @@ SYSTEM_PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin")
 
 @pytest.fixture
 def cron_daemon(crontab):
-    """A cron that runs: the one that is there, or one of ours, until the test has ended."""
+    """start(): a cron that runs, the one that is there or one of ours, until the test has ended.
+
+    It is started when the tables are written: cron compares times in whole seconds, so a table
+    that changes in the second in which it was read is not read again.
+    """
     program = shutil.which("cron", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if not program or os.getuid() != 0 or not SYSTEM_PYTHON:
         words = "this needs root, Debian's cron, and a Python outside root's home"
         pytest.fail(words) if os.environ.get("CAO_TEST_REQUIRE_CRON") else pytest.skip(words)
-    daemon = subprocess.Popen([program, "-f"], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    yield
-    daemon.terminate()
-    daemon.wait()
+    quiet = {f"std{name}": subprocess.DEVNULL for name in ("in", "out", "err")}
+    started = []
+    yield lambda: started.append(subprocess.Popen([program, "-f"], **quiet))
+    for daemon in started:
+        daemon.terminate()
+        daemon.wait()
 
 
 @pytest.fixture
@@ -812,6 +817,7 @@ def test_a_real_cron_runs_a_flow_of_root_and_one_of_an_ordinary_user(
         subprocess.run(["chown", "-R", f"{user.pw_name}:", theirs.folder], check=True)
         for where, argv, who, _ in both:
             schedule(where, argv, who, "add", "each.md")
+        cron_daemon()
         for where, argv, who, whose in both:
             record = until(
                 lambda ours=(where, argv, who): (schedule(*ours, "log", "each") or [{}])[0],
