@@ -6057,7 +6057,11 @@ class Runner:
         )
 
     def _start_check(self, event: Event) -> None:
-        """Run the task's acceptance check in the worker's directory, beside this loop."""
+        """Run the task's acceptance check in the worker's directory, beside this loop.
+
+        It finds the answer, byte for byte, in the file CAO_ANSWER: that of this try, for one
+        check runs at a time. Where that cannot be written the check has failed.
+        """
         import threading
 
         assert self.task is not None
@@ -6071,9 +6075,15 @@ class Runner:
                 end_group(*check["group"])
 
         def work() -> None:
-            check.update(run_check(check["command"], self.session.cwd, self.env, note_group))
+            check.update(run_check(check["command"], self.session.cwd, env, note_group))
             self.wake.poke()
 
+        env = {**self.env, "CAO_ANSWER": self.store.launch_file(self.name, "answer")}
+        try:
+            self.store.write(env["CAO_ANSWER"], event.text)
+        except CaoError as error:
+            check.update(tail=str(error), exit_status=127)
+            return
         threading.Thread(target=work, daemon=True).start()
 
     def _end_check(self) -> None:

@@ -1104,6 +1104,30 @@ def test_a_check_sends_the_worker_back_until_it_passes(place):
     assert result["check"]["exit_status"] == 1
 
 
+def test_a_check_finds_the_answer_of_its_own_try_in_a_file(place):
+    check = 'sh -c "cat $CAO_ANSWER >> seen; stat -c %a $CAO_ANSWER >> modes; exit 1"'
+    said = "\u00fc \u65e5\u672c\u2028'\"$(touch x)  "
+    flags = ("--check", check, "--check-retries", "1", "--json")
+    done = place.run("handoff", "demo", f"demo: say {said}|", *flags)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["reason"], result["turns"]) == ("check_failed", [f"{said}|"])
+    seen = (place.work / "seen").read_bytes().decode()
+    assert seen == f"{said}|" + result["answer"]
+    assert (place.work / "modes").read_text() == "600\n600\n"
+    assert not (place.work / "x").exists()
+
+
+def test_where_the_answer_cannot_be_written_the_check_failed_and_the_session_lives(place):
+    session = place.ok("assign", "demo", "hello").partition(".")[0]
+    (place.home / "sessions" / session / "launch" / "answer").mkdir()
+    flags = ("--check", "true", "--check-retries", "0", "--json")
+    done = place.run("handoff", session, "demo: say x", *flags)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "check_failed")
+    assert "could not be written" in result["check"]["tail"]
+    assert place.ok("handoff", session, "demo: say y") == "y\n"
+
+
 CALC = "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '^>>> $'\n---\n"
 
 
