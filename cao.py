@@ -29,9 +29,9 @@ Where to look for
     a new CLI                  room 5, a row and its functions
 
 Contents (a room uses only the rooms above it; rooms 1-5 are pure):
-     1. Constants       6. Processes       11. Tools
-     2. Errors          7. Store           12. McpServer
-     3. Records         8. Orchestrator    13. Views
+     1. Constants       6. Processes       11. Views
+     2. Errors          7. Store           12. Verbs
+     3. Records         8. Orchestrator    13. McpServer
      4. Text            9. Runner          14. CLI
      5. Providers      10. Schedule
 """
@@ -5164,6 +5164,45 @@ def make_client(store: Store, name: str) -> None:
     store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
 
 
+def agent_caller(store: Store) -> Caller | None:
+    """Return who calls when we run inside a session of ours (CAO_SESSION)."""
+    name = os.environ.get("CAO_SESSION") or ""
+    session = store.load(name) if name else None
+    if name and not session:
+        raise NotFoundError(
+            f"CAO_SESSION is {name}, and there is no such session", "unset CAO_SESSION"
+        )
+    return Caller(name, session.depth, worker=True) if session else None
+
+
+def client_stem(program: str) -> str:
+    """Return the name a client should have: CAO_CLIENT, else made from the Claude Code
+    session it runs in, else from the program and the directory."""
+    import zlib
+
+    if os.environ.get("CAO_CLIENT"):
+        return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
+    if os.environ.get("CLAUDE_CODE_SESSION_ID"):
+        return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
+    here = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
+    return f"{render_slug(program, 24) or 'client'}-{here:04x}"
+
+
+def shell_caller(store: Store) -> Caller:
+    """Return who calls from a shell: a worker, or a client by the directory's name.
+
+    A person, unless the shell belongs to an agent.
+    """
+    caller = agent_caller(store)
+    if caller:
+        return caller
+    name = client_stem("shell")
+    if not store.load(name):
+        make_client(store, name)
+    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign)]
+    return Caller(name, person=not signs and AGENT_PROCESS not in programs_above())
+
+
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
     """Return an answer to a question as (yes, no, always or words; the words).
 
@@ -7595,156 +7634,7 @@ class Schedule:
         found.told()  # whoever asks for the task by its name gets its result all the same
 
 
-# ==== 11. Tools =======================================================================
-#
-# One row per MCP tool. To add one: a verb in Orchestrator, a function and a row here, a
-# README line. All of tools/list stays within 10 kB: it is in every agent's context.
-
-
-class Call(NamedTuple):
-    """One use of a tool: who calls, and what its wait may use."""
-
-    boss: Orchestrator
-    told: set[str]  # ids of questions this client has heard
-    ceiling_s: float
-    answer_chars: int
-    cancelled: Callable[[], bool] = lambda: False
-    on_look: Callable[[Waited], None] = lambda _: None
-
-    def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
-        """Wait as await_tasks does, heard and cancelled as this call is."""
-        how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
-        found = self.boss.await_tasks(tasks, timeout_s, **how)
-        try:
-            return view_waited(self, found)
-        except BaseException:
-            found.release()
-            raise
-
-
-class Answer(NamedTuple):
-    """What a tool gives: text for the model, the same as data for programs."""
-
-    text: str
-    data: dict[str, Any] | None
-    left: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
-    claims: tuple[Claim, ...] = ()  # on what it tells: off the books once it is told
-    failed: bool = False  # isError: the model can act on it too
-
-
-class Tool(NamedTuple):
-    """One row of tools/list."""
-
-    name: str
-    title: str
-    about: str
-    arguments: dict[str, Any]
-    required: tuple[str, ...]
-    gives: dict[str, Any]
-    call: Callable[[Call, dict[str, Any]], Answer]
-    reads: bool = False  # readOnlyHint
-    ends: bool = False  # destructiveHint
-    delegates: bool = False  # makes the client's folder
-
-
-def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
-    """Return a tool's arguments. Raises UsageError naming the one that is wrong, and what
-    to write (JSON Schema 2020-12: the few words our own schemas use)."""
-    if not isinstance(given, dict):
-        raise UsageError(f"{tool.name}: the arguments must be an object", "e.g. {}")
-    example = ", ".join(f'"{name}": …' for name in tool.required)
-    for name in tool.required:
-        if name not in given:
-            raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
-    kinds: dict[str, Any] = {"string": str, "boolean": bool, "number": (int, float), "array": list}
-    for name, value in given.items():
-        schema = tool.arguments.get(name)
-        if schema is None:
-            known = ", ".join(tool.arguments) or "none"
-            raise UsageError(
-                f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
-            )
-        kind = str(schema["type"])
-        wrong = not isinstance(value, kinds[kind]) or (kind == "number" and isinstance(value, bool))
-        if kind == "array" and not wrong:
-            wrong = not all(isinstance(item, str) for item in value)
-        if wrong:
-            raise UsageError(
-                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}", schema["description"]
-            )
-        if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
-            raise UsageError(
-                f"{tool.name}: {name!r} is out of range: {value}", schema["description"]
-            )
-    return given
-
-
-def task_options(given: dict[str, Any]) -> TaskOptions:
-    """Return the options in the arguments of handoff and assign."""
-    return TaskOptions(**{k: v for k, v in given.items() if k in TaskOptions._fields})
-
-
-def view_waited(call: Call, found: Waited) -> Answer:
-    """Return what a wait found, as text and as data."""
-    parts: list[str] = []
-    data: dict[str, Any] = {}
-    if found.results:
-        data["results"] = [
-            view_result(call.boss.store, r, call.answer_chars) for r in found.results
-        ]
-        for result, shown in zip(found.results, data["results"]):
-            text = render_result(result._replace(answer=shown["answer"]))
-            parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
-    if found.messages:
-        parts += [render_message(message) for message in found.messages]
-        keys = ("kind", "sender", "text", "id")
-        data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
-    if found.asking:
-        parts += [render_asking(ask, by_tool=True) for ask in found.asking]
-        data["asking"] = [
-            {**ask, "how": how_to_answer(ask["session"], ask["question"], by_tool=True)}
-            for ask in found.asking
-        ]
-    if found.running:
-        data["running"] = list(found.running)
-        states = [
-            f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
-            for t in found.running
-        ]
-        names = json.dumps(list(found.running))
-        # Claude Code and Codex show the model the data alone: what to do next stands there too.
-        data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
-        if found.asking:
-            data["next"] = f"See `how` in `asking`. Then call wait with tasks {names}."
-        parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
-    if not parts:
-        parts.append("Nothing is running for you, and there are no messages.")
-    kinds = (("asking", found.asking), ("running", found.running), ("done", found.results))
-    data["outcome"] = next((word for word, there in kinds if there), "nothing")
-    if len(found.results) == 1:
-        data["outcome"] = found.results[0].outcome
-    left = (*found.running, *(result.task for result in found.results))
-    return Answer("\n\n".join(parts), data, left, found.claims)
-
-
-def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
-    """Return a result as data for a program; a long answer is cut, and says so."""
-    left_out = ["screen", "ended_at"]
-    left_out += [] if result.told_at else ["told_at"]
-    left_out += ["exact"] if result.exact == "exact" else []
-    data = {
-        key: value
-        for key, value in result._asdict().items()
-        if key == "answer" or (value not in ("", (), None) and key not in left_out)
-    }
-    data["file"] = store.result_path(result.task)
-    if len(result.answer) > most:
-        data["answer"] = result.answer[:most]
-        data["cut"] = (
-            f"[cut: these are the first {most} of {len(result.answer)} characters;"
-            f" the whole answer is in the file {data['file']}, key `answer`]"
-        )
-    return data
+# ==== 11. Views =====================================================================
 
 
 def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
@@ -7782,36 +7672,6 @@ def render_asking(ask: dict[str, Any], by_tool: bool = False) -> str:
     return f"{asked}\n{how_to_answer(ask['session'], ask['question'], by_tool)}"
 
 
-def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
-    task = call.boss.assign(given["target"], given["task"], task_options(given))
-    return call.wait([task], call.ceiling_s)
-
-
-def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
-    task = call.boss.assign(given["target"], given["task"], task_options(given))
-    session = call.boss.store.session_of(task)
-    me = call.boss.store.load(call.boss.caller.name)
-    how = f'Call wait with tasks ["{task}"] for the result.'
-    if me and me.kind == "agent":
-        how = "The result will arrive in your conversation by itself."
-    text = f"Task {task} is with session {session}. {how}"
-    return Answer(text, {"task": task, "session": session}, (task,))
-
-
-def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
-    receipt = call.boss.send_message(given["target"], given["message"])
-    exact = f", {receipt['exact']}" if receipt.get("exact") else ""
-    return Answer(f"Message to {receipt['to']}: {receipt['step']}{exact}.", receipt)
-
-
-def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
-    tasks = given.get("tasks") or None
-    if not tasks and not call.boss.caller.name:
-        return view_waited(call, Waited())  # no folder yet: nothing can be on its way
-    limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
-    return call.wait(tasks, limit, want_all=bool(given.get("all")))
-
-
 def render_session(view: dict[str, Any]) -> str:
     """Return one line on a session."""
     line = f"{'  ' * view.get('depth', 0)}{view['session']}  {view['state']}"
@@ -7825,673 +7685,6 @@ def render_session(view: dict[str, Any]) -> str:
     for question in view.get("questions") or ():
         line += f"  asks: {shorten(question['text'], 60)}"
     return line
-
-
-def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
-    views = call.boss.list_sessions(bool(given.get("all")))
-    me = call.boss.caller
-    if me.worker:
-        reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
-        views = [v for v in views if v["session"] in reach]
-    profiles = []
-    store, cwd = call.boss.store, current_directory()
-    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
-        words = name
-        try:
-            load_profile(name, store, cwd)
-        except NotAllowedError as error:
-            words = f"{name} (not allowed: {error.fix})"
-        except CaoError:
-            pass  # who uses it hears what is wrong with it
-        profiles.append(words)
-    lines = [render_session(view) for view in views] or ["No session is running."]
-    lines.append("Profiles for new sessions: " + ", ".join(profiles))
-    return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
-
-
-def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
-    view = call.boss.read_session(given["session"], int(given.get("lines", PANE_LINES)))
-    head = render_session(view) + (f"  ({view['why']})" if view.get("why") else "")
-    return Answer(f"{head}\n{render_questions(view)}{view['screen']}", view)
-
-
-def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
-    done = call.boss.answer(given["session"], given["answer"], given.get("question") or "")
-    return Answer(
-        f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
-    )
-
-
-def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
-    done = call.boss.stop_session(given["session"], bool(given.get("interrupt")))
-    return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
-
-
-def _is(kind: str, description: str, **more: Any) -> dict[str, Any]:
-    """Return the schema of an argument."""
-    return {"type": kind, "description": description, **more}
-
-
-# fmt: off
-_TASK_ARGUMENTS: dict[str, Any] = {
-    "target": _is("string", "A profile or provider for a new session (developer, reviewer, claude,"
-                  " codex …), or a session's name to go on with its conversation."),
-    "task": _is("string", "All the worker needs to know: it sees nothing of your conversation."),
-    "cwd": _is("string", "Working directory, absolute; default: yours."),
-    "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
-    "check": _is("string", "Command that must exit 0 in the worker's directory before the task is"
-                 " done, e.g. pytest -q. No shell reads it; a person may have to allow it first."),
-    "check_retries": _is("number", "How often the check's output goes back to the worker; default"
-                         " 2.", minimum=0),
-    "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
-    "keep": _is("boolean", "Do not close the new session when it is idle."),
-    "request_id": _is("string", "The same id again is the same task, not a second one."),
-}
-_SESSION = {"session": _is("string", "The session's name, like developer-7k2m.")}
-_STRING, _LIST = {"type": "string"}, {"type": "array"}
-_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
-
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (
-    Tool("handoff", "Hand off a task",
-         "Give a task to another coding agent and wait for its whole answer. It works in a session"
-         " of its own, with its own context. Returns early when the worker asks something, or"
-         " before your client's limit for one call; the work goes on, and wait goes on waiting."
-         " For tasks side by side use assign.",
-         _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True),
-    Tool("assign", "Assign a task",
-         "Give a task to another coding agent and go on at once. Returns the names of task and"
-         " session. The result comes with wait, or by itself if you run inside cao.",
-         _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
-         _call_assign, delegates=True),
-    Tool("send_message", "Send a message",
-         "Send a message to a session, or to your supervisor. A worker at work reads it after its"
-         " turn. The receipt says how far it came: queued, typed, submitted or taken.",
-         {"target": _is("string", 'A session\'s name, or "supervisor".'),
-          "message": _is("string", "The text.")},
-         ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
-         _call_send_message, delegates=True),
-    Tool("wait", "Wait for results",
-         "Wait for the next results, messages and questions from your workers.",
-         {"tasks": _is("array", "Only these tasks.", items=_STRING),
-          "all": _is("boolean", "Wait for all of them, not the first."),
-          "timeout_s": _is("number", "Seconds at the most.", minimum=0)},
-         (), _WAITED, _call_wait),
-    Tool("list_sessions", "List sessions",
-         "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
-         {"all": _is("boolean", "The ended ones too.")},
-         (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True),
-    Tool("read_session", "Read a session",
-         "Show a session's screen as it is now, its state and the evidence for it. To get an answer"
-         " use wait: the screen is not the answer.",
-         {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
-         ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
-         _call_read_session, reads=True),
-    Tool("answer", "Answer a question",
-         "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
-         " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for it.",
-         {**_SESSION,
-          "answer": _is("string", "For a permission: yes, no or `no: WORDS`. For a question: an"
-                        " option's number or text, or your own words."),
-          "question": _is("string", "The question's id, where several are open.")},
-         ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer),
-    Tool("stop_session", "Stop a session",
-         "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-         {**_SESSION, "interrupt": _is("boolean", "Only interrupt its turn; the session lives.")},
-         ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
-)}
-# fmt: on
-
-
-def render_tool(tool: Tool) -> dict[str, Any]:
-    """Return a tool as tools/list has it."""
-    schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
-    if tool.required:
-        schema["required"] = list(tool.required)
-    return {
-        "name": tool.name,
-        "title": tool.title,
-        "description": tool.about,
-        "inputSchema": {**schema, "additionalProperties": False},
-        "outputSchema": {"type": "object", "properties": tool.gives},
-        "annotations": {
-            "title": tool.title,
-            "readOnlyHint": tool.reads,
-            "destructiveHint": tool.ends,
-            "idempotentHint": tool.reads,
-            "openWorldHint": tool.delegates,
-        },
-        "_meta": {"anthropic/maxResultSizeChars": 500000, "anthropic/alwaysLoad": True},
-    }
-
-
-# ==== 12. McpServer ===================================================================
-
-LEGACY_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-MODERN_VERSION = "2026-07-28"
-_META = "io.modelcontextprotocol/"
-INSTRUCTIONS = """\
-cao hands work to other coding agents, each in a tmux session of its own. handoff gives a task and \
-waits for the whole answer; assign gives one and goes on, so use it for work side by side, then \
-wait. A worker knows nothing of your conversation: put all it needs into the task. When a call \
-returns `running`, the work goes on: call wait with the task's name, do not give the task again. \
-When a worker asks, tell the person or use answer, then wait. A session keeps its conversation: \
-give a follow-up to the session's name, not to the profile. Idle sessions close by themselves."""
-
-
-_CAPABILITIES: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {}}
-
-
-class RpcError(Exception):
-    """A protocol fault, with its JSON-RPC code."""
-
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(message)
-        self.code, self.data = code, data
-
-
-class McpServer:
-    """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
-    chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
-
-    def __init__(self, store: Store, fd_in: int, fd_out: int) -> None:
-        import threading
-
-        self.store, self.fd_in, self.fd_out = store, fd_in, fd_out
-        self.writing = threading.Lock()
-        self.version = ""  # of the handshake, once there was one
-        self.client: dict[str, Any] = {}
-        self.boss: Orchestrator | None = None
-        self.opening = threading.Lock()
-        self.signals: list[int] = []
-        self.lock: int | None = None
-        self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
-        self.closed = False  # the client has closed our input
-        self.threads: list[Any] = []  # of the calls in flight
-        self.told: set[str] = set()
-        self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
-        self.ending = threading.Condition()  # over running and unsaid
-
-    # ---- lines ----
-
-    def serve(self) -> int:
-        """Answer until the client closes our input; return the exit status."""
-        buffer = bytearray()
-        while True:
-            try:
-                select.select([self.fd_in, *self.signals], [], [])
-                chunk = os.read(self.fd_in, 1 << 16)
-            except InterruptedError:
-                continue
-            except OSError:
-                chunk = b""
-            if not chunk:
-                break
-            start = len(buffer)
-            buffer += chunk
-            while (end := buffer.find(b"\n", start)) >= 0:
-                line, start = bytes(buffer[:end]), 0
-                del buffer[: end + 1]
-                if line.strip():
-                    self.receive(line)
-        self.closed = True  # waits end and tell nothing; quick calls are answered still
-        for wake in list(self.store.wakes):
-            wake.poke()
-        until = time.monotonic() + CLOSING_S
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
-        self.close()
-        return 0
-
-    def close(self) -> None:
-        """Leave no FIFO behind; the threads are daemons and end with us."""
-        for wake in list(self.store.wakes):
-            wake.vanish()
-
-    def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
-        """Write one message as one line; claims: on what it tells."""
-        try:
-            line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        except UnicodeEncodeError:  # a lone surrogate
-            line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        with self.writing:
-            view = memoryview(line)
-            try:
-                while view:
-                    try:
-                        view = view[os.write(self.fd_out, view) :]
-                    except BlockingIOError:  # our client made its pipe so
-                        select.select([], [self.fd_out], [])
-            except OSError:
-                self.close()
-                os._exit(0)  # the client is gone; nobody is left to tell
-            for claim in claims:  # the whole line is written
-                claim.told()
-
-    def receive(self, line: bytes) -> None:
-        """Take one line, which is one message."""
-        try:
-            message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-            self.send(_error(None, -32700, f"not JSON: {reason}"))
-            return
-        if isinstance(message, list):  # 2025-03-26 alone had batches
-            words = "batches were removed from MCP; send one message a line"
-            self.send(_error(None, -32600, words))
-        else:
-            self.handle(message)
-
-    def handle(self, message: Any) -> None:
-        """Answer one message; notifications and stray responses get none."""
-        if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            key = message.get("id") if isinstance(message, dict) else None
-            self.send(_error(key, -32600, "not a JSON-RPC 2.0 message"))
-            return
-        method, params, key = message.get("method"), message.get("params", {}), message.get("id")
-        if "id" not in message or "method" not in message:
-            if method == "notifications/cancelled" and isinstance(params, dict):
-                self.cancel(params.get("requestId"))
-            elif "method" not in message and "result" not in message and "error" not in message:
-                self.send(_error(None, -32600, "neither a request nor a response"))
-            return
-        if isinstance(key, bool) or not isinstance(key, (str, int)):
-            self.send(_error(None, -32600, "the id must be a string or an integer"))
-            return
-        try:
-            if not isinstance(method, str):
-                raise RpcError(-32600, "the method must be a string")
-            if not isinstance(params, dict):
-                raise RpcError(-32602, "params must be an object")
-            self.foreseen(lambda: self.dispatch(key, method, params))
-        except RpcError as error:
-            self.send(_error(key, error.code, str(error), error.data))
-        except CaoError as error:
-            self.send(_error(key, -32603, str(error)))
-
-    # ---- methods ----
-
-    def dispatch(self, key: Any, method: str, params: dict[str, Any]) -> None:
-        """Answer a request, or start the thread that will."""
-        meta = params.get("_meta", {})
-        if not isinstance(meta, dict):
-            raise RpcError(-32602, "_meta must be an object")
-        modern = _META + "protocolVersion" in meta
-        if modern:
-            self.check_modern(meta)
-        elif method == "server/discover":
-            raise RpcError(-32602, f"_meta needs {_META}protocolVersion")
-        methods = _MODERN_METHODS if modern else _LEGACY_METHODS
-        if method not in methods and method != "tools/call":
-            raise RpcError(-32601, f"there is no method {method!r}")
-        if not modern and not self.version and method not in ("initialize", "ping"):
-            raise RpcError(-32600, "initialize first")
-        if method == "tools/call":
-            self.call_tool(key, params, meta, modern)
-            return
-        result = methods[method](self, params)
-        if modern:
-            result = _modern(result)
-            if method.endswith(("list", "discover", "read")):
-                result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
-        self.send({"jsonrpc": "2.0", "id": key, "result": result})
-
-    def check_modern(self, meta: dict[str, Any]) -> None:
-        """Check what 2026-07-28 wants with every request (basic: Requests)."""
-        version = meta[_META + "protocolVersion"]
-        if not isinstance(version, str):
-            raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
-        if version != MODERN_VERSION:
-            raise RpcError(
-                -32022,
-                f"version {version!r} is not supported",
-                {"supported": _versions_for(meta), "requested": version},
-            )
-        if not isinstance(meta.get(_META + "clientCapabilities"), dict):
-            raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
-        info = meta.get(_META + "clientInfo")
-        if isinstance(info, dict):
-            self.client = info
-
-    def initialize(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Do the handshake: echo a version we know, else offer our newest."""
-        wanted = params.get("protocolVersion")
-        if not isinstance(wanted, str):
-            raise RpcError(-32602, "protocolVersion must be a string")
-        if self.version:
-            raise RpcError(-32600, f"initialized already, with {self.version}")
-        self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
-        info = params.get("clientInfo")
-        self.client = info if isinstance(info, dict) else {}
-        return {
-            "protocolVersion": self.version,
-            "capabilities": _CAPABILITIES,
-            "serverInfo": SERVER_INFO,
-            "instructions": INSTRUCTIONS,
-        }
-
-    def discover(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Say who we are, to a client that does no handshake (2026-07-28)."""
-        return {
-            "supportedVersions": _versions_for(params["_meta"]),
-            "capabilities": _CAPABILITIES,
-            "instructions": INSTRUCTIONS,
-        }
-
-    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return tools/list."""
-        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
-            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
-            self.store.poke(os.environ["CAO_SESSION"])
-        return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
-
-    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the prompt that makes any client a supervisor."""
-        given = params.get("arguments", {})
-        if params.get("name") != "supervisor":
-            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
-        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
-            raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store, current_directory())
-        text = (profile.prompt if profile else "") or INSTRUCTIONS
-        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
-        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
-
-    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the sessions as JSON, or an answer's whole text."""
-        uri = params.get("uri")
-        modern = _META + "protocolVersion" in params.get("_meta", {})
-        if uri == "cao://sessions":
-            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
-            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
-        try:
-            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
-            result = self.store.load_result(match[1]) if match else None
-        except CaoError:
-            result = None
-        if not result:
-            # -32002 is for the handshake versions; 2026-07-28 forbids it.
-            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
-        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
-
-    # ---- tool calls ----
-
-    def call_tool(
-        self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool
-    ) -> None:
-        """Make a tool call in a thread of its own."""
-        import threading
-
-        name = params.get("name")
-        if not isinstance(name, str) or name not in TOOLS:
-            raise RpcError(-32602, f"unknown tool: {name!r}")
-        arguments = params.get("arguments")
-        if arguments is None:
-            arguments = {}
-        if not isinstance(arguments, dict):
-            raise RpcError(-32602, "arguments must be an object")
-        token = meta.get("progressToken")
-        if isinstance(token, bool) or not isinstance(token, (str, int)):
-            token = None
-        cancelled = threading.Event()
-        with self.ending:  # others may be looking through them
-            self.running[type(key).__name__, key] = cancelled
-
-        def work() -> None:
-            done = self.run_tool(TOOLS[name], arguments, cancelled, token)
-            result = self.end_call(key, cancelled, done)
-            if result is None or (self.closed and done.claims):  # who has left is told nothing
-                for claim in done.claims:
-                    claim.release()
-                return
-            if modern:
-                result = _modern(result)
-            self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
-
-        thread = threading.Thread(target=work, daemon=True)
-        self.threads = [other for other in self.threads if other.is_alive()]
-        self.threads.append(thread)
-        thread.start()
-
-    def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
-        """Return a tool's answer, or its error as one."""
-
-        def work() -> Answer:
-            arguments = check_arguments(tool, given)
-            boss = self.open(tool.delegates)
-
-            def given_up() -> bool:
-                return cancelled.is_set() or self.closed
-
-            return tool.call(self.make_call(boss, given_up, token), arguments)
-
-        try:
-            answered: Answer = self.foreseen(work)
-        except CaoError as error:
-            return Answer(str(error), None, failed=True)
-        return answered
-
-    @staticmethod
-    def foreseen(work: Callable[[], Any]) -> Any:
-        """Do some work; a fault in it that nothing foresaw becomes a CaoError, and its trace goes
-        to stderr."""
-        try:
-            return work()
-        except (RpcError, CaoError):
-            raise
-        except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
-            import traceback
-
-            traceback.print_exc()
-            raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
-
-    def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
-        """Return a call's result, begun with the tasks of calls that were cancelled; None
-        where it was cancelled itself: then it has told nothing."""
-
-        def cancelled_go_on() -> bool:
-            return any(other.is_set() for other in self.running.values())
-
-        with self.ending:
-            # A call that was cancelled just now may still have something to say.
-            self.ending.wait_for(lambda: cancelled.is_set() or not cancelled_go_on(), CANCEL_S)
-            self.running.pop((type(key).__name__, key), None)
-            self.ending.notify_all()
-            if cancelled.is_set():
-                self.unsaid += done.left
-                return None
-            left, self.unsaid = self.unsaid, []
-        said = ""
-        if left:
-            names = ", ".join(left)
-            said = (
-                f"The call you cancelled left: {names}. The work goes on by itself; wait gets the"
-                " result, stop_session ends the session."
-            )
-        text, data = done.text, done.data
-        if said:
-            text = f"{said}\n\n{text}"
-            data = {"earlier": said, **data} if data is not None else None
-        result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
-        if data is not None:
-            result["structuredContent"] = data
-        if done.failed:
-            result["isError"] = True
-        return result
-
-    def make_call(
-        self,
-        boss: Orchestrator,
-        cancelled: Callable[[], bool] = lambda: False,
-        token: str | int | None = None,
-    ) -> Call:
-        """Return what a tool may use while it waits."""
-        started, last = time.monotonic(), [0.0]
-
-        def look(found: Waited) -> None:
-            passed = time.monotonic() - started
-            if token is None or passed - last[0] < PROGRESS_S * 0.9 or cancelled():
-                return
-            last[0] = passed
-            parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
-            text = f"{', '.join(parts)}, {render_seconds(passed)}"
-            said = {"progressToken": token, "progress": round(passed, 3), "message": text}
-            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": said})
-
-        named = str(self.client.get("name") or "")
-        ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
-        most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        return Call(boss, self.told, ceiling, most, cancelled, look)
-
-    def cancel(self, key: Any) -> None:
-        """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
-        if not isinstance(key, (str, int)):
-            return
-        with self.ending:
-            if cancelled := self.running.get((type(key).__name__, key)):
-                cancelled.set()
-                self.ending.notify_all()
-        if cancelled:
-            for wake in list(self.store.wakes):
-                wake.poke()
-
-    def open(self, delegates: bool) -> Orchestrator:
-        """Return the verbs, for our client: its folder is adopted if there is one, made at
-        the first delegation (clients start probe processes)."""
-        with self.opening:
-            if self.boss and (self.boss.caller.name or not delegates):
-                return self.boss
-            caller = agent_caller(self.store)
-            if not caller:
-                caller, self.lock = open_client(
-                    self.store, client_stem(str(self.client.get("name") or "")), delegates
-                )
-            self.boss = Orchestrator(self.store, caller)
-            return self.boss
-
-
-_PROMPTS = [  # a slash command in many clients
-    {
-        "name": "supervisor",
-        "title": "Supervise with cao",
-        "description": "Lead a piece of work: split it, hand it out, put the answers together.",
-        "arguments": [{"name": "goal", "description": "What is to be done.", "required": False}],
-    }
-]
-_RESOURCES = [
-    {
-        "uri": "cao://sessions",
-        "name": "sessions",
-        "title": "The sessions at work",
-        "mimeType": "application/json",
-    }
-]
-_TEMPLATES = [
-    {
-        "uriTemplate": "cao://answers/{task}",
-        "name": "answer",
-        "title": "The whole answer of a task, however long",
-        "mimeType": "text/plain",
-    }
-]
-_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
-    "tools/list": McpServer.list_tools,
-    "prompts/list": lambda _, params: _page(params, {"prompts": _PROMPTS}),
-    "prompts/get": McpServer.get_prompt,
-    "resources/list": lambda _, params: _page(params, {"resources": _RESOURCES}),
-    "resources/templates/list": lambda _, params: _page(params, {"resourceTemplates": _TEMPLATES}),
-    "resources/read": McpServer.read_resource,
-}
-_LEGACY_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
-    **_METHODS,
-    "initialize": McpServer.initialize,
-    "ping": lambda *_: {},
-}
-_MODERN_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
-    **_METHODS,
-    "server/discover": McpServer.discover,
-}
-SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
-
-
-def _versions_for(meta: dict[str, Any]) -> list[str]:
-    """Return the versions to name to the client of a modern request. One that could be asked
-    (elicitation), or knows the tasks extension, is to do the handshake: a question of
-    2026-07-28 cannot be withdrawn. Claude Code 2.1.332 and Copilot CLI 1.0.102 then do it in
-    the same process."""
-    capabilities = meta.get(_META + "clientCapabilities")
-    if isinstance(capabilities, dict):
-        extensions = capabilities.get("extensions")
-        knows_tasks = isinstance(extensions, dict) and _META + "tasks" in extensions
-        if knows_tasks or capabilities.get("elicitation") is not None:
-            return list(LEGACY_VERSIONS)
-    return [MODERN_VERSION, *LEGACY_VERSIONS]
-
-
-def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
-    """Return a list result: one page, so any cursor is a bad one."""
-    if params.get("cursor") is not None:
-        raise RpcError(-32602, "there is no such cursor")
-    return rows
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
-
-
-def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
-    """Return an error response; without a readable id it has none (2025-11-25 schema)."""
-    error = {"code": code, "message": message, **({"data": data} if data is not None else {})}
-    readable = isinstance(key, (str, int)) and not isinstance(key, bool)
-    return {"jsonrpc": "2.0", **({"id": key} if readable else {}), "error": error}
-
-
-def _modern(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result with what 2026-07-28 wants in every one."""
-    info = {key: SERVER_INFO[key] for key in ("name", "version")}
-    return {"resultType": "complete", **result, "_meta": {_META + "serverInfo": info}}
-
-
-def agent_caller(store: Store) -> Caller | None:
-    """Return who calls when we run inside a session of ours (CAO_SESSION)."""
-    name = os.environ.get("CAO_SESSION") or ""
-    session = store.load(name) if name else None
-    if name and not session:
-        raise NotFoundError(
-            f"CAO_SESSION is {name}, and there is no such session", "unset CAO_SESSION"
-        )
-    return Caller(name, session.depth, worker=True) if session else None
-
-
-def client_stem(program: str) -> str:
-    """Return the name a client should have: CAO_CLIENT, else made from the Claude Code
-    session it runs in, else from the program and the directory."""
-    import zlib
-
-    if os.environ.get("CAO_CLIENT"):
-        return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
-    if os.environ.get("CLAUDE_CODE_SESSION_ID"):
-        return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
-    here = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
-    return f"{render_slug(program, 24) or 'client'}-{here:04x}"
-
-
-def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
-    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no
-    living `cao mcp` has; without make, an empty caller where there is none to adopt."""
-    for number in range(1, 1000):
-        name = stem if number == 1 else f"{stem}-{number}"
-        if not store.load(name):
-            if not make:
-                return Caller(""), None
-            make_client(store, name)
-        lock = store.lock_alone(f"{store.folder(name)}/lock")
-        if lock is not None:
-            return Caller(name), lock
-    raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
-
-
-# ==== 13. Views =======================================================================
 
 
 class DemoAgent:
@@ -9492,73 +8685,323 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-# ==== 14. CLI =========================================================================
+# ==== 12. Verbs =====================================================================
+#
+# One row per MCP tool. To add one: a verb in Orchestrator, a function and a row here, a
+# README line. All of tools/list stays within 10 kB: it is in every agent's context.
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; the only place that prints."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    closed = open_closed_streams()
-    try:
-        if argv[:1] == ["hook"]:
-            return cmd_hook(argv[1:])
-        if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
-            raise CaoError("standard output is closed", "redirect it: >/dev/null")
-        if argv == ["mcp"]:
-            return cmd_mcp()
-        if argv[:1] == ["run-session"] and argv[1:]:
-            return run_session(Store(runtime_home()), argv[1])
-        if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
-            return DemoAgent(Store(runtime_home()), argv[1]).run(argv[2] if argv[2:] else "")
-        return run_command(argv)
-    except CaoError as error:
-        _say_error(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_FAILED
-    except OSError as error:
-        _say_error(CaoError(f"{error.filename or 'a file'}: {error.strerror}", "cao doctor"))
-        return EXIT_FAILED
+class Call(NamedTuple):
+    """One use of a tool: who calls, and what its wait may use."""
+
+    boss: Orchestrator
+    told: set[str]  # ids of questions this client has heard
+    ceiling_s: float
+    answer_chars: int
+    cancelled: Callable[[], bool] = lambda: False
+    on_look: Callable[[Waited], None] = lambda _: None
+
+    def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
+        """Wait as await_tasks does, heard and cancelled as this call is."""
+        how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
+        found = self.boss.await_tasks(tasks, timeout_s, **how)
+        try:
+            return view_waited(self, found)
+        except BaseException:
+            found.release()
+            raise
 
 
-def open_closed_streams() -> list[str]:
-    """Open /dev/null for each standard stream that our caller closed, and return their names.
+class Answer(NamedTuple):
+    """What a tool gives: text for the model, the same as data for programs."""
 
-    Else the next file that is opened has its number, and is read or written as that stream.
-    """
-    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
-    for name in closed:
-        fd = os.open(os.devnull, os.O_RDWR)
-        setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", encoding="utf-8"))
-    return closed
+    text: str
+    data: dict[str, Any] | None
+    left: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
+    claims: tuple[Claim, ...] = ()  # on what it tells: off the books once it is told
+    failed: bool = False  # isError: the model can act on it too
 
 
-def main_mcp() -> int:
-    """Be `cao mcp`: the entry point of the command cao-mcp."""
-    return main(["mcp", *sys.argv[1:]])
+class Tool(NamedTuple):
+    """One row of tools/list."""
+
+    name: str
+    title: str
+    about: str
+    arguments: dict[str, Any]
+    required: tuple[str, ...]
+    gives: dict[str, Any]
+    call: Callable[[Call, dict[str, Any]], Answer]
+    reads: bool = False  # readOnlyHint
+    ends: bool = False  # destructiveHint
+    delegates: bool = False  # makes the client's folder
 
 
-class Shown:
-    """A stream to a terminal: nothing that an agent or a CLI wrote hides in it."""
+def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
+    """Return a tool's arguments. Raises UsageError naming the one that is wrong, and what
+    to write (JSON Schema 2020-12: the few words our own schemas use)."""
+    if not isinstance(given, dict):
+        raise UsageError(f"{tool.name}: the arguments must be an object", "e.g. {}")
+    example = ", ".join(f'"{name}": …' for name in tool.required)
+    for name in tool.required:
+        if name not in given:
+            raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
+    kinds: dict[str, Any] = {"string": str, "boolean": bool, "number": (int, float), "array": list}
+    for name, value in given.items():
+        schema = tool.arguments.get(name)
+        if schema is None:
+            known = ", ".join(tool.arguments) or "none"
+            raise UsageError(
+                f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
+            )
+        kind = str(schema["type"])
+        wrong = not isinstance(value, kinds[kind]) or (kind == "number" and isinstance(value, bool))
+        if kind == "array" and not wrong:
+            wrong = not all(isinstance(item, str) for item in value)
+        if wrong:
+            raise UsageError(
+                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}", schema["description"]
+            )
+        if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
+            raise UsageError(
+                f"{tool.name}: {name!r} is out of range: {value}", schema["description"]
+            )
+    return given
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
 
-    def write(self, text: str) -> None:
-        self.stream.write(visible(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+def task_options(given: dict[str, Any]) -> TaskOptions:
+    """Return the options in the arguments of handoff and assign."""
+    return TaskOptions(**{k: v for k, v in given.items() if k in TaskOptions._fields})
 
 
-def shown_on(stream: Any, exact: bool = False) -> Any:
-    """Return a stream to print on, for a terminal another than for a file or a program."""
-    # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
-    stream.reconfigure(errors="backslashreplace")
-    return Shown(stream) if stream.isatty() and not exact else stream
+def view_waited(call: Call, found: Waited) -> Answer:
+    """Return what a wait found, as text and as data."""
+    parts: list[str] = []
+    data: dict[str, Any] = {}
+    if found.results:
+        data["results"] = [
+            view_result(call.boss.store, r, call.answer_chars) for r in found.results
+        ]
+        for result, shown in zip(found.results, data["results"]):
+            text = render_result(result._replace(answer=shown["answer"]))
+            parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
+    if found.messages:
+        parts += [render_message(message) for message in found.messages]
+        keys = ("kind", "sender", "text", "id")
+        data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
+    if found.asking:
+        parts += [render_asking(ask, by_tool=True) for ask in found.asking]
+        data["asking"] = [
+            {**ask, "how": how_to_answer(ask["session"], ask["question"], by_tool=True)}
+            for ask in found.asking
+        ]
+    if found.running:
+        data["running"] = list(found.running)
+        states = [
+            f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
+            for t in found.running
+        ]
+        names = json.dumps(list(found.running))
+        # Claude Code and Codex show the model the data alone: what to do next stands there too.
+        data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
+        if found.asking:
+            data["next"] = f"See `how` in `asking`. Then call wait with tasks {names}."
+        parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
+    if not parts:
+        parts.append("Nothing is running for you, and there are no messages.")
+    kinds = (("asking", found.asking), ("running", found.running), ("done", found.results))
+    data["outcome"] = next((word for word, there in kinds if there), "nothing")
+    if len(found.results) == 1:
+        data["outcome"] = found.results[0].outcome
+    left = (*found.running, *(result.task for result in found.results))
+    return Answer("\n\n".join(parts), data, left, found.claims)
+
+
+def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
+    """Return a result as data for a program; a long answer is cut, and says so."""
+    left_out = ["screen", "ended_at"]
+    left_out += [] if result.told_at else ["told_at"]
+    left_out += ["exact"] if result.exact == "exact" else []
+    data = {
+        key: value
+        for key, value in result._asdict().items()
+        if key == "answer" or (value not in ("", (), None) and key not in left_out)
+    }
+    data["file"] = store.result_path(result.task)
+    if len(result.answer) > most:
+        data["answer"] = result.answer[:most]
+        data["cut"] = (
+            f"[cut: these are the first {most} of {len(result.answer)} characters;"
+            f" the whole answer is in the file {data['file']}, key `answer`]"
+        )
+    return data
+
+
+def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
+    task = call.boss.assign(given["target"], given["task"], task_options(given))
+    return call.wait([task], call.ceiling_s)
+
+
+def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
+    task = call.boss.assign(given["target"], given["task"], task_options(given))
+    session = call.boss.store.session_of(task)
+    me = call.boss.store.load(call.boss.caller.name)
+    how = f'Call wait with tasks ["{task}"] for the result.'
+    if me and me.kind == "agent":
+        how = "The result will arrive in your conversation by itself."
+    text = f"Task {task} is with session {session}. {how}"
+    return Answer(text, {"task": task, "session": session}, (task,))
+
+
+def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
+    receipt = call.boss.send_message(given["target"], given["message"])
+    exact = f", {receipt['exact']}" if receipt.get("exact") else ""
+    return Answer(f"Message to {receipt['to']}: {receipt['step']}{exact}.", receipt)
+
+
+def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
+    tasks = given.get("tasks") or None
+    if not tasks and not call.boss.caller.name:
+        return view_waited(call, Waited())  # no folder yet: nothing can be on its way
+    limit = min(float(given.get("timeout_s", TASK_TIMEOUT_S)), call.ceiling_s)
+    return call.wait(tasks, limit, want_all=bool(given.get("all")))
+
+
+def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
+    views = call.boss.list_sessions(bool(given.get("all")))
+    me = call.boss.caller
+    if me.worker:
+        reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
+        views = [v for v in views if v["session"] in reach]
+    profiles = []
+    store, cwd = call.boss.store, current_directory()
+    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
+        words = name
+        try:
+            load_profile(name, store, cwd)
+        except NotAllowedError as error:
+            words = f"{name} (not allowed: {error.fix})"
+        except CaoError:
+            pass  # who uses it hears what is wrong with it
+        profiles.append(words)
+    lines = [render_session(view) for view in views] or ["No session is running."]
+    lines.append("Profiles for new sessions: " + ", ".join(profiles))
+    return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
+
+
+def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
+    view = call.boss.read_session(given["session"], int(given.get("lines", PANE_LINES)))
+    head = render_session(view) + (f"  ({view['why']})" if view.get("why") else "")
+    return Answer(f"{head}\n{render_questions(view)}{view['screen']}", view)
+
+
+def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
+    done = call.boss.answer(given["session"], given["answer"], given.get("question") or "")
+    return Answer(
+        f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
+    )
+
+
+def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
+    done = call.boss.stop_session(given["session"], bool(given.get("interrupt")))
+    return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
+
+
+def _is(kind: str, description: str, **more: Any) -> dict[str, Any]:
+    """Return the schema of an argument."""
+    return {"type": kind, "description": description, **more}
+
+
+# fmt: off
+_TASK_ARGUMENTS: dict[str, Any] = {
+    "target": _is("string", "A profile or provider for a new session (developer, reviewer, claude,"
+                  " codex …), or a session's name to go on with its conversation."),
+    "task": _is("string", "All the worker needs to know: it sees nothing of your conversation."),
+    "cwd": _is("string", "Working directory, absolute; default: yours."),
+    "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
+    "check": _is("string", "Command that must exit 0 in the worker's directory before the task is"
+                 " done, e.g. pytest -q. No shell reads it; a person may have to allow it first."),
+    "check_retries": _is("number", "How often the check's output goes back to the worker; default"
+                         " 2.", minimum=0),
+    "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
+    "keep": _is("boolean", "Do not close the new session when it is idle."),
+    "request_id": _is("string", "The same id again is the same task, not a second one."),
+}
+_SESSION = {"session": _is("string", "The session's name, like developer-7k2m.")}
+_STRING, _LIST = {"type": "string"}, {"type": "array"}
+_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
+
+TOOLS: dict[str, Tool] = {tool.name: tool for tool in (
+    Tool("handoff", "Hand off a task",
+         "Give a task to another coding agent and wait for its whole answer. It works in a session"
+         " of its own, with its own context. Returns early when the worker asks something, or"
+         " before your client's limit for one call; the work goes on, and wait goes on waiting."
+         " For tasks side by side use assign.",
+         _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True),
+    Tool("assign", "Assign a task",
+         "Give a task to another coding agent and go on at once. Returns the names of task and"
+         " session. The result comes with wait, or by itself if you run inside cao.",
+         _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
+         _call_assign, delegates=True),
+    Tool("send_message", "Send a message",
+         "Send a message to a session, or to your supervisor. A worker at work reads it after its"
+         " turn. The receipt says how far it came: queued, typed, submitted or taken.",
+         {"target": _is("string", 'A session\'s name, or "supervisor".'),
+          "message": _is("string", "The text.")},
+         ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
+         _call_send_message, delegates=True),
+    Tool("wait", "Wait for results",
+         "Wait for the next results, messages and questions from your workers.",
+         {"tasks": _is("array", "Only these tasks.", items=_STRING),
+          "all": _is("boolean", "Wait for all of them, not the first."),
+          "timeout_s": _is("number", "Seconds at the most.", minimum=0)},
+         (), _WAITED, _call_wait),
+    Tool("list_sessions", "List sessions",
+         "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
+         {"all": _is("boolean", "The ended ones too.")},
+         (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True),
+    Tool("read_session", "Read a session",
+         "Show a session's screen as it is now, its state and the evidence for it. To get an answer"
+         " use wait: the screen is not the answer.",
+         {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
+         ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
+         _call_read_session, reads=True),
+    Tool("answer", "Answer a question",
+         "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
+         " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for it.",
+         {**_SESSION,
+          "answer": _is("string", "For a permission: yes, no or `no: WORDS`. For a question: an"
+                        " option's number or text, or your own words."),
+          "question": _is("string", "The question's id, where several are open.")},
+         ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer),
+    Tool("stop_session", "Stop a session",
+         "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
+         {**_SESSION, "interrupt": _is("boolean", "Only interrupt its turn; the session lives.")},
+         ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
+)}
+# fmt: on
+
+
+def render_tool(tool: Tool) -> dict[str, Any]:
+    """Return a tool as tools/list has it."""
+    schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
+    if tool.required:
+        schema["required"] = list(tool.required)
+    return {
+        "name": tool.name,
+        "title": tool.title,
+        "description": tool.about,
+        "inputSchema": {**schema, "additionalProperties": False},
+        "outputSchema": {"type": "object", "properties": tool.gives},
+        "annotations": {
+            "title": tool.title,
+            "readOnlyHint": tool.reads,
+            "destructiveHint": tool.ends,
+            "idempotentHint": tool.reads,
+            "openWorldHint": tool.delegates,
+        },
+        "_meta": {"anthropic/maxResultSizeChars": 500000, "anthropic/alwaysLoad": True},
+    }
 
 
 def _say_error(error: CaoError) -> None:
@@ -9577,103 +9020,6 @@ _COMMAND_OF = {
     "send_message": "cao send",
     "stop_session": "cao stop",
 }
-
-
-def cmd_hook(argv: Sequence[str]) -> int:
-    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us.
-
-    A hook that asks waits for the answer and prints it. Where it prints nothing, the CLI's own
-    dialog asks the person in its terminal: no tool runs because we failed.
-    """
-    text = sys.stdin.buffer.read().decode(errors="replace")
-    folder = argv[0] if argv else ""
-    if not os.path.isdir(f"{folder}/events/new"):
-        return 0
-    name = os.path.basename(folder)
-    try:
-        store = Store(os.path.dirname(os.path.dirname(folder)))
-        payload = claude_shaped(parse_object(text))
-        session = store.load(name)
-        row = PROVIDERS.get(session.provider) if session else None
-        if row and waits_at_hook(row, payload):
-            if str(payload.get("tool_name")).startswith(OWN_TOOLS):  # cao's tools need no question
-                print(json.dumps(hook_reply(row, payload, "yes", "")))
-            else:
-                ask_by_hook(store, row, name, payload)
-            return 0
-        store.put_event(folder, json.dumps(payload))
-        if argv[1:] == ["await-tools"]:
-            await_tools(store, name)
-    # Copilot takes the failure of a hook for a "no": whatever a strange payload leads to.
-    except (CaoError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        print(f"cao hook: {error}", file=sys.stderr)
-    return 0
-
-
-def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
-    """Ask, wait for the answer, and print it as the CLI takes it."""
-    asking = Asking(store, name, payload)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # withdrawn: the lock is free
-    try:
-        reply = asking.wait()
-        if reply.get("answer"):
-            said = hook_reply(row, payload, reply["answer"], reply.get("words") or "")
-            print(json.dumps(said), flush=True)
-    finally:
-        asking.close()
-
-
-def await_tools(store: Store, name: str) -> None:
-    """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools."""
-    listed = store.launch_file(name, "tools-listed")
-    if os.path.exists(listed):
-        return
-    wake, until = Wake(store), time.monotonic() + 15.0
-    try:
-        wake.listen(name)
-        while not os.path.exists(listed) and time.monotonic() < until:
-            wake.wait(until - time.monotonic())
-    finally:
-        wake.close()
-
-
-def cmd_mcp() -> int:
-    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr."""
-    store = Store(runtime_home())
-    fd_out = os.dup(1)
-    os.dup2(2, 1)
-    fd_in = os.dup(0)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    server = McpServer(store, fd_in, fd_out)
-
-    def leave(_number: int, _frame: Any) -> None:
-        server.close()
-        os._exit(0)
-
-    # Without it a signal between Python's last look and the read() would wait for input.
-    woken, wakes = os.pipe()
-    os.set_blocking(wakes, False)
-    signal.set_wakeup_fd(wakes)
-    server.signals.append(woken)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, leave)
-    server.serve()
-    os._exit(0)  # not sys.exit: a thread may be in the middle of a call
-
-
-def shell_caller(store: Store) -> Caller:
-    """Return who calls from a shell: a worker, or a client by the directory's name.
-
-    A person, unless the shell belongs to an agent.
-    """
-    caller = agent_caller(store)
-    if caller:
-        return caller
-    name = client_stem("shell")
-    if not store.load(name):
-        make_client(store, name)
-    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign)]
-    return Caller(name, person=not signs and AGENT_PROCESS not in programs_above())
 
 
 class Ask(NamedTuple):
@@ -10286,23 +9632,11 @@ def cmd_doctor(ask: Ask) -> int:
     return EXIT_DONE if good else bad
 
 
-_FIRST_STEPS = """\
-first steps:
-  cao demo                                see it work, without an account
-  cao handoff claude 'Which tests fail?'  one task and its answer; a profile will do too
-  cao launch                              a supervisor of your own, who hands work out
-  cao watch                               all at work; answer, attach, stop by a key
-  cao config CLIENT                       the entry for an MCP client (it runs: cao mcp)
-
-cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
-4 tmux, 5 timed out, 6 asking, 130 interrupted."""
-
-
 class Command(NamedTuple):
     """One row of the command line."""
 
     name: str
-    call: Callable[[Ask], int | None]  # its exit code; None: done
+    call: Callable[[Ask], int | None] | None  # its exit code, None for done; mcp: see main
     about: str
     example: str
     arguments: tuple[Any, ...] = ()
@@ -10428,9 +9762,675 @@ COMMANDS = (
             (_arg("--live", nargs="?", const="", metavar="CLI",
                   help="do a real turn of this CLI (or profile), or of each there is;"
                        " it costs a few tokens"),)),
-    Command("mcp", lambda _: cmd_mcp(), "serve MCP on stdio, for any MCP client",
+    Command("mcp", None, "serve MCP on stdio, for any MCP client",
             "claude mcp add cao -- cao mcp", (), False),
 )  # fmt: skip
+
+
+# ==== 13. McpServer =================================================================
+
+LEGACY_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MODERN_VERSION = "2026-07-28"
+_META = "io.modelcontextprotocol/"
+INSTRUCTIONS = """\
+cao hands work to other coding agents, each in a tmux session of its own. handoff gives a task and \
+waits for the whole answer; assign gives one and goes on, so use it for work side by side, then \
+wait. A worker knows nothing of your conversation: put all it needs into the task. When a call \
+returns `running`, the work goes on: call wait with the task's name, do not give the task again. \
+When a worker asks, tell the person or use answer, then wait. A session keeps its conversation: \
+give a follow-up to the session's name, not to the profile. Idle sessions close by themselves."""
+
+
+_CAPABILITIES: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {}}
+
+
+class RpcError(Exception):
+    """A protocol fault, with its JSON-RPC code."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code, self.data = code, data
+
+
+class McpServer:
+    """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
+    chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
+
+    def __init__(self, store: Store, fd_in: int, fd_out: int) -> None:
+        import threading
+
+        self.store, self.fd_in, self.fd_out = store, fd_in, fd_out
+        self.writing = threading.Lock()
+        self.version = ""  # of the handshake, once there was one
+        self.client: dict[str, Any] = {}
+        self.boss: Orchestrator | None = None
+        self.opening = threading.Lock()
+        self.signals: list[int] = []
+        self.lock: int | None = None
+        self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
+        self.closed = False  # the client has closed our input
+        self.threads: list[Any] = []  # of the calls in flight
+        self.told: set[str] = set()
+        self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
+        self.ending = threading.Condition()  # over running and unsaid
+
+    # ---- lines ----
+
+    def serve(self) -> int:
+        """Answer until the client closes our input; return the exit status."""
+        buffer = bytearray()
+        while True:
+            try:
+                select.select([self.fd_in, *self.signals], [], [])
+                chunk = os.read(self.fd_in, 1 << 16)
+            except InterruptedError:
+                continue
+            except OSError:
+                chunk = b""
+            if not chunk:
+                break
+            start = len(buffer)
+            buffer += chunk
+            while (end := buffer.find(b"\n", start)) >= 0:
+                line, start = bytes(buffer[:end]), 0
+                del buffer[: end + 1]
+                if line.strip():
+                    self.receive(line)
+        self.closed = True  # waits end and tell nothing; quick calls are answered still
+        for wake in list(self.store.wakes):
+            wake.poke()
+        until = time.monotonic() + CLOSING_S
+        for thread in self.threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
+        self.close()
+        return 0
+
+    def close(self) -> None:
+        """Leave no FIFO behind; the threads are daemons and end with us."""
+        for wake in list(self.store.wakes):
+            wake.vanish()
+
+    def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
+        """Write one message as one line; claims: on what it tells."""
+        try:
+            line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        except UnicodeEncodeError:  # a lone surrogate
+            line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        with self.writing:
+            view = memoryview(line)
+            try:
+                while view:
+                    try:
+                        view = view[os.write(self.fd_out, view) :]
+                    except BlockingIOError:  # our client made its pipe so
+                        select.select([], [self.fd_out], [])
+            except OSError:
+                self.close()
+                os._exit(0)  # the client is gone; nobody is left to tell
+            for claim in claims:  # the whole line is written
+                claim.told()
+
+    def receive(self, line: bytes) -> None:
+        """Take one line, which is one message."""
+        try:
+            message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+            self.send(_error(None, -32700, f"not JSON: {reason}"))
+            return
+        if isinstance(message, list):  # 2025-03-26 alone had batches
+            words = "batches were removed from MCP; send one message a line"
+            self.send(_error(None, -32600, words))
+        else:
+            self.handle(message)
+
+    def handle(self, message: Any) -> None:
+        """Answer one message; notifications and stray responses get none."""
+        if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+            key = message.get("id") if isinstance(message, dict) else None
+            self.send(_error(key, -32600, "not a JSON-RPC 2.0 message"))
+            return
+        method, params, key = message.get("method"), message.get("params", {}), message.get("id")
+        if "id" not in message or "method" not in message:
+            if method == "notifications/cancelled" and isinstance(params, dict):
+                self.cancel(params.get("requestId"))
+            elif "method" not in message and "result" not in message and "error" not in message:
+                self.send(_error(None, -32600, "neither a request nor a response"))
+            return
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            self.send(_error(None, -32600, "the id must be a string or an integer"))
+            return
+        try:
+            if not isinstance(method, str):
+                raise RpcError(-32600, "the method must be a string")
+            if not isinstance(params, dict):
+                raise RpcError(-32602, "params must be an object")
+            self.foreseen(lambda: self.dispatch(key, method, params))
+        except RpcError as error:
+            self.send(_error(key, error.code, str(error), error.data))
+        except CaoError as error:
+            self.send(_error(key, -32603, str(error)))
+
+    # ---- methods ----
+
+    def dispatch(self, key: Any, method: str, params: dict[str, Any]) -> None:
+        """Answer a request, or start the thread that will."""
+        meta = params.get("_meta", {})
+        if not isinstance(meta, dict):
+            raise RpcError(-32602, "_meta must be an object")
+        modern = _META + "protocolVersion" in meta
+        if modern:
+            self.check_modern(meta)
+        elif method == "server/discover":
+            raise RpcError(-32602, f"_meta needs {_META}protocolVersion")
+        methods = _MODERN_METHODS if modern else _LEGACY_METHODS
+        if method not in methods and method != "tools/call":
+            raise RpcError(-32601, f"there is no method {method!r}")
+        if not modern and not self.version and method not in ("initialize", "ping"):
+            raise RpcError(-32600, "initialize first")
+        if method == "tools/call":
+            self.call_tool(key, params, meta, modern)
+            return
+        result = methods[method](self, params)
+        if modern:
+            result = _modern(result)
+            if method.endswith(("list", "discover", "read")):
+                result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
+        self.send({"jsonrpc": "2.0", "id": key, "result": result})
+
+    def check_modern(self, meta: dict[str, Any]) -> None:
+        """Check what 2026-07-28 wants with every request (basic: Requests)."""
+        version = meta[_META + "protocolVersion"]
+        if not isinstance(version, str):
+            raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
+        if version != MODERN_VERSION:
+            raise RpcError(
+                -32022,
+                f"version {version!r} is not supported",
+                {"supported": _versions_for(meta), "requested": version},
+            )
+        if not isinstance(meta.get(_META + "clientCapabilities"), dict):
+            raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
+        info = meta.get(_META + "clientInfo")
+        if isinstance(info, dict):
+            self.client = info
+
+    def initialize(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Do the handshake: echo a version we know, else offer our newest."""
+        wanted = params.get("protocolVersion")
+        if not isinstance(wanted, str):
+            raise RpcError(-32602, "protocolVersion must be a string")
+        if self.version:
+            raise RpcError(-32600, f"initialized already, with {self.version}")
+        self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
+        info = params.get("clientInfo")
+        self.client = info if isinstance(info, dict) else {}
+        return {
+            "protocolVersion": self.version,
+            "capabilities": _CAPABILITIES,
+            "serverInfo": SERVER_INFO,
+            "instructions": INSTRUCTIONS,
+        }
+
+    def discover(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Say who we are, to a client that does no handshake (2026-07-28)."""
+        return {
+            "supportedVersions": _versions_for(params["_meta"]),
+            "capabilities": _CAPABILITIES,
+            "instructions": INSTRUCTIONS,
+        }
+
+    def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return tools/list."""
+        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
+            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
+            self.store.poke(os.environ["CAO_SESSION"])
+        return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
+
+    def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the prompt that makes any client a supervisor."""
+        given = params.get("arguments", {})
+        if params.get("name") != "supervisor":
+            raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
+        if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
+            raise RpcError(-32602, "the argument 'goal' must be a string")
+        profile = load_profile("supervisor", self.store, current_directory())
+        text = (profile.prompt if profile else "") or INSTRUCTIONS
+        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
+        return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
+
+    def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the sessions as JSON, or an answer's whole text."""
+        uri = params.get("uri")
+        modern = _META + "protocolVersion" in params.get("_meta", {})
+        if uri == "cao://sessions":
+            text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
+            return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
+        try:
+            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
+            result = self.store.load_result(match[1]) if match else None
+        except CaoError:
+            result = None
+        if not result:
+            # -32002 is for the handshake versions; 2026-07-28 forbids it.
+            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
+        return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
+
+    # ---- tool calls ----
+
+    def call_tool(
+        self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool
+    ) -> None:
+        """Make a tool call in a thread of its own."""
+        import threading
+
+        name = params.get("name")
+        if not isinstance(name, str) or name not in TOOLS:
+            raise RpcError(-32602, f"unknown tool: {name!r}")
+        arguments = params.get("arguments")
+        if arguments is None:
+            arguments = {}
+        if not isinstance(arguments, dict):
+            raise RpcError(-32602, "arguments must be an object")
+        token = meta.get("progressToken")
+        if isinstance(token, bool) or not isinstance(token, (str, int)):
+            token = None
+        cancelled = threading.Event()
+        with self.ending:  # others may be looking through them
+            self.running[type(key).__name__, key] = cancelled
+
+        def work() -> None:
+            done = self.run_tool(TOOLS[name], arguments, cancelled, token)
+            result = self.end_call(key, cancelled, done)
+            if result is None or (self.closed and done.claims):  # who has left is told nothing
+                for claim in done.claims:
+                    claim.release()
+                return
+            if modern:
+                result = _modern(result)
+            self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
+
+        thread = threading.Thread(target=work, daemon=True)
+        self.threads = [other for other in self.threads if other.is_alive()]
+        self.threads.append(thread)
+        thread.start()
+
+    def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
+        """Return a tool's answer, or its error as one."""
+
+        def work() -> Answer:
+            arguments = check_arguments(tool, given)
+            boss = self.open(tool.delegates)
+
+            def given_up() -> bool:
+                return cancelled.is_set() or self.closed
+
+            return tool.call(self.make_call(boss, given_up, token), arguments)
+
+        try:
+            answered: Answer = self.foreseen(work)
+        except CaoError as error:
+            return Answer(str(error), None, failed=True)
+        return answered
+
+    @staticmethod
+    def foreseen(work: Callable[[], Any]) -> Any:
+        """Do some work; a fault in it that nothing foresaw becomes a CaoError, and its trace goes
+        to stderr."""
+        try:
+            return work()
+        except (RpcError, CaoError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
+            import traceback
+
+            traceback.print_exc()
+            raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
+
+    def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
+        """Return a call's result, begun with the tasks of calls that were cancelled; None
+        where it was cancelled itself: then it has told nothing."""
+
+        def cancelled_go_on() -> bool:
+            return any(other.is_set() for other in self.running.values())
+
+        with self.ending:
+            # A call that was cancelled just now may still have something to say.
+            self.ending.wait_for(lambda: cancelled.is_set() or not cancelled_go_on(), CANCEL_S)
+            self.running.pop((type(key).__name__, key), None)
+            self.ending.notify_all()
+            if cancelled.is_set():
+                self.unsaid += done.left
+                return None
+            left, self.unsaid = self.unsaid, []
+        said = ""
+        if left:
+            names = ", ".join(left)
+            said = (
+                f"The call you cancelled left: {names}. The work goes on by itself; wait gets the"
+                " result, stop_session ends the session."
+            )
+        text, data = done.text, done.data
+        if said:
+            text = f"{said}\n\n{text}"
+            data = {"earlier": said, **data} if data is not None else None
+        result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
+        if data is not None:
+            result["structuredContent"] = data
+        if done.failed:
+            result["isError"] = True
+        return result
+
+    def make_call(
+        self,
+        boss: Orchestrator,
+        cancelled: Callable[[], bool] = lambda: False,
+        token: str | int | None = None,
+    ) -> Call:
+        """Return what a tool may use while it waits."""
+        started, last = time.monotonic(), [0.0]
+
+        def look(found: Waited) -> None:
+            passed = time.monotonic() - started
+            if token is None or passed - last[0] < PROGRESS_S * 0.9 or cancelled():
+                return
+            last[0] = passed
+            parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
+            text = f"{', '.join(parts)}, {render_seconds(passed)}"
+            said = {"progressToken": token, "progress": round(passed, 3), "message": text}
+            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": said})
+
+        named = str(self.client.get("name") or "")
+        ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
+        most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
+        return Call(boss, self.told, ceiling, most, cancelled, look)
+
+    def cancel(self, key: Any) -> None:
+        """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
+        if not isinstance(key, (str, int)):
+            return
+        with self.ending:
+            if cancelled := self.running.get((type(key).__name__, key)):
+                cancelled.set()
+                self.ending.notify_all()
+        if cancelled:
+            for wake in list(self.store.wakes):
+                wake.poke()
+
+    def open(self, delegates: bool) -> Orchestrator:
+        """Return the verbs, for our client: its folder is adopted if there is one, made at
+        the first delegation (clients start probe processes)."""
+        with self.opening:
+            if self.boss and (self.boss.caller.name or not delegates):
+                return self.boss
+            caller = agent_caller(self.store)
+            if not caller:
+                caller, self.lock = open_client(
+                    self.store, client_stem(str(self.client.get("name") or "")), delegates
+                )
+            self.boss = Orchestrator(self.store, caller)
+            return self.boss
+
+
+_PROMPTS = [  # a slash command in many clients
+    {
+        "name": "supervisor",
+        "title": "Supervise with cao",
+        "description": "Lead a piece of work: split it, hand it out, put the answers together.",
+        "arguments": [{"name": "goal", "description": "What is to be done.", "required": False}],
+    }
+]
+_RESOURCES = [
+    {
+        "uri": "cao://sessions",
+        "name": "sessions",
+        "title": "The sessions at work",
+        "mimeType": "application/json",
+    }
+]
+_TEMPLATES = [
+    {
+        "uriTemplate": "cao://answers/{task}",
+        "name": "answer",
+        "title": "The whole answer of a task, however long",
+        "mimeType": "text/plain",
+    }
+]
+_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    "tools/list": McpServer.list_tools,
+    "prompts/list": lambda _, params: _page(params, {"prompts": _PROMPTS}),
+    "prompts/get": McpServer.get_prompt,
+    "resources/list": lambda _, params: _page(params, {"resources": _RESOURCES}),
+    "resources/templates/list": lambda _, params: _page(params, {"resourceTemplates": _TEMPLATES}),
+    "resources/read": McpServer.read_resource,
+}
+_LEGACY_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    **_METHODS,
+    "initialize": McpServer.initialize,
+    "ping": lambda *_: {},
+}
+_MODERN_METHODS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    **_METHODS,
+    "server/discover": McpServer.discover,
+}
+SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", "version": VERSION}
+
+
+def _versions_for(meta: dict[str, Any]) -> list[str]:
+    """Return the versions to name to the client of a modern request. One that could be asked
+    (elicitation), or knows the tasks extension, is to do the handshake: a question of
+    2026-07-28 cannot be withdrawn. Claude Code 2.1.332 and Copilot CLI 1.0.102 then do it in
+    the same process."""
+    capabilities = meta.get(_META + "clientCapabilities")
+    if isinstance(capabilities, dict):
+        extensions = capabilities.get("extensions")
+        knows_tasks = isinstance(extensions, dict) and _META + "tasks" in extensions
+        if knows_tasks or capabilities.get("elicitation") is not None:
+            return list(LEGACY_VERSIONS)
+    return [MODERN_VERSION, *LEGACY_VERSIONS]
+
+
+def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """Return a list result: one page, so any cursor is a bad one."""
+    if params.get("cursor") is not None:
+        raise RpcError(-32602, "there is no such cursor")
+    return rows
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
+    """Return an error response; without a readable id it has none (2025-11-25 schema)."""
+    error = {"code": code, "message": message, **({"data": data} if data is not None else {})}
+    readable = isinstance(key, (str, int)) and not isinstance(key, bool)
+    return {"jsonrpc": "2.0", **({"id": key} if readable else {}), "error": error}
+
+
+def _modern(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with what 2026-07-28 wants in every one."""
+    info = {key: SERVER_INFO[key] for key in ("name", "version")}
+    return {"resultType": "complete", **result, "_meta": {_META + "serverInfo": info}}
+
+
+def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
+    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no
+    living `cao mcp` has; without make, an empty caller where there is none to adopt."""
+    for number in range(1, 1000):
+        name = stem if number == 1 else f"{stem}-{number}"
+        if not store.load(name):
+            if not make:
+                return Caller(""), None
+            make_client(store, name)
+        lock = store.lock_alone(f"{store.folder(name)}/lock")
+        if lock is not None:
+            return Caller(name), lock
+    raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
+
+
+# ==== 14. CLI =======================================================================
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; the only place that prints."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    closed = open_closed_streams()
+    try:
+        if argv[:1] == ["hook"]:
+            return cmd_hook(argv[1:])
+        if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
+            raise CaoError("standard output is closed", "redirect it: >/dev/null")
+        if argv == ["mcp"]:
+            return cmd_mcp()
+        if argv[:1] == ["run-session"] and argv[1:]:
+            return run_session(Store(runtime_home()), argv[1])
+        if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
+            return DemoAgent(Store(runtime_home()), argv[1]).run(argv[2] if argv[2:] else "")
+        return run_command(argv)
+    except CaoError as error:
+        _say_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+    except OSError as error:
+        _say_error(CaoError(f"{error.filename or 'a file'}: {error.strerror}", "cao doctor"))
+        return EXIT_FAILED
+
+
+def open_closed_streams() -> list[str]:
+    """Open /dev/null for each standard stream that our caller closed, and return their names.
+
+    Else the next file that is opened has its number, and is read or written as that stream.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        fd = os.open(os.devnull, os.O_RDWR)
+        setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", encoding="utf-8"))
+    return closed
+
+
+def main_mcp() -> int:
+    """Be `cao mcp`: the entry point of the command cao-mcp."""
+    return main(["mcp", *sys.argv[1:]])
+
+
+class Shown:
+    """A stream to a terminal: nothing that an agent or a CLI wrote hides in it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        self.stream.write(visible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def shown_on(stream: Any, exact: bool = False) -> Any:
+    """Return a stream to print on, for a terminal another than for a file or a program."""
+    # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
+    stream.reconfigure(errors="backslashreplace")
+    return Shown(stream) if stream.isatty() and not exact else stream
+
+
+def cmd_hook(argv: Sequence[str]) -> int:
+    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us.
+
+    A hook that asks waits for the answer and prints it. Where it prints nothing, the CLI's own
+    dialog asks the person in its terminal: no tool runs because we failed.
+    """
+    text = sys.stdin.buffer.read().decode(errors="replace")
+    folder = argv[0] if argv else ""
+    if not os.path.isdir(f"{folder}/events/new"):
+        return 0
+    name = os.path.basename(folder)
+    try:
+        store = Store(os.path.dirname(os.path.dirname(folder)))
+        payload = claude_shaped(parse_object(text))
+        session = store.load(name)
+        row = PROVIDERS.get(session.provider) if session else None
+        if row and waits_at_hook(row, payload):
+            if str(payload.get("tool_name")).startswith(OWN_TOOLS):  # cao's tools need no question
+                print(json.dumps(hook_reply(row, payload, "yes", "")))
+            else:
+                ask_by_hook(store, row, name, payload)
+            return 0
+        store.put_event(folder, json.dumps(payload))
+        if argv[1:] == ["await-tools"]:
+            await_tools(store, name)
+    # Copilot takes the failure of a hook for a "no": whatever a strange payload leads to.
+    except (CaoError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        print(f"cao hook: {error}", file=sys.stderr)
+    return 0
+
+
+def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
+    """Ask, wait for the answer, and print it as the CLI takes it."""
+    asking = Asking(store, name, payload)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # withdrawn: the lock is free
+    try:
+        reply = asking.wait()
+        if reply.get("answer"):
+            said = hook_reply(row, payload, reply["answer"], reply.get("words") or "")
+            print(json.dumps(said), flush=True)
+    finally:
+        asking.close()
+
+
+def await_tools(store: Store, name: str) -> None:
+    """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools."""
+    listed = store.launch_file(name, "tools-listed")
+    if os.path.exists(listed):
+        return
+    wake, until = Wake(store), time.monotonic() + 15.0
+    try:
+        wake.listen(name)
+        while not os.path.exists(listed) and time.monotonic() < until:
+            wake.wait(until - time.monotonic())
+    finally:
+        wake.close()
+
+
+def cmd_mcp() -> int:
+    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr."""
+    store = Store(runtime_home())
+    fd_out = os.dup(1)
+    os.dup2(2, 1)
+    fd_in = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    server = McpServer(store, fd_in, fd_out)
+
+    def leave(_number: int, _frame: Any) -> None:
+        server.close()
+        os._exit(0)
+
+    # Without it a signal between Python's last look and the read() would wait for input.
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes)
+    server.signals.append(woken)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, leave)
+    server.serve()
+    os._exit(0)  # not sys.exit: a thread may be in the middle of a call
+
+
+_FIRST_STEPS = """\
+first steps:
+  cao demo                                see it work, without an account
+  cao handoff claude 'Which tests fail?'  one task and its answer; a profile will do too
+  cao launch                              a supervisor of your own, who hands work out
+  cao watch                               all at work; answer, attach, stop by a key
+  cao config CLIENT                       the entry for an MCP client (it runs: cao mcp)
+
+cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
+4 tmux, 5 timed out, 6 asking, 130 interrupted."""
 
 
 def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
