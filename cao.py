@@ -2233,6 +2233,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
 )}
 # fmt: on
+ENV_OF_ALL = [name for row in PROVIDERS.values() for name in row.env_pass]
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
 _CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli"
 ALIASES.update((name, name[:-4]) for name in _CLIS.split())
@@ -3953,15 +3954,15 @@ def default_provider() -> str:
 
 
 def worker_environment(
-    provider: Provider, settings: dict[str, Any], given: dict[str, str] | None = None
+    env_pass: Iterable[str], settings: dict[str, Any], given: dict[str, str] | None = None
 ) -> dict[str, str]:
     """Return what a worker gets of an environment: this process's, if none is given.
 
-    A safe default list, what its CLI needs for its own settings and login, and what the
-    profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
+    A safe default list, env_pass (what its CLI needs for its own settings and login), and what
+    the profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
     """
     rules = settings.get("env") or {}
-    wanted = [*ENV_DEFAULT, *provider.env_pass, *(rules.get("pass") or ())]
+    wanted = [*ENV_DEFAULT, *env_pass, *(rules.get("pass") or ())]
     denied = rules.get("deny") or ()
     given = dict(os.environ) if given is None else given
     env = {k: v for k, v in given.items() if is_listed(k, wanted) and not is_listed(k, denied)}
@@ -4468,9 +4469,12 @@ class Orchestrator:
         system = "\n\n".join(filter(None, notes))
         cao_env = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
         cao_env.update(CAO_HOME=self.store.home, CAO_SESSION=name)
-        # A worker's own environment has the home of its own of its CLI in it: not the user's.
-        above = self.store.read_json(self.store.launch_file(self.caller.name, "env.json"))
-        env = {**worker_environment(provider, profile.settings, above), **cao_env}
+        # An agent's own environment was cut to its CLI's variables, and names a home of ours. So
+        # what the person had for any CLI is kept beside each session, for the agents below it.
+        above = self.store.read_json(f"{self.store.folder(self.caller.name)}/person-env.json")
+        kept = worker_environment(ENV_OF_ALL, profile.settings, above)
+        env = {**worker_environment(provider.env_pass, profile.settings, above), **cao_env}
+        self.store.write(f"{folder}/person-env.json", dump(kept))
         launch = Launch(
             name,
             f"{folder}/launch",
@@ -7398,9 +7402,7 @@ class Schedule:
         if has_crontab():
             self.put_line(flow)
         os.makedirs(f"{self.folder}/{flow.name}/runs", 0o700, exist_ok=True)
-        wanted = [*ENV_DEFAULT, *PASSED_ON, *passed]
-        for row in PROVIDERS.values():
-            wanted += row.env_pass
+        wanted = [*ENV_DEFAULT, *PASSED_ON, *ENV_OF_ALL, *passed]
         env = {key: value for key, value in os.environ.items() if is_listed(key, wanted)}
         for file, content in (("env", env), ("flow.json", flow)):
             self.store.write(f"{self.folder}/{flow.name}/{file}", dump(content), durable=True)
@@ -8574,7 +8576,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "approve": profile.approve,
         "keep": "never closes by itself" if profile.keep else "",
         "mcp servers": " ".join(map(str, profile.settings.get("mcpServers") or {})),
-        "environment": " ".join(sorted(worker_environment(row, profile.settings))),
+        "environment": " ".join(sorted(worker_environment(row.env_pass, profile.settings))),
         "unknown keys": " ".join(profile.unknown),
         "read, not used": " ".join(
             key

@@ -353,6 +353,21 @@ def test_a_worker_hands_off_to_another_real_cli_over_mcp(place, cli, inner, mock
     assert kinds == {1, 2}
 
 
+@pytest.mark.parametrize(("outer", "inner"), [("claude", "gemini"), ("codex", "claude")])
+def test_a_worker_of_a_worker_is_logged_in_by_the_persons_environment(
+    place, mock_llm, outer, inner
+):
+    install(place, outer, mock_llm.port)
+    install(place, inner, mock_llm.port)
+    login = re.findall(r"(?m)^    (\w+): \"?(.*?)\"?$", PROFILES[inner])
+    place.env.update((key, value.format(port=mock_llm.port)) for key, value in login)
+    path = place.home / "profiles" / f"real-{inner}.md"
+    path.write_text(re.sub(r"(?m)^env:\n(  .*\n)+", "", path.read_text()))
+    call = json.dumps({"target": f"real-{inner}", "task": "MOCK:say from below"})
+    result = handoff(place, f"real-{outer}", f"MOCK:tool handoff {call};result")["results"][0]
+    assert "from below" in result["answer"]
+
+
 COLOURS = {
     "question": "Which colour?",
     "header": "Colour",

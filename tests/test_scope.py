@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import until
+from conftest import run_cao, until
 from test_nothing_lost import put_loader
 from test_real_clis import handoff, install
 
@@ -220,6 +220,45 @@ def test_a_workers_worker_has_the_users_environment_not_that_of_the_clis_own_hom
     given = place.ok("assign", "demo", "hello", CAO_SESSION=boss, XDG_CONFIG_HOME="/the/clis/own")
     env = place.store.launch_file(given.partition(".")[0], "env.json")
     assert "XDG_CONFIG_HOME" not in json.loads(Path(env).read_text())
+
+
+LOGINS = {
+    "claude": {"ANTHROPIC_API_KEY": "hush-a", "CLAUDE_CODE_OAUTH_TOKEN": "hush-o"},
+    "codex": {"OPENAI_API_KEY": "hush-c"},
+    "gemini": {"GEMINI_API_KEY": "hush-g"},
+    "kimi": {"KIMI_MODEL_API_KEY": "hush-k", "KIMI_CODE_HOME": "/hush-home"},
+}
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """Return the environment of a process that cao started; {} before it runs its program."""
+    lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    env = dict(line.split("=", 1) for line in lines if line)
+    return env if env.get("TMUX_PANE") and "CAO_SESSION" in env else {}
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("path", ["claude codex gemini", "codex claude", "demo kimi claude"])
+def test_a_worker_of_a_worker_has_its_own_clis_login_of_the_persons_and_no_others(place, path):
+    for cli in {*path.split()} - {"demo"}:
+        (place.folder / "bin" / cli).unlink()
+        place.program(cli, "exec sleep 1000")
+    every = {key: value for login in LOGINS.values() for key, value in login.items()}
+    env = {**place.env, **every, "MY_TOKEN": "hush-not-for-any"}
+    for cli in path.split():
+        place.profile(cli, f"---\nprovider: {cli}\nenv: {{deny: [CLAUDE_CODE_OAUTH_TOKEN]}}\n---\n")
+        done = run_cao(["assign", cli, "hello"], env, place.work)
+        assert done.returncode == 0, done.stderr
+        session = done.stdout.partition(".")[0]
+        pid = until(lambda: place.state(session).get("group"))["id"]  # noqa: B023
+        env = until(lambda: environment_of(pid))  # noqa: B023
+        own = {key: value for key, value in env.items() if "hush" in value}
+        login = LOGINS.get(cli, {})  # but what a profile above denies; Kimi's home is one of ours
+        assert own == {key: value for key, value in login.items() if key.endswith("API_KEY")}
+        kept = place.home / "sessions" / session / "person-env.json"
+        assert kept.stat().st_mode & 0o777 == 0o600
+    for pid in place.pids():
+        assert b"hush" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 ASKS_FOR_MCP = """
