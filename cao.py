@@ -8689,8 +8689,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 # ==== 12. Verbs =====================================================================
 #
-# One row per MCP tool. To add one: a verb in Orchestrator, a function and a row here, a
-# README line. All of tools/list stays within 10 kB: it is in every agent's context.
+# VERBS has one row for each thing that cao does: its command and its MCP tool are made from it.
+# To add one: a function, a row, a README line. All of tools/list stays within 10 kB: it is in
+# every agent's context.
 
 
 class Call(NamedTuple):
@@ -8724,19 +8725,63 @@ class Answer(NamedTuple):
     failed: bool = False  # isError: the model can act on it too
 
 
+class Argument(NamedTuple):
+    """An argument of a verb: of its command, of its tool, or of both.
+
+    One that ends in _s is a time: the tool takes seconds, the option, which has no _s, 10m too.
+    """
+
+    name: str
+    about: str  # for the person who types it, and for the model
+    kind: str = "string"  # JSON Schema's word: string, number, boolean, array
+    place: str = ""  # in the command: "" an option; 1, ?, * or + words; "-" nowhere
+    tool: bool = True
+    minimum: float = 0
+    settings: Any = ()  # more of argparse's: metavar, choices, default
+
+    def schema(self) -> dict[str, Any]:
+        """Return it as JSON Schema, for the tool."""
+        schema: dict[str, Any] = {"type": self.kind, "description": self.about}
+        if self.kind == "number":
+            schema["minimum"] = self.minimum
+        if self.kind == "array":
+            schema["items"] = {"type": "string"}
+        return schema
+
+    def add_to(self, parser: Any) -> None:
+        """Add it to a command's parser, which gives None for what was left out."""
+        settings: dict[str, Any] = {"help": self.about}
+        names = [self.name]
+        if self.place not in ("", "1"):
+            settings["nargs"] = self.place
+        if not self.place:
+            settings["dest"] = self.name
+            names = ["--" + re.sub("_s$", "", self.name).replace("_", "-")]
+        if self.kind == "boolean":
+            settings.update(action="store_true", default=None)
+        elif self.name.endswith("_s"):
+            settings.update(
+                type=parse_seconds, metavar="TIME", help=f"{self.about} Also: 90s, 10m."
+            )
+        elif self.kind == "number":
+            settings.update(type=int, metavar="N")
+        settings.update(self.settings)
+        parser.add_argument(*settings.pop("names", names), **settings)
+
+
 class Tool(NamedTuple):
-    """One row of tools/list."""
+    """One row of tools/list; its arguments are those of its verb."""
 
     name: str
     title: str
     about: str
-    arguments: dict[str, Any]
     required: tuple[str, ...]
     gives: dict[str, Any]
     call: Callable[[Call, dict[str, Any]], Answer]
     reads: bool = False  # readOnlyHint
     ends: bool = False  # destructiveHint
     delegates: bool = False  # makes the client's folder
+    arguments: Any = None  # name -> schema: those of its verb
 
 
 def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
@@ -8772,8 +8817,9 @@ def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
 
 
 def task_options(given: dict[str, Any]) -> TaskOptions:
-    """Return the options in the arguments of handoff and assign."""
-    return TaskOptions(**{k: v for k, v in given.items() if k in TaskOptions._fields})
+    """Return the options in the arguments of handoff, assign or run."""
+    fields = [field for field in TaskOptions._fields if given.get(field) is not None]
+    return TaskOptions(**{field: given[field] for field in fields})
 
 
 def view_waited(call: Call, found: Waited) -> Answer:
@@ -8909,81 +8955,6 @@ def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
     return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
 
 
-def _is(kind: str, description: str, **more: Any) -> dict[str, Any]:
-    """Return the schema of an argument."""
-    return {"type": kind, "description": description, **more}
-
-
-# fmt: off
-_TASK_ARGUMENTS: dict[str, Any] = {
-    "target": _is("string", "A profile or provider for a new session (developer, reviewer, claude,"
-                  " codex …), or a session's name to go on with its conversation."),
-    "task": _is("string", "All the worker needs to know: it sees nothing of your conversation."),
-    "cwd": _is("string", "Working directory, absolute; default: yours."),
-    "worktree": _is("boolean", "Give a new session its own git worktree and branch."),
-    "check": _is("string", "Command that must exit 0 in the worker's directory before the task is"
-                 " done, e.g. pytest -q. No shell reads it; a person may have to allow it first."),
-    "check_retries": _is("number", "How often the check's output goes back to the worker; default"
-                         " 2.", minimum=0),
-    "timeout_s": _is("number", "Seconds the task may work; default 3600.", minimum=1),
-    "keep": _is("boolean", "Do not close the new session when it is idle."),
-    "request_id": _is("string", "The same id again is the same task, not a second one."),
-}
-_SESSION = {"session": _is("string", "The session's name, like developer-7k2m.")}
-_STRING, _LIST = {"type": "string"}, {"type": "array"}
-_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
-
-TOOLS: dict[str, Tool] = {tool.name: tool for tool in (
-    Tool("handoff", "Hand off a task",
-         "Give a task to another coding agent and wait for its whole answer. It works in a session"
-         " of its own, with its own context. Returns early when the worker asks something, or"
-         " before your client's limit for one call; the work goes on, and wait goes on waiting."
-         " For tasks side by side use assign.",
-         _TASK_ARGUMENTS, ("target", "task"), _WAITED, _call_handoff, delegates=True),
-    Tool("assign", "Assign a task",
-         "Give a task to another coding agent and go on at once. Returns the names of task and"
-         " session. The result comes with wait, or by itself if you run inside cao.",
-         _TASK_ARGUMENTS, ("target", "task"), {"task": _STRING, "session": _STRING},
-         _call_assign, delegates=True),
-    Tool("send_message", "Send a message",
-         "Send a message to a session, or to your supervisor. A worker at work reads it after its"
-         " turn. The receipt says how far it came: queued, typed, submitted or taken.",
-         {"target": _is("string", 'A session\'s name, or "supervisor".'),
-          "message": _is("string", "The text.")},
-         ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
-         _call_send_message, delegates=True),
-    Tool("wait", "Wait for results",
-         "Wait for the next results, messages and questions from your workers.",
-         {"tasks": _is("array", "Only these tasks.", items=_STRING),
-          "all": _is("boolean", "Wait for all of them, not the first."),
-          "timeout_s": _is("number", "Seconds at the most.", minimum=0)},
-         (), _WAITED, _call_wait),
-    Tool("list_sessions", "List sessions",
-         "Show the sessions as a tree: state, task, what each asks, and the profiles there are.",
-         {"all": _is("boolean", "The ended ones too.")},
-         (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True),
-    Tool("read_session", "Read a session",
-         "Show a session's screen as it is now, its state and the evidence for it. To get an answer"
-         " use wait: the screen is not the answer.",
-         {**_SESSION, "lines": _is("number", "Default 50.", minimum=1)},
-         ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
-         _call_read_session, reads=True),
-    Tool("answer", "Answer a question",
-         "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
-         " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for it.",
-         {**_SESSION,
-          "answer": _is("string", "For a permission: yes, no or `no: WORDS`. For a question: an"
-                        " option's number or text, or your own words."),
-          "question": _is("string", "The question's id, where several are open.")},
-         ("session", "answer"), {"session": _STRING, "answered": _STRING}, _call_answer),
-    Tool("stop_session", "Stop a session",
-         "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-         {**_SESSION, "interrupt": _is("boolean", "Only interrupt its turn; the session lives.")},
-         ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
-)}
-# fmt: on
-
-
 def render_tool(tool: Tool) -> dict[str, Any]:
     """Return a tool as tools/list has it."""
     schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
@@ -9044,9 +9015,8 @@ def _facts_table(facts: dict[str, Any]) -> str:
     return render_table([[key, str(value)] for key, value in facts.items()])
 
 
-def _given_task(ask: Ask) -> str:
-    """Return the task's text: the argument, or stdin for "-" or nothing."""
-    text = ask.args.task
+def _given_text(text: str | None) -> str:
+    """Return a task or a message: the argument, or what stdin has for "-" or nothing."""
     if text is None and sys.stdin.isatty():
         raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
     if text in (None, "-"):
@@ -9055,24 +9025,14 @@ def _given_task(ask: Ask) -> str:
 
 
 def _given_options(ask: Ask) -> TaskOptions:
-    a = ask.args
     for word in ("cwd", "check", "request_id"):
-        if getattr(a, word) == "":  # an unset variable: not the same as none
+        if getattr(ask.args, word, None) == "":  # an unset variable: not the same as none
             option = "--" + word.replace("_", "-")
             raise UsageError(f"{option} is empty", f"give it a value, or leave {option} out")
-    timeout_s = parse_seconds(a.timeout)
-    if timeout_s < 1 or (a.check_retries or 0) < 0:
+    options = task_options(vars(ask.args))
+    if options.timeout_s < 1 or (options.check_retries or 0) < 0:
         raise UsageError("--timeout is at least 1s, --check-retries at least 0", "--timeout 10m")
-    return TaskOptions(
-        a.cwd or "",
-        a.worktree or None,
-        a.check or "",
-        timeout_s,
-        a.keep or None,
-        a.request_id or "",
-        a.permissions or "",
-        a.check_retries,
-    )
+    return options
 
 
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
@@ -9112,7 +9072,7 @@ def _say_found(found: Waited) -> None:
 
 
 def cmd_handoff(ask: Ask) -> int:
-    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
     print(f"cao: task {task}", file=sys.stderr)
     try:
         return _report(ask, ask.boss.await_tasks([task], 1e8))
@@ -9169,7 +9129,7 @@ def cmd_run(ask: Ask) -> int:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
     still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how CI cancels
-    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
     session, kept = ask.store.session_of(task), ask.args.keep_on_failure
     tell = _progress(ask, still_wanted)
     made = ask.args.target != session
@@ -9217,17 +9177,17 @@ def _say_kept(ask: Ask, session: str) -> None:
 
 
 def cmd_assign(ask: Ask) -> None:
-    task = ask.boss.assign(ask.args.target, _given_task(ask), _given_options(ask))
+    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
     _print(ask, {"task": task, "session": ask.store.session_of(task)}, task)
 
 
 def cmd_send(ask: Ask) -> None:
-    receipt = ask.boss.send_message(ask.args.target, _given_task(ask))
+    receipt = ask.boss.send_message(ask.args.target, _given_text(ask.args.message))
     _print(ask, receipt, f"{receipt['to']}: {receipt['step']}")
 
 
 def cmd_wait(ask: Ask) -> int:
-    tasks, limit = ask.args.tasks or None, parse_seconds(ask.args.timeout)
+    tasks, limit = ask.args.tasks or None, ask.args.timeout_s or TASK_TIMEOUT_S
     every = ask.args.all or not tasks
     found = ask.boss.await_tasks(tasks, limit, want_all=every)
     if found == Waited():
@@ -9236,7 +9196,7 @@ def cmd_wait(ask: Ask) -> int:
 
 
 def cmd_ls(ask: Ask) -> None:
-    views = ask.boss.list_sessions(ask.args.all)
+    views = ask.boss.list_sessions(bool(ask.args.all))
     if ask.args.asking:
         views = [v for v in views if v["state"] == "asking"]
     if ask.args.json or not views:
@@ -9257,7 +9217,7 @@ def cmd_ls(ask: Ask) -> None:
 
 def cmd_show(ask: Ask) -> None:
     name = ask.args.session
-    view = ask.boss.read_session(name, ask.args.lines)
+    view = ask.boss.read_session(name, ask.args.lines or PANE_LINES)
     profile, session = ask.boss.launched(name), ask.store.load(name)
     scope = explain_scope(profile) if profile else {}
     if session and session.worktree:
@@ -9358,7 +9318,7 @@ def cmd_stop(ask: Ask) -> int:
     code = EXIT_DONE
     for name in ask.args.sessions:
         try:
-            done = ask.boss.stop_session(name, ask.args.interrupt)
+            done = ask.boss.stop_session(name, bool(ask.args.interrupt))
             _print(ask, done, f"{name}: {done['did']}")
         except CaoError as error:  # of one: the others are stopped all the same
             _say_error(error)
@@ -9634,139 +9594,197 @@ def cmd_doctor(ask: Ask) -> int:
     return EXIT_DONE if good else bad
 
 
-class Command(NamedTuple):
-    """One row of the command line."""
+class Verb(NamedTuple):
+    """One row of VERBS."""
 
     name: str
     call: Callable[[Ask], int | None] | None  # its exit code, None for done; mcp: see main
     about: str
     example: str
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Argument, ...] = ()
     json: bool = True  # takes --json
+    tool: Tool | None = None
 
 
-def _arg(*names: str, **settings: Any) -> Any:
-    """Return an argument, as argparse's add_argument takes it."""
-    return names, settings
+def _only(
+    name: str, about: str, place: str = "", kind: str = "string", **settings: Any
+) -> Argument:
+    """Return an argument that the command has and the tool has not."""
+    return Argument(name, about, kind, place, False, 0, settings)
 
 
-def _flag(name: str, about: str) -> Any:
-    return _arg(name, action="store_true", help=about)
+def _flag(name: str, about: str) -> Argument:
+    return _only(name, about, kind="boolean")
 
 
-_JSON = _flag("--json", "print JSON for a program")
-_NAME = _arg("session")
-_CWD = _arg("--cwd", metavar="DIR", help="its working directory")
-_TIMEOUT = _arg("--timeout", metavar="TIME", default="1h", help="90s, 10m; default 1h")
-_PERMISSIONS = _arg("--permissions", choices=PERMISSIONS, help="what it may do unasked")
+# fmt: off
+_JSON = _flag("json", "Print JSON for a program.")
+_NAME = Argument("session", "The session's name, like developer-7k2m.", place="1")
+_CWD = Argument("cwd", "Working directory, absolute; default: yours.")
+_TIMEOUT = Argument("timeout_s", "Seconds it may take; default 3600.", "number", minimum=1)
+_PERMISSIONS = _only("permissions", "What it may do unasked.", choices=PERMISSIONS)
 _GIVEN = (
-    _arg("target", help="profile, provider or session"),
-    _arg("task", nargs="?", help="the task; - or nothing: from stdin"),
-    *(_CWD, _flag("--worktree", "give a new session a git worktree")),
-    _arg("--check", metavar="COMMAND", help="must exit 0 before the task is done"),
-    _arg("--check-retries", type=int, metavar="N", help="how often it may try again; default 2"),
-    *(_TIMEOUT, _PERMISSIONS),
+    Argument("target", "A profile or provider for a new session (developer, reviewer, claude, codex"
+             " …), or a session's name to go on with its conversation.", place="1"),
+    Argument("task", "All the worker needs to know: it sees nothing of your conversation.",
+             place="?", settings={"help": "The task; - or nothing: from stdin."}),
+    _CWD,
+    Argument("worktree", "Give a new session its own git worktree and branch.", "boolean"),
+    Argument("check", "Command that must exit 0 in the worker's directory before the task is done,"
+             " e.g. pytest -q. No shell reads it; a person may have to allow it first."),
+    Argument("check_retries", "How often the check's output goes back to the worker; default 2.",
+             "number"),
+    _TIMEOUT,
 )
 _KEPT = (
-    _flag("--keep", "do not close the session when idle"),
-    _arg("--request-id", metavar="ID", help="the same id again is the same task"),
+    Argument("keep", "Do not close the new session when it is idle.", "boolean"),
+    Argument("request_id", "The same id again is the same task, not a second one."),
+    _PERMISSIONS,
 )
+_SESSION = _only("session", "The session's name, like developer-7k2m.", "1")
 _ACTIONS = "add list show run enable disable remove log".split()
+_STRING, _LIST = {"type": "string"}, {"type": "array"}
+_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
 
-# One row per command. To add one: a function above, a row here, a README line.
-COMMANDS = (
-    Command("handoff", cmd_handoff, "give a task to an agent, wait, print its answer",
-            "cao handoff developer 'mend the failing test' --check 'pytest -q'", (*_GIVEN, *_KEPT)),
-    Command("assign", cmd_assign, "give a task to an agent and go on; prints the task's name",
-            "one=$(cao assign developer 'part one'); cao wait \"$one\"", (*_GIVEN, *_KEPT)),
-    Command("run", cmd_run, "do one task for a script or CI, print its answer, end its session",
-            "cao run developer --file task.md --permissions edits --check 'pytest -q'",
-            (*_GIVEN, _arg("--file", metavar="FILE", help="the task is in this file"),
-             _flag("--keep-on-failure", "leave the session if not done"))),
-    Command("send", cmd_send, "send a message to a session, or to `supervisor`",
-            "cao send developer-7k2m 'the tests are in tests/unit'",
-            (_arg("target", help="session, or `supervisor`"),
-             _arg("task", nargs="?", metavar="message", help="- or nothing: from stdin"))),
-    Command("wait", cmd_wait, "wait for results and messages",
-            "cao wait --timeout 10m  # all that was given out from this directory",
-            (_arg("tasks", nargs="*", help="tasks by name; none: all of this directory's"),
-             _flag("--all", "wait for all of those named, not the first"), _TIMEOUT)),
-    Command("ls", cmd_ls, "list the sessions as a tree", "cao ls --asking  # who needs you",
-            (_flag("--all", "the ended ones too"),
-             _flag("--asking", "only those that ask something"))),
-    Command("show", cmd_show, "show a session: its state, its scope and its screen",
-            "cao show developer-7k2m --lines 20",
-            (_NAME, _arg("--lines", type=int, default=PANE_LINES,
-                         help="of its screen; default all"))),
-    Command("diff", cmd_diff, "show all that a worker changed in its worktree",
-            "cao diff developer-7k2m --stat",
-            (_NAME, _flag("--stat", "only the files, and how much"))),
-    Command("merge", cmd_merge, "merge a worker's worktree, whole, or not at all",
-            "cao merge developer-7k2m  # into the branch that is checked out here", (_NAME,)),
-    Command("discard", cmd_discard, "remove a worker's worktree and branch, and end it",
-            "cao discard developer-7k2m",
-            (_NAME, _flag("--yes", "even where it holds what may be nowhere else"))),
-    Command("answer", cmd_answer, "answer what a session asks",
-            "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
-            (_arg("session", nargs="?", help="none: go through all open questions"),
-             _arg("answer", nargs="?", help="yes, no, 'no: WORDS', always; an option, or words"),
-             _arg("--question", metavar="ID", default="", help="where several are open"),
-             _arg("--key", default="", help="press this key in a dialog of its terminal"),
-             _flag("--dialog", "leave it to the program's own dialog"))),
-    Command("stop", cmd_stop, "end sessions with their workers",
-            "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
-            (_arg("sessions", nargs="+", metavar="session"),
-             _flag("--interrupt", "only interrupt the turn"))),
-    Command("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)",
-            "cao attach developer-7k2m  # C-b d leaves it as it is", (_NAME,), False),
-    Command("watch", cmd_watch, "show all sessions as they change; answer, attach, stop",
-            "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
-            + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""), (), False),
-    Command("launch", cmd_launch, "start a supervisor in tmux and attach to it",
-            "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
-            (_arg("profile", nargs="?", default="supervisor", help="default: supervisor"),
-             _CWD, _PERMISSIONS, _flag("--detach", "do not attach"))),
-    Command("why", cmd_why, "show the evidence for a session's state", "cao why developer-7k2m",
-            (_NAME,)),
-    Command("logs", cmd_logs, "print what happened, of one session or of all",
-            "cao logs -f developer-7k2m",
-            (_arg("session", nargs="?"),
-             _arg("-f", "--follow", action="store_true", help="go on as it happens"))),
-    Command("trace", cmd_trace, "write what sessions did as a trace for Perfetto or speedscope",
-            "cao trace supervisor-7k2m  # open cao-trace.json at ui.perfetto.dev",
-            (_arg("root", nargs="?", help="a session and all below it; none: all there are"),
-             _arg("--output", default="cao-trace.json", metavar="FILE", help="- for stdout")),
-            False),
-    Command("config", cmd_config, "print the MCP entry for a client", "cao config cursor",
-            (_arg("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS)),
-             _arg("--form", choices=("now", "uvx", "pipx", "copy"), default="now",
-                  help="how cao is run: as it runs now (default), or by uvx, pipx, copied file")),
-            False),
-    Command("profiles", cmd_profiles, "list the profiles, or show what is effective in one",
-            "cao profiles developer  # what is effective in it, what is ignored",
-            (_arg("profile", nargs="?"),)),
-    Command("allow", cmd_allow, "let the profiles of a directory be used, or a check be run there",
-            "cao allow; cao allow --check 'pytest -q'",
-            (_arg("dir", nargs="?", metavar="DIR", help="default: the current directory"),
-             _arg("--check", metavar="COMMAND", help="let agents give this check there"),
-             _flag("--list", "show all that is allowed"),
-             _flag("--remove", "take the check away, or all that is allowed in DIR's repository"))),
-    Command("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
-            "cao schedule add nightly.md && cao schedule list",
-            (_arg("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS)),
-             _arg("name", nargs="?", help="the flow; for add: its file"))),
-    Command("clean", cmd_clean, "remove dead sessions, and ended ones that are old",
-            "cao clean --older 2d",
-            (_arg("--older", metavar="TIME", default="14d", help="than this; default 14d"),)),
-    Command("demo", cmd_demo, "show what this is, in seconds; needs no account", "cao demo", (),
-            False),
-    Command("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
-            (_arg("--live", nargs="?", const="", metavar="CLI",
-                  help="do a real turn of this CLI (or profile), or of each there is;"
-                       " it costs a few tokens"),)),
-    Command("mcp", None, "serve MCP on stdio, for any MCP client",
-            "claude mcp add cao -- cao mcp", (), False),
-)  # fmt: skip
+VERBS = (
+    Verb("handoff", cmd_handoff, "give a task to an agent, wait, print its answer",
+         "cao handoff developer 'mend the failing test' --check 'pytest -q'", (*_GIVEN, *_KEPT),
+         tool=Tool("handoff", "Hand off a task",
+             "Give a task to another coding agent and wait for its whole answer. It works in a"
+             " session of its own, with its own context. Returns early when the worker asks"
+             " something, or before your client's limit for one call; the work goes on, and wait"
+             " goes on waiting. For tasks side by side use assign.",
+             ("target", "task"), _WAITED, _call_handoff, delegates=True)),
+    Verb("assign", cmd_assign, "give a task to an agent and go on; prints the task's name",
+         "one=$(cao assign developer 'part one'); cao wait \"$one\"", (*_GIVEN, *_KEPT),
+         tool=Tool("assign", "Assign a task",
+             "Give a task to another coding agent and go on at once. Returns the names of task and"
+             " session. The result comes with wait, or by itself if you run inside cao.",
+             ("target", "task"), {"task": _STRING, "session": _STRING}, _call_assign,
+             delegates=True)),
+    Verb("run", cmd_run, "do one task for a script or CI, print its answer, end its session",
+         "cao run developer --file task.md --permissions edits --check 'pytest -q'",
+         (*_GIVEN, _PERMISSIONS, _only("file", "The task is in this file.", metavar="FILE"),
+          _flag("keep_on_failure", "Leave the session if not done."))),
+    Verb("send", cmd_send, "send a message to a session, or to `supervisor`",
+         "cao send developer-7k2m 'the tests are in tests/unit'",
+         (Argument("target", 'A session\'s name, or "supervisor".', place="1"),
+          Argument("message", "The text.", place="?",
+                   settings={"help": "The text; - or nothing: from stdin."})),
+         tool=Tool("send_message", "Send a message",
+             "Send a message to a session, or to your supervisor. A worker at work reads it after"
+             " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
+             ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
+             _call_send_message, delegates=True)),
+    Verb("wait", cmd_wait, "wait for results and messages",
+         "cao wait --timeout 10m  # all that was given out from this directory",
+         (Argument("tasks", "Only these tasks; none: all that are yours.", "array", "*"),
+          Argument("all", "Wait for all of them, not the first.", "boolean"),
+          _TIMEOUT._replace(about="Seconds at the most.", minimum=0)),
+         tool=Tool("wait", "Wait for results",
+             "Wait for the next results, messages and questions from your workers.",
+             (), _WAITED, _call_wait)),
+    Verb("ls", cmd_ls, "list the sessions as a tree", "cao ls --asking  # who needs you",
+         (Argument("all", "The ended ones too.", "boolean"),
+          _flag("asking", "Only those that ask something.")),
+         tool=Tool("list_sessions", "List sessions",
+             "Show the sessions as a tree: state, task, what each asks, and the profiles there"
+             " are.",
+             (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True)),
+    Verb("show", cmd_show, "show a session: its state, its scope and its screen",
+         "cao show developer-7k2m --lines 20",
+         (_NAME, Argument("lines", "Default 50.", "number", minimum=1)),
+         tool=Tool("read_session", "Read a session",
+             "Show a session's screen as it is now, its state and the evidence for it. To get an"
+             " answer use wait: the screen is not the answer.",
+             ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
+             _call_read_session, reads=True)),
+    Verb("diff", cmd_diff, "show all that a worker changed in its worktree",
+         "cao diff developer-7k2m --stat",
+         (_SESSION, _flag("stat", "Only the files, and how much."))),
+    Verb("merge", cmd_merge, "merge a worker's worktree, whole, or not at all",
+         "cao merge developer-7k2m  # into the branch that is checked out here", (_SESSION,)),
+    Verb("discard", cmd_discard, "remove a worker's worktree and branch, and end it",
+         "cao discard developer-7k2m",
+         (_SESSION, _flag("yes", "Even where it holds what may be nowhere else."))),
+    Verb("answer", cmd_answer, "answer what a session asks",
+         "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
+         (_NAME._replace(place="?"),
+          Argument("answer", "For a permission: yes, no or `no: WORDS`. For a question: an option's"
+                   " number or text, or your own words.", place="?"),
+          Argument("question", "The question's id, where several are open.",
+                   settings={"default": ""}),
+          _only("key", "Press this key in a dialog of its terminal.", default=""),
+          _flag("dialog", "Leave it to the program's own dialog.")),
+         tool=Tool("answer", "Answer a question",
+             "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
+             " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for"
+             " it.", ("session", "answer"), {"session": _STRING, "answered": _STRING},
+             _call_answer)),
+    Verb("stop", cmd_stop, "end sessions with their workers",
+         "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
+         (_NAME._replace(place="-"), _only("sessions", "Their names.", "+", metavar="session"),
+          Argument("interrupt", "Only interrupt its turn; the session lives.", "boolean")),
+         tool=Tool("stop_session", "Stop a session",
+             "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
+             ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True)),
+    Verb("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)",
+         "cao attach developer-7k2m  # C-b d leaves it as it is", (_SESSION,), False),
+    Verb("watch", cmd_watch, "show all sessions as they change; answer, attach, stop",
+         "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
+         + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""), (), False),
+    Verb("launch", cmd_launch, "start a supervisor in tmux and attach to it",
+         "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
+         (_only("profile", "Default: supervisor.", "?", default="supervisor"),
+          _CWD, _PERMISSIONS, _flag("detach", "Do not attach."))),
+    Verb("why", cmd_why, "show the evidence for a session's state", "cao why developer-7k2m",
+         (_SESSION,)),
+    Verb("logs", cmd_logs, "print what happened, of one session or of all",
+         "cao logs -f developer-7k2m",
+         (_only("session", "None: all.", "?"),
+          _only("follow", "Go on as it happens.", kind="boolean", names=("-f", "--follow")))),
+    Verb("trace", cmd_trace, "write what sessions did as a trace for Perfetto or speedscope",
+         "cao trace supervisor-7k2m  # open cao-trace.json at ui.perfetto.dev",
+         (_only("root", "A session and all below it; none: all there are.", "?"),
+          _only("output", "- for stdout.", default="cao-trace.json", metavar="FILE")), False),
+    Verb("config", cmd_config, "print the MCP entry for a client", "cao config cursor",
+         (_only("client", ", ".join(CLIENTS), "1", choices=CLIENTS, metavar="CLIENT"),
+          _only("form", "How cao is run: as it runs now (default), or by uvx, pipx, copied file.",
+                choices=("now", "uvx", "pipx", "copy"), default="now")), False),
+    Verb("profiles", cmd_profiles, "list the profiles, or show what is effective in one",
+         "cao profiles developer  # what is effective in it, what is ignored",
+         (_only("profile", "None: all.", "?"),)),
+    Verb("allow", cmd_allow, "let the profiles of a directory be used, or a check be run there",
+         "cao allow; cao allow --check 'pytest -q'",
+         (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
+          _only("check", "Let agents give this check there.", metavar="COMMAND"),
+          _flag("list", "Show all that is allowed."),
+          _flag("remove", "Take the check away, or all that is allowed in DIR's repository."))),
+    Verb("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
+         "cao schedule add nightly.md && cao schedule list",
+         (_only("action", ", ".join(_ACTIONS), "1", choices=_ACTIONS, metavar="ACTION"),
+          _only("name", "The flow; for add: its file.", "?"))),
+    Verb("clean", cmd_clean, "remove dead sessions, and ended ones that are old",
+         "cao clean --older 2d",
+         (_only("older", "Ended longer ago than this; default 14d.", metavar="TIME",
+                default="14d"),)),
+    Verb("demo", cmd_demo, "show what this is, in seconds; needs no account", "cao demo", (),
+         False),
+    Verb("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
+         (_only("live", "Do a real turn of this CLI (or profile), or of each there is; it costs a"
+                " few tokens.", metavar="CLI", nargs="?", const=""),)),
+    Verb("mcp", None, "serve MCP on stdio, for any MCP client",
+         "claude mcp add cao -- cao mcp", (), False),
+)
+# fmt: on
+
+TOOLS = {
+    verb.tool.name: verb.tool._replace(
+        arguments={one.name: one.schema() for one in verb.arguments if one.tool}
+    )
+    for verb in VERBS
+    if verb.tool
+}
 
 
 # ==== 13. McpServer =================================================================
@@ -10459,13 +10477,14 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     top = Parser("cao", None, about, _FIRST_STEPS, formatter_class=form, allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for row in [row for row in COMMANDS if row.name == called] or COMMANDS:
+    for row in [row for row in VERBS if row.name == called] or VERBS:
         words: dict[str, Any] = {"description": row.about, "epilog": f"example: {row.example}"}
         words.update(help=row.about, formatter_class=form, allow_abbrev=False)
         parser = commands.add_parser(row.name, **words)
-        parser.set_defaults(call=row.call, json=False, keep=None, request_id=None)
-        for names, settings in (*row.arguments, *([_JSON] if row.json else [])):
-            parser.add_argument(*names, **settings)
+        parser.set_defaults(call=row.call, json=False)
+        for argument in (*row.arguments, *([_JSON] if row.json else [])):
+            if argument.place != "-":
+                argument.add_to(parser)
     return top, commands.choices
 
 

@@ -189,8 +189,9 @@ class FixtureServer(cao.McpServer):
             arguments = (
                 {takes[name]: {**STRING, "description": "What to ask."}} if name in takes else {}
             )
-            cao.TOOLS[name] = cao.Tool(name, name, "A tool of the conformance suite.", arguments,
-                                       tuple(arguments), {}, call, reads=True)  # fmt: skip
+            about = "A tool of the conformance suite."
+            tool = cao.Tool(name, name, about, tuple(arguments), {}, call, reads=True)
+            cao.TOOLS[name] = tool._replace(arguments=arguments)
         cao._CAPABILITIES.update(logging={}, completions={}, resources={"subscribe": True})
         both = {
             "prompts/list": FixtureServer.list_prompts,

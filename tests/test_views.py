@@ -504,7 +504,7 @@ def test_a_pane_left_scrolled_back_by_a_viewer_still_gets_its_keys(place):
 
 def test_every_example_is_of_a_command_with_the_options_it_has():
     _, parsers = cao.command_line()
-    for text in (cao._FIRST_STEPS, *(row.example for row in cao.COMMANDS)):
+    for text in (cao._FIRST_STEPS, *(row.example for row in cao.VERBS)):
         for name, rest in re.findall(r"\bcao ([a-z]+)\b(.*)", text):
             assert name in parsers
             flags = re.findall(r"(?<!\S)(-{1,2}[a-z-]+)", re.sub("'.*?'", "", rest))
