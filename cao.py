@@ -128,6 +128,7 @@ TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for 
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
 ANSWER_S = 20.0  # a hook, or the runner's keys, may take so long to hand an answer over
 STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
+DOCTOR_S = 60.0  # at most: a CLI says its version, on a busy machine
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
 UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the screen decides
@@ -8600,6 +8601,8 @@ _UNUSED_KEYS = (
 
 def doctor(store: Store) -> tuple[list[list[str]], bool]:
     """Return rows (what, state, detail) on this machine, and whether cao can work."""
+    from concurrent.futures import ThreadPoolExecutor
+
     rows, state = [["python", "ok", sys.version.split()[0]]], "missing"
     try:
         program = find_tmux()
@@ -8616,7 +8619,10 @@ def doctor(store: Store) -> tuple[list[list[str]], bool]:
     rows.append(["runtime directory", "ok", store.home])
     for name, fault in Schedule(store).stale_lines().items():
         rows.append(["crontab", "stale", f"flow {name}: {fault}; try: cao clean"])
-    return [*rows, *(_doctor_cli(row) for row in PROVIDERS.values() if row.program)], good
+    clis = [row for row in PROVIDERS.values() if row.program]
+    with ThreadPoolExecutor(len(clis)) as pool:  # some take ten seconds to say their version
+        rows += pool.map(_doctor_cli, clis)
+    return rows, good
 
 
 def _doctor_cli(row: Provider) -> list[str]:
@@ -8625,7 +8631,7 @@ def _doctor_cli(row: Provider) -> list[str]:
     except CaoError:
         return [row.name, "missing", f"no {row.program} on PATH, nor where CLIs usually are"]
     try:
-        ran = run([program, "--version"], 20)
+        ran = run([program, "--version"], DOCTOR_S)
         words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
         login = _login_state(row, program)
     except CaoError as error:
@@ -8650,7 +8656,7 @@ def _login_state(row: Provider, program: str) -> str:
             return f"logged in ({sign})"
     if not row.login_status:
         return "login unknown"
-    good = run([program, *row.login_status], 20).status == 0
+    good = run([program, *row.login_status], DOCTOR_S).status == 0
     return "logged in" if good else f"not logged in (try: {row.login})"
 
 
@@ -9583,11 +9589,12 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 
 
 def cmd_doctor(ask: Ask) -> int:
-    rows, good = doctor(ask.store)
+    live = ask.args.live  # "": each CLI that is there
+    rows, good = ([], True) if live else doctor(ask.store)
     bad = EXIT_TMUX
-    if ask.args.live is not None:
+    if live is not None:
         there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
-        names = [ask.args.live] if ask.args.live else [name for name in there if name in PROVIDERS]
+        names = [live] if live else [name for name in there if name in PROVIDERS]
         rows = [prove_live(ask.boss, name) for name in names]
         good, bad = all(row[1] == "ok" for row in rows), EXIT_FAILED
     _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))

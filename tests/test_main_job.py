@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, McpClient, until
+from conftest import CAO, PINNED, McpClient, until
 from test_nothing_lost import assign, conversation, idle_session, kill_runner, put_loader
 
 pytestmark = pytest.mark.tmux
@@ -1509,6 +1509,26 @@ def test_doctor_says_what_there_is(place, version, state, said):
     assert rows["claude"][0] == state
     assert said in rows["claude"][1]
     assert rows["claude"][1].endswith(str(stub))
+
+
+def test_doctor_asks_all_clis_side_by_side(place):
+    """Each stub waits until every other was started."""
+    for name in PINNED:
+        (place.folder / "bin" / name).unlink()
+        others = " && ".join(f"test -e {place.folder}/{other}.asked" for other in PINNED)
+        wait = f"until {others}; do sleep 0.02; done; echo 0.1"
+        place.program(name, f"> {place.folder}/{name}.asked; {wait}")
+    rows = {row["what"]: row for row in json.loads(place.ok("doctor", "--json", timeout_s=50))}
+    assert {rows[name]["state"] for name in PINNED} == {"older"}
+
+
+def test_a_live_proof_asks_only_the_one(place):
+    for name in PINNED:
+        (place.folder / "bin" / name).unlink()
+        place.program(name, f"> {place.folder}/{name}.asked")
+    (row,) = json.loads(place.run("doctor", "--live", "demo", "--json").stdout)
+    assert (row["what"], row["state"]) == ("demo", "look")  # it asks no server of ours for tools
+    assert not list(place.folder.glob("*.asked"))
 
 
 def test_a_missing_or_old_tmux_is_named(place):
