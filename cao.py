@@ -508,6 +508,13 @@ def tail_lines(text: str, most: int) -> str:
     return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
 
 
+def last_words(screen: str, most: int) -> str:
+    """Return the last lines of a screen that say something: no rules, no empty input line."""
+    lines = re.sub(r"(?m)^.*[─-▟=_-]{8}.*$", "", screen).split("\n")
+    lines = [line for line in lines if re.search(r"\w", line)]
+    return shorten(" / ".join(lines[-3:]), most)
+
+
 def _input_line(lines: Sequence[str], composer: str) -> int:
     """Return where a CLI's input line is, -1 if it is not on the screen."""
     below = ""
@@ -964,6 +971,7 @@ class Provider(NamedTuple):
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
+    retries: str = ""  # regex on the screen: a failed request is tried again; group: the attempt
     failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
@@ -1980,6 +1988,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         read_transcript=_reader(_claude_says),
         transcript="{home}/projects/*/{conversation}.jsonl",
         composer=r"^❯\xa0(.*)", busy=r"esc to interrupt",
+        retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
         asks="hook", always=True, shows=True,
@@ -2005,7 +2014,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         read_transcript=_reader(_codex_says),
         # A dialog's cursor looks the same, and has a line below that says how to confirm.
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
-        busy=r"esc to interrupt", failure=r"^■ (.*)", proven="0.171.0",
+        busy=r"esc to interrupt", retries=r"^. Reconnecting\.\.\. (\d+/\d+)",
+        failure=r"^■ (.*)", proven="0.171.0",
         asks="hook",
     ),
     Provider(
@@ -2130,7 +2140,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # The box above its agent's name; right of it, in a wide pane, is a side bar.
         composer=r" *┃ {0,2}(?:Ask anything.*|(\S(?:(?! {3}).)*)?)(?: {3}.*| *)\n"
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
-        busy=r"esc (?:again to )?interrupt|\[retrying", untypable=_TYPED + r"|\t",
+        busy=r"esc (?:again to )?interrupt|\[retrying",
+        retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
         asks="hook", always=True,
     ),
@@ -2154,6 +2165,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         read_transcript=_reader(_kimi_says),
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
         composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
+        retries=r"Retrying \((\d+/\d+)\)",
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         argv_bytes=0,  # it takes no first prompt and stays
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
@@ -2191,7 +2203,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # A dialog stands in the same place, and says how to choose.
         composer=r"(?:─{20,}|─── ↑ .*)\n(?!(?:.*\n)*? ↑↓ navigate)\s*(.*)\n"
                  r"(?:.*\n)*?(?:─{20,}|─── ↓ )",
-        busy=r"(?m)^ *[⠁-⣿] ",
+        busy=r"(?m)^ *[⠁-⣿] ", retries=r"Retrying \((\d+/\d+)\)",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
         asks="hook",
@@ -5929,7 +5941,7 @@ class Runner:
         for client in [] if self._unseen() else list(self.popups):
             self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
-            self._set_phase("working" if self.begun else "starting", "nothing is asked any more")
+            self._set_phase("working" if self.begun else "starting")
 
     def _unseen(self) -> list[str]:
         """Return the ids of the questions that no dialog of the CLI's shows."""
@@ -6422,6 +6434,9 @@ class Runner:
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
         picture = _MOVING.sub("", text)
+        if self.row.retries and self.phase == "working":
+            attempts = re.findall(self.row.retries, text, re.M)
+            self.why = f"retrying, attempt {attempts[-1]}" if attempts else ""
         # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again.
         busy = state == "busy" and not self.row.titles
         if self.row.busy and re.search(self.row.busy, text):
@@ -6438,8 +6453,9 @@ class Runner:
             if self.phase == "starting" and re.search(r"(?i)\b(sign in|log ?in)\b", text):
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
                 return True
-            shown = "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
-            self._ask(Question(random_letters(6), "screen", tail_lines(shown, 30), (), now))
+            lines = [line.rstrip() for line in text.splitlines() if re.search(r"[^\s─-▟]", line)]
+            shown = tail_lines("\n".join(lines), 30)
+            self._ask(Question(random_letters(6), "screen", shown, (), now))
             return True
         return False
 
@@ -7683,8 +7699,8 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  {view['profile']} ({view['provider']})"
     if view.get("task"):
         line += f"  task {view['task']}"
-    if view["state"] == "unknown":
-        line += f"  {view.get('why') or ''}"
+    if view["state"] in ("unknown", "working") and view.get("why"):
+        line += f"  {view['why']}"
     for question in view.get("questions") or ():
         line += f"  asks: {shorten(question['text'], 60)}"
     return line
@@ -7959,7 +7975,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
 
 def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Return the evidence for a session's state, as data in the order to read it."""
-    view = boss.read_session(name, 5)
+    view = boss.read_session(name, PANE_LINES)
     state = boss.store.load_state(name)
     look, event = view["evidence"].get("look"), view["evidence"].get("event")
     group = state.get("group") or {}
@@ -7979,7 +7995,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
         "last event": last_event,
         "last look": last_look,
         "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
-        "screen": shorten(view["screen"], 160),
+        "screen": last_words(view["screen"], 200),
         "held back": state.get("held_back"),
         "asks": "; ".join(question["text"] for question in state.get("questions") or ()),
         "task": state.get("task"),
@@ -8111,11 +8127,12 @@ def session_rows(
             said = f"asks: {view['questions'][0]['text']}"
             if len(view["questions"]) > 1:
                 said = f"asks {len(view['questions'])} things: {view['questions'][0]['text']}"
-        elif state == "unknown":
-            said = view.get("why") or ""
+        urgent = state == "asking"
+        if state in ("unknown", "working") and view.get("why"):
+            said, urgent = view["why"], True
         parts = [(task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
         if rest < 70:  # room for one of them
-            parts = [(said if state == "asking" else task or said, rest)]
+            parts = [(said if urgent else task or said, rest)]
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
         rows.append((fit_columns(name, wide) + "  ", f"{state:9}", f"{age:12}  {words}"))
     return rows

@@ -524,6 +524,35 @@ def test_a_picture_that_moves_asks_nothing(place):
     assert done["results"][0]["answer"] == "shown"
 
 
+RETRIES = """
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(retries=r"attempt ([0-9]+/[0-9]+)")
+step = DemoAgent.step
+def fails(self, verb, rest):
+    if verb != "retry":
+        return step(self, verb, rest)
+    self.show(f"mock error 529, attempt {rest}\\n" + "-" * 60 + "\\n")
+    while not os.path.exists(self.store.home + "/up"):
+        self.key(0.05)
+    self.show("\\x1b[2J\\x1b[H")
+    return ""
+DemoAgent.step = fails
+"""
+
+
+def test_a_failed_request_that_is_tried_again_is_told_until_it_succeeds(place, client):
+    put_loader(place, RETRIES)
+    session, _ = assign(place, "demo: retry 4/10; sleep 60")
+    words = "retrying, attempt 4/10"
+    until(lambda: place.ok("ls"), lambda listed: words in listed)
+    assert words in client.call("list_sessions", all=True)["content"][0]["text"]
+    why = json.loads(place.ok("why", session, "--json"))
+    assert (why["because"], "attempt 4/10" in why["screen"]) == (words, True)
+    assert "---" not in why["screen"]
+    (place.home / "up").touch()
+    until(lambda: words not in place.ok("ls"))
+    assert "because" not in json.loads(place.ok("why", session, "--json"))
+
+
 def test_a_dialog_without_a_hook_is_shown_and_a_person_may_press_one_key(place):
     put_loader(place, NO_STATE_FILE + DIALOG)
     found = json.loads(place.run("handoff", "demo", "demo: dialog; say went on", "--json").stdout)

@@ -126,6 +126,32 @@ def test_the_busy_sign_is_there_exactly_while_a_turn_runs(path):
     assert bool(busy) is (state_of(path) in turns)  # pi's spinner turns above its dialog
 
 
+RETRIES = {
+    "claude/working-retry-401": "4/10",
+    "claude/working-retry-500-last": "10/10",
+    "claude/working-retry-529": "3/10",
+    "codex/working-retry-500": "3/5",
+    "codex/working-retry-529": "2/5",
+    "kimi/working-retry": "7/10",
+    "opencode/working-retry": "3",
+    "pi/working-retry": "3/3",
+}
+
+
+@pytest.mark.parametrize("path", params("screens", ".txt"))
+def test_a_failed_request_that_is_tried_again_is_seen(path):
+    row = row_of(path)
+    attempts = re.findall(row.retries, path.read_text(), re.M) if row.retries else []
+    assert attempts[-1:] == [*filter(None, [RETRIES.get(f"{row.name}/{path.stem}")])]
+
+
+@pytest.mark.parametrize("path", params("screens", ".txt"))
+def test_a_screen_in_one_line_is_words_and_no_rule(path):
+    line = cao.last_words(path.read_text(), 200)
+    assert re.search(r"\w{2}", line)
+    assert not re.search(r"[─-▟=_-]{8}", line), line
+
+
 @pytest.mark.parametrize("path", params("screens", ".ansi"))
 def test_a_screen_without_its_escapes_is_the_plain_screen(path):
     def lines(text):

@@ -439,7 +439,7 @@ def test_an_api_error_is_a_failure_with_its_words(place, cli, code):
     if (cli, code) == ("opencode", 500):  # it tries again for ever: that is work, and is seen
         task = place.ok("assign", f"real-{cli}", f"MOCK:error {code}").strip()
         session = task.partition(".")[0]
-        until(lambda: "retrying in" in place.screen(session))
+        until(lambda: "retrying, attempt" in place.ok("ls"))
         assert place.state(session)["state"] == "working"
         return
     if (cli, code) == ("qwen", 500):  # it tries seven times, over more than a minute
