@@ -403,6 +403,20 @@ class Launch(NamedTuple):
     own: dict[str, str] = {}  # noqa: RUF012 - Provider.own_files of the user, as text
     env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of ours
 
+    @property
+    def fresh(self) -> str:
+        """The id of a new conversation; "" where an old one goes on."""
+        return "" if self.resume else self.conversation
+
+
+class Start(NamedTuple):
+    """How a CLI is started: what stands behind the program, and beside it."""
+
+    argv: list[str]
+    env: dict[str, str] = {}  # noqa: RUF012 - never written to; more than a worker gets anyway
+    # path in launch/ -> text, or what is written there as JSON
+    files: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
 
 class Look(NamedTuple):
     """What a look at a CLI found: idle, busy, asking or unknown, and by which source."""
@@ -922,8 +936,17 @@ def _fold(breaks: str) -> str:
 
 # ==== 5. Providers ====================================================================
 #
-# One row per CLI. To add one: a row in PROVIDERS, its functions for what only it does
-# (settings, hooks, transcript), a folder of recorded screens in tests/, a README line.
+# One row of PROVIDERS per CLI. To add one:
+#
+#     def _start_mycli(launch: Launch) -> Start:  # its command line, variables and files
+#         argv = [*_given({"--model": launch.profile.model}), *_mode(launch), launch.prompt]
+#         hooks = {event: [_hook(launch)] for event in ("UserPromptSubmit", "Stop")}
+#         return Start(argv, {}, {"settings.json": {"hooks": hooks}})
+#
+#     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
+#
+# then what else Provider names and it can do (permissions, transcript), a folder of recorded
+# screens in tests/, a README line.
 # What a CLI really does stands, with the version measured, beside the code it explains.
 
 
@@ -932,15 +955,7 @@ class Provider(NamedTuple):
 
     name: str
     program: str  # "": cao.py itself, or what the profile names
-    # Its command line, in groups of words: {facts} of the launch are filled in, and a group in
-    # which one is empty is left out. {mode}: its permission_words, {own}: what own_flags gives.
-    flags: tuple[str, ...] = ()
-    own_flags: Callable[[Launch], Iterable[str]] = lambda _: ()
-    env_words: dict[str, str] = {}  # noqa: RUF012 - its environment, filled in the same way
-    env_trust: dict[str, str] = {}  # noqa: RUF012 - ... and what it gets under `trust: yes`
-    env_own: Callable[[Launch], dict[str, str]] = lambda _: {}
-    # path in launch/ -> text, or what is written there as JSON
-    files: Callable[[Launch], dict[str, Any]] = lambda _: {}
+    start: Callable[[Launch], Start]
     # Where the user's own files of it are: in the folder that a variable names, else below HOME.
     home: tuple[str, str] = ("", "")
     # A CLI that can only be told things by a home of its own has that here in launch/, with
@@ -996,45 +1011,10 @@ class Provider(NamedTuple):
         """Tell whether the CLI itself says where it stands, beside its events."""
         return bool(self.status or self.titles)
 
-    def argv(self, launch: Launch) -> list[str]:
-        """Return what stands behind the program on its command line."""
-        argv: list[str] = []
-        facts = _launch_facts(launch)
-        mode = self.permission_words.get(effective_permissions(launch.profile), "")
-        for group in self.flags:
-            if group == "{own}":
-                argv += self.own_flags(launch)
-            elif group == "{mode}":
-                argv += mode.split() if mode[:1] == "-" else []
-            else:
-                argv += _fill(group.split(), facts)
-        return argv
-
-    def env(self, launch: Launch) -> dict[str, str]:
-        """Return the variables it is started with, beside those that a worker gets."""
-        words = {**self.env_words, **(self.env_trust if launch.profile.trust else {})}
-        facts = _launch_facts(launch)
-        pairs = ((key, value) for key, word in words.items() for value in _fill([word], facts))
-        return {**dict(pairs), **self.env_own(launch)}
-
     def home_in(self, env: dict[str, str]) -> str:
         """Return where the files of its own are, for whoever has this environment."""
         variable, below = self.home
         return env.get(variable) or f"{env.get('HOME', '')}/{below}".rstrip("/")
-
-
-def _launch_facts(launch: Launch) -> dict[str, Any]:
-    """Return what may stand in a row's {}. fresh, first: of a new conversation only."""
-    profile, new = launch.profile, not launch.resume
-    own = {"model": profile.model, "effort": profile.effort}
-    own.update(fresh=launch.conversation if new else "", first=launch.prompt if new else "")
-    return {**launch._asdict(), **own}
-
-
-def _fill(words: Sequence[str], facts: dict[str, Any]) -> list[str]:
-    """Return words with their {facts}; none where one of these is empty."""
-    wanted = re.findall(r"\{(\w+)\}", " ".join(words))
-    return [word.format_map(facts) for word in words] if all(map(facts.get, wanted)) else []
 
 
 def _toml(value: Any) -> str:
@@ -1065,6 +1045,18 @@ def _servers(launch: Launch) -> dict[str, Any]:
     limit = {"timeout": TOOL_TIMEOUT_S * 1000, "alwaysLoad": True}  # not behind a tool search
     servers["cao"] = {"command": command, "args": args, "env": launch.mcp_env, **limit}
     return servers
+
+
+def _given(flags: dict[str, str]) -> list[str]:
+    """Return flags, each with its value; those that have none are left out."""
+    return [word for flag, value in flags.items() if value for word in (flag, value)]
+
+
+def _mode(launch: Launch) -> list[str]:
+    """Return the flags of a session's permissions."""
+    row, mode = PROVIDERS[launch.profile.provider], effective_permissions(launch.profile)
+    words = row.permission_words[mode]
+    return words.split() if words[0] == "-" else []
 
 
 def _hook(launch: Launch, timeout: int = 30, awaits: bool = False) -> dict[str, Any]:
@@ -1541,34 +1533,51 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
 _CLAUDE_HARMLESS = ("AskUserQuestion", "TodoWrite", "ToolSearch", "EnterPlanMode", "ExitPlanMode")
 
 
-def _claude_flags(launch: Launch) -> list[str]:
-    kept = (*_CLAUDE_HARMLESS, *_left(launch.profile))
-    return ["--tools=" + ",".join(kept)] if lacking(launch.profile) else []
-
-
-def _claude_files(launch: Launch) -> dict[str, Any]:
-    config = launch.profile.settings.get("claudeConfig")
+def _start_claude(launch: Launch) -> Start:
+    profile, folder = launch.profile, launch.folder
+    argv = [
+        *_given({"--resume": launch.resume, "--session-id": launch.fresh, "--name": launch.name}),
+        *_mode(launch),
+        *_given({"--model": profile.model, "--effort": profile.effort}),
+        *("--settings", f"{folder}/settings.json"),
+        *("--mcp-config", f"{folder}/mcp.json", "--strict-mcp-config"),
+        *("--append-system-prompt-file", f"{folder}/system.md"),
+        # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
+        f"--allowedTools=mcp__cao,Read(/{folder}/**)",
+    ]
+    if lacking(profile):
+        argv.append("--tools=" + ",".join((*_CLAUDE_HARMLESS, *_left(profile))))
+    argv += _given({"--": launch.prompt})
+    env = {
+        "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
+        "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
+        "DISABLE_AUTOUPDATER": "1",
+    }
+    if profile.trust:
+        env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
+    config = profile.settings.get("claudeConfig")
     settings = dict(config) if isinstance(config, dict) else {}
     hooks = {event: _hook(launch, awaits=event == "SessionStart") for event in _CLAUDE_HOOKS}
     hooks["PermissionRequest"]["timeout"] = ASK_TIMEOUT_S
     settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
-    if launch.profile.permissions == "all":
+    if profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
-    return {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
+    files = {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
+    return Start(argv, env, files)
 
 
 _CODEX_HOOKS = "SessionStart UserPromptSubmit PermissionRequest Stop Interrupt SessionEnd".split()
 
 
-def _codex_flags(launch: Launch) -> list[str]:
-    profile, row = launch.profile, PROVIDERS["codex"]
-    mode, lacks = row.permission_words[effective_permissions(profile)].split(), lacking(profile)
+def _start_codex(launch: Launch) -> Start:
+    profile, mode = launch.profile, _mode(launch)
+    lacks = lacking(profile)
     if "fs_write" in lacks:
         mode[1] = "read-only"
     argv = [*(["resume"] if launch.resume else []), "--no-daemon", *mode]
-    argv += row.tools["web_fetch"] if "web_fetch" in lacks else ()
-    named = profile.settings.get("codexProfile")
-    argv += ["--profile", str(named)] if named else []
+    if "web_fetch" in lacks:
+        argv += PROVIDERS["codex"].tools["web_fetch"]
+    argv += _given({"--profile": str(profile.settings.get("codexProfile") or "")})
     config: dict[str, Any] = {}
     if profile.trust:  # answers a question that is the user's: only under `trust: yes`
         config["projects"] = {launch.cwd: {"trust_level": "trusted"}}
@@ -1590,7 +1599,12 @@ def _codex_flags(launch: Launch) -> list[str]:
         config[f"hooks.{event}"] = [{"hooks": [hook]}]
         trusted.update(_codex_trust(event, hook))
     config["hooks.state"] = trusted
-    return argv + [word for k, v in config.items() for word in ("-c", f"{k}={_toml(v)}")]
+    for key, value in config.items():
+        argv += ["-c", f"{key}={_toml(value)}"]
+    argv += _given({"-m": profile.model})
+    if launch.resume:
+        argv.append(launch.resume)
+    return Start([*argv, *_given({"--": launch.prompt})])
 
 
 def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
@@ -1611,7 +1625,16 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
 _GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
 
 
-def _gemini_files(launch: Launch) -> dict[str, Any]:
+def _start_gemini(launch: Launch) -> Start:
+    argv = [
+        *_given({"--resume": launch.resume, "--session-id": launch.fresh}),
+        *_mode(launch),
+        *_given({"-m": launch.profile.model}),
+    ]
+    # NO_BROWSER: a login is asked for in the terminal, where we see it.
+    env = {"GEMINI_CLI_HOME": f"{launch.folder}/home", "NO_BROWSER": "true"}
+    if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
+        env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
     hook = {**_hook(launch, 30_000), "name": "cao"}  # what it shows while one runs
     servers = _servers(launch)
     del servers["cao"]["alwaysLoad"]
@@ -1638,13 +1661,14 @@ def _gemini_files(launch: Launch) -> dict[str, Any]:
         override = {"match": {"overrideScope": "core"}, "modelConfig": config}
         settings["modelConfigs"] = {"overrides": [override]}
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
-    return {
+    files = {
         "home/.gemini/settings.json": settings,
         "home/.gemini/extensions/cao/gemini-extension.json": extension,
         "home/.gemini/extensions/cao/system.md": launch.system,
         # Names the folder of the project's temporary files: one of those it may read.
         "home/.gemini/projects.json": {"projects": {launch.cwd: "cao"}},
     }
+    return Start(argv, env, files)
 
 
 def _gemini_login(launch: Launch) -> str:
@@ -1658,7 +1682,16 @@ def _gemini_login(launch: Launch) -> str:
     return chosen[1] if chosen else "oauth-personal"
 
 
-def _qwen_files(launch: Launch) -> dict[str, Any]:
+def _start_qwen(launch: Launch) -> Start:
+    folder = launch.folder
+    argv = [
+        *_given({"--resume": launch.resume, "--session-id": launch.fresh}),
+        *_mode(launch),
+        *_given({"-m": launch.profile.model, "--mcp-config": f"{folder}/mcp.json"}),
+        *("--add-dir", folder, "--append-system-prompt", launch.system),
+    ]
+    # Laid over the user's settings, which stay as they are.
+    env = {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json"}
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
     hook, asks = ([{"hooks": [_hook(launch, t * 1000)]}] for t in (30, ASK_TIMEOUT_S))
@@ -1675,7 +1708,8 @@ def _qwen_files(launch: Launch) -> dict[str, Any]:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
     if launch.profile.trust:
         settings["security"] = {"folderTrust": {"enabled": False}}
-    return {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
+    files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
+    return Start(argv, env, files)
 
 
 _KIMI_HOOKS = (
@@ -1685,7 +1719,7 @@ _KIMI_HOOKS = (
 _OURS = "# What follows is cao's, for this session alone."
 
 
-def _kimi_files(launch: Launch) -> dict[str, Any]:
+def _start_kimi(launch: Launch) -> Start:
     """A home of its own, with the user's settings and ours behind them: Kimi Code 2.1.0 takes
     hooks, servers and rules from there alone. In its system prompt is that home's AGENTS.md."""
     own = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
@@ -1714,7 +1748,11 @@ def _kimi_files(launch: Launch) -> dict[str, Any]:
     if launch.profile.trust:
         record = {"root": launch.cwd, "trustedAt": 0}
         files[f"kimi/workspace-trust/{_kimi_folder_key(launch.cwd)}"] = record
-    return files
+    flags = {"--session": launch.resume, "--model": launch.profile.model}
+    env = {"KIMI_CODE_HOME": f"{launch.folder}/kimi", "KIMI_CODE_NO_AUTO_UPDATE": "1"}
+    if launch.profile.effort:
+        env["KIMI_MODEL_THINKING_EFFORT"] = launch.profile.effort
+    return Start([*_given(flags), *_mode(launch)], env, files)
 
 
 def _kimi_folder_key(folder: str) -> str:
@@ -1785,16 +1823,20 @@ module.exports = (pi) => {
 """
 
 
-def _pi_flags(launch: Launch) -> list[str]:
-    own = _left(launch.profile)
-    kept = ["--tools", ",".join(own)] if own else ["--no-tools"]
-    return kept if lacking(launch.profile) else []
-
-
-def _pi_files(launch: Launch) -> dict[str, Any]:
-    script = f"{launch.folder}/cao.sh"
+def _start_pi(launch: Launch) -> Start:
+    profile, folder = launch.profile, launch.folder
+    flags = {"--session": launch.resume, "--model": profile.model, "--thinking": profile.effort}
+    argv = _given(flags)
+    if lacking(profile):
+        own = _left(profile)
+        argv += ["--tools", ",".join(own)] if own else ["--no-tools"]
+    argv += ["--extension", f"{folder}/extension.js"]
+    argv += ["--append-system-prompt", f"{folder}/system.md"]
+    if launch.prompt:
+        argv.append(launch.prompt)
+    script = f"{folder}/cao.sh"
     free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
-    facts = {"mode": launch.profile.permissions, "cwd": launch.cwd, "free": free}
+    facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
     text = json.dumps({"hook": launch.hook, **facts})
     # No MCP in pi: the same verbs by its shell.
     words = (
@@ -1802,27 +1844,46 @@ def _pi_files(launch: Launch) -> dict[str, Any]:
         f"    sh {script} handoff TARGET 'TASK'\n"
         "and so assign, send, wait, ls, answer, stop; --help says more. Quote with ' only."
     )
-    return {
+    files = {
         "extension.js": _PI_EXTENSION % json.dumps(text),
         "cao.sh": f'exec {quote_argv(launch.mcp[:-1])} "$@"\n',
         "system.md": f"{launch.system}\n\n{words}\n",
     }
+    return Start(argv, {"PI_SKIP_VERSION_CHECK": "1"}, files)
 
 
-def _kiro_files(launch: Launch) -> dict[str, Any]:
+def _start_kiro(launch: Launch) -> Start:
+    profile = launch.profile
     command = [{"command": quote_argv(launch.hook)}]
     agent = {
         "name": "cao",
         "prompt": launch.system,
         "mcpServers": _servers(launch),
-        "tools": [*launch.profile.tools, "@cao"] if lacking(launch.profile) else ["*"],
+        "tools": [*profile.tools, "@cao"] if lacking(profile) else ["*"],
         "allowedTools": ["@cao"],
         "hooks": dict.fromkeys(("agentSpawn", "userPromptSubmit", "stop"), command),
     }
-    return {"home/.kiro/agents/cao.json": agent}
+    flags = {"--model": profile.model, "--effort": profile.effort, "--": launch.prompt}
+    argv = ["chat", "--agent", "cao", *_mode(launch), *_given(flags)]
+    files = {"home/.kiro/agents/cao.json": agent}
+    return Start(argv, {"HOME": f"{launch.folder}/home"}, files)
 
 
-def _copilot_files(launch: Launch) -> dict[str, Any]:
+def _start_copilot(launch: Launch) -> Start:
+    profile, folder = launch.profile, launch.folder
+    argv = ["--no-auto-update", *_mode(launch)]
+    if launch.resume:
+        argv.append(f"--resume={launch.resume}")
+    else:
+        argv += ["--session-id", launch.conversation, "--name", launch.name]
+    argv += [
+        *_given({"--model": profile.model, "--reasoning-effort": profile.effort}),
+        *("--additional-mcp-config", f"@{folder}/mcp.json", "--allow-tool=cao"),
+        *("--plugin-dir", f"{folder}/copilot", "--add-dir", folder),
+        *_taken(profile),
+    ]
+    if launch.prompt:
+        argv.append(f"--interactive={launch.prompt}")
     # A session's start is told with its first prompt.
     events = ("SessionStart", "UserPromptSubmit", "PermissionRequest", "PreToolUse", "Stop")
     hooks = {event: [_hook(launch, awaits=event == "SessionStart")] for event in events}
@@ -1830,12 +1891,13 @@ def _copilot_files(launch: Launch) -> dict[str, Any]:
         hooks[event][0]["timeoutSec"] = ASK_TIMEOUT_S
     hooks["PreToolUse"][0]["matcher"] = "ask_user"
     told = "copilot/.github/instructions/cao.instructions.md"
-    return {
+    files = {
         "mcp.json": {"mcpServers": _servers(launch)},
         "copilot/plugin.json": {"name": "cao", "version": VERSION, "hooks": "h.json"},
         "copilot/h.json": {"version": 1, "hooks": hooks},
         told: f'---\napplyTo: "**"\n---\n{launch.system}\n',
     }
+    return Start(argv, {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{folder}/copilot"}, files)
 
 
 # OpenCode tells its plugins what happens; this one passes it on as Claude-shaped hooks, one
@@ -1909,8 +1971,8 @@ export const cao = async ({ client }) => {
 """
 
 
-def _opencode_env(launch: Launch) -> dict[str, str]:
-    """Return what is laid over the user's own configuration, for this launch only."""
+def _start_opencode(launch: Launch) -> Start:
+    """Its configuration is laid over the user's own, for this launch only."""
     profile, folder, servers = launch.profile, launch.folder, {}
     for name, server in _servers(launch).items():
         entry = {"type": "remote", "url": server["url"]} if "url" in server else {
@@ -1936,8 +1998,13 @@ def _opencode_env(launch: Launch) -> dict[str, str]:
         **({"agent": {"build": {"variant": profile.effort}}} if profile.effort else {}),
     }
     env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
-    # It runs the plugins of a repository without a question.
-    return env if profile.trust else {**env, "OPENCODE_DISABLE_PROJECT_CONFIG": "1"}
+    if not profile.trust:  # it runs the plugins of a repository without a question
+        env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
+    argv = _given({"--session": launch.resume})
+    # It takes no prompt beside a conversation: 1.18.33 leaves that one lying.
+    if launch.prompt and not launch.resume:
+        argv.append(f"--prompt={launch.prompt}")
+    return Start(argv, env, {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)})
 
 
 # ---- the rows ----
@@ -1947,24 +2014,8 @@ _TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z"  # beside what else: blanks at the ends, ! and
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     Provider(
-        "claude", "claude", login="claude /login", login_status=("auth", "status"),
+        "claude", "claude", _start_claude, login="claude /login", login_status=("auth", "status"),
         login_signs=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
-        flags=(
-            "--resume {resume}", "--session-id {fresh}", "--name {name}", "{mode}",
-            "--model {model}", "--effort {effort}", "--settings {folder}/settings.json",
-            "--mcp-config {folder}/mcp.json --strict-mcp-config",
-            "--append-system-prompt-file {folder}/system.md",
-            # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
-            "--allowedTools=mcp__cao,Read(/{folder}/**)", "{own}", "-- {prompt}",
-        ),
-        own_flags=_claude_flags,
-        files=_claude_files,
-        env_words={
-            "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
-            "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
-            "DISABLE_AUTOUPDATER": "1",
-        },
-        env_trust={"CLAUDE_CODE_SANDBOXED": "1"},  # answers its dialog for this launch only
         env_pass=(
             "ANTHROPIC_*", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_*",
             "CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*",
@@ -1994,9 +2045,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         asks="hook", always=True, shows=True,
     ),
     Provider(
-        "codex", "codex", login="codex login", login_status=("login", "status"),
-        flags=("{own}", "-m {model}", "{resume}", "-- {prompt}"),
-        own_flags=_codex_flags,
+        "codex", "codex", _start_codex, login="codex login", login_status=("login", "status"),
         env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
         # 0.169.0. It reads by its shell, so that stays; the sandbox holds the shell too.
         tools={
@@ -2019,14 +2068,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         asks="hook",
     ),
     Provider(
-        "gemini", "gemini", login="gemini",
+        "gemini", "gemini", _start_gemini, login="gemini",
         login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
-        flags=("--resume {resume}", "--session-id {fresh}", "{mode}", "-m {model}"),
-        files=_gemini_files,
-        # NO_BROWSER: a login is asked for in the terminal, where we see it.
-        env_words={"GEMINI_CLI_HOME": "{folder}/home", "NO_BROWSER": "true"},
-        # --skip-trust comes too late for the folder's own settings.
-        env_trust={"GEMINI_CLI_TRUST_WORKSPACE": "true"},
         env_pass=("GEMINI_*", "GOOGLE_*"),
         home=("GEMINI_CLI_HOME", ""), shadow="home", own_files=(".gemini/settings.json",),
         links=tuple(f".gemini/{name}" for name in (
@@ -2056,15 +2099,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         proven="0.61.0", asks="keys",
     ),
     Provider(
-        "qwen", "qwen", login="qwen", login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
-        flags=(
-            "--resume {resume}", "--session-id {fresh}", "{mode}", "-m {model}",
-            "--mcp-config {folder}/mcp.json --add-dir {folder}",
-            "--append-system-prompt {system}",
-        ),
-        files=_qwen_files,
-        # Laid over the user's settings, which stay as they are.
-        env_words={"QWEN_CODE_SYSTEM_SETTINGS_PATH": "{folder}/settings.json"},
+        "qwen", "qwen", _start_qwen, login="qwen",
+        login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
         env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
         tools={  # 0.24.4, of the mock's requests; what starts agents goes with the shell
             "execute_bash": ("run_shell_command", "agent"),
@@ -2086,17 +2122,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook",
     ),
     Provider(
-        "copilot", "copilot", login="copilot login",
+        "copilot", "copilot", _start_copilot, login="copilot login",
         login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
-        flags=(
-            "--no-auto-update", "{mode}", "--resume={resume}", "--session-id {fresh} --name {name}",
-            "--model {model}", "--reasoning-effort {effort}",
-            "--additional-mcp-config @{folder}/mcp.json --allow-tool=cao",
-            "--plugin-dir {folder}/copilot --add-dir {folder}", "{own}", "--interactive={prompt}",
-        ),
-        own_flags=lambda launch: _taken(launch.profile),
-        files=_copilot_files,
-        env_words={"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": "{folder}/copilot"},
         env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
         home=("COPILOT_HOME", ".copilot"),
         # A denial goes before what any other flag allows; for reading there is none.
@@ -2120,11 +2147,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102", asks="hook",
     ),
     Provider(
-        "opencode", "opencode", login="opencode auth login",
-        # It takes no prompt beside a conversation: 1.18.33 leaves that one lying.
-        flags=("--session {resume}", "--prompt={first}"),
-        files=lambda launch: {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)},
-        env_own=_opencode_env,
+        "opencode", "opencode", _start_opencode, login="opencode auth login",
         env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
         tools={
             "execute_bash": ("bash",),
@@ -2146,13 +2169,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         asks="hook", always=True,
     ),
     Provider(
-        "kimi", "kimi", login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
-        flags=("--session {resume}", "--model {model}", "{mode}"),
-        files=_kimi_files,
-        env_words={
-            "KIMI_CODE_HOME": "{folder}/kimi", "KIMI_CODE_NO_AUTO_UPDATE": "1",
-            "KIMI_MODEL_THINKING_EFFORT": "{effort}",
-        },
+        "kimi", "kimi", _start_kimi, login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
         env_pass=("KIMI_*", "MOONSHOT_*"),
         home=("KIMI_CODE_HOME", ".kimi-code"), shadow="kimi",
         links=("credentials", "device_id", "skills"), own_files=("config.toml", "AGENTS.md"),
@@ -2171,16 +2188,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
     ),
     Provider(
-        "pi", "pi", login="pi, then /login",
-        flags=(
-            "--session {resume}", "--model {model}", "--thinking {effort}", "{own}",
-            "--extension {folder}/extension.js --append-system-prompt {folder}/system.md",
-            "{prompt}",
-        ),
-        own_flags=_pi_flags,
-        files=_pi_files,
+        "pi", "pi", _start_pi, login="pi, then /login",
         no_prompt=r"\s*[!/]|[-@]",  # a flag, and a file: it has no "--"
-        env_words={"PI_SKIP_VERSION_CHECK": "1"},
         env_pass=(
             "PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY",
             "OPENROUTER_API_KEY", "GROQ_API_KEY", "XAI_API_KEY", "MISTRAL_API_KEY",
@@ -2209,12 +2218,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         asks="hook",
     ),
     Provider(
-        "kiro", "kiro-cli", login="kiro-cli login",
-        flags=(
-            "chat --agent cao", "{mode}", "--model {model}", "--effort {effort}", "-- {prompt}",
-        ),
-        files=_kiro_files,
-        env_words={"HOME": "{folder}/home"},
+        "kiro", "kiro-cli", _start_kiro, login="kiro-cli login",
         env_pass=("KIRO_*", "AWS_*"),
         # It takes hooks from the user's home or the project alone, and cao writes to neither: its
         # HOME is a folder of ours, with links to what else it and git look for there.
@@ -2232,15 +2236,15 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "demo", "",
-        flags=("demo-agent {folder}", "{prompt}"),
+        lambda launch: Start(
+            ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])]
+        ),
         status="{folder}/status.json",
         composer=r"^demo>(?!(?:.*\n)*?a number chooses)(.*)", untypable=r"(?!)", resumes=False,
         asks="hook", always=True, shows=True,
     ),
     Provider(
-        "command", "",
-        flags=("{own}",),
-        own_flags=lambda launch: launch.profile.settings["command"][1:],
+        "command", "", lambda launch: Start(launch.profile.settings["command"][1:]),
         typed_bytes=1000, argv_bytes=0, piece=(0, 1000), untypable=r"\n|[^ -~]",
         by_output=True, resumes=False,
     ),
@@ -4502,7 +4506,7 @@ class Orchestrator:
         )
         home = provider.home_in(env)
         own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
-        files = {"system.md": system, **provider.files(launch._replace(own=own, env=env))}
+        files = {"system.md": system, **provider.start(launch._replace(own=own, env=env)).files}
         files["env.json"] = env
         files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
 
@@ -6247,7 +6251,7 @@ class Runner:
 
     def _own_file(self, form: str) -> str:
         """Return the path of a file that the CLI writes, by its row's words."""
-        home = self.row.home_in({**self.env, **self.row.env(self.launch)})
+        home = self.row.home_in({**self.env, **self.row.start(self.launch).env})
         known = {"folder": self.launch.folder, "pid": self.child}
         return form.format(home=home, conversation=self.conversation, **known)
 
@@ -6626,7 +6630,7 @@ class Runner:
         """Start the CLI, with the first task on its command line where it takes one."""
         launch = self.launch
         first = next_delivery(self.store.waiting(self.name), None)
-        takes = self.row.argv(launch._replace(prompt="x")) != self.row.argv(launch)
+        takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
             text = self._compose(first, by_argv=True)
             self._take(first, text, "submitted")
@@ -6640,10 +6644,9 @@ class Runner:
             self.offset, self.inode = file_mark(self.transcript)[0], 0
         if self.row.by_output:
             self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
-        argv = [*program, *map(str, self.row.argv(launch))]
-        self.child = spawn_foreground(
-            argv, {**self.env, **self.row.env(launch), **tmux_variables()}
-        )
+        start = self.row.start(launch)
+        argv = [*program, *map(str, start.argv)]
+        self.child = spawn_foreground(argv, {**self.env, **start.env, **tmux_variables()})
         self.group = note_process(self.child)  # once: without /proc it is a process
         self._log("started", pid=self.child, program=program[0])
         self._save()

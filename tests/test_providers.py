@@ -1157,7 +1157,7 @@ def settings_of(argv):
 
 
 def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
-    settings = settings_of(CODEX.argv(launch()))
+    settings = settings_of(CODEX.start(launch()).argv)
     trusted = json.loads(
         settings["hooks.state"].replace("=", ":").replace('"trusted_hash":', '"h":')
     )
@@ -1193,7 +1193,7 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
             "h": "sha256:" + hashlib.sha256(text.encode()).hexdigest()
         }
     assert trusted == expected
-    assert not any("bypass-hook-trust" in word for word in CODEX.argv(launch()))
+    assert not any("bypass-hook-trust" in word for word in CODEX.start(launch()).argv)
 
 
 def test_the_hash_of_a_codex_hook_is_that_of_its_canonical_json():
@@ -1239,7 +1239,7 @@ UNQUOTED = "cao.py _codex_argv: mcp_servers.{name} without quotes"
 def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
     tomllib = pytest.importorskip("tomllib")
     server = {"type": "stdio", "command": "uvx", "args": ["--x"], "env": {"A": "b"}}
-    argv = CODEX.argv(launch(profile={"settings": {"mcpServers": {name: server}}}))
+    argv = CODEX.start(launch(profile={"settings": {"mcpServers": {name: server}}})).argv
     lines = [word for word in argv if word.startswith("mcp_servers.")]
     found = tomllib.loads("\n".join(lines))["mcp_servers"]
     assert set(found) == {name, "cao"}
@@ -1256,33 +1256,33 @@ def test_every_hook_command_is_one_shell_word_per_argument():
 def test_no_cli_skips_its_permission_checks_unless_the_profile_says_all(mode):
     asked = {"profile": {"permissions": mode}, "prompt": "do it"}
     claude = launch(provider="claude", **asked)
-    words = " ".join(CLAUDE.argv(claude) + CODEX.argv(launch(**asked)))
-    words += repr(CLAUDE.files(claude)["settings.json"])
+    words = " ".join(CLAUDE.start(claude).argv + CODEX.start(launch(**asked)).argv)
+    words += repr(CLAUDE.start(claude).files["settings.json"])
     skips = re.search("bypassPermissions|dangerously|skipDangerous", words)
     assert bool(skips) is (mode == "all")
 
 
 @pytest.mark.parametrize("row", [CLAUDE, CODEX], ids=["claude", "codex"])
 def test_the_first_prompt_stands_behind_a_double_dash(row):
-    assert row.argv(launch(provider=row.name, prompt="-x {y}; do it"))[-2:] == [
+    assert row.start(launch(provider=row.name, prompt="-x {y}; do it")).argv[-2:] == [
         "--",
         "-x {y}; do it",
     ]
-    assert "--" not in row.argv(launch(provider=row.name))
+    assert "--" not in row.start(launch(provider=row.name)).argv
 
 
 @pytest.mark.parametrize("trust", [True, False])
 def test_a_folder_is_trusted_only_where_the_profile_says_so(trust):
     asked = launch(profile={"trust": trust})
-    assert ("CLAUDE_CODE_SANDBOXED" in CLAUDE.env(asked)) is trust
-    assert ("projects" in settings_of(CODEX.argv(asked))) is trust
+    assert ("CLAUDE_CODE_SANDBOXED" in CLAUDE.start(asked).env) is trust
+    assert ("projects" in settings_of(CODEX.start(asked).argv)) is trust
 
 
 def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_server_is_left_out():
     servers = {"cao-mcp-server": {"command": "uvx"}, "lab": {"command": "x"}}
     asked = launch(provider="claude", profile={"settings": {"mcpServers": servers}})
-    assert not any("exact" in word for word in CLAUDE.argv(asked))
-    files = CLAUDE.files(asked)
+    assert not any("exact" in word for word in CLAUDE.start(asked).argv)
+    files = CLAUDE.start(asked).files
     assert set(files["mcp.json"]["mcpServers"]) == {"lab", "cao"}
     hooks = files["settings.json"]["hooks"]
     assert set(hooks) == {
@@ -1303,10 +1303,10 @@ def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_serv
 
 
 def test_a_resumed_conversation_is_named_to_the_cli():
-    argv = CLAUDE.argv(launch(provider="claude", resume="ID"))
+    argv = CLAUDE.start(launch(provider="claude", resume="ID")).argv
     assert argv[:2] == ["--resume", "ID"]
     assert "--session-id" not in argv
-    argv = CODEX.argv(launch(resume="ID", prompt="go"))
+    argv = CODEX.start(launch(resume="ID", prompt="go")).argv
     assert (argv[0], argv[-3:]) == ("resume", ["ID", "--", "go"])
 
 
@@ -1323,12 +1323,14 @@ def launch_of(provider, cwd="/home/dev/My Proj.", **fields):
 def test_kimi_has_the_users_settings_but_not_the_users_mode_and_not_another_sessions_hooks():
     row = cao.PROVIDERS["kimi"]
     user = 'default_permission_mode = "auto"\ndefault_model = "k2"\n[[hooks]]\nevent = "Stop"\n'
-    first = row.files(launch_of("kimi")._replace(own={"config.toml": user}))["kimi/config.toml"]
+    first = row.start(launch_of("kimi")._replace(own={"config.toml": user})).files[
+        "kimi/config.toml"
+    ]
     assert first.startswith('default_permission_mode = "manual"\n')
     assert 'default_model = "k2"\n[[hooks]]\nevent = "Stop"\n' in first
     assert '"auto"' not in first
     below = launch_of("kimi")._replace(own={"config.toml": first}, hook=("py", "other"))
-    second = row.files(below)["kimi/config.toml"]
+    second = row.start(below).files["kimi/config.toml"]
     assert "'hook'" in first
     assert "'hook'" not in second
     assert second.count("default_permission_mode") == 1
@@ -1344,8 +1346,8 @@ def test_kimi_has_the_users_settings_but_not_the_users_mode_and_not_another_sess
 )
 def test_kimi_is_told_that_a_folder_is_trusted_only_under_trust_yes(folder, key):
     row = cao.PROVIDERS["kimi"]
-    assert not [f for f in row.files(launch_of("kimi", folder)) if "trust" in f]
-    (file,) = [f for f in row.files(launch_of("kimi", folder, trust=True)) if "trust" in f]
+    assert not [f for f in row.start(launch_of("kimi", folder)).files if "trust" in f]
+    (file,) = [f for f in row.start(launch_of("kimi", folder, trust=True)).files if "trust" in f]
     assert file.startswith(f"kimi/workspace-trust/{key}")
 
 
@@ -1360,7 +1362,7 @@ def test_kimi_is_told_that_a_folder_is_trusted_only_under_trust_yes(folder, key)
 )
 def test_gemini_logs_in_as_the_environment_says_or_the_user_chose(env, own, chosen):
     asked = launch_of("gemini")._replace(env=env, own={".gemini/settings.json": own})
-    files = cao.PROVIDERS["gemini"].files(asked)
+    files = cao.PROVIDERS["gemini"].start(asked).files
     settings = files["home/.gemini/settings.json"]
     assert settings["security"]["auth"]["selectedType"] == chosen
 
@@ -1372,7 +1374,7 @@ def test_what_a_sub_agent_of_copilots_says_ends_no_turn():
 
 
 def test_what_pi_may_run_unasked_is_caos_command_and_nothing_behind_it():
-    text = cao.PROVIDERS["pi"].files(launch_of("pi"))["extension.js"]
+    text = cao.PROVIDERS["pi"].start(launch_of("pi")).files["extension.js"]
     facts = json.loads(json.loads(re.search(r"JSON.parse\((.*)\)", text)[1]))
     free = re.compile(facts["free"])
     assert facts["mode"] == "ask"
@@ -1393,12 +1395,14 @@ def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_a
     row = cao.PROVIDERS[name]
     assert row.proven == ""
     assert "unproven" in cao.unproven(name)
-    assert all(file.startswith("home/") for file in row.files(launch_of(name)))
+    assert all(file.startswith("home/") for file in row.start(launch_of(name)).files)
     assert row.home_in({"HOME": "/home/dev"}) == "/home/dev"
-    assert not {f"{row.shadow}/{link}" for link in row.links} & set(row.files(launch_of(name)))
-    assert row.env(launch_of(name)) == {"HOME": "/h/launch/home"}
+    assert not {f"{row.shadow}/{link}" for link in row.links} & set(
+        row.start(launch_of(name)).files
+    )
+    assert row.start(launch_of(name)).env == {"HOME": "/h/launch/home"}
     for mode in cao.PERMISSIONS:
-        argv = row.argv(launch_of(name, permissions=mode))
+        argv = row.start(launch_of(name, permissions=mode)).argv
         assert ("--trust-all-tools" in argv) == (mode == "all")
 
 
@@ -1407,7 +1411,7 @@ def test_a_row_passes_the_effort_on(name):
     row = cao.PROVIDERS[name]
     profile = cao.Profile("p", "p.md", name, "", effort="very-high")
     launch = cao.Launch("p-2222", "/l", "/w", profile, "sys", ("h",), ("m",), {}, "id")
-    said = repr((row.argv(launch), row.files(launch), row.env(launch)))
+    said = repr(row.start(launch))
     assert "very-high" in said.lower()
 
 

@@ -356,7 +356,7 @@ def test_a_providers_table_has_only_words_there_are(name):
 def test_codex_is_held_by_its_sandbox(settings, flags):
     profile = cao.Profile("dev", "p.md", "codex", "", **settings)
     launch = cao.Launch("n", "/f", "/w", profile, "", ("h",), ("m",), {}, "id")
-    argv = cao.PROVIDERS["codex"].argv(launch)
+    argv = cao.PROVIDERS["codex"].start(launch).argv
     assert argv[1 : 1 + len(flags)] == flags
     assert ("-cweb_search=disabled" in argv) is ("tools" in settings)
 
