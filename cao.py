@@ -161,6 +161,15 @@ CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
+HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]*\Z")  # as ssh takes it: never an option
+NEAR = re.compile(r"[a-z0-9]{8}\.[a-z0-9][a-z0-9-]{0,31}\Z")  # HOME's id.SESSION
+SSH_OPTIONS = (
+    "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+).split()
+SSH_STARTS = 5  # connections that may be starting at once: sshd drops the eleventh
+RETRY_S = 30.0  # at most, between two attempts to reach a host again
+FAR_STOP_S = 4.0  # a session on another machine may take so long to end
+REATTACHED = 3  # a runner that dies so often before it reaches its host is not started again
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -190,7 +199,7 @@ CHECK_TAIL_BYTES = 1 << 16  # a check may print without end
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
     "name description provider role allowedTools model effort permissions permissionMode trust"
     " approve grant env mcpServers claudeConfig codexConfig codexProfile command ready busy"
-    " asking answer exit keep worktree check check_retries tags capabilities skills"
+    " asking answer exit keep worktree check check_retries hosts tags capabilities skills"
     " toolsSettings toolAliases resources hooks useLegacyMcpJson tools prompt".split()
 )
 # What a worker gets of its caller's environment without a word in its profile.
@@ -202,7 +211,7 @@ ENV_DEFAULT = (
 # Our own settings: an agent's own cao goes by them too.
 PASSED_ON = (
     "TMUX_TMPDIR CAO_NOTIFY CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
-    " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S"
+    " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S CAO_SSH"
 ).split()
 # A shell with one of these belongs to an agent. Each CLI sets its own for its model's commands;
 # measured, but for Cursor. A person's shell that a CLI opens (`!`) has them, too.
@@ -307,6 +316,7 @@ class Session(NamedTuple):
     conversation: str = ""  # the id we gave the CLI, if it takes one
     worktree: str = ""  # the branch, when the session has a git worktree of its own
     origin: str = ""  # ... and the directory it was made from
+    host: str = ""  # the other machine where it works; cwd is a directory there
     version: str = VERSION
     format: int = FORMAT
 
@@ -369,6 +379,7 @@ class Result(NamedTuple):
     notes: tuple[str, ...] = ()
     ended_at: float = 0.0
     told_at: float = 0.0  # when its owner was told; 0: not yet
+    host: str = ""  # the machine it was done on, if not this one
 
 
 class Event(NamedTuple):
@@ -2491,7 +2502,7 @@ _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
 # What some keys of a profile must be. "grant: profiles" is the key profiles below grant.
 _SHAPES: dict[str, Any] = {
     **dict.fromkeys(("mcpServers", "codexConfig", "env", "env: set", "grant"), dict),
-    **dict.fromkeys(("allowedTools", "env: pass", "env: deny", "grant: profiles"), list),
+    **dict.fromkeys(("allowedTools", "env: pass", "env: deny", "grant: profiles", "hosts"), list),
     **dict.fromkeys(("trust", "keep", "worktree"), bool),
 }
 _CHOICES = {
@@ -3373,6 +3384,16 @@ class Store:
         if NAME.match(name):
             self.log(name, "quarantined", file=file, kept=kept)
 
+    def home_id(self) -> str:
+        """Return what tells this runtime directory from any other, on whatever machine."""
+        path = f"{self.home}/id"
+        if not self.read_text(path):
+            try:
+                self.write(path, random_letters(8), durable=True, once=True)
+            except FileExistsError:
+                pass  # another process was quicker
+        return self.read_text(path)
+
     # ---- sessions ----
 
     def folder(self, name: str) -> str:
@@ -3844,7 +3865,10 @@ class TaskOptions(NamedTuple):
     permissions: str = ""
     check_retries: int | None = None
     provider: str = ""  # instead of the profile's
+    host: str = ""  # the machine where it is to work, if not this one
     named: Callable[[str], None] = lambda _: None  # hears the name first; not with request_id
+    profile: Profile | None = None  # what the near side sends: looked up, clipped and checked there
+    session: str = ""  # ... and the session here that it means
 
 
 class Waited(NamedTuple):
@@ -3870,6 +3894,7 @@ class Waited(NamedTuple):
             claim.release()
 
 
+EVERYWHERE = "everywhere"  # what is allowed in no repository alone
 PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's name for it
 
 
@@ -4031,6 +4056,18 @@ arrives here by itself as a message that begins "Result of TASK"; list_sessions 
 there is."""
 
 
+def grants_of(profile: Profile | None) -> list[dict[str, Any]]:
+    """Return what an agent's workers are held to: its own `grant`, and those of the agents above
+    it on the machine that it was given its work from."""
+    settings = profile.settings if profile else {}
+    return list(filter(None, (settings.get("grant"), *settings.get("grants above", ()))))
+
+
+def far_path(session: Session) -> str:
+    """Return a session's directory, marked where it is on another machine."""
+    return f"{session.host}:{session.cwd}" if session.host else session.cwd
+
+
 def fresh_state() -> dict[str, Any]:
     """Return the state of a session before the first word of its runner."""
     return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
@@ -4095,6 +4132,8 @@ class Orchestrator:
             return self._known_state(name)  # again: it may have changed while we looked
         elif self._is_coming(name, state):
             return state
+        elif self._reattach(name, state):
+            return self._known_state(name)
         self.bury(name)
         return self._known_state(name)
 
@@ -4118,6 +4157,29 @@ class Orchestrator:
         coming = runner or state.get("launcher") or {"id": 0, "start": ""}
         return age_s < NEVER_STARTED_S and is_running(coming)
 
+    def _reattach(self, name: str, state: dict[str, Any]) -> bool:
+        """Start the dead runner of a session on another machine again, where the work goes on:
+        while a task is open, and a few times at the most where it never reaches its host."""
+        session = self.store.peek(name)
+        times = int(state.get("reattached") or 0)
+        open_tasks = [*self.store.unanswered(name), *self.store.waiting(name)]
+        if not session or not session.host or not open_tasks or times >= REATTACHED:
+            return False
+        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        try:
+            if lock is None or self.store.load_state(name) != state:
+                return True  # another was quicker
+            self.tmux.kill_session(name)
+            _unlink(self.store.launch_file(name, "runner.json"))
+            again = {key: value for key, value in state.items() if key not in ("group", "closing")}
+            self.store.save_state(name, {**again, **fresh_state(), "reattached": times + 1})
+        finally:
+            if lock is not None:
+                os.close(lock)
+        launch = self.store.read_json(self.store.launch_file(name, "launch.json")) or {}
+        self._run_session(name, self.store.home, launch["mcp"][:-1])
+        return True
+
     def launched(self, name: str) -> Profile | None:
         """Return the profile a session was started with, clipped as it was."""
         kept = self.store.read_json(self.store.launch_file(name, "launch.json")) or {}
@@ -4131,7 +4193,7 @@ class Orchestrator:
         found, above = [], (session.name, *self.ancestors(session.name))
         for name in self.store.live():
             other, profile = self.store.peek(name), self.launched(name)
-            if not other or not profile or not other.supervisor or name in above:
+            if not other or not profile or not other.supervisor or name in above or other.host:
                 continue
             shared = os.path.commonpath((other.cwd, session.cwd)) in (other.cwd, session.cwd)
             # A worker's own worker: its result comes before its state says that it is done.
@@ -4173,8 +4235,9 @@ class Orchestrator:
             "profile": session.profile,
             "provider": session.provider,
             "supervisor": session.supervisor,
-            "cwd": session.cwd,
+            "cwd": far_path(session),
             "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")),
+            **({"host": session.host} if session.host else {}),
             **more,
         }
 
@@ -4379,8 +4442,8 @@ class Orchestrator:
                         f"the scope of {above} cannot be read: its launch.json is gone or torn",
                         f"stop {above}, and start it anew",
                     )
-                grant = launched.settings.get("grant") if launched else None
-                profile = clip_profile(profile, grant) if grant else profile
+                for grant in grants_of(launched):
+                    profile = clip_profile(profile, grant)
             return profile
         import difflib
 
@@ -4397,7 +4460,7 @@ class Orchestrator:
         top: a supervisor for a person, with nobody above it.
         """
         check_tmux(self.tmux.program)
-        if program := program_of(profile):
+        if (program := program_of(profile)) and not options.host:
             find_program(program)
         depth = 0 if top else self.caller.depth + 1
         if depth > MAX_DEPTH:
@@ -4407,13 +4470,14 @@ class Orchestrator:
             )
         wanted, said = options.worktree, profile.settings.get("worktree")
         origin = inside = ""
-        if said if wanted is None else wanted:
+        if (said if wanted is None else wanted) and not options.host:
             origin, inside = worktree_start(cwd)
-        name = self.store.new_folder(render_slug(profile.name) or "agent")
+        stem = render_slug(profile.name) or "agent"
+        name = self.store.new_folder(stem[:26] if options.host else stem)  # see NEAR
         session = Session(
             name,
             "agent",
-            profile.name,
+            f"{profile.name}@{options.host}" if options.host else profile.name,
             profile.provider,
             cwd,
             "" if top else self.caller.name,
@@ -4424,6 +4488,7 @@ class Orchestrator:
             seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
             seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
             new_uuid(),
+            host=options.host,
         )
         if origin:
             place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
@@ -4489,8 +4554,10 @@ class Orchestrator:
         # An agent's own environment was cut to its CLI's variables, and names a home of ours. So
         # what the person had for any CLI is kept beside each session, for the agents below it.
         above = self.store.read_json(f"{self.store.folder(self.caller.name)}/person-env.json")
-        kept = worker_environment(ENV_OF_ALL, profile.settings, above)
+        kept = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
         env = {**worker_environment(provider.env_pass, profile.settings, above), **cao_env}
+        if session.host:  # that of ssh
+            env = {**kept, **cao_env}
         self.store.write(f"{folder}/person-env.json", dump(kept))
         launch = Launch(
             name,
@@ -4504,9 +4571,12 @@ class Orchestrator:
             session.conversation,
             resume,
         )
+        files: dict[str, Any] = {}
         home = provider.home_in(env)
-        own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
-        files = {"system.md": system, **provider.start(launch._replace(own=own, env=env)).files}
+        if not session.host:
+            own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
+            started = provider.start(launch._replace(own=own, env=env))
+            files = {"system.md": system, **started.files}
         files["env.json"] = env
         files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
 
@@ -4517,13 +4587,16 @@ class Orchestrator:
 
         for file, text in files.items():
             self.store.write(place(file), text if isinstance(text, str) else dump(text))
-        for link in provider.links:
+        for link in () if session.host else provider.links:
             path = place(f"{provider.shadow}/{link}")
             if os.path.exists(f"{home}/{link}") and not os.path.lexists(path):
                 os.symlink(f"{home}/{link}", path)
         self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        pid = self._new_pane(name, session.cwd, [*cao, "run-session", name])
+        self._run_session(name, self.store.home if session.host else session.cwd, cao)
+
+    def _run_session(self, name: str, cwd: str, cao: Sequence[str]) -> None:
+        pid = self._new_pane(name, cwd, [*cao, "run-session", name])
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def _new_pane(self, name: str, cwd: str, argv: Sequence[str]) -> int:
@@ -4563,7 +4636,7 @@ class Orchestrator:
         if not PROVIDERS[session.provider].resumes or not conversation or not profile:
             why = state.get("why") or "closed"
             raise NotFoundError(f"session {session.name} has ended ({why}) for good", anew)
-        if not os.path.isdir(session.cwd):
+        if not session.host and not os.path.isdir(session.cwd):
             raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
         self.control(session.name, {}, lambda state: not state.get("closing"), STOP_S)
         with FileLock(f"{self.store.home}/lock"):
@@ -4682,13 +4755,18 @@ class Orchestrator:
             )
 
     def _assign(self, target: str, text: str, options: TaskOptions) -> str:
+        target = options.session or target
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
-            elsewhere = options.cwd and working_directory(options.cwd) != session.cwd
+            elsewhere = options.cwd and options.cwd != session.cwd
+            if elsewhere and not session.host:
+                elsewhere = working_directory(options.cwd) != session.cwd
             if elsewhere or options.worktree or options.permissions:
                 what = f"{target} is a session: its directory and permissions are fixed"
                 raise UsageError(what, "leave them out, or name a profile for a new session")
-            self._check_command(options.check, self.launched(target), session.cwd)
+            if not options.profile:
+                here = current_directory() if session.host else session.cwd
+                self._check_command(options.check, self.launched(target), here)
             if self.is_over(target):
                 return self._resume(session, text, options)
             self._check_ring(target)
@@ -4696,11 +4774,17 @@ class Orchestrator:
             if not self.is_over(target) or not self.take_back(target, task):
                 return task
             return self._resume(session, text, options)
-        cwd = working_directory(options.cwd)
-        profile = self.profile(target, cwd, options.permissions)
+        target, _, host = target.partition("@")
+        if host:
+            profile, options = self._for_host(target, host, options)
+            cwd = options.cwd
+        else:
+            cwd = working_directory(options.cwd)
+            profile = options.profile or self.profile(target, cwd, options.permissions)
         if options.provider:
             profile = profile._replace(provider=options.provider)
-        self._check_command(options.check, profile, cwd)
+        if not options.profile:
+            self._check_command(options.check, profile, current_directory() if host else cwd)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -4713,6 +4797,37 @@ class Orchestrator:
             self.forget(name)
             raise
         return task
+
+    def _for_host(
+        self, target: str, host: str, options: TaskOptions
+    ) -> tuple[Profile, TaskOptions]:
+        """Return the profile for a worker on another machine, with all that the far side is to
+        know, and the options for its session here. Raises where the caller may not go there."""
+        cwd = options.cwd or current_directory()
+        if not HOST.match(host):
+            raise UsageError(f"{host!r} is no host's name", "as in developer@build-box")
+        if not os.path.isabs(cwd):
+            raise UsageError(f"{cwd!r} is no path on {host}", "give it whole: /home/me/project")
+        profile = self.profile(target, current_directory(), options.permissions)
+        listed = profile.settings.get("hosts") or ()
+        known = f"host {host}" in self.store.allowed().get(EVERYWHERE, {})
+        if not self.caller.person and host not in listed and not known:
+            raise NotAllowedError(
+                f"no person has allowed work on the host {host!r}",
+                f"a person has to run: cao allow --host {host} (or name it in the profile's"
+                " `hosts:`)",
+            )
+        above = [
+            self.launched(name) for name in (self.caller.name, *self.ancestors(self.caller.name))
+        ]
+        settings = {**profile.settings, "grants above": [g for p in above for g in grants_of(p)]}
+        if options.worktree is not None:
+            settings["worktree"] = options.worktree
+        keep = profile.keep if options.keep is None else options.keep
+        return (
+            profile._replace(settings=settings, keep=keep),
+            options._replace(host=host, cwd=cwd),
+        )
 
     def _check_command(self, check: str, worker: Profile | None, cwd: str) -> None:
         """Raise where a check that comes with a task is no command, or is not the caller's to
@@ -4785,25 +4900,31 @@ class Orchestrator:
 
     # ---- what a person allows ----
 
-    def allow(self, folder: str, check: str | None, remove: bool) -> list[Profile]:
-        """Allow a check in a folder's repository or, without one, the folder's own profiles as
-        they are now; return these. remove: take the check away, or all that is allowed there."""
+    def allow(self, folder: str, check: str | None, remove: bool, host: str = "") -> list[Profile]:
+        """Allow a check in a folder's repository, a host everywhere or, without these, the
+        folder's own profiles as they are now; return these. remove: take the check or the host
+        away, or all that is allowed there."""
         if not self.caller.person:
             raise UsageError("only a person may allow this", "ask the person to run cao allow")
         if check is not None:
             for what, fix in check_faults(check):
                 raise UsageError(what, fix)
-        repository, inside = find_repository(folder)
+        repository, inside = (EVERYWHERE, "") if host else find_repository(folder)
+        entry = "" if check is None else f"check {check}"
+        if host:
+            if not HOST.match(host):
+                raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
+            entry = f"host {host}"
         profiles = []
         with FileLock(f"{self.store.home}/lock"):
             allowed = self.store.allowed()
             known = allowed.setdefault(repository, {})
-            if remove and check is None:
+            if remove and not entry:
                 del allowed[repository]
             elif remove:
-                known.pop(f"check {check}", None)
-            elif check is not None:
-                known[f"check {check}"] = ""
+                known.pop(entry, None)
+            elif entry:
+                known[entry] = ""
             else:
                 for name, path in profile_files(f"{folder}/.cao/profiles").items():
                     content, sha256 = read_profile(path)
@@ -4888,6 +5009,16 @@ class Orchestrator:
         below = {name for name in self.store.live() if sessions & {*self.ancestors(name)}}
         return sorted(sessions | below)
 
+    def asked_by(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what sessions ask now."""
+        states = {name: self.state_of(name) for name in names}
+        return [
+            {"session": name, "question": question}
+            for name, state in states.items()
+            if state["state"] == "asking"
+            for question in state.get("questions") or ()
+        ]
+
     def _questions(self, below: Sequence[str], running: Sequence[str]) -> list[dict[str, Any]]:
         """Return what is asked by those at work on tasks that run, and the way to each."""
         at_work = {self.store.session_of(task) for task in running}
@@ -4938,8 +5069,13 @@ class Orchestrator:
 
     # ---- talking, watching, ending ----
 
-    def send_message(self, target: str, text: str, wait_s: float = 3.0) -> dict[str, Any]:
-        """Put a message into an inbox and return a receipt: the step it reached."""
+    def send_message(
+        self, target: str, text: str, wait_s: float = 3.0, message_id: str = ""
+    ) -> dict[str, Any]:
+        """Put a message into an inbox and return a receipt: the step it reached.
+
+        message_id: of one that may have been put before; it is put once.
+        """
         text = strip_controls(text)
         self._check_text(text)
         if target == "supervisor":
@@ -4964,14 +5100,14 @@ class Orchestrator:
             )
         self._check_typable(target, text)
         message = Message(
-            f"{time.time_ns():020d}-{random_letters()}",
+            message_id or f"{time.time_ns():020d}-{random_letters()}",
             "message",
             self.caller.name,
             target,
             text,
             time.time(),
         )
-        self.store.put(message)
+        (self.store.put_once if message_id else self.store.put)(message)
         self.store.poke(self.caller.name)
         return self._receipt(session, message, wait_s)
 
@@ -5057,17 +5193,26 @@ class Orchestrator:
         }
 
     def answer(
-        self, name: str, answer: str, question: str = "", *, key: str = "", dialog: bool = False
+        self,
+        name: str,
+        answer: str,
+        question: str = "",
+        *,
+        key: str = "",
+        dialog: bool = False,
+        by: str = "",
     ) -> dict[str, Any]:
         """Answer what a session asks, and return when the CLI has taken the answer.
 
         question: the id of the one that is meant, where several are open. key: a key for a
-        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog.
+        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog. by: who
+        has answered, where the near side lets a session here know.
         """
         view = self.view(name)
         asked = self._asked(view, question)
         self._check_may_answer(view, asked, bool(key))
-        order = {"cao": "answer", "id": new_uuid(), "question": asked["id"]}
+        who = by or ("person" if self.caller.person else self.caller.name)
+        order = {"cao": "answer", "id": new_uuid(), "question": asked["id"], "by": who}
         if key or dialog:
             order["key"], order["dialog"] = key, dialog
         else:
@@ -5081,7 +5226,6 @@ class Orchestrator:
             raise CaoError(words, f"cao attach {name}")
         if not reply["ok"]:
             raise CaoError(f"the answer to {name} did not work: {reply['text']}", "read_session")
-        who = "person" if self.caller.person else self.caller.name
         self.store.note_approval(name, asked, reply["text"], who)
         return {"session": name, "answered": reply["text"], "state": state.get("state")}
 
@@ -5449,6 +5593,11 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     """Return a session that has a worktree; to_change: one that the caller may merge or
     discard, and that is not at work."""
     session = boss.store.find(name)
+    if session.host:
+        raise UsageError(
+            f"{name} works on {session.host}: git there knows its branch, not git here",
+            f"git fetch {session.host}:{session.cwd} BRANCH; its result names the branch",
+        )
     if not session.worktree:
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
@@ -6588,7 +6737,7 @@ class Runner:
             events = self.store.events(self.name)
             before = [e for e, at, said in events if at < since or "cao" not in said]
             self.store.drop_events(self.name, before)
-            woken = self._hear_signals()
+            woken = hear_signals(self._on_signal)
             self.wake.listen(self.name)
             self._begin()
             while self._round():
@@ -6609,18 +6758,6 @@ class Runner:
         ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
         if self.row.by_output and ready == [self.wake.fd]:  # let output gather
             select.select([woken], [], [], min(0.3, rare_look_s(self.turn_at)))
-
-    def _hear_signals(self) -> int:
-        """Take the signals that concern us; return what can be read when one came."""
-        woken, waker = os.pipe()
-        for end in (woken, waker):
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
-        return woken
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number != signal.SIGCHLD:
@@ -7153,13 +7290,633 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
         os._exit(127)
 
 
+# ---- workers on another machine ----
+#
+# The runner of such a session, here, is the MCP client of `cao mcp --near`, there. Of what they
+# share, each is kept where it was until the other side has it:
+#
+#   a task     is given there with its own name as request_id: given again at every connection
+#              until its result is here, it is the same task
+#   a result   is read there by the task's name; it goes off the books there once it is a file here
+#   a message  has one id on both sides: it is put once, and stays in inbox/new until it was
+#   a state    is what that side last said; without a connection it is `unknown`, never an end
+#   an end     ends the session there; where that could not be said, the result says so
+
+# Sent to that machine's Python, which runs it: cao itself follows where it is not there yet.
+_FAR_START = """\
+import hashlib, os, sys
+if sys.version_info < (3, 9):
+    sys.exit("python3 there is %d.%d, and cao needs 3.9" % sys.version_info[:2])
+os.umask(0o077)
+state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+folder = (os.environ.get("CAO_HOME") or state + "/cao") + "/lib/" + SHA[:16]
+path, part = folder + "/cao.py", folder + "/part.%d" % os.getpid()
+source = b""
+if os.path.exists(path):
+    with open(path, "rb") as file:
+        source = file.read()
+if hashlib.sha256(source).hexdigest() != SHA:
+    print("cao-needed", flush=True)
+    source = sys.stdin.buffer.read(SIZE)
+    if len(source) < SIZE:
+        sys.exit("the connection broke")
+    os.makedirs(folder, exist_ok=True)
+    with open(part, "wb") as file:
+        file.write(source)
+    os.replace(part, path)
+sys.path.append(folder)
+import cao
+print("cao-here", flush=True)
+sys.exit(cao.main(ARGV))
+"""
+_FAR_PYTHON = """exec "$SHELL" -lc 'exec python3 -I -S -c "exec(input())"'"""
+
+
+def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
+    """Return ssh's command line, by CAO_SSH and with our options; words stand at its end."""
+    import shlex
+
+    program, *options = shlex.split(env.get("CAO_SSH") or "ssh")
+    return [find_program(program, env.get("PATH")), *options, *SSH_OPTIONS, *words]
+
+
+class Link:
+    """One ssh connection to the cao of another machine, by lines on its stdin and stdout. Where
+    that machine does not have this cao.py yet, it gets it first."""
+
+    def __init__(self, host: str, argv: Sequence[str], env: dict[str, str], log: str) -> None:
+        with open(os.path.abspath(__file__), "rb") as file:
+            self.source = file.read()
+        words = {"SHA": sha256_of(self.source), "SIZE": len(self.source), "ARGV": list(argv)}
+        start = "".join(f"{name} = {value!a}\n" for name, value in words.items()) + _FAR_START
+        ssh = ssh_argv(env, "-T", "--", host, _FAR_PYTHON)
+        self.log, self.buffer, self.here, self.closed = log, b"", False, False
+        far_in, self.fd_out = os.pipe()
+        self.fd_in, far_out = os.pipe()
+        errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        ends = (far_in, far_out, errors)
+        try:
+            self.pid = os.posix_spawn(
+                ssh[0],
+                ssh,
+                env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)],
+                setpgroup=0,
+                setsigdef=_IGNORED,
+            )
+        finally:
+            for fd in ends:
+                os.close(fd)
+        self.write(f"exec({start!a})".encode())
+
+    def write(self, line: bytes, end: bytes = b"\n") -> None:
+        """Write a line; where the connection is broken the next `read` says so."""
+        view = memoryview(line + end)
+        try:
+            while view:
+                view = view[os.write(self.fd_out, view) :]
+        except BrokenPipeError:
+            pass
+
+    def read(self) -> list[bytes]:
+        """Return the lines that cao there has written; blocks until there is something."""
+        chunk = os.read(self.fd_in, 1 << 16)
+        self.closed = not chunk
+        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
+        while lines and not self.here:  # a login shell may say this and that before
+            line = lines.pop(0)
+            self.here = line == b"cao-here"
+            if line == b"cao-needed":
+                self.write(self.source, b"")
+        return lines
+
+    def end(self) -> str:
+        """End the connection; return what ssh, or the machine there, said last."""
+        os.close(self.fd_out)
+        os.close(self.fd_in)
+        try:
+            os.kill(self.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        with open(self.log, encoding="utf-8", errors="replace") as file:
+            words = tail_lines(file.read().strip(), 3)
+        return words or f"ssh ended with {status}"
+
+
+class Remote:
+    """The process of one session whose agent works on another machine: the client of cao there.
+
+    It does for its session what a Runner does for one with a CLI here, by the same files, and
+    shows in its pane what the far session's terminal shows.
+    """
+
+    def __init__(self, store: Store, session: Session) -> None:
+        self.store, self.session, self.name = store, session, session.name
+        self.boss = Orchestrator(store, Caller(""))
+        self.profile = self.boss.launched(session.name)
+        kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
+        self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
+        state = store.load_state(session.name)
+        self.far = str(state.get("conversation") or kept.get("resume") or "")  # the session there
+        self.reattached = int(state.get("reattached") or 0)
+        self.wake = Wake(store)
+        self.link: Link | None = None
+        self.reached = bool(self.far)  # was that machine ever reached?
+        self.slot: int | None = None  # a lock: few connections start at once
+        self.tries, self.retry_at = 0, 0.0  # since the connection broke; on the monotonic clock
+        self.calls: dict[int, Callable[[dict[str, Any], str], None]] = {}  # by id, in flight
+        self.calls_made = 0
+        self.task: Message | None = None
+        self.task_at = self.paused_s = 0.0
+        self.far_task = ""  # its name there, once it is there, by this connection
+        self.claims: dict[str, Claim] = {}  # on what is on its way there
+        self.waiting = False  # a call of ours waits for what happens there
+        self.mark, self.kept = "", [""]  # what we have seen, and have on the books here
+        self.phase, self.since, self.why = "starting", time.time(), f"connecting to {session.host}"
+        self.questions: list[dict[str, Any]] = []
+        self.asked_by: dict[str, str] = {}  # a question -> the session there that asks it
+        self.delivery: dict[str, Any] | None = None
+        self.last_line = ""
+        self.reply: dict[str, Any] | None = None
+        self.closing, self.signal, self.child = False, 0, 0
+        self.group: dict[str, Any] | None = None  # of the pane's ssh, as note_process has it
+        self.attach: list[str] = []  # the command that shows the far session's terminal
+        self.saved: dict[str, Any] = {}
+
+    # ---- what state.json says ----
+
+    def _save(self) -> None:
+        facts = {
+            "state": self.phase,
+            "since": self.since,
+            "why": self.why,
+            "task": self.task.task if self.task else "",
+            "task_message": self.task.id if self.task else "",
+            "task_line": shorten(self.task.text, 120) if self.task else "",
+            "last_line": self.last_line,
+            "questions": self.questions,
+            "delivery": self.delivery,
+            "conversation": self.far,
+            "group": self.group,
+            "closing": self.closing and self.phase != "ended",
+            "reply": self.reply,
+            "reattached": self.reattached,
+        }
+        if facts == self.saved:
+            return
+        if facts["state"] != self.saved.get("state"):
+            self.store.log(self.name, "state", state=self.phase, why=self.why)
+        self.store.save_state(self.name, facts)
+        self.saved = facts
+        self.store.poke_up(self.name)
+
+    def _set_phase(self, phase: str, why: str) -> None:
+        if phase != self.phase:
+            if self.phase == "asking":
+                self.paused_s += time.time() - self.since
+            self.phase, self.since = phase, time.time()
+        self.why = why
+
+    # ---- the connection ----
+
+    def _connect(self) -> None:
+        path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
+        self.slot = self.store.lock(path)
+        if self.slot is None:
+            self.boss.when_free(path, self.wake.poke)
+            return
+        near = f"{self.store.home_id()}.{self.name}"
+        log = f"{self.store.folder(self.name)}/ssh.log"
+        try:
+            self.link = Link(self.session.host, ["mcp", "--near", near], self.env, log)
+        except (CaoError, ValueError) as error:  # ValueError: CAO_SSH has an open quote
+            self._finish("failed", "never_started", str(error))
+
+    def _on_here(self) -> None:
+        """The cao there speaks to us."""
+        self._free_slot()
+        self.reached, self.tries, self.reattached = True, 0, 0
+        self.store.log(self.name, "connected", host=self.session.host)
+        hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {}}
+        self._request("initialize", hello, lambda *_: None)
+        if self.far and not self.task:
+            self._show()
+
+    def _free_slot(self) -> None:
+        if self.slot is not None:
+            os.close(self.slot)
+        self.slot = None
+
+    def _on_break(self) -> None:
+        """The connection broke, or never was: try again while the task has time."""
+        assert self.link is not None
+        words, reached = self.link.end(), self.reached
+        self._free_slot()
+        self.link, self.waiting, self.far_task, self.mark = None, False, "", ""
+        calls, self.calls = self.calls, {}
+        for then in calls.values():
+            then({}, "")
+        for letter in [letter for letter in self.claims if not self.task or letter != self.task.id]:
+            self.claims.pop(letter).release()  # messages go again, under their ids
+        self.tries += 1
+        self.retry_at = time.monotonic() + min(RETRY_S, 2.0**self.tries / 2)
+        what = f"{self.session.host} cannot be reached: {words}"
+        self.store.log(self.name, "disconnected", words=words, tries=self.tries)
+        if not reached:
+            self._finish(
+                "failed", "never_started", f"{what}; try: cao doctor --host {self.session.host}"
+            )
+        elif self.task and self._left_s() < 0 and self.tries > 2:
+            self._finish("lost", "unreachable", f"{what}. {self.far} may go on there")
+        else:
+            self._set_phase("unknown", what)
+
+    def _left_s(self) -> float:
+        if not self.task:
+            return 0.0
+        return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
+
+    def _request(
+        self, method: str, params: dict[str, Any], then: Callable[[dict[str, Any], str], None]
+    ) -> None:
+        assert self.link is not None
+        self.calls_made += 1
+        self.calls[self.calls_made] = then
+        request = {"jsonrpc": "2.0", "id": self.calls_made, "method": method, "params": params}
+        self.link.write(json.dumps(request).encode())
+
+    def _call(
+        self, tool: str, then: Callable[[dict[str, Any], str], None], **arguments: Any
+    ) -> None:
+        """Use a tool there; then gets what it gives, and why it failed. Both are empty where the
+        connection broke before."""
+        self._request("tools/call", {"name": tool, "arguments": arguments}, then)
+
+    def _hear(self, line: bytes) -> None:
+        said = json.loads(line)
+        then = self.calls.pop(said.get("id"), None)
+        if not then:
+            return
+        result, error = said.get("result") or {}, said.get("error") or {}
+        failed = str(error.get("message") or "")
+        if result.get("isError"):
+            failed = result["content"][0]["text"]
+        then(result.get("structuredContent") or {}, failed)
+
+    # ---- what goes there ----
+
+    def _send(self) -> None:
+        """Give the task, then messages, and wait for what happens there."""
+        if self.calls and not self.waiting:
+            return  # one thing after the other
+        if self.task and not self.far_task:
+            self._give(self.task)
+        elif self.far and len(self.calls) == self.waiting:
+            for message in self.store.waiting(self.name):
+                claim = None
+                if message.kind != "task":
+                    claim = self.store.take_message(self.name, message.id)
+                if claim:
+                    self.claims[message.id] = claim
+                    self._send_message(message)
+                    break
+        if self.far and not self.waiting and (self.far_task or not self.task):
+            self.waiting = True
+            seen = {"mark": self.mark, "kept": self.kept}
+            self._call("wait", self._on_facts, session=self.far, **seen)
+
+    def _take_task(self) -> None:
+        for message in self.store.waiting(self.name):
+            if message.kind == "task" and not self.task:
+                claim = self.store.take_message(self.name, message.id)
+                if claim:
+                    self.claims[message.id] = claim
+                    self._begin_task(message)
+
+    def _begin_task(self, message: Message) -> None:
+        self.task, self.task_at, self.paused_s = message, time.monotonic(), 0.0
+        if self.phase == "idle":
+            self._set_phase("working", "")
+
+    def _give(self, task: Message) -> None:
+        assert self.profile is not None
+
+        def given(there: dict[str, Any], failed: str) -> None:
+            if failed:
+                words = f"{self.session.host}: {failed}"
+                self._end_task(
+                    Result(task.task, self.name, "failed", "", "", "never_started", words)
+                )
+                if not self.far:
+                    self._finish("failed", "never_started", words)
+            elif there:
+                self.far, self.far_task = there["session"], there["task"]
+                self.attach = there["attach"]
+                self._show()
+                if task.id in self.claims:
+                    self.claims.pop(task.id).told()
+
+        self._call(
+            "assign",
+            given,
+            profile=self.profile._asdict(),
+            depth=self.session.depth,
+            session=self.far,
+            task=task.text,
+            request_id=task.task,
+            cwd=self.session.cwd,
+            timeout_s=task.timeout_s,
+            check=task.check,
+            check_retries=task.check_retries,
+        )
+
+    def _send_message(self, message: Message) -> None:
+        text = message.text
+        if message.sender != self.session.supervisor:
+            text = f"(from {message.sender}) {text}"
+
+        def sent(receipt: dict[str, Any], failed: str) -> None:
+            if failed:
+                self.boss.notify_undelivered(message, f"{self.session.host}: {failed}")
+            if failed or receipt:
+                self.claims.pop(message.id).told()
+                way = {"step": receipt.get("step"), "exact": receipt.get("exact")}
+                self.delivery = {"messages": [message.id], "at": time.time(), **way}
+
+        self._call("send_message", sent, session=self.far, text=text, id=message.id)
+
+    # ---- what comes from there ----
+
+    def _on_facts(self, facts: dict[str, Any], failed: str) -> None:
+        """The session there has changed."""
+        self.waiting = False
+        if failed:
+            self._finish("lost", "runner_died", f"{self.session.host}: {failed}")
+        if not facts:
+            return
+        self.mark, self.kept = facts["mark"], []
+        for message in facts["messages"]:
+            self._keep_message(Message(**message))
+        for result in facts["results"]:
+            self._keep_result({k: _tuples(v) for k, v in result.items() if k in Result._fields})
+        self.questions = [ask["question"] for ask in facts["asking"]]
+        self.asked_by = {ask["question"]["id"]: ask["session"] for ask in facts["asking"]}
+        self.last_line = facts["last_line"]
+        phase, why = facts["state"], facts["why"]
+        if self.questions:
+            phase = "asking"
+        elif self.task and phase in ("idle", "ended"):
+            phase = "working"  # it is about to begin, or its result about to come
+        if phase == "ended":
+            self._finish("stopped", "stopped", f"it ended on {self.session.host}: {why}")
+        else:
+            self._set_phase(phase, why)
+
+    def _keep_message(self, message: Message) -> None:
+        sender, text = self.name, message.text
+        if message.kind == "notice":
+            sender = "cao"
+        elif message.sender != self.far:
+            text = f"(from {message.sender} on {self.session.host}) {text}"
+        try:
+            here = message._replace(sender=sender, to=self.session.supervisor, text=text)
+            self.store.put_once(here)
+            self.kept.append(message.id)
+        except CaoError as error:  # that inbox is full: it stays there, and comes again
+            self.store.log(self.name, "message_waits", why=error.what)
+            self.mark, self.retry_at = "", time.monotonic() + LOOK_S
+
+    def _keep_result(self, fields: dict[str, Any]) -> None:
+        if self.task and not self.far_task:
+            self.mark = ""  # perhaps it is that of the task which we are just giving
+            return
+        self.kept.append(fields["task"])
+        if not self.task or fields["task"] != self.far_task:
+            return
+        result = Result(**fields)
+        where = f"done on {self.session.host} by {self.far}, in {self.session.cwd} there"
+        result = result._replace(
+            task=self.task.task,
+            session=self.name,
+            notes=(*result.notes, where),
+            seconds=round(time.time() - self.task.sent_at, 3),
+            told_at=0.0,
+        )
+        self._end_task(result)
+
+    def _end_task(self, result: Result) -> None:
+        task = self.task
+        assert task is not None
+        self.task, self.far_task = None, ""
+        result = result._replace(host=self.session.host, ended_at=time.time())
+        self.boss.conclude(result, task.sender)
+        if task.id in self.claims:
+            self.claims.pop(task.id).told()
+        self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
+
+    # ---- orders ----
+
+    def _on_order(self, order: dict[str, Any]) -> None:
+        kind = order.get("cao")
+        if kind == "stop":
+            self._finish("stopped", "stopped", "the session was stopped")
+        elif not self.far or not self.link or not self.link.here:
+            if kind == "answer":
+                words = f"{self.session.host} cannot be reached now"
+                self.reply = {"id": order["id"], "ok": False, "text": words}
+        elif kind == "interrupt":
+            self._call("stop_session", lambda *_: None, session=self.far, interrupt=True)
+        elif kind == "answer":
+            self._answer(order)
+
+    def _answer(self, order: dict[str, Any]) -> None:
+        words = order.get("words") or order.get("answer") or ""
+        if order.get("answer") == "no" and order.get("words"):
+            words = f"no: {words}"
+        asker = self.asked_by.get(order["question"], self.far)
+
+        def answered(done: dict[str, Any], failed: str) -> None:
+            text = done.get("answered") or failed or f"{self.session.host} cannot be reached now"
+            self.reply = {"id": order["id"], "ok": bool(done), "text": text}
+
+        how = {k: order[k] for k in ("question", "key", "dialog", "by") if order.get(k)}
+        self._call("answer", answered, session=asker, answer=words, **how)
+
+    # ---- the pane ----
+
+    def _show(self) -> None:
+        """Show the terminal of the session there, for reading; what is typed here goes nowhere."""
+        if not self.attach or self.child:
+            return
+        words = quote_argv(["env", "TERM=xterm-256color", *self.attach])
+        ssh = ssh_argv(self.env, "-t", "--", self.session.host, words)
+        self.child = spawn_foreground(ssh, {**self.env, **tmux_variables()})
+        self.group = note_process(self.child)
+
+    def _reap(self) -> None:
+        if self.child and os.waitpid(self.child, os.WNOHANG)[0]:
+            self.child, self.group = 0, None
+
+    # ---- life ----
+
+    def run(self) -> int:
+        """Look after the session until it has ended."""
+        lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
+        if lock is None:
+            raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
+        try:
+            self._save()  # from here on a free lock means that we are dead
+            woken = hear_signals(self._on_signal)
+            self.wake.listen(self.name)
+            for entry in self.store.unanswered(self.name)[:1]:  # given by a runner before us
+                task = self.store.taken(self.name, entry)
+                if task:
+                    self._begin_task(task)
+            while self._round():
+                self._wait(woken)
+        finally:
+            self.wake.close()
+            os.close(lock)
+        return 0
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if number != signal.SIGCHLD:
+            self.signal = number
+
+    def _wait(self, woken: int) -> None:
+        drain_pipe(woken)
+        if self.signal:
+            return
+        left_s = 60.0
+        if self._may_close():
+            left_s = min(left_s, self.since + self.session.idle_close_s - time.time())
+        if self.retry_at:
+            left_s = min(left_s, self.retry_at - time.monotonic())
+        inputs = [self.wake.fd, woken, *([self.link.fd_in] if self.link else [])]
+        select.select(inputs, [], [], max(0.01, left_s))
+
+    def _round(self) -> bool:
+        """Do all that can be done now; tell whether the session goes on."""
+        self.wake.drain()
+        self._reap()
+        if self.signal == signal.SIGHUP:
+            return False  # the pane is gone: the next use starts us again, the work goes on there
+        if self.signal:
+            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
+        self._read_link()
+        events = self.store.events(self.name)
+        for _, _, order in events:
+            if self.phase != "ended":
+                self._on_order(order)
+        self.store.drop_events(self.name, (entry for entry, _, _ in events))
+        if self.phase != "ended":
+            self._take_task()
+            if time.monotonic() >= self.retry_at:
+                self.retry_at = 0.0
+                if not self.link and (self.task or self.store.waiting(self.name)):
+                    self._connect()
+                if self.link and self.link.here and self.phase != "ended":
+                    self._send()
+            if self._may_close() and time.time() - self.since >= self.session.idle_close_s:
+                self._close()
+        if self.phase != "ended":
+            self._save()
+        return self.phase != "ended"
+
+    def _read_link(self) -> None:
+        while (
+            self.link and self.phase != "ended" and select.select([self.link.fd_in], [], [], 0)[0]
+        ):
+            here = self.link.here
+            for line in self.link.read():
+                self._hear(line)
+            if self.link.here and not here:
+                self._on_here()
+            if self.link.closed:
+                self._on_break()
+
+    def _may_close(self) -> bool:
+        at_rest = self.phase == "idle" or (self.phase == "unknown" and not self.task)
+        return at_rest and not self.session.keep and not self.store.waiting(self.name)
+
+    def _close(self) -> None:
+        """End where nothing was to be done for long: as Runner._close_if_idle."""
+        self.closing = True
+        self._save()
+        if self._may_close():
+            self._finish("stopped", "idle", "it had been idle")
+        self.closing = False
+
+    def _finish(self, outcome: str, reason: str, detail: str) -> None:
+        """End the session, here and there: answer what is open."""
+        if self.phase == "ended":
+            return
+        if outcome == "stopped" and self.far and not self._stop_far():
+            detail += f"; {self.session.host} could not be told, and {self.far} may go on there"
+        self.store.write(f"{self.store.folder(self.name)}/screen.txt", self._screen())
+        for claim in self.claims.values():
+            claim.release()
+        facts = dict(self.saved)
+        base = Result("", self.name, outcome, host=self.session.host)
+        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)
+        self.task, self.questions = None, []
+        if self.link:
+            self.link.end()
+        self._free_slot()
+        if self.group:
+            end_group(self.child, self.group["start"])
+        self.store.log(self.name, "ended", outcome=outcome, reason=reason)
+        self._set_phase("ended", detail)
+        self._save()
+        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
+        self.store.set_live(self.name, False)
+        self.store.poke_up(self.name)
+
+    def _stop_far(self) -> bool:
+        """End the session there; tell whether that was heard."""
+        if not self.link or not self.link.here:
+            return False
+        heard: list[str] = []
+        self._call("stop_session", lambda *_: heard.append(""), session=self.far)
+        until = time.monotonic() + FAR_STOP_S
+        while not heard and (left_s := until - time.monotonic()) > 0:
+            if select.select([self.link.fd_in], [], [], left_s)[0]:
+                for line in self.link.read():
+                    said = json.loads(line)
+                    heard += [""] if said.get("id") == self.calls_made else []
+                if self.link.closed:
+                    break
+        return bool(heard)
+
+    def _screen(self) -> str:
+        try:
+            return self.boss.tmux.capture(os.environ.get("TMUX_PANE", ""), first="-200")
+        except CaoError:
+            return ""
+
+
+def hear_signals(note: Callable[[int, Any], None]) -> int:
+    """Let note hear of the signals that concern a runner; return what can be read when one
+    came."""
+    woken, waker = os.pipe()
+    for end in (woken, waker):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    return woken
+
+
 def run_session(store: Store, name: str) -> int:
     """Be a session's runner: the pane's own process."""
     session = store.find(name)
     # The pane dies with us: what we last said must not die with it.
     path = f"{store.folder(name)}/runner.log"
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
-    return Runner(store, session).run()
+    return (Remote if session.host else Runner)(store, session).run()
 
 
 # ==== 10. Schedule ====================================================================
@@ -8981,6 +9738,79 @@ def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
     return Answer(f"{done['session']}: {done['did']}; it is {done['state']}.", done)
 
 
+# ---- what the near side of a session that works here calls: see room 9 ----
+
+
+def _near_assign(call: Call, given: dict[str, Any]) -> Answer:
+    """Give a task of the near side to its session here, or to a new one. Its profile comes with
+    it: it was looked up, clipped and checked there."""
+    boss, profile = call.boss, {key: _tuples(value) for key, value in given["profile"].items()}
+    boss.caller = boss.caller._replace(depth=given["depth"] - 1)
+    options = task_options({**given, "profile": Profile(**profile)})
+    task = boss.assign(profile["name"], given["task"], options)
+    session = boss.store.session_of(task)
+    pane = "" if boss.is_over(session) else boss.tmux.pane_of(session)
+    attach = [boss.tmux.program, "-u", "-S", boss.tmux.ask(pane, "#{socket_path}"), "attach"]
+    attach += ["-f", "read-only,ignore-size", "-t", f"={session}"]
+    return Answer("", {"task": task, "session": session, "attach": attach if pane else []})
+
+
+def _near_wait(call: Call, given: dict[str, Any]) -> Answer:
+    """Return what there is to say of a session here once it is something else than `mark`.
+
+    kept: the messages and results that the near side has on its own books by now.
+    """
+    boss, store, session = call.boss, call.boss.store, given["session"]
+    me = boss.caller.name
+    store.find(session)
+    for letter in given["kept"]:
+        store.discharge(me, letter)
+    wake = Wake(store)
+    try:
+        wake.listen(session)
+        wake.listen(me)
+        while True:
+            state = boss.state_of(session)
+            ended = [store.load_result(task) for task in store.owed(me) if store.has_result(task)]
+            below = [name for name in store.live() if session in boss.ancestors(name)]
+            facts = {
+                "state": state["state"],
+                **{key: state.get(key) or "" for key in ("why", "last_line")},
+                "asking": boss.asked_by([session, *below]),
+                "results": [result._asdict() for result in ended if result],
+                "messages": [message._asdict() for message in store.waiting(me)],
+            }
+            mark = sha256_of(dump(facts))
+            if mark != given["mark"] or call.cancelled():
+                return Answer("", {**facts, "mark": mark})
+            boss.watch(session, wake.poke)
+            wake.wait(PROGRESS_S)
+    finally:
+        wake.close()
+
+
+def _near_send(call: Call, given: dict[str, Any]) -> Answer:
+    """Put a message of the near side into a session's inbox here, once."""
+    receipt = call.boss.send_message(given["session"], given["text"], message_id=given["id"])
+    return Answer("", receipt)
+
+
+def _near_answer(call: Call, given: dict[str, Any]) -> Answer:
+    """Answer what a session here asks; who may was decided at the near side."""
+    how = {key: given[key] for key in ("key", "dialog", "by") if key in given}
+    done = call.boss.answer(given["session"], given["answer"], given["question"], **how)
+    return Answer("", done)
+
+
+NEAR_VERBS: dict[str, Callable[[Call, dict[str, Any]], Answer]] = {
+    "assign": _near_assign,
+    "wait": _near_wait,
+    "send_message": _near_send,
+    "answer": _near_answer,
+    "stop_session": _call_stop_session,
+}
+
+
 def render_tool(tool: Tool) -> dict[str, Any]:
     """Return a tool as tools/list has it."""
     schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
@@ -9490,11 +10320,11 @@ def cmd_allow(ask: Ask) -> None:
     args = ask.args
     if not args.list:
         folder = os.path.realpath(args.dir or current_directory())
-        for profile in ask.boss.allow(folder, args.check, args.remove):
+        for profile in ask.boss.allow(folder, args.check, args.remove, args.host):
             facts = {**explain_profile(profile), **profile.settings}
             table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
             print(f"{table}\n", file=sys.stderr)
-        if not args.remove:
+        if not args.remove and not args.host:
             print("cao: a check like pytest runs files that workers may write", file=sys.stderr)
     allowed = ask.store.allowed()
     rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
@@ -9652,7 +10482,8 @@ _TIMEOUT = Argument("timeout_s", "Seconds it may take; default 3600.", "number",
 _PERMISSIONS = _only("permissions", "What it may do unasked.", choices=PERMISSIONS)
 _GIVEN = (
     Argument("target", "A profile or provider for a new session (developer, reviewer, claude, codex"
-             " …), or a session's name to go on with its conversation.", place="1"),
+             " …; developer@HOST: on that machine), or a session's name to go on with its"
+             " conversation.", place="1"),
     Argument("task", "All the worker needs to know: it sees nothing of your conversation.",
              place="?", settings={"help": "The task; - or nothing: from stdin."}),
     _CWD,
@@ -9785,8 +10616,9 @@ VERBS = (
          "cao allow; cao allow --check 'pytest -q'",
          (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
           _only("check", "Let agents give this check there.", metavar="COMMAND"),
+          _only("host", "Let agents work on this machine.", metavar="HOST", default=""),
           _flag("list", "Show all that is allowed."),
-          _flag("remove", "Take the check away, or all that is allowed in DIR's repository."))),
+          _flag("remove", "Take the check or host away, or all allowed in DIR's repository."))),
     Verb("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
          "cao schedule add nightly.md && cao schedule list",
          (_only("action", ", ".join(_ACTIONS), "1", choices=_ACTIONS, metavar="ACTION"),
@@ -9843,10 +10675,10 @@ class McpServer:
     """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
     chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
 
-    def __init__(self, store: Store, fd_in: int, fd_out: int) -> None:
+    def __init__(self, store: Store, fd_in: int, fd_out: int, near: str = "") -> None:
         import threading
 
-        self.store, self.fd_in, self.fd_out = store, fd_in, fd_out
+        self.store, self.fd_in, self.fd_out, self.near = store, fd_in, fd_out, near
         self.writing = threading.Lock()
         self.version = ""  # of the handshake, once there was one
         self.client: dict[str, Any] = {}
@@ -10107,13 +10939,14 @@ class McpServer:
         """Return a tool's answer, or its error as one."""
 
         def work() -> Answer:
-            arguments = check_arguments(tool, given)
+            arguments = given if self.near else check_arguments(tool, given)
             boss = self.open(tool.delegates)
 
             def given_up() -> bool:
                 return cancelled.is_set() or self.closed
 
-            return tool.call(self.make_call(boss, given_up, token), arguments)
+            verb = NEAR_VERBS[tool.name] if self.near else tool.call
+            return verb(self.make_call(boss, given_up, token), arguments)
 
         try:
             answered: Answer = self.foreseen(work)
@@ -10212,7 +11045,9 @@ class McpServer:
             if self.boss and (self.boss.caller.name or not delegates):
                 return self.boss
             caller = agent_caller(self.store)
-            if not caller:
+            if self.near:
+                caller, self.lock = open_near(self.store, self.near)
+            elif not caller:
                 caller, self.lock = open_client(
                     self.store, client_stem(str(self.client.get("name") or "")), delegates
                 )
@@ -10317,6 +11152,23 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
 
 
+def open_near(store: Store, near: str) -> tuple[Caller, int]:
+    """Return (caller, lock) of the folder of a session on another machine that gives work to
+    one here. The server of a connection that is dead, and does not know it yet, is ended."""
+    if not NEAR.match(near) or not shell_caller(store).person:
+        raise UsageError("--near is for the cao of another machine", "cao mcp")
+    name = near.replace(".", "-")
+    if not store.load(name):
+        make_client(store, name)
+    path = store.launch_file(name, "server.json")
+    before = store.read_json(path)
+    if before and is_running(before):
+        os.kill(before["id"], signal.SIGKILL)
+    lock = FileLock(f"{store.folder(name)}/lock").__enter__()
+    store.write(path, dump(note_process(os.getpid())))
+    return Caller(name, person=True), lock
+
+
 # ==== 14. CLI =======================================================================
 
 
@@ -10329,8 +11181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return cmd_hook(argv[1:])
         if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
-        if argv == ["mcp"]:
-            return cmd_mcp()
+        if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
+            return cmd_mcp("".join(argv[2:]))
         if argv[:1] == ["run-session"] and argv[1:]:
             return run_session(Store(runtime_home()), argv[1])
         if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
@@ -10444,14 +11296,17 @@ def await_tools(store: Store, name: str) -> None:
         wake.close()
 
 
-def cmd_mcp() -> int:
-    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr."""
+def cmd_mcp(near: str = "") -> int:
+    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr.
+
+    near: the session of another machine that works here.
+    """
     store = Store(runtime_home())
     fd_out = os.dup(1)
     os.dup2(2, 1)
     fd_in = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    server = McpServer(store, fd_in, fd_out)
+    server = McpServer(store, fd_in, fd_out, near)
 
     def leave(_number: int, _frame: Any) -> None:
         server.close()
