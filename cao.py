@@ -158,6 +158,7 @@ NOTIFY_S = 30.0  # the user's notify command may take so long
 EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
+ROOTS_S = 2.0  # at most: a client says which directories it has open
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
@@ -3399,7 +3400,7 @@ class Store:
     def folder(self, name: str) -> str:
         """Return a session's folder. Raises UsageError for what is no name."""
         if not NAME.match(name):
-            raise UsageError(f"{name!r} is not a session's name", "cao ls shows the names")
+            raise UsageError(f"{name!r} is not a session's name", "list_sessions shows the names")
         return f"{self.home}/sessions/{name}"
 
     def new_folder(self, stem: str) -> str:
@@ -3851,6 +3852,7 @@ class Caller(NamedTuple):
     depth: int = 0
     person: bool = False  # a shell outside any agent: may answer and stop anything
     worker: bool = False  # an agent of ours (CAO_SESSION)
+    stem: str = ""  # of an MCP client's name: its program and directory
 
 
 class TaskOptions(NamedTuple):
@@ -4704,7 +4706,7 @@ class Orchestrator:
         name = self.store.session_of(task)
         if not self.store.load(name) or not self.store.was_given(task):
             raise NotFoundError(
-                f"there is no task {task}", "cao ls --all shows the sessions and tasks"
+                f"there is no task {task}", "list_sessions shows the sessions and tasks"
             )
         return name
 
@@ -4880,9 +4882,23 @@ class Orchestrator:
                     seen.add(session)
                     rest.append(session)
 
+    def is_left(self, client: str) -> bool:
+        """Tell whether a client's folder may be the caller's own, from before a restart: it is of
+        the same program and directory, and its server is gone."""
+        stem = self.caller.stem
+        kin = stem and (client == stem or client.startswith(f"{stem}-"))
+        return bool(kin) and client != self.caller.name and not self.store.is_locked(client)
+
+    def left_by_others(self) -> list[str]:
+        """Return the tasks whose results nobody has read and that may be the caller's own."""
+        left = filter(self.is_left, self.store.all_sessions()) if self.caller.stem else ()
+        return [task for client in left for task in self.store.owed(client)]
+
     def check_mine(self, name: str) -> None:
         """Raise where a session is not the caller's worker, nor the caller a person."""
-        if not self.caller.person and self.caller.name not in self.ancestors(name):
+        above = self.ancestors(name)
+        left = above and self.is_left(above[-1])
+        if not self.caller.person and self.caller.name not in above and not left:
             raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do it")
 
     def known(self) -> set[str]:
@@ -5056,7 +5072,11 @@ class Orchestrator:
         still runs, as far as we know; by its name it can be read all the same."""
         claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
-            claim = self.store.take_result(self.caller.name, task)
+            owner = self.caller.name
+            session = self.store.peek(self.store.session_of(task)) if by_name else None
+            if session and self.is_left(session.supervisor):
+                owner = session.supervisor
+            claim = self.store.take_result(owner, task)
             result = self.store.load_result(task) if claim or by_name else None
             if claim:
                 claims.append(claim)
@@ -5223,7 +5243,7 @@ class Orchestrator:
         reply = state.get("reply") or {}
         if reply.get("id") != order["id"]:
             words = f"{name} did not take the answer within {ANSWER_S:.0f} s"
-            raise CaoError(words, f"cao attach {name}")
+            raise CaoError(words, f"read_session {name} shows its screen")
         if not reply["ok"]:
             raise CaoError(f"the answer to {name} did not work: {reply['text']}", "read_session")
         self.store.note_approval(name, asked, reply["text"], who)
@@ -8429,9 +8449,13 @@ def render_questions(view: dict[str, Any]) -> str:
     return "".join(render_question(view["session"], question) + "\n" for question in asked)
 
 
-def how_to_answer(session: str, question: dict[str, Any], by_tool: bool = False) -> str:
-    """Return who may answer a question, and how: in the words of a shell, or of a tool too."""
-    if question["kind"] == "question":
+def how_to_answer(
+    session: str, question: dict[str, Any], by_tool: bool = False, approves: bool = False
+) -> str:
+    """Return who may answer a question, and how: in the words of a shell, or of a tool too.
+
+    approves: a permission is its supervisor's to give."""
+    if question["kind"] == "question" or (question["kind"] == "permission" and approves):
         tool = "the tool answer, or " if by_tool else ""
         return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
     if question["kind"] == "screen":
@@ -8443,12 +8467,6 @@ def how_to_answer(session: str, question: dict[str, Any], by_tool: bool = False)
         f"A person has to answer: cao answer {session} yes, or no, or 'no: WORDS'."
         " Tell the person; the work goes on after that; then wait."
     )
-
-
-def render_asking(ask: dict[str, Any], by_tool: bool = False) -> str:
-    """Return a question as text, and who may answer it how."""
-    asked = render_question(ask["session"], ask["question"], ask["path"])
-    return f"{asked}\n{how_to_answer(ask['session'], ask['question'], by_tool)}"
 
 
 def render_session(view: dict[str, Any]) -> str:
@@ -9486,13 +9504,15 @@ class Call(NamedTuple):
     answer_chars: int
     cancelled: Callable[[], bool] = lambda: False
     on_look: Callable[[Waited], None] = lambda _: None
+    directory: Callable[[], str] = current_directory  # of a task for which none is named
 
     def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
+        known = frozenset(self.told)
         found = self.boss.await_tasks(tasks, timeout_s, **how)
         try:
-            return view_waited(self, found)
+            return view_waited(self, found, known)
         except BaseException:
             found.release()
             raise
@@ -9577,26 +9597,53 @@ def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
         if name not in given:
             raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
     kinds: dict[str, Any] = {"string": str, "boolean": bool, "number": (int, float), "array": list}
-    for name, value in given.items():
+    arguments = {}
+    for name, written in given.items():
         schema = tool.arguments.get(name)
         if schema is None:
             known = ", ".join(tool.arguments) or "none"
             raise UsageError(
                 f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
             )
+        if written is None and name not in tool.required:
+            continue
         kind = str(schema["type"])
+        value = read_argument(kind, written)
         wrong = not isinstance(value, kinds[kind]) or (kind == "number" and isinstance(value, bool))
         if kind == "array" and not wrong:
             wrong = not all(isinstance(item, str) for item in value)
         if wrong:
             raise UsageError(
-                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}", schema["description"]
+                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}",
+                f'write "{name}": {EXAMPLES[kind]}',
             )
-        if kind == "number" and not schema.get("minimum", 0) <= value < 1e9:
+        least = schema.get("minimum", 0)
+        if kind == "number" and not least <= value < 1e9:
             raise UsageError(
-                f"{tool.name}: {name!r} is out of range: {value}", schema["description"]
+                f"{tool.name}: {name!r} is out of range: {value}",
+                f'write "{name}": a number, {least} or more',
             )
-    return given
+        arguments[name] = value
+    return arguments
+
+
+EXAMPLES = {"string": '"…"', "boolean": "true", "number": "60", "array": '["…", "…"]'}
+
+
+def read_argument(kind: str, value: Any) -> Any:
+    """Return an argument as its schema has it, where a model wrote it in another obvious form:
+    "true", "60", 1 for "1", one name or "a, b" for a list."""
+    if kind == "string" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        return value
+    if kind == "array":
+        return re.findall(r"[^\s,\[\]\"']+", value)
+    if kind == "boolean":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if kind == "number" and re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    return value
 
 
 def task_options(given: dict[str, Any]) -> TaskOptions:
@@ -9605,8 +9652,11 @@ def task_options(given: dict[str, Any]) -> TaskOptions:
     return TaskOptions(**{field: given[field] for field in fields})
 
 
-def view_waited(call: Call, found: Waited) -> Answer:
-    """Return what a wait found, as text and as data."""
+def view_waited(call: Call, found: Waited, known: frozenset[str] = frozenset()) -> Answer:
+    """Return what a wait found, as text and as data; known: the questions told before.
+
+    Claude Code and Codex show the model the data alone: what to do next stands there too.
+    """
     parts: list[str] = []
     data: dict[str, Any] = {}
     if found.results:
@@ -9621,11 +9671,13 @@ def view_waited(call: Call, found: Waited) -> Answer:
         keys = ("kind", "sender", "text", "id")
         data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
     if found.asking:
-        parts += [render_asking(ask, by_tool=True) for ask in found.asking]
-        data["asking"] = [
-            {**ask, "how": how_to_answer(ask["session"], ask["question"], by_tool=True)}
-            for ask in found.asking
-        ]
+        data["asking"] = []
+        for ask in found.asking:
+            session = call.boss.store.peek(ask["session"])
+            approves = session is not None and session.approve == "supervisor"
+            how = how_to_answer(ask["session"], ask["question"], True, approves)
+            data["asking"].append({**ask, "how": how})
+            parts.append(f"{render_question(ask['session'], ask['question'], ask['path'])}\n{how}")
     if found.running:
         data["running"] = list(found.running)
         states = [
@@ -9633,13 +9685,21 @@ def view_waited(call: Call, found: Waited) -> Answer:
             for t in found.running
         ]
         names = json.dumps(list(found.running))
-        # Claude Code and Codex show the model the data alone: what to do next stands there too.
         data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
         if found.asking:
-            data["next"] = f"See `how` in `asking`. Then call wait with tasks {names}."
+            hows = " ".join(f"Question {a['question']['id']}: {a['how']}" for a in data["asking"])
+            data["next"] = f"{hows} Call wait with tasks {names}."
+        if found.asking and known.issuperset(ask["question"]["id"] for ask in found.asking):
+            data["next"] += " Nobody has answered so far: you may end your turn and wait later."
         parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
+        if unread := call.boss.left_by_others():
+            data["next"] = (
+                "Perhaps you gave these tasks, before a restart: to get their results, call wait"
+                f" with tasks {json.dumps(unread)}."
+            )
+            parts.append(data["next"])
     kinds = (("asking", found.asking), ("running", found.running), ("done", found.results))
     data["outcome"] = next((word for word, there in kinds if there), "nothing")
     if len(found.results) == 1:
@@ -9659,6 +9719,8 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
         if key == "answer" or (value not in ("", (), None) and key not in left_out)
     }
     data["file"] = store.result_path(result.task)
+    if session := store.peek(result.session):
+        data["cwd"] = session.cwd
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
         data["cut"] = (
@@ -9668,20 +9730,29 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     return data
 
 
+def give_task(call: Call, given: dict[str, Any]) -> str:
+    """Give a task as handoff and assign are told to; return its name."""
+    options = task_options(given)
+    is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
+    if not options.cwd and not is_session:
+        options = options._replace(cwd=call.directory())
+    return call.boss.assign(given["target"], given["task"], options)
+
+
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
-    task = call.boss.assign(given["target"], given["task"], task_options(given))
-    return call.wait([task], call.ceiling_s)
+    return call.wait([give_task(call, given)], call.ceiling_s)
 
 
 def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
-    task = call.boss.assign(given["target"], given["task"], task_options(given))
-    session = call.boss.store.session_of(task)
+    task = give_task(call, given)
+    session = call.boss.store.find(call.boss.store.session_of(task))
     me = call.boss.store.load(call.boss.caller.name)
     how = f'Call wait with tasks ["{task}"] for the result.'
     if me and me.kind == "agent":
         how = "The result will arrive in your conversation by itself."
-    text = f"Task {task} is with session {session}. {how}"
-    return Answer(text, {"task": task, "session": session}, (task,))
+    text = f"Task {task} is with session {session.name}, in {session.cwd}. {how}"
+    data = {"task": task, "session": session.name, "cwd": session.cwd, "next": how}
+    return Answer(text, data, (task,))
 
 
 def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
@@ -9709,12 +9780,15 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
         words = name
         try:
-            load_profile(name, store, cwd)
+            profile = load_profile(name, store, cwd)
+            if profile and (program := program_of(profile)):
+                find_program(program)
         except NotAllowedError as error:
             words = f"{name} (not allowed: {error.fix})"
-        except CaoError:
-            pass  # who uses it hears what is wrong with it
-        profiles.append(words)
+        except CaoError as error:
+            words = f"{name} (cannot be used: {shorten(error.what, 60)})"
+        if words == name or name not in PROVIDERS:
+            profiles.append(words)
     lines = [render_session(view) for view in views] or ["No session is running."]
     lines.append("Profiles for new sessions: " + ", ".join(profiles))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
@@ -9728,9 +9802,10 @@ def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
 
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
     done = call.boss.answer(given["session"], given["answer"], given.get("question") or "")
-    return Answer(
-        f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
-    )
+    tasks = call.boss.store.running(call.boss.caller.name)
+    done["next"] = f"Call wait with tasks {json.dumps(tasks)}." if tasks else "Call wait."
+    text = f"{done['session']} got the answer: {done['answered']}. Call wait to go on."
+    return Answer(text, done)
 
 
 def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
@@ -9821,7 +9896,7 @@ def render_tool(tool: Tool) -> dict[str, Any]:
         "title": tool.title,
         "description": tool.about,
         "inputSchema": {**schema, "additionalProperties": False},
-        "outputSchema": {"type": "object", "properties": tool.gives},
+        "outputSchema": {"type": "object", "properties": {**tool.gives, **_ALSO}},
         "annotations": {
             "title": tool.title,
             "readOnlyHint": tool.reads,
@@ -9924,7 +9999,8 @@ def _say_found(found: Waited) -> None:
     for message in found.messages:
         print(render_message(message), file=sys.stderr)
     for item in found.asking:
-        print(render_asking(item), file=sys.stderr)
+        print(render_question(item["session"], item["question"], item["path"]), file=sys.stderr)
+        print(how_to_answer(item["session"], item["question"]), file=sys.stderr)
 
 
 def cmd_handoff(ask: Ask) -> int:
@@ -10503,6 +10579,7 @@ _SESSION = _only("session", "The session's name, like developer-7k2m.", "1")
 _ACTIONS = "add list show run enable disable remove log".split()
 _STRING, _LIST = {"type": "string"}, {"type": "array"}
 _WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
+_ALSO = {"next": _STRING, "earlier": _STRING}  # what to do next; what a cancelled call left
 
 VERBS = (
     Verb("handoff", cmd_handoff, "give a task to an agent, wait, print its answer",
@@ -10688,6 +10765,8 @@ class McpServer:
         self.lock: int | None = None
         self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
         self.closed = False  # the client has closed our input
+        self.capabilities: dict[str, Any] = {}  # the client's, from its handshake
+        self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
         self.threads: list[Any] = []  # of the calls in flight
         self.told: set[str] = set()
         self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
@@ -10716,14 +10795,18 @@ class McpServer:
                 if line.strip():
                     self.receive(line)
         self.closed = True  # waits end and tell nothing; quick calls are answered still
-        for wake in list(self.store.wakes):
-            wake.poke()
+        self.wake_calls()
         until = time.monotonic() + CLOSING_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
         self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
         self.close()
         return 0
+
+    def wake_calls(self) -> None:
+        """Let every call that waits look again."""
+        for wake in list(self.store.wakes):
+            wake.poke()
 
     def close(self) -> None:
         """Leave no FIFO behind; the threads are daemons and end with us."""
@@ -10774,6 +10857,9 @@ class McpServer:
         if "id" not in message or "method" not in message:
             if method == "notifications/cancelled" and isinstance(params, dict):
                 self.cancel(params.get("requestId"))
+            elif method is None and isinstance(key, str) and key in self.requests:
+                self.requests[key] = message
+                self.wake_calls()
             elif "method" not in message and "result" not in message and "error" not in message:
                 self.send(_error(None, -32600, "neither a request nor a response"))
             return
@@ -10843,8 +10929,9 @@ class McpServer:
         if self.version:
             raise RpcError(-32600, f"initialized already, with {self.version}")
         self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
-        info = params.get("clientInfo")
+        info, capabilities = params.get("clientInfo"), params.get("capabilities")
         self.client = info if isinstance(info, dict) else {}
+        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
         return {
             "protocolVersion": self.version,
             "capabilities": _CAPABILITIES,
@@ -10966,7 +11053,8 @@ class McpServer:
             import traceback
 
             traceback.print_exc()
-            raise CaoError(f"cao failed: {error!r}", "cao doctor") from None
+            words = "tell the person; cao doctor looks for what is wrong"
+            raise CaoError(f"cao failed: {error!r}", words) from None
 
     def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
         """Return a call's result, begun with the tasks of calls that were cancelled; None
@@ -11024,7 +11112,55 @@ class McpServer:
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
         most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        return Call(boss, self.told, ceiling, most, cancelled, look)
+        return Call(boss, self.told, ceiling, most, cancelled, look, self.directory)
+
+    # ---- requests to the client, in the versions with a handshake ----
+
+    def request(self, method: str, params: dict[str, Any]) -> str:
+        """Send a request of ours; its response comes into `requests`, under the id returned."""
+        key = f"cao-{random_letters(8)}"
+        self.requests[key] = None
+        self.send({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
+        return key
+
+    def wait_until(self, over: Callable[[], Any], limit_s: float) -> None:
+        """Wait until over says so, at most so long; it is called whenever a response came."""
+        wake, until = Wake(self.store), time.monotonic() + limit_s
+        try:
+            while not over() and time.monotonic() < until:
+                wake.wait(until - time.monotonic())
+        finally:
+            wake.close()
+
+    def directory(self) -> str:
+        """Return where a task works for which no directory is named: our own if the client has
+        it open (roots/list), else its first root. Without roots our own: but GUI clients start
+        their servers in / or in the home. Raises UsageError then."""
+        here = os.path.realpath(current_directory())
+        if os.environ.get("CAO_SESSION"):
+            return here
+        roots = self.list_roots() if isinstance(self.capabilities.get("roots"), dict) else []
+        if roots:
+            open_here = any(os.path.commonpath((here, root)) == root for root in roots)
+            return here if open_here else str(roots[0])
+        if here in ("/", os.path.realpath(os.path.expanduser("~"))):
+            what = f"cao was started in {here}, which is no place to work in"
+            raise UsageError(what, "name the project's directory: cwd")
+        return here
+
+    def list_roots(self) -> list[str]:
+        """Return the directories that the client has open; none where it does not say."""
+        from urllib.parse import unquote
+
+        key = self.request("roots/list", {})
+        self.wait_until(lambda: self.requests[key], ROOTS_S)
+        response = self.requests.pop(key) or {}
+        try:
+            uris = [str(root["uri"]) for root in response["result"]["roots"]]
+        except (KeyError, TypeError):
+            return []
+        found = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
+        return [os.path.realpath(path) for path in found if path != "/" and os.path.isdir(path)]
 
     def cancel(self, key: Any) -> None:
         """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
@@ -11035,8 +11171,7 @@ class McpServer:
                 cancelled.set()
                 self.ending.notify_all()
         if cancelled:
-            for wake in list(self.store.wakes):
-                wake.poke()
+            self.wake_calls()
 
     def open(self, delegates: bool) -> Orchestrator:
         """Return the verbs, for our client: its folder is adopted if there is one, made at
@@ -11138,17 +11273,24 @@ def _modern(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
-    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no
-    living `cao mcp` has; without make, an empty caller where there is none to adopt."""
+    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no living
+    `cao mcp` has; without make, a caller without a name where there is none to adopt.
+
+    Where there are several, nobody knows which was whose before a restart: one in which
+    something is left is adopted by none of them. See Orchestrator.is_left.
+    """
+    several = store.load(f"{stem}-2")
     for number in range(1, 1000):
         name = stem if number == 1 else f"{stem}-{number}"
         if not store.load(name):
             if not make:
-                return Caller(""), None
+                return Caller("", stem=stem), None
             make_client(store, name)
+        elif several and (store.owed(name) or store.waiting(name)):
+            continue
         lock = store.lock_alone(f"{store.folder(name)}/lock")
         if lock is not None:
-            return Caller(name), lock
+            return Caller(name, stem=stem), lock
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
 
 

@@ -8,6 +8,7 @@ each message by the schema of its version.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import functools
 import importlib.util
@@ -18,8 +19,10 @@ import select
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import termios
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -738,33 +741,26 @@ def test_notifications_and_stray_responses_are_never_answered(steady, message):
 @pytest.mark.parametrize(("tool", "arguments", "named"), [
     ("handoff", {}, "target"),
     ("handoff", {"target": "demo"}, "task"),
-    ("handoff", {"target": 5, "task": "x"}, "target"),
     ("handoff", {"target": None, "task": "x"}, "target"),
     ("handoff", {"target": "demo", "task": ["x"]}, "task"),
-    ("handoff", {"target": "demo", "task": "x", "cwd": 7}, "cwd"),
+    ("handoff", {"target": "demo", "task": "x", "cwd": ["/"]}, "cwd"),
     ("handoff", {"target": "demo", "task": "x", "worktree": "yes"}, "worktree"),
-    ("handoff", {"target": "demo", "task": "x", "timeout_s": "9"}, "timeout_s"),
     ("handoff", {"target": "demo", "task": "x", "timeout_s": True}, "timeout_s"),
     ("handoff", {"target": "demo", "task": "x", "timeout_s": 0}, "timeout_s"),
     ("handoff", {"target": "demo", "task": "x", "timeout_s": -1}, "timeout_s"),
     ("handoff", {"target": "demo", "task": "x", "timeout_s": 1e12}, "timeout_s"),
     ("assign", {"target": "demo", "task": "x", "keep": 1}, "keep"),
-    ("assign", {"target": "demo", "task": "x", "request_id": 1}, "request_id"),
     ("assign", {"target": "demo", "task": "x", "colour": "red"}, "colour"),
     ("send_message", {"target": "demo-2222"}, "message"),
     ("send_message", {"target": "demo-2222", "message": {}}, "message"),
-    ("wait", {"tasks": "demo-2222.2222"}, "tasks"),
     ("wait", {"tasks": [1]}, "tasks"),
     ("wait", {"all": "yes"}, "all"),
     ("wait", {"timeout_s": -1}, "timeout_s"),
-    ("list_sessions", {"all": "true"}, "all"),
     ("list_sessions", {"every": True}, "every"),
     ("read_session", {}, "session"),
     ("read_session", {"session": "demo-2222", "lines": 0}, "lines"),
     ("read_session", {"session": "demo-2222", "lines": "many"}, "lines"),
     ("answer", {"session": "demo-2222"}, "answer"),
-    ("answer", {"session": "demo-2222", "answer": 1}, "answer"),
-    ("stop_session", {"session": 4}, "session"),
     ("stop_session", {"session": "demo-2222", "interrupt": "no"}, "interrupt"),
 ])  # fmt: skip
 def test_a_wrong_argument_is_a_tool_error_that_names_it(steady, tool, arguments, named):
@@ -772,6 +768,19 @@ def test_a_wrong_argument_is_a_tool_error_that_names_it(steady, tool, arguments,
     assert result["isError"]
     assert f"{tool}:" in text(result)
     assert repr(named) in text(result)
+    assert re.search(r'\ntry: (write \W*"|the arguments are: )', text(result))  # not what it means
+
+
+@pytest.mark.parametrize(("tool", "arguments", "meant"), [
+    ("wait", {"tasks": "a-2222.2222"}, {"tasks": ["a-2222.2222"]}),
+    ("wait", {"tasks": "a-2222.2222, b-2222.2222"}, {"tasks": ["a-2222.2222", "b-2222.2222"]}),
+    ("wait", {"tasks": '["a-2222.2222"]'}, {"tasks": ["a-2222.2222"]}),
+    ("wait", {"tasks": "", "all": None, "timeout_s": None}, {"tasks": []}),
+    ("wait", {"timeout_s": "60", "all": "True"}, {"timeout_s": 60, "all": True}),
+    ("answer", {"session": "a-2222", "answer": 1}, {"session": "a-2222", "answer": "1"}),
+])  # fmt: skip
+def test_an_argument_in_another_obvious_form_is_what_it_means(tool, arguments, meant):
+    assert cao.check_arguments(cao.TOOLS[tool], arguments) == meant
 
 
 @pytest.mark.parametrize(("tool", "arguments", "said", "fix"), [
@@ -783,7 +792,7 @@ def test_a_wrong_argument_is_a_tool_error_that_names_it(steady, tool, arguments,
     ("assign", {"target": "demo", "task": "x", "worktree": True}, "not a git rep", "with a commit"),
     ("send_message", {"target": "demo-2222", "message": "x"}, "'demo-2222'", "list_sessions"),
     ("send_message", {"target": "supervisor", "message": "x"}, "no supervisor", "list_sessions"),
-    ("wait", {"tasks": ["demo-2222.2222"]}, "demo-2222.2222", "cao ls"),
+    ("wait", {"tasks": ["demo-2222.2222"]}, "demo-2222.2222", "list_sessions shows"),
     ("wait", {"tasks": ["../../etc"]}, "not a task's name", "looks like"),
     ("read_session", {"session": "demo-2222"}, "'demo-2222'", "list_sessions"),
     ("read_session", {"session": "../.."}, "'../..'", "list_sessions"),
@@ -1894,6 +1903,228 @@ def test_an_answer_over_the_clients_limit_is_cut_only_for_the_client(connect, na
     assert (found["answer"], "cut" in found) == (whole[:most].strip(), False)
 
 
+# ---- a model that sees the data alone ----
+
+
+class Obedient:
+    """A model that sees only `structuredContent` and does what `next` says, word for word;
+    where that names no tool it has ended. The person it is to tell does as it is told."""
+
+    def __init__(self, talk: Talk, place, person=True) -> None:
+        self.talk, self.place, self.person, self.calls = talk, place, person, 0
+
+    def call(self, tool: str, **arguments) -> dict:
+        self.calls += 1
+        assert self.calls <= 10
+        return self.talk.data(tool, **arguments)
+
+    def run(self, tool: str, **arguments) -> dict:
+        data = self.call(tool, **arguments)
+        while said := data.get("next"):
+            if "you may end your turn" in said:
+                break
+            if asked := re.search(r"Question (\S+): .*?the tool answer, or cao answer (\S+)", said):
+                (ask,) = [a for a in data["asking"] if a["question"]["id"] == asked[1]]
+                option = ask["question"]["options"][0][0]
+                data = self.call("answer", session=asked[2], question=asked[1], answer=option)
+            elif told := re.search(r"A person has to answer: (cao answer \S+ yes)", said):
+                if self.person:
+                    self.place.ok(*told[1].split()[1:])
+                data = self.wait(said)
+            else:
+                data = self.wait(said)
+        return data
+
+    def wait(self, said: str) -> dict:
+        """Call wait as a sentence says, once."""
+        tasks = re.search(r"[Cc]all wait with tasks (\[.*?\])", said)
+        assert tasks, said
+        return self.call("wait", tasks=json.loads(tasks[1]))
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("tool", ["handoff", "assign"])
+@pytest.mark.parametrize(("task", "outcome", "answer"), [
+    ("demo: say fine", "done", "fine"),
+    ("demo: sleep 3; say at last", "done", "at last"),
+    ("demo: tell half way; sleep 1; say whole", "done", "whole"),
+    ("demo: ask Which?|red|blue", "done", "red"),
+    ("demo: ask One?|a|b; ask Two?|c|d", "done", "a\nc"),
+    ("demo: handoff demo {demo: ask Deep?|yes|no}", "done", "Result of"),
+    ("demo: permit make all|Yes|No", "done", "Yes"),
+    ("demo: assign demo {demo: permit make a|Yes|No}; permit make b|Yes|No; gather", "done", "Yes"),
+    ("demo: fail api_error", "failed", ""),
+    ("demo: exit 3", "failed", ""),
+    ("demo: sleep 90", "timeout", ""),
+])  # fmt: skip
+def test_an_obedient_model_reaches_an_answer_or_an_end(connect, place, tool, task, outcome, answer):
+    talk = connect(CAO_CALL_CEILING_S="2")
+    limit = {"timeout_s": 2} if outcome == "timeout" else {}
+    data = Obedient(talk, place).run(tool, target="demo", task=task, **limit)
+    assert data["outcome"] == outcome
+    (result,) = data["results"]
+    assert answer in result["answer"]
+    assert result["cwd"] == str(place.work)
+
+
+@pytest.mark.tmux
+def test_an_obedient_model_gives_the_permission_that_is_its_to_give(talk, place):
+    place.profile("trusted", "---\nprovider: demo\napprove: supervisor\n---\n")
+    model = Obedient(talk, place, person=False)
+    data = model.run("handoff", target="trusted", task="demo: permit make build|Yes|No")
+    assert data["results"][0]["answer"] == "Yes"
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("ended", ["stop", "kill"])
+def test_an_obedient_model_hears_that_its_worker_was_ended(connect, place, ended):
+    talk = connect(CAO_CALL_CEILING_S="2")
+    task, session = given(talk, "demo: sleep 90")
+    place.until_state(session, "working")
+    if ended == "stop":
+        place.ok("stop", session)
+    else:
+        runner = place.store.read_json(place.store.launch_file(session, "runner.json"))
+        os.kill(runner["id"], signal.SIGKILL)
+    data = Obedient(talk, place).run("wait", tasks=[task])
+    assert data["outcome"] == {"stop": "stopped", "kill": "lost"}[ended]
+
+
+@pytest.mark.tmux
+def test_an_obedient_model_stops_waiting_for_a_person_who_does_not_come(connect, place):
+    talk = connect(CAO_CALL_CEILING_S="1")
+    model = Obedient(talk, place, person=False)
+    data = model.run("handoff", target="demo", task="demo: permit rm -rf build|Yes|No")
+    assert (data["outcome"], model.calls) == ("asking", 2)
+    (ask,) = data["asking"]  # it is told all of it each time
+    assert ask["question"]["text"] == "Bash: rm -rf build"
+    assert f"A person has to answer: cao answer {ask['session']} yes" in data["next"]
+
+
+def test_every_tool_declares_what_leads_on(steady):
+    for tool in steady.request("tools/list")["result"]["tools"]:
+        assert {"next", "earlier"} <= set(tool["outputSchema"]["properties"])
+
+
+def test_no_error_of_a_verb_tells_a_model_to_run_a_command():
+    """But for what only a person may do, or what is of no tool: worktrees, cao allow, merging."""
+    source = Path(cao.__file__).read_text()
+    rooms = source[source.index("# ==== 7. Store") : source.index("# ---- worktrees ----")]
+    rooms += source[source.index("# ==== 12. Verbs") : source.index("def _say_error")]
+    rooms += source[source.index("# ==== 13. McpServer") : source.index("# ==== 14. CLI")]
+    fixes = [
+        ast.unparse(node.exc.args[1])
+        for node in ast.walk(ast.parse(textwrap.dedent(rooms)))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args[1:]
+    ]
+    assert len(fixes) > 40
+    allowed = ["\"cao allow --check 'COMMAND' allows a check\""]
+    assert [fix for fix in fixes if re.match("f?.cao ", fix)] == allowed
+
+
+def test_clis_that_are_not_installed_are_not_offered(connect, place):
+    place.profile("mine", "---\nprovider: claude\n---\n")
+    place.profile("broken", "no head at all\n")
+    (place.folder / "bin" / "claude").unlink()
+    (place.folder / "bin" / "kimi").unlink()
+    empty = f"{place.folder}/bin:{Path(sys.executable).parent}:/usr/bin:/bin"
+    profiles = connect(PATH=empty).data("list_sessions")["profiles"]
+    assert {"codex", "demo"} <= set(profiles)
+    assert not {"kimi", "claude", "mine"} & set(profiles)
+    (mine,) = [words for words in profiles if words.startswith("mine ")]
+    assert "claude is not installed" in mine
+    assert any(words.startswith("broken (cannot be used: ") for words in profiles)
+
+
+# ---- where a task works that names no directory ----
+
+
+class Rooted(Talk):
+    """A client that says which directories it has open, or keeps silent (None)."""
+
+    def __init__(self, place, roots, **env) -> None:
+        self.roots, self.roots_asked = roots, 0
+        super().__init__(place, init=False, **env)
+        capabilities = {} if roots is None else {"roots": {}}
+        self.request("initialize", {
+            "protocolVersion": LEGACY[-1], "capabilities": capabilities,
+            "clientInfo": {"name": "editor", "version": "1"},
+        })  # fmt: skip
+
+    def read(self, timeout_s=90.0):
+        message = super().read(timeout_s)
+        if isinstance(message, dict) and message.get("method") == "roots/list":
+            self.roots_asked += 1
+            if self.roots != "silent":
+                self.send({"jsonrpc": "2.0", "id": message["id"], "result": {"roots": self.roots}})
+            self.seen.remove(message)
+            return self.read(timeout_s)
+        return message
+
+
+@pytest.fixture
+def rooted(place):
+    """Start a client in a directory, with the roots it has open."""
+    made = []
+
+    def start(roots, cwd) -> Rooted:
+        place.work = Path(cwd)
+        made.append(Rooted(place, roots))
+        return made[-1]
+
+    yield start
+    for talk in made:
+        assert talk.end() == 0
+
+
+def uri(path) -> dict:
+    return {"uri": Path(path).as_uri(), "name": "x"}
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("start", ["/", "home", "elsewhere"])
+@pytest.mark.parametrize("roots", [
+    ["one"], ["one", "two"], ["one with blank"], ["missing", "one"], ["/", "one"],
+])  # fmt: skip
+def test_a_task_works_where_the_client_has_its_first_root(place, rooted, start, roots):
+    for name in ("one", "two", "one with blank", "elsewhere"):
+        (place.folder / name).mkdir()
+    where = {"/": "/", "home": place.user, "elsewhere": place.folder / "elsewhere"}[start]
+    talk = rooted([uri("/" if r == "/" else place.folder / r) for r in roots], where)
+    data = talk.data("assign", target="demo", task="hello")
+    wanted = next(r for r in roots if r.startswith("one"))
+    assert data["cwd"] == str((place.folder / wanted).resolve())
+    assert data["cwd"] in text(talk.told(talk.next_id)[0]["result"])
+    named = talk.data("assign", target="demo", task="hello", cwd=str(place.folder))
+    assert (named["cwd"], talk.roots_asked) == (str(place.folder.resolve()), 1)
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("roots", [
+    None, "silent", [], [uri("/")], [{}], [5], "x", {"a": 1}, [{"uri": "https://a/b"}],
+])  # fmt: skip
+def test_without_a_root_a_project_is_worked_in_and_neither_home_nor_the_root(place, rooted, roots):
+    for where in ("/", place.user):
+        refused = rooted(roots, where).call("handoff", target="demo", task="hello")
+        assert refused["isError"]
+        assert f"started in {where}" in text(refused)
+        assert "cwd" in text(refused)
+    assert place.live() == []
+    talk = rooted(roots, place.folder)
+    assert talk.data("assign", target="demo", task="hello")["cwd"] == str(place.folder.resolve())
+
+
+@pytest.mark.tmux
+def test_where_the_root_is_around_us_the_task_works_where_we_are(place, rooted):
+    inner = place.folder / "one" / "inner"
+    inner.mkdir(parents=True)
+    talk = rooted([uri(place.folder / "one")], inner)
+    first = talk.data("assign", target="demo", task="hello")
+    assert first["cwd"] == str(inner.resolve())
+    again = talk.data("assign", target=first["session"], task="hello")  # it has its directory
+    assert (again["cwd"], talk.roots_asked) == (first["cwd"], 1)
+
+
 # ---- clients and their names ----
 
 
@@ -1939,6 +2170,26 @@ def test_two_servers_of_one_client_at_once_have_different_names(connect, place):
         talk.end()
     given(connect(), "demo: say third")
     assert len(client_names(place)) == 2  # a free one is adopted
+
+
+@pytest.mark.tmux
+def test_of_two_windows_that_were_restarted_each_gets_its_own_by_name(connect, place):
+    talks = [connect(), connect()]
+    pairs = [given(talk, f"demo: permit make {n}|Yes|No") for n, talk in enumerate(talks)]
+    for talk in talks:
+        talk.end()
+    second, first = connect(), connect()  # in the other order
+    found = second.data("wait")  # it has given nothing, as far as anybody knows
+    assert (found["outcome"], "results" in found) == ("nothing", False)
+    assert sorted(json.loads(found["next"][found["next"].index("[") : -1])) == sorted(
+        task for task, _ in pairs
+    )
+    for talk, (task, session) in zip((first, second), pairs):
+        assert talk.data("wait", tasks=[task], timeout_s=1)["asking"][0]["session"] == session
+        assert not talk.call("stop_session", session=session).get("isError")
+        assert talk.first("wait", tasks=[task])["outcome"] == "stopped"
+    # Both were read, by who asked for them; the other server takes its own off the books.
+    until(lambda: "next" not in second.data("wait"))
 
 
 @pytest.mark.tmux
