@@ -116,7 +116,9 @@ set-hook -ga session-closed "set -g @cao-closed 1"
 set -g status-right "{TMUX_COUNTS}"
 """
 
-MAX_SESSIONS = 16  # live ones; CAO_MAX_SESSIONS
+MAX_SESSIONS = 16  # that have a slot; CAO_MAX_SESSIONS
+MAX_QUEUED = 64  # sessions that wait for one
+WAITS = "waits until a session ends: place {} in the queue"
 MAX_DEPTH = 3  # a worker of a worker of a worker
 MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
 MAX_MESSAGE_BYTES = 1 << 20
@@ -3291,7 +3293,7 @@ class Store:
         self.home = os.path.realpath(home)  # by whichever link: one home, one tmux server
         self.wakes: list[Wake] = []  # those of this process that are open
         make_home(self.home)
-        for name in ("sessions", "live", "wake", "lib"):
+        for name in ("sessions", "live", "queue", "wake", "lib"):
             os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
 
     # ---- writing ----
@@ -3456,12 +3458,29 @@ class Store:
         return [name for name in _listdir(f"{self.home}/sessions") if NAME.match(name)]
 
     def set_live(self, name: str, alive: bool) -> None:
-        """Enter a session into the list of the living, or take it out."""
+        """Enter a session into the list of the living, or take it out, of the queue too."""
         path = f"{self.home}/live/{name}"
         if alive:
             self.write(path, "", tmp=self.home)
         else:
             _unlink(path)
+            self.leave_queue(name)
+
+    def queue(self) -> dict[str, str]:
+        """Return session -> file of the tickets, the oldest first."""
+        folder = f"{self.home}/queue"
+        return {t[21:]: f"{folder}/{t}" for t in _listdir(folder) if re.match(r"\d{20}-", t)}
+
+    def leave_queue(self, name: str) -> None:
+        """Remove a session's ticket, and wake the session that is the first now."""
+        if ticket := self.queue().get(name):
+            _unlink(ticket)
+        self.poke_queue()
+
+    def poke_queue(self) -> None:
+        """Wake the first session in the queue: there may be a slot for it."""
+        for name in [*self.queue()][:1]:
+            self.poke(name)
 
     def load_state(self, name: str) -> dict[str, Any]:
         """Return what a session's runner last wrote of it ({} before its first word)."""
@@ -4075,6 +4094,17 @@ def fresh_state() -> dict[str, Any]:
     return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
 
 
+# The queue. CAO_MAX_SESSIONS sessions have a slot; nothing counts them, so no count can be wrong.
+#
+#   a ticket    queue/TIME-SESSION is made with the session; 64 wait at the most
+#   a slot      whoever lives, has no ticket and awaits no result of others has one. A supervisor
+#               has none while its workers are at work: so nobody waits for itself
+#   whose turn  a session's, when fewer tickets are older than there are free slots: its runner
+#               removes its ticket and starts the CLI; until then it is `queued`
+#   no slot     the first in the queue asks whoever has been idle for longest to close
+#   a death     frees the session's lock, and with it its slot; the kernel wakes who waits for it
+
+
 class Orchestrator:
     """The verbs, for one caller: what the tools and the commands are made of.
 
@@ -4229,6 +4259,9 @@ class Orchestrator:
             state = self.state_of(name)
         keys = "questions task task_line last_line conversation held_back why exit_status"
         more = {key: state[key] for key in keys.split() if state.get(key)}
+        if state.get("state") == "queued":
+            more["place"], _ = self.place(name)
+            more["why"] = WAITS.format(more["place"])
         return {
             "session": name,
             "kind": session.kind,
@@ -4464,6 +4497,7 @@ class Orchestrator:
         check_tmux(self.tmux.program)
         if (program := program_of(profile)) and not options.host:
             find_program(program)
+        most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
         depth = 0 if top else self.caller.depth + 1
         if depth > MAX_DEPTH:
             raise CaoError(
@@ -4500,10 +4534,9 @@ class Orchestrator:
         assert making is not None
         try:
             with FileLock(f"{self.store.home}/lock"):
-                self._make_room()
                 self.store.create(session)
                 self.store.save_state(name, {**fresh_state(), "since": 0.0})
-                self.store.set_live(name, True)
+                self._enter(session, most)
             if origin:
                 add_worktree(self.store, session)  # slow: others must be able to launch meanwhile
             self.store.save_state(name, fresh_state())
@@ -4514,29 +4547,47 @@ class Orchestrator:
             os.close(making)
         return name
 
-    def _make_room(self) -> None:
-        """Raise where the cap is reached and no idle session can be ended for a new one."""
-        most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
-        states = {name: self.state_of(name) for name in self.store.live()}
-        alive = {name: s for name, s in states.items() if s["state"] != "ended"}
-        if len(alive) < most:
-            return
-        idle = [
-            (state["since"], name)
-            for name, state in alive.items()
-            if state["state"] == "idle"
-            and not state.get("task")
-            and (session := self.store.peek(name))
-            and not session.keep
-            and not self.store.running(name)
-            and not self.store.waiting(name)
-        ]
-        if not idle:
+    def _enter(self, session: Session, most: int) -> None:
+        """Put a session into the queue and among the living. Raises CaoError where too many
+        wait already; the caller has the runtime directory's lock."""
+        if not session.host:  # else it counts there
+            ticket = f"{self.store.home}/queue/{time.time_ns():020d}-{session.name}"
+            self.store.write(ticket, str(most), tmp=self.store.home)
+        self.store.set_live(session.name, True)
+        if self.place(session.name)[0] > MAX_QUEUED:
             raise CaoError(
-                f"{len(alive)} sessions are at work, the most that may be ({most})",
+                f"{MAX_QUEUED} sessions wait already until one of {most} has ended",
                 "wait for one, stop one, or set CAO_MAX_SESSIONS",
             )
-        self.end(min(idle)[1])
+
+    def place(self, name: str) -> tuple[int, list[str]]:
+        """Return a session's place among those that wait for a slot, and whom it waits for:
+        the one before it or, for the first, those that have a slot. (0, []): it need not."""
+        living = self.store.live()  # before the queue: who leaves that in between has a slot
+        queue = self.store.queue()
+        if name not in queue:
+            return 0, []
+
+        def has_slot(other: str) -> bool:
+            store, session = self.store, self.store.peek(other)
+            if not session or session.host or store.running(other):
+                return False
+            return store.is_locked(other) or self._is_coming(other, store.load_state(other))
+
+        slots = [other for other in living if other not in queue and has_slot(other)]
+        most = self.store.read_text(queue[name])
+        free = max(0, int(most if most.isdigit() else MAX_SESSIONS) - len(slots))
+        before = [*queue][: [*queue].index(name)]
+        if len(before) < free:
+            return 0, []
+        return len(before) + 1 - free, before[-1:] or slots
+
+    def make_room(self, names: Sequence[str]) -> None:
+        """Ask the session that has been idle for longest, and may close, to do so."""
+        states = [(name, self.store.load_state(name)) for name in names]
+        idle = [(state["since"], name) for name, state in states if state.get("may_close")]
+        if idle:
+            self.store.put_event(self.store.folder(min(idle)[1]), json.dumps({"cao": "close"}))
 
     def start(self, name: str, profile: Profile, resume: str = "") -> None:
         """Start a session's runner in tmux; its inbox may hold its first task already."""
@@ -4647,15 +4698,14 @@ class Orchestrator:
             # Its last runner may be leaving still, with the name, the lock, the entry in live/.
             self.tmux.kill_session(session.name)
             self.control(session.name, {}, lambda _: not self.store.is_locked(session.name), STOP_S)
-            self._make_room()
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(session.name, file))
             # What it was typed, and has not said that it took: see Runner._tell_again.
             again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
             self.store.save_state(session.name, {**fresh_state(), **again})
-            self.store.set_live(session.name, True)
             task = ""
             try:
+                self._enter(session, int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS))
                 task = self._put_task(session.name, text, options, profile)
                 self.start(session.name, profile, conversation)
             except BaseException:
@@ -4697,9 +4747,17 @@ class Orchestrator:
         )
         self.store.give(message)
         self.store.poke(self.caller.name)
+        self.store.poke_queue()  # the caller has no slot while it is owed the result
         return task
 
     # ---- what was given ----
+
+    def receipt(self, task: str) -> dict[str, Any]:
+        """Return what there is to say of a task that was given just now."""
+        session = self.store.session_of(task)
+        place, _ = self.place(session)
+        queued = {"state": "queued", "place": place, "why": WAITS.format(place)} if place else {}
+        return {"task": task, "session": session, **queued}
 
     def task_session(self, task: str) -> str:
         """Return the session of a task. Raises NotFoundError where there is no such task."""
@@ -5961,6 +6019,7 @@ class Runner:
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": way,
             "questions": questions,
+            "may_close": self._may_close(),
             "group": self.group,
             "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
@@ -5982,6 +6041,8 @@ class Runner:
         self.store.save_state(self.name, facts)
         changed = [k for k in ("state", "questions") if facts[k] != self.saved.get(k)]
         self.saved = facts
+        if facts["may_close"]:
+            self.store.poke_queue()
         if changed:
             self.store.poke_up(self.name)
         else:
@@ -6664,10 +6725,11 @@ class Runner:
             and not self.store.waiting(self.name)
         )
 
-    def _close_if_idle(self, now: float) -> None:
-        """End where nothing was to be done for long. Who gives a task looks, once it is put,
-        whether we are at that, and starts us again; we look, once that is said, for a task."""
-        if now - self.since >= self.session.idle_close_s and self._may_close():
+    def _close_if_idle(self, now: float, asked: bool = False) -> None:
+        """End where nothing was to be done for long, or another waits for our slot. Who gives
+        a task looks, once it is put, whether we are at that, and starts us again; we look, once
+        that is said, for a task."""
+        if (asked or now - self.since >= self.session.idle_close_s) and self._may_close():
             self.closing = True
             self._save()
             if self._may_close():
@@ -6759,7 +6821,6 @@ class Runner:
             self.store.drop_events(self.name, before)
             woken = hear_signals(self._on_signal)
             self.wake.listen(self.name)
-            self._begin()
             while self._round():
                 self._wait(woken)
         finally:
@@ -6786,16 +6847,20 @@ class Runner:
     def _begin(self) -> None:
         """Start the CLI, with the first task on its command line where it takes one."""
         launch = self.launch
+        named = program_of(launch.profile)
+        try:  # both were there when the session was made
+            found = find_program(named, self.env.get("PATH", "")) if named else ""
+            os.chdir(self.session.cwd)
+        except (CaoError, OSError) as error:
+            self._finish("failed", "never_started", str(error))
+            return
+        program = [found] if found else list(launch.mcp[:-1])
         first = next_delivery(self.store.waiting(self.name), None)
         takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
             text = self._compose(first, by_argv=True)
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
-        named = program_of(launch.profile)
-        found = find_program(named, self.env.get("PATH", "")) if named else ""
-        program = [found] if found else list(launch.mcp[:-1])
-        os.chdir(self.session.cwd)
         if launch.resume:  # what stands in its transcript is of turns that were
             self._transcript_event()
             self.offset, self.inode = file_mark(self.transcript)[0], 0
@@ -6816,8 +6881,17 @@ class Runner:
             self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
         elif self.signal:
             self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
+        ahead: list[str] = []
+        if not self.child and self.phase != "ended":
+            place, ahead = self.boss.place(self.name)
+            if not place:
+                self.store.leave_queue(self.name)
+                self._set_phase("starting")
+                self._begin()
         try:
             keep_socket()
+            if ahead:
+                self._queue(ahead)
             self._read_events()
             for task in self.store.running(self.name):  # an idle supervisor learns at once
                 self.boss.watch(self.store.session_of(task), self.wake.poke)
@@ -6834,6 +6908,15 @@ class Runner:
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
         return self.phase != "ended"
+
+    def _queue(self, ahead: Sequence[str]) -> None:
+        """Wait for a slot: we are woken when one of those before us has ended, or may close."""
+        if self.phase != "queued":
+            os.write(1, b"cao: this session begins when another has ended\r\n")
+        self._set_phase("queued", "it waits for a slot")
+        self.boss.make_room(ahead)
+        for name in ahead:
+            self.boss.watch(name, self.wake.poke)
 
     def _reap(self) -> None:
         """See whether the CLI ended; continue it at once if it was stopped (no shell is
@@ -6872,6 +6955,8 @@ class Runner:
             self._finish("stopped", "stopped", "the session was stopped")
         elif order == "interrupt":
             self._interrupt("interrupted")
+        elif order == "close":
+            self._close_if_idle(time.time(), asked=True)
         elif order == "answer":
             self._answer(payload)
         elif order == "popup_closed":  # the person wants the CLI's own dialog, or has answered
@@ -6888,7 +6973,7 @@ class Runner:
 
     def _advance(self, now: float) -> None:
         """Look where something is due, then decide what the facts allow."""
-        if self.phase == "ended":
+        if self.phase in ("queued", "ended"):
             return
         if self.ending:
             self._advance_ending(now)
@@ -8477,7 +8562,7 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  {view['profile']} ({view['provider']})"
     if view.get("task"):
         line += f"  task {view['task']}"
-    if view["state"] in ("unknown", "working") and view.get("why"):
+    if view["state"] in ("unknown", "working", "queued") and view.get("why"):
         line += f"  {view['why']}"
     for question in view.get("questions") or ():
         line += f"  asks: {shorten(question['text'], 60)}"
@@ -8882,7 +8967,7 @@ def _sweep_up(store: Store, older_s: float) -> None:
 
 
 # A terminal's colour of each state: ANSI's number, which is curses' own.
-STATE_COLOURS = {"working": 4, "starting": 4, "asking": 3, "idle": 2, "unknown": 1}
+STATE_COLOURS = {"working": 4, "starting": 4, "queued": 5, "asking": 3, "idle": 2, "unknown": 1}
 
 
 def session_rows(
@@ -8906,7 +8991,7 @@ def session_rows(
             if len(view["questions"]) > 1:
                 said = f"asks {len(view['questions'])} things: {view['questions'][0]['text']}"
         urgent = state == "asking"
-        if state in ("unknown", "working") and view.get("why"):
+        if state in ("unknown", "working", "queued") and view.get("why"):
             said, urgent = view["why"], True
         parts = [(task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
         if rest < 70:  # room for one of them
@@ -9745,14 +9830,15 @@ def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
 
 def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     task = give_task(call, given)
-    session = call.boss.store.find(call.boss.store.session_of(task))
+    receipt = call.boss.receipt(task)
+    session = call.boss.store.find(receipt["session"])
     me = call.boss.store.load(call.boss.caller.name)
     how = f'Call wait with tasks ["{task}"] for the result.'
     if me and me.kind == "agent":
         how = "The result will arrive in your conversation by itself."
-    text = f"Task {task} is with session {session.name}, in {session.cwd}. {how}"
-    data = {"task": task, "session": session.name, "cwd": session.cwd, "next": how}
-    return Answer(text, data, (task,))
+    queued = f" It {receipt['why']}." if "why" in receipt else ""
+    text = f"Task {task} is with session {session.name}, in {session.cwd}.{queued} {how}"
+    return Answer(text, {**receipt, "cwd": session.cwd, "next": how}, (task,))
 
 
 def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
@@ -10110,7 +10196,10 @@ def _say_kept(ask: Ask, session: str) -> None:
 
 def cmd_assign(ask: Ask) -> None:
     task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
-    _print(ask, {"task": task, "session": ask.store.session_of(task)}, task)
+    receipt = ask.boss.receipt(task)
+    if "why" in receipt:
+        print(f"cao: {receipt['session']} {receipt['why']}", file=sys.stderr)
+    _print(ask, receipt, task)
 
 
 def cmd_send(ask: Ask) -> None:
