@@ -18,7 +18,8 @@ The LAST user prompt decides. If it holds ``MOCK:``, a script follows: steps joi
     tool NAME {json}     call a tool; the next steps run when its result is back. NAME may
                          be the end of the full name; ``tool A {} & tool B {}`` calls both
     error CODE [N [R]]   HTTP CODE the first N times (default: always), retry-after: R
-    drop | tokens N      break the connection in mid-stream | report N input tokens
+    drop                 break the connection in mid-stream
+    tokens N [C [O]]     report N input tokens, C more from a cache, and O of output (10)
 
 Of several scripts the last counts, but one inside the JSON of a tool, or after ``echo`` or
 ``sum``, is text: ``tool handoff {"task": "MOCK:say hi"}`` is a script for the worker.
@@ -202,7 +203,9 @@ def new_id(prefix):
 
 
 def anthropic(body, parts, tokens, send):
-    content, stop, usage = [], "end_turn", {"input_tokens": tokens, "output_tokens": 10}
+    content, stop = [], "end_turn"
+    usage = {"input_tokens": tokens[0], "output_tokens": tokens[2]}
+    usage.update(cache_read_input_tokens=tokens[1], cache_creation_input_tokens=0)
     message = {"id": new_id("msg_"), "type": "message", "role": "assistant", "usage": usage}
     message.update(model=body.get("model"), stop_reason=None, stop_sequence=None)
     send("message_start", message={**message, "content": []})
@@ -252,7 +255,8 @@ def responses(body, parts, tokens, send):
             send(f"response.{delta}.delta", delta=piece, **where)
         output.append(responses_item(kind, tool, ids, said))
         send("response.output_item.done", output_index=index, item=output[-1])
-    usage = {"input_tokens": tokens, "output_tokens": 10, "total_tokens": tokens + 10}
+    usage = {"input_tokens": sum(tokens[:2]), "output_tokens": tokens[2]}
+    usage.update(total_tokens=sum(tokens), input_tokens_details={"cached_tokens": tokens[1]})
     base.update(status="completed", output=output, usage=usage)
     send("response.completed", response=base)
     return base
@@ -280,15 +284,16 @@ def chat(body, parts, tokens, send):
         elif kind == "text":
             message = {**message, "content": message["content"] + said}
     stop, more = ("tool_calls", {"tool_calls": calls}) if calls else ("stop", {})
-    usage = {"prompt_tokens": tokens, "completion_tokens": 10, "total_tokens": tokens + 10}
+    usage = {"prompt_tokens": sum(tokens[:2]), "completion_tokens": tokens[2]}
+    usage.update(total_tokens=sum(tokens), prompt_tokens_details={"cached_tokens": tokens[1]})
     chunk({}, stop, usage=usage)
     choice = {"index": 0, "message": {**message, **more}, "finish_reason": stop}
     return {**base, "object": "chat.completion", "usage": usage, "choices": [choice]}
 
 
 def gemini(body, parts, tokens, send):
-    usage = {"promptTokenCount": tokens, "candidatesTokenCount": 10}
-    usage["totalTokenCount"] = tokens + 10
+    usage = {"promptTokenCount": sum(tokens[:2]), "candidatesTokenCount": tokens[2]}
+    usage.update(totalTokenCount=sum(tokens), cachedContentTokenCount=tokens[1])
 
     def reply(content, **more):
         answer = {"content": {"role": "model", "parts": content}, "index": 0, **more}
@@ -307,7 +312,7 @@ def gemini(body, parts, tokens, send):
 
 
 def count_tokens(body, parts, tokens, send):
-    return {"input_tokens": tokens, "totalTokens": tokens}
+    return {"input_tokens": tokens[0], "totalTokens": tokens[0]}
 
 
 WIRES = {"/messages": anthropic, "/responses": responses, "/chat/completions": chat}
@@ -384,9 +389,12 @@ class Handler(BaseHTTPRequestHandler):
 
         if is_stream:
             self.begin(200, content_type="text/event-stream")
-        counts = (int(argument) for verb, argument in steps if verb == "tokens")
-        tokens = next(counts, len(str(body)) // 4)
+        counts = (argument for verb, argument in steps if verb == "tokens")
+        said = [int(count) for count in next(counts, str(len(str(body)) // 4)).split()]
+        tokens = tuple([*said, 0, 10][:2] + [*said[2:], 10][:1])
         whole = wire(body, self.run(body, steps, send), tokens, send)
+        if wire is not count_tokens:
+            self.server.usage.append((*tokens, side is not None))
         if is_stream and wire is chat:
             self.wfile.write(b"data: [DONE]\n\n")
         return "ok" if is_stream else self.reply(200, whole)
@@ -450,6 +458,7 @@ class MockServer(ThreadingMixIn, TCPServer):
         self.port, self._log = self.server_address[1], Path(log) if log else None
         self._lock, self._thread, self.is_stopping = threading.Lock(), None, False
         self._bodies, self._counts = [], {}
+        self.usage = []  # of each answer: input, cached, output, was it a side request?
 
     @property
     def requests(self):
