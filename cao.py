@@ -153,6 +153,7 @@ ANSWER_CHARS_BY_CLIENT = {
     "claude-code": 400_000,  # _meta anthropic/maxResultSizeChars
     "codex-mcp-client": 10_000,  # 0.169.0 itself drops the middle of more than 12,000
 }
+HANDED_CHARS = 8_000  # the most that a hook prints for a model; more goes as a file
 PROGRESS_S = 5.0
 SCRIPT_S = 60.0  # the most a flow's script, or the command told of its failure, may take
 KEEP_RUNS = 200  # of each flow
@@ -997,6 +998,7 @@ class Provider(NamedTuple):
     asks: str = ""
     always: bool = False  # ... and it takes "always": not again in this session
     shows: bool = False  # ... and what a person answers in its dialog meanwhile, it tells nobody
+    mid_turn: bool = False  # its model reads messages beside the result of its next tool call
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
@@ -1080,6 +1082,14 @@ def _hook(launch: Launch, timeout: int = 30, awaits: bool = False) -> dict[str, 
     return {"type": "command", "command": quote_argv(argv), "timeout": timeout}
 
 
+def _message_hook(launch: Launch, timeout: int = 30) -> dict[str, Any]:
+    """Return the hook at the end of a tool call. Its shell starts us only where a message
+    waits: by their names, of all in an inbox, these alone end in a hyphen and four letters."""
+    script = 'for m in "$0"/inbox/new/*-????; do if [ -e "$m" ]; then exec "$@"; fi; done'
+    command = quote_argv(("sh", "-c", script, launch.hook[-1], *launch.hook))
+    return {"type": "command", "command": command, "timeout": timeout}
+
+
 def _taken(profile: Profile) -> list[str]:
     """Return a CLI's own names of the tools that an agent may not use."""
     tools = PROVIDERS[profile.provider].tools
@@ -1110,6 +1120,8 @@ _HOOK_KINDS = {
     "userPromptSubmit": "submitted",
     "stop": "ended",
 }
+# A tool call of theirs has ended (Gemini CLI has a name of its own for that).
+TOOL_ENDS = ("PostToolUse", "PostToolUseFailure", "AfterTool")
 # The tools by which the CLIs' models ask a question of their own; that is no permission.
 QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "ask_user", "question")
 
@@ -1344,6 +1356,14 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     return {"hookSpecificOutput": {"hookEventName": "PermissionRequest", "decision": decision}}
 
 
+def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return what a hook at the end of a tool call prints, for the model to read text."""
+    said = {"additionalContext": text}
+    if row.name in ("copilot", "opencode", "pi"):
+        return said
+    return {"hookSpecificOutput": {"hookEventName": payload["hook_event_name"], **said}}
+
+
 def failed_event(text: str, code: Any = "", source: str = "transcript") -> Event:
     """Return the failure that a CLI tells in its own words."""
     reason = classify_failure(f"{code} {text}")
@@ -1573,6 +1593,7 @@ def _start_claude(launch: Launch) -> Start:
     settings = dict(config) if isinstance(config, dict) else {}
     hooks = {event: _hook(launch, awaits=event == "SessionStart") for event in _CLAUDE_HOOKS}
     hooks["PermissionRequest"]["timeout"] = ASK_TIMEOUT_S
+    hooks.update(dict.fromkeys(TOOL_ENDS[:2], _message_hook(launch)))
     settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     if profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
@@ -1607,9 +1628,10 @@ def _start_codex(launch: Launch) -> Start:
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
     trusted: dict[str, Any] = {}
-    for event in _CODEX_HOOKS:
-        limits = {"Interrupt": 3, "SessionEnd": 3, "PermissionRequest": ASK_TIMEOUT_S}
-        hook = _hook(launch, limits.get(event, 30))
+    limits = {"Interrupt": 3, "SessionEnd": 3, "PermissionRequest": ASK_TIMEOUT_S}
+    hooks = {event: _hook(launch, limits.get(event, 30)) for event in _CODEX_HOOKS}
+    hooks["PostToolUse"] = _message_hook(launch)
+    for event, hook in hooks.items():
         config[f"hooks.{event}"] = [{"hooks": [hook]}]
         trusted.update(_codex_trust(event, hook))
     config["hooks.state"] = trusted
@@ -2056,7 +2078,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
-        asks="hook", always=True, shows=True,
+        asks="hook", always=True, shows=True, mid_turn=True,
     ),
     Provider(
         "codex", "codex", _start_codex, login="codex login", login_status=("login", "status"),
@@ -2079,7 +2101,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
         busy=r"esc to interrupt", retries=r"^. Reconnecting\.\.\. (\d+/\d+)",
         failure=r"^■ (.*)", proven="0.171.0",
-        asks="hook",
+        asks="hook", mid_turn=True,
     ),
     Provider(
         "gemini", "gemini", _start_gemini, login="gemini",
@@ -2961,6 +2983,7 @@ def check_tmux(program: str) -> str:
 #                           stdout was flushed, or when the CLI has taken it as a prompt
 #
 # Messages are told under the same rule: lock inbox/new/ID, tell, rename it into inbox/cur/.
+# One that is handed to a CLI at work becomes inbox/new/ID~ first (room 9, mid-turn).
 
 
 def runtime_home() -> str:
@@ -3116,6 +3139,10 @@ class Claim:
             pass  # its owner was cleaned away
         finally:
             self.release()
+
+    def mark(self) -> None:
+        """Note, before a message is told, that it may have been: its name gets a ~."""
+        os.rename(self.path, self.path + "~")
 
     def release(self) -> None:
         """Free the lock, and wake who waits for it."""
@@ -3616,7 +3643,8 @@ class Store:
         """Take a message out of an inbox, to tell it: the lock on its file. None where
         another process is telling it, or has."""
         inbox = f"{self.folder(name)}/inbox"
-        return self._take(name, f"{inbox}/new/{message_id}", f"{inbox}/cur/{message_id}")
+        then = f"{inbox}/cur/{message_id.rstrip('~')}"
+        return self._take(name, f"{inbox}/new/{message_id}", then)
 
     def take_result(self, owner: str, task: str) -> Claim | None:
         """Take a task's result, to tell its owner. None where it is not owed to this one, or
@@ -3707,13 +3735,14 @@ class Store:
                 self.put(message)
 
     def waiting(self, name: str) -> list[Message]:
-        """Return the messages in a session's inbox that nobody was told, oldest first."""
+        """Return the messages in a session's inbox that nobody was told, oldest first. The id
+        of one that may have been told already ends in ~ (Claim.mark)."""
         inbox = f"{self.folder(name)}/inbox/new"
         messages = []
         for entry in _listdir(inbox):
             message = self.read_record(f"{inbox}/{entry}", Message)
-            if message and message.id == entry:
-                messages.append(message)
+            if message and message.id == entry.rstrip("~"):
+                messages.append(message._replace(id=entry))
             elif message:
                 self._quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
         return messages
@@ -3724,12 +3753,16 @@ class Store:
         message: Message | None = self.read_record(path, Message)
         return message
 
+    def was_told(self, message: Message) -> bool:
+        """Tell whether its addressee was told a message."""
+        return os.path.exists(f"{self.folder(message.to)}/inbox/cur/{message.id}")
+
     def discharge(self, name: str, letter: str) -> None:
         """Note that a session was told a message, or (by a task's name) a result, whoever has
         its lock: for the end of a session, whose conversation is over."""
         inbox = f"{self.folder(name)}/inbox"
         try:  # not by its form: a message's id may look like a task's name
-            os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter}")
+            os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter.rstrip('~')}")
         except FileNotFoundError:
             if os.path.lexists(self.out_path(name, letter)):
                 self.note_told(letter)
@@ -4056,7 +4089,7 @@ def install_copy(store: Store) -> list[str]:
 WORKER_NOTE = """\
 You are {name}, an agent at work for {supervisor}, which gave you your task through cao and \
 reads your answer. The last message of your turn is your answer: it is handed over word for \
-word, so put into it all that was asked for. Lines that begin "Message from NAME:" or "Result \
+word, so put into it all that was asked for. Lines that begin "Message from NAME" or "Result \
 of TASK" come from other agents through cao, and NAME is who sent them. When a line names a \
 file with your task or a message, read all of the file and do what it says. The tools of the \
 MCP server `cao` are yours: send_message (target "supervisor") to tell or ask before you are \
@@ -4413,7 +4446,8 @@ class Orchestrator:
     def notify_undelivered(self, message: Message, why: str) -> None:
         """Tell the sender that its message was not delivered."""
         first = shorten(message.text, 60)
-        text = f"Your message to {message.to} ({first!r}) was not delivered: {why}."
+        how = "may not have been" if message.id.endswith("~") else "was not"
+        text = f"Your message to {message.to} ({first!r}) {how} delivered: {why}."
         if self.store.load(message.sender):
             self.store.put_once(
                 Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
@@ -5113,6 +5147,8 @@ class Orchestrator:
         taken = []
         for message in self.store.waiting(self.caller.name) if self.caller.name else ():
             theirs = senders is None or message.sender in senders
+            if message.id.endswith("~"):
+                continue  # its runner knows whether it was told
             if message.kind == "notice" or (message.kind == "message" and theirs):
                 claim = self.store.take_message(self.caller.name, message.id)
                 if claim:
@@ -5208,6 +5244,9 @@ class Orchestrator:
             receipt["step"] = delivery(state).get("step") or "queued"
             if receipt["step"] == "taken":
                 receipt["exact"] = delivery(state).get("exact")
+        elif state.get("state") == "working" and PROVIDERS[session.provider].mid_turn:
+            self.control(target, {}, lambda _: self.store.was_told(message), wait_s)
+            receipt["step"] = "taken" if self.store.was_told(message) else "queued"
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
@@ -5826,6 +5865,13 @@ def _merge(top: str, commit: str, message: str) -> None:
 #   submitted  Enter was pressed, or the text was on the command line
 #   taken      the CLI's own event said so; the lock is freed and it is off the books
 #
+# Mid-turn, a message (no task, no result) is handed over by the CLI's hook at a tool's end:
+#   1. Its shell line starts our hook only where inbox/new has a message; not for a sub-agent's.
+#   2. The hook locks a message, renames it to ID~, prints it and leaves. It prints no ID~.
+#   3. `taken`: the CLI's transcript has the id, so its next request has the text: inbox/cur/ID.
+#   4. A turn that ended without that leaves ID~: it is typed, marked as perhaps a second time.
+#   5. The name is all that is known, whoever is killed: nothing is lost, nor comes three times.
+#
 # A turn's end needs a second sign (`Runner._advance_ending`): the transcript or state file says
 # so too, or a moment has passed without a sign of work. An open question forbids it.
 
@@ -5847,8 +5893,25 @@ def render_message(message: Message) -> str:
     if message.kind == "notice":
         return f"Notice from cao: {message.text}"
     if message.kind == "message":
-        return f"Message from {message.sender}:\n{message.text}"
+        again = PERHAPS_AGAIN if message.id.endswith("~") else ""
+        return f"Message from {message.sender}:\n{again}{message.text}"
     return message.text
+
+
+def head_of_message(message: Message) -> str:
+    """Return how the text of a message begins that a hook hands over."""
+    return f"Message from {message.sender} ({message.id.rstrip('~')}):\n"
+
+
+def by_file(store: Store, name: str, message: Message, text: str) -> str:
+    """Put text into a file that the worker may read; return the line that names it."""
+    letters = PROVIDERS[store.find(name).provider].letters
+    path = store.launch_file(name, f"{letters}{message.id}.md")
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    store.write(path, text)
+    what = "Your task" if message.kind == "task" else f"A message from {message.sender}"
+    size = len(text.encode(errors="surrogatepass"))
+    return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
 
 
 def head_of(task: str) -> str:
@@ -5920,6 +5983,8 @@ def look_until(look: Callable[[], Any], looks: int) -> Any:
         select.select([], [], [], 0.02)
     return look()
 
+
+PERHAPS_AGAIN = "[perhaps for the second time]\n"
 
 # By a runner: it may write to a terminal of which its CLI is the foreground.
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
@@ -6216,6 +6281,7 @@ class Runner:
 
     def _end_turn(self, how: str, event: Event) -> None:
         """A turn ended: done, failed or interrupted. Decide what that means for the task."""
+        self._note_handed()
         if how == "done" and event.source.startswith("hook"):
             event = self._whole_answer(event)
         self.ending = None
@@ -6413,6 +6479,7 @@ class Runner:
         """End the session: answer what is open, end what is left, keep the last screen."""
         if self.phase == "ended":
             return
+        self._note_handed()
         screen = self._screen(history=True)
         base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
         base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
@@ -6631,6 +6698,7 @@ class Runner:
 
     def _look_at_turn(self, now: float) -> None:
         """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
+        self._note_handed()
         look = self._status()
         if self._look_for_dialog(now, look.state):
             return
@@ -7058,13 +7126,7 @@ class Runner:
             fault = size > self.row.argv_bytes or bool(re.match(self.row.no_prompt, text))
         else:
             fault = bool(typing_fault(self.row, text))
-        if not fault:
-            return text
-        path = self.store.launch_file(self.name, f"{self.row.letters}{messages[0].id}.md")
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        self.store.write(path, text)
-        what = "Your task" if messages[0].kind == "task" else f"A message from {messages[0].sender}"
-        return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
+        return by_file(self.store, self.name, messages[0], text) if fault else text
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> bool:
         """Take messages and note them as on their way; those that another is telling (a
@@ -7099,7 +7161,7 @@ class Runner:
         for task in self.store.owed(self.name):
             result = self.store.load_result(task)
             if result and not self._was_typed(task):
-                again = "[perhaps for the second time]\n" if task in self.typed_before else ""
+                again = PERHAPS_AGAIN if task in self.typed_before else ""
                 who = (task, "result", result.session, self.name)
                 text = again + render_result(result)
                 letters.append(Message(*who, text, result.ended_at, task))
@@ -7116,8 +7178,22 @@ class Runner:
             self.typed_before.remove(task)
         return taken
 
+    def _note_handed(self) -> None:
+        """Take off the books what a hook has handed over, if the CLI's transcript has it."""
+        handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
+        written = self.store.read_text(self.transcript) if handed and self.transcript else ""
+        # Claude Code 2.1.332 writes down too what a hook printed, of one that failed as well:
+        # there the line's end is escaped twice.
+        taken = [m.id for m in handed if json.dumps(head_of_message(m))[1:-1] in written]
+        for letter in taken:
+            self.store.discharge(self.name, letter)
+        if taken:
+            self._log("taken", messages=taken)
+            self.store.poke(self.name)
+
     def _deliver_next(self) -> None:
         """Type what waits, if the CLI can take it and no person is at it."""
+        self._note_handed()
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
             messages = [m for m in messages if m.sender in (self.task.sender, "cao")]
@@ -10697,7 +10773,8 @@ VERBS = (
                    settings={"help": "The text; - or nothing: from stdin."})),
          tool=Tool("send_message", "Send a message",
              "Send a message to a session, or to your supervisor. A worker at work reads it after"
-             " its turn. The receipt says how far it came: queued, typed, submitted or taken.",
+             " its next tool call if its CLI can, else after its turn. The receipt says how far it"
+             " came: queued, typed, submitted or taken.",
              ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
              _call_send_message, delegates=True)),
     Verb("wait", cmd_wait, "wait for results and messages",
@@ -11491,6 +11568,9 @@ def cmd_hook(argv: Sequence[str]) -> int:
             else:
                 ask_by_hook(store, row, name, payload)
             return 0
+        if row and payload.get("hook_event_name") in TOOL_ENDS:
+            hand_over(store, row, name, payload)
+            return 0
         store.put_event(folder, json.dumps(payload))
         if argv[1:] == ["await-tools"]:
             await_tools(store, name)
@@ -11511,6 +11591,28 @@ def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any])
             print(json.dumps(said), flush=True)
     finally:
         asking.close()
+
+
+def hand_over(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
+    """Print the messages that wait for a CLI at work, for its model to read beside the result
+    of its tool call; one by one where they are long."""
+    if agent_of(payload):
+        return
+    texts: list[str] = []
+    for message in store.waiting(name):
+        if message.kind != "message" or message.sender == "cao" or message.id.endswith("~"):
+            continue
+        text = message.text
+        if sum(map(len, texts), len(text)) > HANDED_CHARS:
+            if texts:
+                break  # at the next tool call
+            text = by_file(store, name, message, text)
+        text = head_of_message(message) + text
+        if claim := store.take_message(name, message.id):
+            claim.mark()
+            texts.append(text)
+    if texts:
+        print(json.dumps(context_reply(row, payload, "\n\n".join(texts))), flush=True)
 
 
 def await_tools(store: Store, name: str) -> None:

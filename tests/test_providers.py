@@ -1162,23 +1162,17 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
         settings["hooks.state"].replace("=", ":").replace('"trusted_hash":', '"h":')
     )
     hooks = {k[len("hooks.") :]: v for k, v in settings.items() if re.match(r"hooks\.[A-Z]", k)}
-    assert set(hooks) == {
-        *(
-            "SessionStart",
-            "UserPromptSubmit",
-            "PermissionRequest",
-            "Stop",
-            "Interrupt",
-            "SessionEnd",
-        )
-    }
+    names = {
+        "SessionStart": "session_start", "UserPromptSubmit": "user_prompt_submit",
+        "PermissionRequest": "permission_request", "PostToolUse": "post_tool_use",
+        "Stop": "stop", "Interrupt": "interrupt", "SessionEnd": "session_end",
+    }  # fmt: skip
+    assert set(hooks) == set(names)
     expected = {}
-    for event, snake in (
-        ("SessionStart", "session_start"), ("UserPromptSubmit", "user_prompt_submit"),
-        ("PermissionRequest", "permission_request"), ("Stop", "stop"),
-        ("Interrupt", "interrupt"), ("SessionEnd", "session_end"),
-    ):  # fmt: skip
+    for event, snake in names.items():
         command = cao.quote_argv(launch().hook)
+        if event == "PostToolUse":  # by a shell line that starts ours where a message waits
+            command = cao._message_hook(launch())["command"]
         timeout_s = {"interrupt": 3, "session_end": 3, "permission_request": 86400}.get(snake, 30)
         assert json.dumps(command, ensure_ascii=False) in hooks[event]
         assert f'"timeout":{timeout_s}' in hooks[event].replace('" ', '"').replace("=", ":")
@@ -1285,19 +1279,14 @@ def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_serv
     files = CLAUDE.start(asked).files
     assert set(files["mcp.json"]["mcpServers"]) == {"lab", "cao"}
     hooks = files["settings.json"]["hooks"]
-    assert set(hooks) == {
-        *(
-            "SessionStart",
-            "UserPromptSubmit",
-            "PermissionRequest",
-            "Stop",
-            "StopFailure",
-            "SessionEnd",
-        )
-    }
+    names = "SessionStart UserPromptSubmit PermissionRequest Stop StopFailure SessionEnd"
+    assert set(hooks) == {*names.split(), "PostToolUse", "PostToolUseFailure"}
     for event, groups in hooks.items():
         ((found,),) = [[h["command"] for h in group["hooks"]] for group in groups]
         words = shlex.split(found)
+        if event.startswith("PostToolUse"):  # its shell line starts ours where a message waits
+            assert words[-len(asked.hook) :] == list(asked.hook)
+            continue
         assert words[: len(asked.hook)] == list(asked.hook)
         assert (words[len(asked.hook) :] == []) or event == "SessionStart"
 
