@@ -1000,10 +1000,13 @@ class Provider(NamedTuple):
     shows: bool = False  # ... and what a person answers in its dialog meanwhile, it tells nobody
     mid_turn: bool = False  # its model reads messages beside the result of its next tool call
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
+    deaf: bool = False  # after a hook of the user's refused a prompt it takes no other
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
     busy: str = ""  # regex on the screen: still working
     retries: str = ""  # regex on the screen: a failed request is tried again; group: the attempt
-    failure: str = ""  # regex on the screen's last lines: the turn failed; group: the words
+    # regex on the screen: how a turn ended of which nothing else tells; its group: the words of
+    # what failed or was refused, none where a person took it back
+    failure: str = ""
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
@@ -1436,7 +1439,8 @@ def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str 
 
     entry_says takes an entry, and what the agent said last, and returns an Event (`said`, or
     the turn's end), None where the turn goes on, or ... where it says nothing of that. final:
-    a kind of Event after which nothing counts.
+    a kind of Event after which nothing counts. A hook that stops a turn which has its answer
+    (Gemini CLI 0.61.0: AfterAgent, Claude Code 2.1.332: Stop) takes nothing from it.
     """
 
     def read(lines: Sequence[str]) -> Event | None:
@@ -1445,6 +1449,8 @@ def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str 
         for entry in _jsonl(lines):
             found = entry_says(entry, said)
             if found is ...:
+                continue
+            if found and found.reason == "blocked" and last and last.kind == "ended":
                 continue
             said = found.text if found and found.kind == "said" else None
             last = found if said is None else None
@@ -1459,16 +1465,23 @@ def _ended(text: str) -> Event:
     return Event("ended", text, source="transcript")
 
 
+def _blocked(words: Any) -> Event:
+    return Event("failed", f"a hook of yours refused it: {words}", "blocked", "transcript")
+
+
 _STOPPED = Event("interrupted", source="transcript")
 
 
 def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """2.1.332 fires no Stop where a hook of the user's refused the prompt."""
+    """2.1.332 fires no Stop where a hook of the user's refused the prompt, or said
+    `continue: false` before or after a tool."""
     message, refused = entry.get("message"), entry.get("promptSubmitEnding")
     ending = refused.get("ending") if isinstance(refused, dict) else None
-    if isinstance(ending, dict) and ending.get("kind") == "blocked_by_hook":
-        words = f"a hook of yours refused the prompt: {ending.get('reason')}"
-        return Event("failed", words, "blocked", "transcript")
+    if isinstance(ending, dict) and str(ending.get("kind")).endswith("_by_hook"):
+        return _blocked(ending.get("reason"))
+    stopped = entry.get("attachment")
+    if isinstance(stopped, dict) and stopped.get("type") == "hook_stopped_continuation":
+        return ... if entry.get("isSidechain") else _blocked(stopped.get("message"))
     if entry.get("isSidechain") or not isinstance(message, dict):
         return ...
     text = block_text(message.get("content"))
@@ -1505,6 +1518,9 @@ def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
         return _ended(str(text)) if text and not entry.get("toolCalls") else None
     if kind == "error":
         return failed_event(str(text))
+    refused = re.match(r"Agent execution (?:blocked|stopped): (.*)", str(text), re.S)
+    if refused and kind in ("warning", "info"):
+        return _blocked(refused[1])
     if kind == "info" and text == "Request cancelled.":
         return _STOPPED  # final: it writes all it knows anew
     return None if kind == "user" else ...
@@ -1524,10 +1540,15 @@ def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
 def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
     kind, reason, error = (entry.get(key) for key in ("type", "reason", "error"))
     message = entry.get("message")
-    if kind == "agent.message.appended" and isinstance(message, dict):
+    message = message if isinstance(message, dict) else {}
+    if kind == "agent.message.appended":
         inner = message.get("message") or {}
         words = Event("said", block_text(inner.get("content")))
         return words if inner.get("role") == "assistant" else ...
+    origin = message.get("origin")
+    if isinstance(origin, dict) and origin.get("blocked"):  # 2.1.0; no hook tells of it
+        text = block_text(message.get("content"))
+        return _blocked(re.sub(r"</?hook_result[^>]*>", "", text).strip())
     if kind == "turn.ended" and reason == "failed":
         return failed_event(str(error.get("message") if isinstance(error, dict) else error or ""))
     if kind == "turn.ended":
@@ -1553,6 +1574,11 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         return None if data.get("toolRequests") else Event("said", str(data.get("content") or ""))
     if kind == "assistant.turn_end":
         return ... if said is None else _ended(said)
+    if kind == "hook.end" and data.get("hookType") == "userPromptSubmitted":
+        output = data.get("output")
+        if isinstance(output, dict) and output.get("decision") == "block":
+            return _blocked(output.get("reason"))
+        return ...
     if kind == "session.error":
         code = f"{data.get('errorType')} {data.get('statusCode')}"
         return failed_event(str(data.get("message") or ""), code)
@@ -2100,7 +2126,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # A dialog's cursor looks the same, and has a line below that says how to confirm.
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
         busy=r"esc to interrupt", retries=r"^. Reconnecting\.\.\. (\d+/\d+)",
-        failure=r"^■ (.*)", proven="0.171.0",
+        failure=r"^(?:■ |• (?:Blocked by hook|Hook stopped)\n  └ )(.*)", proven="0.171.0",
         asks="hook", mid_turn=True,
     ),
     Provider(
@@ -2154,6 +2180,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
         composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
+        failure=r"^ +(?:\S+ Request cancelled\.|✕ UserPromptSubmit .* blocked by hook:\n +(.*))",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook",
     ),
@@ -2219,6 +2246,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
         composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
         retries=r"Retrying \((\d+/\d+)\)",
+        deaf=True,  # it queues the next one for ever
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         argv_bytes=0,  # it takes no first prompt and stays
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
@@ -6305,6 +6333,8 @@ class Runner:
         if how == "failed":
             auth = event.reason == "auth"
             detail = f"{event.text}; try: {self.row.login}" if auth else event.text
+            if event.reason == "blocked" and event.source == "transcript" and self.row.failure:
+                detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
             self._end_task(
                 "failed",
                 source=event.source,
@@ -6312,8 +6342,9 @@ class Runner:
                 detail=detail,
                 retry_at=event.retry_at,
             )
-            if auth:  # nothing it could do until a person has logged in
-                self._finish("failed", "auth", detail)
+            # Nothing it could do until a person has logged in, or it is started again.
+            if auth or (event.reason == "blocked" and self.row.deaf):
+                self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, source=event.source, reason="by_order")
         elif how == "interrupted" and self.refused:
@@ -6329,7 +6360,10 @@ class Runner:
 
     def _accept(self, event: Event, checked: bool = False) -> None:
         """Take a turn's answer as the task's, if it passes the check."""
-        if self.task and self.task.check and not checked:
+        if not event.text.strip() and not self.row.by_output:
+            words = "the turn ended without an answer"
+            self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
+        elif self.task and self.task.check and not checked:
             self._start_check(event)
         else:
             self._end_task(
@@ -6636,7 +6670,10 @@ class Runner:
         elif (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
-            or now - self.ending_at >= (SETTLE_S if event.text else UNSEEN_S)
+            or (event.text and now - self.ending_at >= SETTLE_S)
+            # Kimi Code 2.1.0 fires the Stop of a sub-agent with nothing that says so, and no second
+            # one where a user's hook has blocked the turn's end.
+            or (now - self.ending_at >= UNSEEN_S and not self._shows_work())
         ):
             self._end_turn("done", event)
 
@@ -6709,26 +6746,42 @@ class Runner:
         elif look.state == "idle" or not self.row.tells_state():
             self.idle_looks += look.state == "idle"
             event = self._transcript_event()
-            if event and self.idle_looks < 2:
+            if event and self.idle_looks < 2 and event.reason != "blocked":
                 self.idle_looks += not self.row.tells_state()  # its hook may be on the way
             elif event:
                 if event.kind == "ended":
                     self._hook_missed("Stop")
                 self._on_event(event, now)
-            elif self.idle_looks >= 2 and self.heard:
-                self._on_event(Event("interrupted", source=look.source), now)
             elif self.idle_looks >= 2:
-                words = "it is idle, and nothing says how the turn ended"
-                self._on_event(Event("failed", words, "unknown_end", look.source), now)
+                self._on_event(self._untold_end(look), now)
             elif not self.transcript and self.row.failure:
                 self._look_for_failure(now)
 
+    def _untold_end(self, look: Look) -> Event:
+        """Return how a turn ended of which neither a hook nor the transcript tells the end: the
+        screen may show that a person took it back (Claude Code 2.1.332 puts the prompt into the
+        input line again), or what a hook of the user's said (Qwen Code 0.24.4)."""
+        words = self._shown_failure()
+        if words:
+            return Event("failed", f"a hook of yours refused it: {words}", "blocked", "screen")
+        if words == "" or self.ordered or self._draft():
+            return Event("interrupted", source="screen")
+        words = "it is idle, and nothing says how the turn ended"
+        return Event("failed", words, "unknown_end", look.source)
+
+    def _shows_work(self) -> bool:
+        return bool(self.row.busy and re.search(self.row.busy, self._screen()))
+
+    def _shown_failure(self) -> str | None:
+        """Return the screen's own words for how a turn ended, None where it has none."""
+        shown = re.findall(self.row.failure, self._screen(), re.M) if self.row.failure else []
+        return shown[-1] if shown else None
+
     def _look_for_failure(self, now: float) -> None:
         """The last resort: the screen's own words for a failed turn."""
-        screen = self._screen()
-        found = re.findall(self.row.failure, screen, re.M)
-        if found and not re.search(self.row.busy, screen) and now - self.turn_at > LOOK_S:
-            self._on_event(Event("failed", found[-1], classify_failure(found[-1]), "screen"), now)
+        words = self._shown_failure()
+        if words and not self._shows_work() and now - self.turn_at > LOOK_S:
+            self._on_event(Event("failed", words, classify_failure(words), "screen"), now)
 
     def _look_for_dialog(self, now: float, state: str = "") -> bool:
         """Ask what a dialog without a hook asks: there is no input line on the screen, no sign
@@ -6767,8 +6820,8 @@ class Runner:
         look = self._status()
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
-        calm = not (self.row.busy and re.search(self.row.busy, text))
-        dialog = calm and parse_draft(screen, self.row.composer) is None
+        # Kimi Code 2.1.0 shows a sub-agent's spinner above its dialog.
+        dialog = parse_draft(screen, self.row.composer) is None
         if self.row.tells_state():
             dialog = look.state == "asking" or (look.state == "unknown" and dialog)
         moved = _MOVING.sub("", text) != self.still[0]
@@ -7000,7 +7053,7 @@ class Runner:
             self._read_events()
             task = None if self.store.owed(self.name) else self.task
             if self.ending and task and not task.check:
-                self._end_task("done", answer=self.ending.text, source=self.ending.source)
+                self._accept(self.ending)
             reason = "exited" if self.begun else "never_started"
             how = "signal" if self.exit_status < 0 else "exit status"
             words = f"{self.row.name} ended by itself with {how} {abs(self.exit_status)}"

@@ -609,6 +609,28 @@ def test_a_hook_that_never_comes_and_the_status_file_decides_and_the_log_says_so
     assert [e["source"] for e in log if e["event"] == "turn_ended"] == ["status_file"]
 
 
+STOP = """
+hook = DemoAgent.hook
+DemoAgent.hook = lambda self, name, **more: {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "detail"),
+    [
+        ("None if name == 'Stop' else hook(self, name, **more)", "nothing says how"),
+        ("hook(self, name, **{**more, 'last_assistant_message': ''})", "without an answer"),
+    ],
+    ids=["no Stop", "no words"],
+)
+def test_a_turn_without_an_answer_is_neither_done_nor_a_persons_esc(place, stop, detail):
+    put_loader(place, STOP.format(stop))
+    done = place.run("handoff", "demo", "demo: sleep 3; say unheard", "--json", timeout_s=60)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "unknown_end"), result
+    assert detail in result["detail"]
+
+
 # ---- limits ----
 
 

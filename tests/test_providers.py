@@ -809,6 +809,23 @@ TURNS.update(
 )
 
 
+REFUSED = "a hook of yours refused it: this is NOT allowed <by me>"
+TURNS.update(
+    {
+        "claude/ended-a-hook-stopped-at-the-end": ("hello", "", ""),
+        "claude/failed-a-hook-refused-the-prompt": (REFUSED, "blocked", ""),
+        "claude/failed-a-hook-stopped-before-a-tool": (REFUSED, "blocked", ""),
+        "claude/failed-a-hook-stopped-the-prompt": (REFUSED, "blocked", ""),
+        "copilot/failed-a-hook-refused-the-prompt": (REFUSED, "blocked", ""),
+        "gemini/ended-a-hook-sent-it-back": ("ok: this is NOT allowed <by me>", "", ""),
+        "gemini/ended-a-hook-stopped-at-the-end": ("hello", "", ""),
+        "gemini/failed-a-hook-refused-the-prompt": (REFUSED, "blocked", ""),
+        "gemini/failed-a-hook-stopped-after-a-tool": (REFUSED, "blocked", ""),
+        "kimi/failed-a-hook-refused-the-prompt": (REFUSED, "blocked", ""),
+    }
+)
+
+
 def read(path, text):
     return row_of(path).read_transcript(text.split("\n"))
 

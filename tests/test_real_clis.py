@@ -179,9 +179,9 @@ ANSWER["gemini"] = "hook:AfterAgent+transcript"
 # What tells of an API error, if not the hook StopFailure.
 FAILED = dict.fromkeys(("codex", "copilot", "gemini"), "transcript")
 ESCAPED = {  # what tells of Esc, if not the hook Interrupt
-    "claude": "status_file",
+    "claude": "screen",
     "gemini": "transcript",
-    "qwen": "title",
+    "qwen": "screen",
     "copilot": "transcript",
 }
 LAYOUT = "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last"
@@ -554,6 +554,19 @@ def test_a_killed_cli_ends_the_task_within_a_second(place, cli, mock_llm):
     until(place.pids, [])
 
 
+@pytest.mark.parametrize("kill", ["kill-session", "kill-server"])
+def test_nothing_of_gemini_outlives_its_tmux_session(place, mock_llm, kill):
+    """It is two processes that do not heed a hangup, and its shell has a terminal of its own."""
+    install(place, "gemini", mock_llm.port)
+    path = place.home / "profiles" / "real-gemini.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
+    made = place.work / "made"
+    task = place.ok("assign", "real-gemini", SHELL["gemini"].format(file=f"{made}; sleep 400"))
+    until(made.exists)
+    place.tmux(kill, *(["-t", f"={task.partition('.')[0]}"] if kill == "kill-session" else []))
+    until(place.pids, [], 15)
+
+
 def test_an_ended_session_goes_on_with_its_conversation(place, cli, mock_llm):
     session = handoff(place, f"real-{cli}", "MOCK:say the word is aurora")["results"][0]["session"]
     place.ok("stop", session)
@@ -652,23 +665,78 @@ def test_the_effort_reaches_the_model(place, mock_llm, name):
     assert {str(effort).lower() for effort in found} == {"low"}
 
 
-@pytest.mark.parametrize("turn", ["first", "second"])
-def test_a_prompt_that_a_users_hook_refuses_fails_with_its_words(place, mock_llm, turn):
-    install(place, "claude", mock_llm.port)
-    refuse = "grep -q FORBIDDEN && { echo 'this word is not allowed' >&2; exit 2; }; exit 0"
-    hook = {"hooks": [{"type": "command", "command": refuse}]}
-    (place.user / ".claude").mkdir(exist_ok=True)
-    text = json.dumps({"hooks": {"UserPromptSubmit": [hook]}})
-    (place.user / ".claude" / "settings.json").write_text(text)
-    target = "real-claude"
-    if turn == "second":
-        target = handoff(place, target, "MOCK:say ready")["results"][0]["session"]
-    (result,) = handoff(place, target, "MOCK:say FORBIDDEN", "--keep", code=1)["results"]
+def put_users_hook(place, cli, event, script):
+    """Give the CLI a hook of the user's own, or of the project's where it takes no other."""
+    command = {"type": "command", "command": script}
+    hooks = {"hooks": {event: [{"hooks": [command]}]}}
+    if cli == "kimi":
+        path, text = place.user / ".kimi-code/config.toml", "[[hooks]]\n"
+        text += f"event = {json.dumps(event)}\ncommand = {json.dumps(script)}\n"
+    elif cli == "copilot":
+        path = place.work / ".github/hooks/hooks.json"
+        text = json.dumps({"version": 1, "hooks": {event: [{"type": "command", "bash": script}]}})
+    elif cli == "codex":
+        path = place.user / ".codex/config.toml"
+        ((key, value),) = cao._codex_trust(event, {**command, "timeout": 20}).items()
+        key = key.replace("/<session-flags>/config.toml", str(path))
+        text = f"[[hooks.{event}]]\n[[hooks.{event}.hooks]]\ntype = 'command'\ntimeout = 20\n"
+        text += f"command = {json.dumps(script)}\n[hooks.state.{json.dumps(key)}]\n"
+        text += f"trusted_hash = {json.dumps(value['trusted_hash'])}\n"
+    else:
+        path = (place.work if cli == "gemini" else place.user) / f".{cli}/settings.json"
+        own = json.loads(path.read_text()) if path.exists() else {}
+        text = json.dumps({**own, **hooks})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+PROMPTED = dict.fromkeys(("claude", "codex", "qwen", "kimi"), "UserPromptSubmit")
+PROMPTED.update(gemini="BeforeAgent", copilot="userPromptSubmitted")
+REFUSAL = "this word is not <allowed>"
+
+
+@pytest.mark.parametrize("cli", PROMPTED, indirect=True)
+def test_a_prompt_that_a_users_hook_refuses_fails_with_its_words(place, cli):
+    says = f"echo '{REFUSAL}' >&2; exit 2"
+    if cli == "copilot":  # 1.0.102 heeds no exit status there
+        says = f"""echo '{{"decision":"block","reason":"{REFUSAL}"}}'"""
+    seeks = """grep -Eq '"(prompt|text)": ?"MOCK:say FORBIDDEN'"""
+    put_users_hook(place, cli, PROMPTED[cli], f"if {seeks}; then {says}; fi")
+    target = f"real-{cli}"
+    for _ in range(2):
+        (result,) = handoff(place, target, "MOCK:say FORBIDDEN", "--keep", code=1)["results"]
+        assert (result["outcome"], result["reason"]) == ("failed", "blocked"), result
+        assert REFUSAL in result["detail"]
+        target = result["session"]
+        again = handoff(place, target, "MOCK:say alive")["results"][0]
+        assert again["answer"] == "alive"
+
+
+@pytest.mark.parametrize(
+    ("cli", "event"),
+    [("claude", "PreToolUse"), ("claude", "PostToolUse"), ("gemini", "AfterTool")],
+    indirect=["cli"],
+)
+def test_a_turn_that_a_users_hook_stops_at_a_tool_fails_with_its_words(place, cli, event):
+    path = place.home / "profiles" / f"real-{cli}.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
+    says = json.dumps({"continue": False, "stopReason": REFUSAL})
+    put_users_hook(place, cli, event, f"echo '{says}'")
+    task = SHELL[cli].format(file=place.work / "made")
+    (result,) = handoff(place, f"real-{cli}", task, code=1)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "blocked"), result
-    assert "this word is not allowed" in result["detail"]
-    assert result["seconds"] < 10
-    again = handoff(place, result["session"], "MOCK:say alive")["results"][0]
-    assert again["answer"] == "alive"
+    assert REFUSAL in result["detail"]
+
+
+@pytest.mark.parametrize("cli", ["kimi"], indirect=True)
+def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli):
+    """One Stop a turn is all that Kimi Code fires: the first is not the end."""
+    once = place.folder / "once"
+    says = "MOCK:sleep 4;say mended"
+    block = f"touch {once}; echo '{says}' >&2; exit 2"
+    put_users_hook(place, cli, "Stop", f"[ -e {once} ] || {{ {block}; }}")
+    result = handoff(place, f"real-{cli}", "MOCK:say too early")["results"][0]
+    assert (result["outcome"], result["answer"]) == ("done", "mended")
 
 
 @pytest.mark.parametrize("trust", ["yes", "no"])
