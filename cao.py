@@ -9642,7 +9642,7 @@ def _doctor_cli(row: Provider) -> list[str]:
     try:
         ran = run([program, "--version"], DOCTOR_S)
         words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
-        login = _login_state(row, program)
+        login = _login_state(row, program) + _first_run(row)
     except CaoError as error:
         return [row.name, "broken", error.what]
     match = re.search(r"\d+(?:\.\d+)+", words)
@@ -9667,6 +9667,16 @@ def _login_state(row: Provider, program: str) -> str:
         return "login unknown"
     good = run([program, *row.login_status], DOCTOR_S).status == 0
     return "logged in" if good else f"not logged in (try: {row.login})"
+
+
+def _first_run(row: Provider) -> str:
+    """Return words where a CLI will ask for a theme and the like before its first task: Claude
+    Code 2.1.332 does until its own file says that it has."""
+    if row.name != "claude":
+        return ""
+    folder = os.environ.get("CLAUDE_CONFIG_DIR") or os.path.expanduser("~")
+    own = parse_object((read_file(f"{folder}/.claude.json") or b"").decode(errors="replace"))
+    return "" if own.get("hasCompletedOnboarding") else ", its first run is to come (try: claude)"
 
 
 def prove_live(boss: Orchestrator, target: str) -> list[str]:

@@ -1540,6 +1540,27 @@ def test_doctor_says_what_there_is(place, version, state, said):
     assert rows["claude"][1].endswith(str(stub))
 
 
+@pytest.mark.parametrize(
+    ("text", "folder", "to_come"),
+    [
+        (None, "home", True),
+        ("{}", "home", True),
+        ("[" * 5000, "home", True),
+        ('{"hasCompletedOnboarding": true}', "home", False),
+        ('{"hasCompletedOnboarding": true}', "elsewhere", False),
+    ],
+)
+def test_doctor_knows_that_claudes_first_run_is_to_come(place, text, folder, to_come):
+    (place.folder / "bin" / "claude").unlink()
+    place.program("claude", "echo '2.1.332 (Claude Code)'")
+    (place.folder / folder).mkdir(exist_ok=True)
+    if text is not None:
+        (place.folder / folder / ".claude.json").write_text(text)
+    env = {} if folder == "home" else {"CLAUDE_CONFIG_DIR": str(place.folder / folder)}
+    rows = {row["what"]: row for row in json.loads(place.ok("doctor", "--json", **env))}
+    assert ("first run is to come (try: claude)" in rows["claude"]["detail"]) is to_come
+
+
 def test_doctor_asks_all_clis_side_by_side(place):
     """Each stub waits until every other was started."""
     for name in PINNED:

@@ -596,6 +596,19 @@ def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, cli
     assert place.ok("wait", task) == "trusted\n"
 
 
+def test_claudes_first_run_is_shown_within_seconds(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    (place.user / ".claude.json").unlink()
+    rows = {row["what"]: row for row in json.loads(place.ok("doctor", "--json"))}
+    assert "first run is to come" in rows["claude"]["detail"]
+    found = handoff(place, "real-claude", "MOCK:say never", code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "screen"
+    assert "Choose the text style" in ask["question"]["text"]
+    begun = place.log(ask["session"])[0]["at"]
+    assert ask["question"]["asked_at"] - begun < 40  # 11 on a machine that does nothing else
+
+
 def test_a_prompt_that_esc_takes_back_is_an_interruption(place, mock_llm):
     install(place, "copilot", mock_llm.port)  # it removes the prompt from its own file
     session = handoff(place, "real-copilot", "MOCK:say ready")["results"][0]["session"]
