@@ -124,7 +124,8 @@ MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
 MAX_MESSAGE_BYTES = 1 << 20
 STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
-UNSEEN_S = 2.0  # a question's dialog is drawn so long after its event, at the most
+UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
+UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
@@ -2824,6 +2825,20 @@ def group_members(group: int) -> list[int]:
         return [int(r[0]) for r in rows if r[1] == str(group) and not r[2].startswith("Z")]
     found = ((int(pid), _stat_words(pid)) for pid in os.listdir("/proc") if pid.isdigit())
     return [pid for pid, w in found if w and int(w[2]) == group and w[0] != b"Z"]
+
+
+def command_lines() -> str:
+    """Return the command line of each process, its words apart by a blank."""
+    if not os.path.isdir("/proc/self"):
+        return run(["ps", "-A", "-ww", "-o", "args="], 5).out
+    lines = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                lines.append(file.read().replace("\0", " "))
+        except OSError:
+            continue  # it has ended
+    return "\n".join(lines)
 
 
 def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
@@ -6061,7 +6076,7 @@ class Runner:
         self.held_end: Event | None = None  # the turn's, while its workers are out
         self.questions: dict[str, Question] = {}  # those that are open
         self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
-        self.drawn: set[str] = set()  # ids of those whose dialog was seen
+        self.looks: dict[str, int] = {}  # id -> the looks that saw no dialog of it yet
         self.tried: set[str] = set()  # ... and of those we have answered ourselves
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
@@ -6232,6 +6247,8 @@ class Runner:
             return  # withdrawn; or it asks in its terminal, where the screen will say so
         else:
             where, self.look_at = "hook", 0.0
+            for question in [q for q in self.questions.values() if q.kind == "screen"]:
+                self._close_question(question)  # its dialog was seen before it was heard
             self.boss.when_free(self._question_path(name), self.wake.poke)
         questions, agent = questions_in(payload), agent_of(payload)
         kind = "question" if questions else "permission"
@@ -6687,7 +6704,7 @@ class Runner:
         elif self.phase == "working" and not self.ending:
             self._look_at_turn(now)
         elif self.phase == "asking":
-            self._look_at_questions(now)
+            self._look_at_questions()
         if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
             self._advance_ending(now)
 
@@ -6728,6 +6745,8 @@ class Runner:
         known = self.heard and self.begun
         if look.state != "busy" and (known or not self._transcript_event()):
             return False
+        if self._hook_under_way():
+            return False
         self._hook_missed("UserPromptSubmit")
         self._taken("unknown: the CLI sent no prompt event")
         self._begin_turn(marked=True)
@@ -6745,6 +6764,8 @@ class Runner:
             self.idle_looks = 0
         elif look.state == "idle" or not self.row.tells_state():
             self.idle_looks += look.state == "idle"
+            if self.idle_looks >= 2 and self._hook_under_way():
+                return  # it tells more than the look
             event = self._transcript_event()
             if event and self.idle_looks < 2 and event.reason != "blocked":
                 self.idle_looks += not self.row.tells_state()  # its hook may be on the way
@@ -6804,7 +6825,7 @@ class Runner:
             self.still = ("", now)
         elif picture != self.still[0]:
             self.still = (picture, now)
-        elif now - self.still[1] >= wait_s:
+        elif now - self.still[1] >= wait_s and not self._hook_under_way():
             if self.phase == "starting" and re.search(r"(?i)\b(sign in|log ?in)\b", text):
                 self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
                 return True
@@ -6814,7 +6835,14 @@ class Runner:
             return True
         return False
 
-    def _look_at_questions(self, now: float) -> None:
+    def _hook_under_way(self) -> bool:
+        """Tell whether a hook has to say what was not read yet: it still runs, or has just left
+        its event. On a busy machine a dialog is drawn, and even a turn over, seconds before."""
+        # At a line's end: Codex has its hooks on its own command line.
+        running = rf"(?m)\bhook\W+{re.escape(self.store.folder(self.name))}\W*$"
+        return bool(re.search(running, command_lines()) or self.store.events(self.name))
+
+    def _look_at_questions(self) -> None:
         """See whether a person answered at the CLI's own dialog."""
         self._show_popups()
         look = self._status()
@@ -6828,10 +6856,12 @@ class Runner:
         for question in list(self.questions.values()):
             if question.where == "hook" and (question.agent or not self.row.shows):
                 continue  # its hook tells; Claude Code shows none for a sub-agent
-            if dialog:
-                self.drawn.add(question.id)
-            over = question.id in self.drawn or now - question.asked_at > UNSEEN_S
-            if (question.kind == "screen" and moved) or (over and not dialog):
+            if question.where == "hook" and question.id in self.orders:
+                continue  # its dialog goes when the hook takes the answer, and the hook tells
+            # Looks are counted, no seconds: a machine that stood still has drawn nothing.
+            looks = UNSEEN_LOOKS if dialog else self.looks.get(question.id, 0) + 1
+            self.looks[question.id] = looks
+            if (question.kind == "screen" and moved) or looks > UNSEEN_LOOKS:
                 self._close_question(question)
 
     def _may_close(self) -> bool:

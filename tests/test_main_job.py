@@ -518,6 +518,87 @@ DemoAgent.step = moves
 """
 
 
+# As a real CLI on a busy machine: its dialog is drawn long before its hook has started.
+LATE_HOOK = """
+ask = Asking.__init__
+def late(self, store, name, payload):
+    import subprocess
+    folder = store.folder(name)
+    print("\\x1b[2J\\x1b[HMay I?\\r\\n  1. Yes\\r\\n  2. No\\r", flush=True)
+    argv = ["sh", "-c", "sleep 7; :", "hook", folder]
+    subprocess.run(argv if %s else argv[:3], check=False)
+    ask(self, store, name, payload)
+Asking.__init__ = late
+"""
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
+def test_a_question_whose_dialog_is_drawn_before_its_hook_comes_is_asked_once(place, seen):
+    """Its hook is under way, or, where no process tells that, takes the dialog's place."""
+    put_loader(place, NO_STATE_FILE + LATE_HOOK % seen)
+    session, task = assign(place, "demo: permit rm a|Yes|No")
+    kinds = until(
+        lambda: [q["kind"] for q in place.state(session).get("questions") or ()],
+        lambda kinds: "permission" in kinds,
+    )
+    assert kinds == ["permission"]
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "Yes\n"
+    asked = [e["kind"] for e in place.log(session) if e["event"] == "asking"]
+    assert asked == (["permission"] if seen else ["screen", "permission"])
+
+
+# As on a machine that stood still: the first look comes late, and the dialog still later.
+STOOD_STILL = """
+status, look = DemoAgent.status, Runner._look_at_questions
+def late(self, word):
+    if word == "waiting":
+        self.key(3.5)  # no key comes
+    status(self, word)
+def first_late(self):
+    if not self.looks:
+        select.select([], [], [], 3)
+    look(self)
+DemoAgent.status, Runner._look_at_questions = late, first_late
+"""
+
+
+def test_a_question_whose_dialog_is_drawn_late_stays_open(place):
+    put_loader(place, STOOD_STILL)
+    session, task = assign(place, "demo: permit rm a|Yes|No")
+    place.until_state(session, "asking")
+    until(lambda: "a number chooses" in place.screen(session))
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "Yes\n"
+    events = [e["event"] for e in place.log(session) if e.get("question")]
+    assert events == ["asking", "answered"]
+
+
+# The hook takes the answer, and its dialog goes, between two steps of a round.
+ANSWERED_MEANWHILE = """
+look = Runner._look_at_questions
+def later(self):
+    if self.orders:
+        select.select([], [], [], 1)
+    look(self)
+settle = Runner._settle_questions
+def settled(self):
+    if self.orders:
+        self.look_at = 0.0
+    settle(self)
+Runner._look_at_questions, Runner._settle_questions = later, settled
+"""
+
+
+def test_a_dialog_that_goes_as_the_hook_takes_the_answer_is_answered(place):
+    put_loader(place, NO_STATE_FILE + ANSWERED_MEANWHILE)
+    session, task = assign(place, "demo: permit rm a|Yes|No")
+    (asked,) = place.until_state(session, "asking")["questions"]
+    until(lambda: time.time() - asked["asked_at"] > 2.5)  # its dialog was seen
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "Yes\n"
+
+
 def test_a_picture_that_moves_asks_nothing(place):
     put_loader(place, NO_STATE_FILE + SPLASH)
     done = json.loads(place.ok("handoff", "demo", "demo: splash", "--json"))
