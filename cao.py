@@ -162,6 +162,12 @@ NOTIFY_S = 30.0  # the user's notify command may take so long
 EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
+FORM_LINES, FORM_COLUMNS = 3, 76  # Claude Code shows no more lines, of a terminal's width
+FORM_CLIENTS = {  # whose forms a person fills in; the AGENT_SIGNS that its servers have
+    "claude-code": ("CLAUDECODE", "AI_AGENT"),
+    "codex-mcp-client": (),
+    "copilot-cli": (),
+}
 ROOTS_S = 2.0  # at most: a client says which directories it has open
 CANCEL_S = 2.0  # at most: a result waits for a call being cancelled, to say what it left
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
@@ -3964,6 +3970,7 @@ class TaskOptions(NamedTuple):
     provider: str = ""  # instead of the profile's
     host: str = ""  # the machine where it is to work, if not this one
     named: Callable[[str], None] = lambda _: None  # hears the name first; not with request_id
+    allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: a check, and where
     profile: Profile | None = None  # what the near side sends: looked up, clipped and checked there
     session: str = ""  # ... and the session here that it means
 
@@ -4903,7 +4910,7 @@ class Orchestrator:
                 raise UsageError(what, "leave them out, or name a profile for a new session")
             if not options.profile:
                 here = current_directory() if session.host else session.cwd
-                self._check_command(options.check, self.launched(target), here)
+                self._check_command(options, self.launched(target), here)
             if self.is_over(target):
                 return self._resume(session, text, options)
             self._check_ring(target)
@@ -4921,7 +4928,7 @@ class Orchestrator:
         if options.provider:
             profile = profile._replace(provider=options.provider)
         if not options.profile:
-            self._check_command(options.check, profile, current_directory() if host else cwd)
+            self._check_command(options, profile, current_directory() if host else cwd)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -4966,16 +4973,18 @@ class Orchestrator:
             options._replace(host=host, cwd=cwd),
         )
 
-    def _check_command(self, check: str, worker: Profile | None, cwd: str) -> None:
+    def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
         """Raise where a check that comes with a task is no command, or is not the caller's to
         give: it runs unasked, and outside any sandbox that the worker has."""
+        check = options.check
         if not check or (worker and check == worker.settings.get("check")):
             return
         for what, fix in check_faults(check):
             raise UsageError(what, fix)
         if self.caller.person or (worker and may_run_anything(worker)):
             return
-        if f"check {check}" not in self.store.allowed().get(find_repository(cwd)[0], {}):
+        known = self.store.allowed().get(find_repository(cwd)[0], {})
+        if f"check {check}" not in known and not options.allows(check, cwd):
             way = f"cao allow --check {quote_argv([check, cwd])}"
             raise NotAllowedError(
                 f"no person has allowed the check {check!r}, and the worker may not run it unasked",
@@ -9759,12 +9768,14 @@ class Call(NamedTuple):
     cancelled: Callable[[], bool] = lambda: False
     on_look: Callable[[Waited], None] = lambda _: None
     directory: Callable[[], str] = current_directory  # of a task for which none is named
+    allows: Callable[[str, str], bool] = lambda *_: False  # see TaskOptions
+    await_tasks: Any = Orchestrator.await_tasks  # or one that asks the person meanwhile
 
     def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
         known = frozenset(self.told)
-        found = self.boss.await_tasks(tasks, timeout_s, **how)
+        found = self.await_tasks(self.boss, tasks, timeout_s, **how)
         try:
             return view_waited(self, found, known)
         except BaseException:
@@ -9988,13 +9999,14 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     """Give a task as handoff and assign are told to; return its name."""
     options = task_options(given)
     is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
-    if not options.cwd and not is_session:
+    if not options.cwd and not is_session and "@" not in given["target"]:
         options = options._replace(cwd=call.directory())
-    return call.boss.assign(given["target"], given["task"], options)
+    return call.boss.assign(given["target"], given["task"], options._replace(allows=call.allows))
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
-    return call.wait([give_task(call, given)], call.ceiling_s)
+    until = time.monotonic() + call.ceiling_s
+    return call.wait([give_task(call, given)], until - time.monotonic())
 
 
 def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
@@ -11007,6 +11019,72 @@ class RpcError(Exception):
         self.code, self.data = code, data
 
 
+# A question in the client's own form:
+#   it is the runner's    the form answers by Orchestrator.answer, and only while the question is
+#                         open: who answers late, or answered elsewhere first, changes nothing
+#   shown whole, or not   `yes` is offered only where all of the question can be seen
+#   one at a time         by one lock; the first option is the one that does nothing
+#   not without a call    it is withdrawn before the call that shows it is answered
+#   by a person           see has_person; a form that is declined or cancelled answers nothing
+
+
+def as_person(boss: Orchestrator) -> Orchestrator:
+    """Return the verbs for the person in front of a client."""
+    return Orchestrator(boss.store, boss.caller._replace(person=True))
+
+
+class Form:
+    """A question in the client's form, for a call that waits. ask: the permission that a session
+    asks for; without it the question is open until it is answered."""
+
+    def __init__(
+        self,
+        server: McpServer,
+        boss: Orchestrator,
+        text: str,
+        options: list[str],
+        ask: dict[str, Any] | None = None,
+    ) -> None:
+        self.server, self.boss, self.ask, self.key = server, boss, ask, ""
+        lines = [part for line in text.split("\n") for part in wrap_columns(line, FORM_COLUMNS)]
+        if len(lines) > FORM_LINES:
+            lines = [*lines[: FORM_LINES - 1], lines[FORM_LINES - 1][:-1] + "…"]
+            options = [option for option in options if option != "yes"]
+        self.options = options
+        field = {"type": "string", "title": "Answer", "enum": options}
+        schema = {"type": "object", "properties": {"answer": field}, "required": ["answer"]}
+        self.params = {"message": "\n".join(lines), "requestedSchema": schema}
+
+    def is_over(self) -> bool:
+        """Show the form when it is its turn; tell whether there is a response, or no question."""
+        if self.ask:
+            state, key = self.boss.state_of(self.ask["session"]), self.ask["question"]["id"]
+            if key not in [question["id"] for question in state.get("questions") or ()]:
+                return True
+        if not self.key and self.server.form_lock.acquire(blocking=False):
+            self.key = self.server.request("elicitation/create", self.params)
+        return bool(self.key and self.server.requests[self.key])
+
+    def close(self) -> str:
+        """Take the form from the client if it is still there; return the option chosen, or ""."""
+        if not self.key:
+            return ""
+        response = self.server.requests.pop(self.key)
+        if response is None:
+            params = {"requestId": self.key, "reason": "no longer asked"}
+            note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+            self.server.send(note)
+        self.key = ""
+        self.server.form_lock.release()
+        self.server.wake_calls()
+        try:
+            chosen = response["result"]["content"]["answer"]
+            accepted = response["result"]["action"] == "accept" and chosen in self.options
+        except (KeyError, TypeError):
+            return ""
+        return str(chosen) if accepted else ""
+
+
 class McpServer:
     """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
     chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
@@ -11026,6 +11104,8 @@ class McpServer:
         self.closed = False  # the client has closed our input
         self.capabilities: dict[str, Any] = {}  # the client's, from its handshake
         self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
+        self.form_lock = threading.Lock()  # one form at a time
+        self.forms: dict[str, bool] = {}  # a permission's id: the form may be shown (again)
         self.threads: list[Any] = []  # of the calls in flight
         self.told: set[str] = set()
         self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
@@ -11371,7 +11451,13 @@ class McpServer:
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
         most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        return Call(boss, self.told, ceiling, most, cancelled, look, self.directory)
+        call = Call(boss, self.told, ceiling, most, cancelled, look, self.directory)
+        if self.has_person():
+            call = call._replace(
+                allows=lambda check, cwd: self.allow_by_form(call, check, cwd),
+                await_tasks=self.await_tasks,
+            )
+        return call
 
     # ---- requests to the client, in the versions with a handshake ----
 
@@ -11420,6 +11506,92 @@ class McpServer:
             return []
         found = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
         return [os.path.realpath(path) for path in found if path != "/" and os.path.isdir(path)]
+
+    # ---- the client's form (elicitation) ----
+
+    def has_person(self) -> bool:
+        """Tell whether a person fills in the client's forms: not in an agent of ours, nor where
+        an agent or a script started the client."""
+        setting = os.environ.get("CAO_ELICITATION")
+        able = isinstance(self.capabilities.get("elicitation"), dict)
+        if not able or setting == "off" or os.environ.get("CAO_SESSION"):
+            return False
+        own = FORM_CLIENTS.get(str(self.client.get("name")))
+        if setting == "person" or own is None:
+            return setting == "person"
+        signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign) and sign not in own]
+        # Claude Code says sdk-cli for `claude -p`, where a program may answer.
+        return not signs and os.environ.get("CLAUDE_CODE_ENTRYPOINT", "cli") == "cli"
+
+    def await_tasks(
+        self,
+        boss: Orchestrator,
+        tasks: Sequence[str] | None,
+        timeout_s: float,
+        *,
+        told: set[str],
+        cancelled: Callable[[], bool],
+        **how: Any,
+    ) -> Waited:
+        """Wait as Orchestrator.await_tasks does, and ask the person for the permissions that are
+        asked for: they end the wait when the form was closed without yes or no."""
+        until = time.monotonic() + timeout_s
+        heard = {key for key in told if not self.forms.get(key)}
+        form: Form | None = None
+
+        def over() -> bool:
+            return cancelled() or (form is not None and form.is_over())
+
+        try:
+            while True:
+                known, left = set(heard), until - time.monotonic()
+                found = boss.await_tasks(tasks, left, told=heard, cancelled=over, **how)
+                asked = {ask["question"]["id"]: ask for ask in found.asking}
+                shown = [
+                    key
+                    for key, ask in asked.items()
+                    if ask["question"]["kind"] == "permission" and self.forms.setdefault(key, True)
+                ]
+                ended = found.results or found.messages or left <= 0 or cancelled()
+                if form and form.is_over():
+                    ended = not self.answer_by_form(form) or ended
+                    form = None
+                elif shown and not form:
+                    ask = asked[shown[0]]
+                    text = f"cao: {ask['session']} asks: {ask['question']['text']}"
+                    look = f"I will look (cao answer {ask['session']})"
+                    form = Form(self, boss, text, [look, "yes", "no"], ask)
+                if ended or not shown or not known.issuperset({*asked} - {*shown}):
+                    break
+        finally:
+            if form:
+                form.close()
+        if not cancelled():
+            told.update(asked)
+        return found
+
+    def answer_by_form(self, form: Form) -> bool:
+        """Give a session the person's answer; tell whether there was one, and it took it."""
+        said, ask = form.close(), form.ask or {}
+        self.forms[ask["question"]["id"]] = False
+        if said in ("yes", "no"):
+            try:
+                as_person(form.boss).answer(ask["session"], said, ask["question"]["id"])
+                return True
+            except CaoError:
+                pass  # it was answered elsewhere just now
+        return False
+
+    def allow_by_form(self, call: Call, check: str, cwd: str) -> bool:
+        """Ask the person to allow a check in a directory's repository; tell whether they did."""
+        text = f"cao: may agents run this check in {cwd}, unasked? {check}"
+        form = Form(self, call.boss, text, ["no", "yes"])
+        if "yes" in form.options:
+            self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
+        if form.close() != "yes":
+            return False
+        as_person(call.boss).allow(cwd, check, False)
+        return True
 
     def cancel(self, key: Any) -> None:
         """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
