@@ -8396,11 +8396,11 @@ def read_crontab() -> str:
 # ---- flows and their runs ----
 
 
-def iso_time(at: float) -> str:
+def iso_time(at: float, timespec: str = "seconds") -> str:
     """Return a moment as ISO 8601 in local time, with its offset from UTC."""
     from datetime import datetime
 
-    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec=timespec)
 
 
 RUN: dict[str, Any] = {  # the record of a run
@@ -9816,6 +9816,10 @@ class Argument(NamedTuple):
             schema["items"] = {"type": "string"}
         return schema
 
+    def option(self) -> str:
+        """Return its name as an option of the command."""
+        return "--" + re.sub("_s$", "", self.name).replace("_", "-")
+
     def add_to(self, parser: Any) -> None:
         """Add it to a command's parser, which gives None for what was left out."""
         settings: dict[str, Any] = {"help": self.about}
@@ -9824,7 +9828,7 @@ class Argument(NamedTuple):
             settings["nargs"] = self.place
         if not self.place:
             settings["dest"] = self.name
-            names = ["--" + re.sub("_s$", "", self.name).replace("_", "-")]
+            names = [self.option()]
         if self.kind == "boolean":
             settings.update(action="store_true", default=None)
         elif self.name.endswith("_s"):
@@ -10201,8 +10205,19 @@ class Ask(NamedTuple):
     boss: Orchestrator
 
 
+def as_facts(value: Any, key: str = "") -> Any:
+    """Return what --json gives: times in ISO 8601 under `at` and `…_at`, null for "none"."""
+    if isinstance(value, dict):
+        return {name: as_facts(one, name) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_facts(one) for one in value]
+    if isinstance(value, (int, float)) and (key == "at" or key.endswith("_at")):
+        return iso_time(value, "milliseconds") if value else None
+    return None if value == "" and key not in ("answer", "text") else value
+
+
 def _print(ask: Ask, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=1) if ask.args.json else text)
+    print(json.dumps(as_facts(data), ensure_ascii=False, indent=1) if ask.args.json else text)
 
 
 def _print_facts(ask: Ask, facts: dict[str, Any]) -> None:
@@ -10272,13 +10287,13 @@ def _say_found(found: Waited) -> None:
 
 def cmd_handoff(ask: Ask) -> int:
     task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
+    session, tell = ask.store.session_of(task), _progress(ask, lambda: None)
     print(f"cao: task {task}", file=sys.stderr)
     try:
-        return _report(ask, ask.boss.await_tasks([task], 1e8))
+        return _report(ask, ask.boss.await_tasks([task], 1e8, on_look=lambda _: tell(session)))
     except KeyboardInterrupt:
         print(
-            f"cao: the task goes on; cao wait {task} gets its answer,"
-            f" cao stop {ask.store.session_of(task)} ends it",
+            f"cao: the task goes on; cao wait {task} gets its answer, cao stop {session} ends it",
             file=sys.stderr,
         )
         raise
@@ -10342,6 +10357,8 @@ def cmd_run(ask: Ask) -> int:
             on_look=lambda _: tell(session),
         )
     except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # once is enough: what is kept is said below
         if made and not kept:
             ask.boss.end(session)
         else:
@@ -10517,8 +10534,14 @@ def _typed_line(label: str) -> str:
 
 
 def cmd_stop(ask: Ask) -> int:
-    code = EXIT_DONE
-    for name in ask.args.sessions:
+    code, names = EXIT_DONE, ask.args.sessions
+    if not names and not ask.args.all:
+        raise UsageError("cao stop which session?", "cao ls has their names; cao stop --all")
+    if ask.args.all:  # those on top: their workers end with them
+        views = [view for view in ask.boss.list_sessions() if view["kind"] == "agent"]
+        live = {view["session"] for view in views}
+        names = [view["session"] for view in views if view["supervisor"] not in live]
+    for name in names:
         try:
             done = ask.boss.stop_session(name, bool(ask.args.interrupt))
             _print(ask, done, f"{name}: {done['did']}")
@@ -10607,7 +10630,7 @@ def cmd_logs(ask: Ask) -> None:
                 read[name] = text.rfind("\n") + 1  # a line may be half written
                 lines += [(entry, name) for entry in read_log(text[before : read[name]])]
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
-                as_json = json.dumps({"session": name, **entry}, ensure_ascii=False)
+                as_json = json.dumps(as_facts({"session": name, **entry}), ensure_ascii=False)
                 print(as_json if ask.args.json else _render_log(name, entry))
             sys.stdout.flush()
             if not follow:
@@ -10651,7 +10674,7 @@ def cmd_profiles(ask: Ask) -> None:
             rows.append([name, "broken", error.what, path])
             continue
         if found:
-            words = shorten(found.description, 60) + unproven(found.provider)
+            words = found.description + unproven(found.provider)
             rows.append([name, found.provider, words, path])
     rows += [
         [name, name, "that CLI with a neutral profile" + unproven(name), "built in"]
@@ -10659,7 +10682,8 @@ def cmd_profiles(ask: Ask) -> None:
         if name != "command"
     ]
     keys = ("name", "provider", "description", "source")
-    _print(ask, [dict(zip(keys, row)) for row in rows], render_table(rows))
+    shown = [[name, provider, shorten(words, 40), path] for name, provider, words, path in rows]
+    _print(ask, [dict(zip(keys, row)) for row in rows], render_table(shown))
 
 
 def cmd_allow(ask: Ask) -> None:
@@ -10797,6 +10821,30 @@ def cmd_doctor(ask: Ask) -> int:
     return EXIT_DONE if good else bad
 
 
+COMPLETIONS = {
+    "bash": """\
+_cao() {
+    local IFS=$'\\n'
+    COMPREPLY=($(cao complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o default -F _cao cao
+""",
+    "zsh": """\
+_cao() {
+    compadd -- ${(f)"$(cao complete "${(@)words[2,CURRENT]}" 2>/dev/null)"}
+}
+compdef _cao cao
+""",
+    "fish": """\
+complete -c cao -f -a '(cao complete (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
+""",
+}
+
+
+def cmd_completion(ask: Ask) -> None:
+    print(COMPLETIONS[ask.args.shell], end="")
+
+
 class Verb(NamedTuple):
     """One row of VERBS."""
 
@@ -10868,7 +10916,7 @@ VERBS = (
              ("target", "task"), {"task": _STRING, "session": _STRING}, _call_assign,
              delegates=True)),
     Verb("run", cmd_run, "do one task for a script or CI, print its answer, end its session",
-         "cao run developer --file task.md --permissions edits --check 'pytest -q'",
+         "cao run developer --file task.md --check 'pytest -q'",
          (*_GIVEN, _PERMISSIONS, _only("file", "The task is in this file.", metavar="FILE"),
           _flag("keep_on_failure", "Leave the session if not done."))),
     Verb("send", cmd_send, "send a message to a session, or to `supervisor`",
@@ -10914,7 +10962,7 @@ VERBS = (
          "cao discard developer-7k2m",
          (_SESSION, _flag("yes", "Even where it holds what may be nowhere else."))),
     Verb("answer", cmd_answer, "answer what a session asks",
-         "cao answer developer-7k2m Yes; or: cao answer  # each open question in turn",
+         "cao answer developer-7k2m yes; or: cao answer  # each question in turn",
          (_NAME._replace(place="?"),
           Argument("answer", "For a permission: yes, no or `no: WORDS`. For a question: an option's"
                    " number or text, or your own words.", place="?"),
@@ -10929,7 +10977,8 @@ VERBS = (
              _call_answer)),
     Verb("stop", cmd_stop, "end sessions with their workers",
          "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
-         (_NAME._replace(place="-"), _only("sessions", "Their names.", "+", metavar="session"),
+         (_NAME._replace(place="-"), _only("sessions", "Their names.", "*", metavar="session"),
+          _flag("all", "Every session that runs."),
           Argument("interrupt", "Only interrupt its turn; the session lives.", "boolean")),
          tool=Tool("stop_session", "Stop a session",
              "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
@@ -10940,7 +10989,7 @@ VERBS = (
          "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
          + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""), (), False),
     Verb("launch", cmd_launch, "start a supervisor in tmux and attach to it",
-         "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your own tmux settings",
+         "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your tmux settings",
          (_only("profile", "Default: supervisor.", "?", default="supervisor"),
           _CWD, _PERMISSIONS, _flag("detach", "Do not attach."))),
     Verb("why", cmd_why, "show the evidence for a session's state", "cao why developer-7k2m",
@@ -10975,15 +11024,46 @@ VERBS = (
          "cao clean --older 2d",
          (_only("older", "Ended longer ago than this; default 14d.", metavar="TIME",
                 default="14d"),)),
-    Verb("demo", cmd_demo, "show what this is, in seconds; needs no account", "cao demo", (),
-         False),
+    Verb("demo", cmd_demo, "show what this is, in seconds; needs no account",
+         "cao demo; cao handoff demo 'demo: sleep 1; say done'\n\n"
+         "steps of the demo agent: say TEXT, sleep SECONDS, ask QUESTION|A|B,\n"
+         "permit COMMAND, tell TEXT, assign TARGET {demo: STEPS}, gather (the answers\n"
+         "to those), handoff TARGET {demo: STEPS}, echo (the lines below), fail TEXT,\n"
+         "exit STATUS", (), False),
     Verb("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
          (_only("live", "Do a real turn of this CLI (or profile), or of each there is; it costs a"
                 " few tokens.", metavar="CLI", nargs="?", const=""),)),
+    Verb("completion", cmd_completion, "print what makes a shell complete cao's commands",
+         "eval \"$(cao completion bash)\"  # in ~/.bashrc",
+         (_only("shell", ", ".join(COMPLETIONS), "1", choices=COMPLETIONS, metavar="SHELL"),),
+         False),
     Verb("mcp", None, "serve MCP on stdio, for any MCP client",
          "claude mcp add cao -- cao mcp", (), False),
 )
 # fmt: on
+
+
+def complete(store: Store, words: Sequence[str]) -> list[str]:
+    """Return what the last of a command's words may become."""
+    verb = next((verb for verb in VERBS if verb.name == words[0]), None)
+    last, names = words[-1], [verb.name for verb in VERBS]
+    if len(words) > 1:
+        if not verb:
+            return []
+        sessions = store.all_sessions()
+        profiles = [*find_profiles(store.home, current_directory()), *PROVIDERS]
+        tasks = [task for name in sessions for task in _listdir(f"{store.folder(name)}/out")]
+        names = ["--json"] if verb.json else []
+        known = {"session": sessions, "sessions": sessions, "root": sessions, "tasks": tasks,
+                 "target": [*sessions, *profiles], "profile": profiles,
+                 "name": Schedule(store).names()}  # fmt: skip
+        for one in verb.arguments:
+            if not one.place:
+                names.append(one.option())
+            elif one.place != "-":
+                names += dict(one.settings).get("choices") or known.get(one.name) or ()
+    return sorted({name for name in names if name.startswith(last) and (last or name[0] != "-")})
+
 
 TOOLS = {
     verb.tool.name: verb.tool._replace(
@@ -11756,6 +11836,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
             return cmd_mcp("".join(argv[2:]))
+        if argv[:1] == ["complete"] and argv[1:]:
+            print(*complete(Store(runtime_home()), argv[1:]), sep="\n")
+            return EXIT_DONE
         if argv[:1] == ["run-session"] and argv[1:]:
             return run_session(Store(runtime_home()), argv[1])
         if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
@@ -11923,14 +12006,15 @@ def cmd_mcp(near: str = "") -> int:
 
 _FIRST_STEPS = """\
 first steps:
-  cao demo                                see it work, without an account
-  cao handoff claude 'Which tests fail?'  one task and its answer; a profile will do too
-  cao launch                              a supervisor of your own, who hands work out
-  cao watch                               all at work; answer, attach, stop by a key
-  cao config CLIENT                       the entry for an MCP client (it runs: cao mcp)
+  cao demo              see it work, without an account
+  cao handoff claude 'Which tests fail?'
+                        one task and its answer; a profile will do too
+  cao launch            a supervisor of your own, who hands work out
+  cao watch             all at work; answer, attach, stop by a key
+  cao config CLIENT     the entry for an MCP client (it runs: cao mcp)
 
-cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,
-4 tmux, 5 timed out, 6 asking, 130 interrupted."""
+cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage,
+3 not found, 4 tmux, 5 timed out, 6 asking, 130 interrupted."""
 
 
 def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
@@ -11958,7 +12042,7 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for row in [row for row in VERBS if row.name == called] or VERBS:
-        words: dict[str, Any] = {"description": row.about, "epilog": f"example: {row.example}"}
+        words: dict[str, Any] = {"description": row.about, "epilog": f"example:\n  {row.example}"}
         words.update(help=row.about, formatter_class=form, allow_abbrev=False)
         parser = commands.add_parser(row.name, **words)
         parser.set_defaults(call=row.call, json=False)

@@ -1877,7 +1877,7 @@ def test_a_word_that_is_no_command_is_answered_with_the_nearest(place, line, wor
         ("handoff demo --zzz x", "try: cao handoff --help"),
         ("config claud", "try: claude-code (cao config --help has all)"),
         ("schedule lst", "try: list (cao schedule --help has all)"),
-        ("stop", "try: cao stop --help"),
+        ("stop", "cao stop --all"),
         ("--versio", "try: cao --help"),
     ],
 )
@@ -1888,7 +1888,8 @@ def test_a_wrong_option_or_choice_is_answered_with_the_nearest(place, line, word
 
 def test_a_person_is_told_the_command_that_answers_and_no_tool(place):
     asking = place.run("handoff", "demo", "demo: ask Shall I?|Yes|No")
-    session = asking.stderr.split("\n")[1].split()[0]
+    session = re.search(r"cao: task ([^.]+)", asking.stderr)[1]
+    assert re.search(rf"cao: +\d\.\d s  {session} asking", asking.stderr)  # how far it is
     assert f"Answer it with cao answer {session} ANSWER; then wait." in asking.stderr
     assert "the tool" not in asking.stderr
 
@@ -1900,3 +1901,85 @@ def test_a_hook_that_asks_about_a_tool_of_caos_own_is_answered_at_once(place, bu
     done = place.run("hook", folder, stdin=json.dumps({**payload, "tool_input": {"target": "x"}}))
     assert json.loads(done.stdout)["answer"] == "yes"
     assert place.state(session)["questions"] == []
+
+
+@pytest.mark.tmux
+def test_stop_all_ends_every_session_that_runs(place):
+    place.ok("assign", "demo", "demo: handoff demo {demo: sleep 300}")
+    place.ok("assign", "demo", "demo: sleep 300")
+    until(place.live, lambda names: len(names) == 3)
+    place.ok("stop", "--all")
+    until(place.live, [])
+    refused = place.run("stop")
+    assert (refused.returncode, "stop --all" in refused.stderr) == (2, True)
+
+
+def test_words_are_completed_to_commands_options_and_names(place):
+    place.profile("docs", "---\nprovider: demo\n---\n")
+    for words, wanted in (
+        (["comp"], ["completion"]),
+        (["handoff", "do"], ["docs"]),
+        (["handoff", "--wo"], ["--worktree"]),
+        (["handoff", "demo", "--time"], ["--timeout"]),
+        (["config", "claude-"], ["claude-code", "claude-desktop"]),
+        (["schedule", "dis"], ["disable"]),
+        (["nothing", ""], []),
+    ):
+        assert place.ok("complete", *words).split() == wanted, words
+    place.ok("assign", "demo", "demo: sleep 300")
+    (session,) = place.live()
+    for verb in ("stop", "answer", "attach", "handoff", "trace"):
+        assert place.ok("complete", verb, session[:-1]).split() == [session]
+    assert place.ok("complete", "wait", "").split()[0].startswith(f"{session}.")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_takes_its_completion(place, shell):
+    script = place.ok("completion", shell)
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    ask = "COMP_WORDS=(cao config claude-c); COMP_CWORD=2; _cao; echo ${COMPREPLY[@]}"
+    words = script + (ask if shell == "bash" else "")
+    env = {**place.env, "PATH": f"{place.folder}/bin:{os.environ['PATH']}"}
+    (place.folder / "bin/cao").write_text(f'#!/bin/sh\nexec {cao.quote_argv(CAO)} "$@"\n')
+    (place.folder / "bin/cao").chmod(0o755)
+    done = subprocess.run([shell, "-c", words], check=True, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == ("claude-code" if shell == "bash" else "")
+
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?[+-]\d\d:\d\d\Z")
+
+
+def json_faults(value, key="") -> list[str]:
+    """Return what of a command's JSON is not as promised: times, and null for none."""
+    if isinstance(value, dict):
+        return [fault for name, one in value.items() for fault in json_faults(one, name)]
+    if isinstance(value, list):
+        return [fault for one in value for fault in json_faults(one, key)]
+    if key == "at" or (key.endswith("_at") and key != "retry_at"):
+        fine = value is None or (isinstance(value, str) and TIME.match(value))
+    else:
+        fine = value != "" or key in ("answer", "text")
+    return [] if fine else [f"{key}: {value!r}"]
+
+
+@pytest.mark.tmux
+def test_json_has_iso_times_and_null_for_none_in_every_command(place):
+    task = place.ok("assign", "demo", "demo: ask Which?|A|B").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    (place.work / "f.md").write_text(
+        '---\nschedule: "0 9 * * *"\nagent_profile: demo\n---\ndemo: say hello\n'
+    )
+    said = [place.run("wait", task, "--json")]
+    for words in (
+        ["ls", "--all"], ["show", session], ["why", session], ["logs", session], ["doctor"],
+        ["profiles"], ["profiles", "developer"], ["answer", session, "1"], ["wait", task],
+        ["handoff", session, "demo: say x"], ["send", session, "hi"], ["clean"],
+        ["allow", "--list"], ["run", "demo", "demo: say x"], ["stop", session],
+    ):  # fmt: skip
+        said.append(place.run(*words, "--json"))
+    for done in said:
+        assert done.returncode in (0, 6), (done.args, done.stderr)
+        lines = done.stdout.splitlines() if "logs" in done.args else [done.stdout]
+        assert [fault for line in lines for fault in json_faults(json.loads(line))] == [], done.args
