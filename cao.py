@@ -4918,8 +4918,8 @@ class Orchestrator:
             if not self.is_over(target) or not self.take_back(target, task):
                 return task
             return self._resume(session, text, options)
-        target, _, host = target.partition("@")
-        if host:
+        target, at, host = target.partition("@")
+        if at:
             profile, options = self._for_host(target, host, options)
             cwd = options.cwd
         else:
@@ -5169,15 +5169,12 @@ class Orchestrator:
         below = {name for name in self.store.live() if sessions & {*self.ancestors(name)}}
         return sorted(sessions | below)
 
-    def asked_by(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what sessions ask now."""
-        states = {name: self.state_of(name) for name in names}
-        return [
-            {"session": name, "question": question}
-            for name, state in states.items()
-            if state["state"] == "asking"
-            for question in state.get("questions") or ()
-        ]
+    def asked_below(self, session: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return what a session and those below it ask now, each with the name of who asks."""
+        below = [name for name in self.store.live() if session in (name, *self.ancestors(name))]
+        states = [(name, self.state_of(name)) for name in below]
+        asking = [(name, state) for name, state in states if state["state"] == "asking"]
+        return [(name, question) for name, state in asking for question in state["questions"]]
 
     def _questions(self, below: Sequence[str], running: Sequence[str]) -> list[dict[str, Any]]:
         """Return what is asked by those at work on tasks that run, and the way to each."""
@@ -5362,30 +5359,26 @@ class Orchestrator:
         }
 
     def answer(
-        self,
-        name: str,
-        answer: str,
-        question: str = "",
-        *,
-        key: str = "",
-        dialog: bool = False,
-        by: str = "",
+        self, name: str, answer: str, question: str = "", *, key: str = "", dialog: bool = False
     ) -> dict[str, Any]:
         """Answer what a session asks, and return when the CLI has taken the answer.
 
         question: the id of the one that is meant, where several are open. key: a key for a
-        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog. by: who
-        has answered, where the near side lets a session here know.
+        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog.
         """
         view = self.view(name)
         asked = self._asked(view, question)
         self._check_may_answer(view, asked, bool(key))
-        who = by or ("person" if self.caller.person else self.caller.name)
+        who = "person" if self.caller.person else self.caller.name
         order = {"cao": "answer", "id": new_uuid(), "question": asked["id"], "by": who}
         if key or dialog:
             order["key"], order["dialog"] = key, dialog
         else:
             order["answer"], order["words"] = read_answer(asked, answer, self.caller.person)
+        return self.hand_over(name, asked, order)
+
+    def hand_over(self, name: str, asked: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
+        """Give a session's runner the answer to a question; return when the CLI has it."""
         state = self.control(
             name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], ANSWER_S
         )
@@ -5395,7 +5388,7 @@ class Orchestrator:
             raise CaoError(words, f"read_session {name} shows its screen")
         if not reply["ok"]:
             raise CaoError(f"the answer to {name} did not work: {reply['text']}", "read_session")
-        self.store.note_approval(name, asked, reply["text"], who)
+        self.store.note_approval(name, asked, reply["text"], order["by"])
         return {"session": name, "answered": reply["text"], "state": state.get("state")}
 
     def _asked(self, view: dict[str, Any], question: str) -> dict[str, Any]:
@@ -7605,6 +7598,9 @@ sys.exit(cao.main(ARGV))
 _FAR_PYTHON = """exec "$SHELL" -lc 'exec python3 -I -S -c "exec(input())"'"""
 
 
+_HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": ""}}'
+
+
 def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
     """Return ssh's command line, by CAO_SSH and with our options; words stand at its end."""
     import shlex
@@ -7623,7 +7619,7 @@ class Link:
         words = {"SHA": sha256_of(self.source), "SIZE": len(self.source), "ARGV": list(argv)}
         start = "".join(f"{name} = {value!a}\n" for name, value in words.items()) + _FAR_START
         ssh = ssh_argv(env, "-T", "--", host, _FAR_PYTHON)
-        self.log, self.buffer, self.here, self.closed = log, b"", False, False
+        self.log, self.buffer, self.here, self.closed, self.calls = log, b"", False, False, 0
         far_in, self.fd_out = os.pipe()
         self.fd_in, far_out = os.pipe()
         errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -7641,6 +7637,13 @@ class Link:
             for fd in ends:
                 os.close(fd)
         self.write(f"exec({start!a})".encode())
+
+    def call(self, tool: str, arguments: dict[str, Any]) -> None:
+        """Use a tool of the MCP server there; `read` gives its result."""
+        self.calls += 1
+        request = {"jsonrpc": "2.0", "id": self.calls, "method": "tools/call"}
+        request["params"] = {"name": tool, "arguments": arguments}
+        self.write(json.dumps(request).encode())
 
     def write(self, line: bytes, end: bytes = b"\n") -> None:
         """Write a line; where the connection is broken the next `read` says so."""
@@ -7661,377 +7664,48 @@ class Link:
             self.here = line == b"cao-here"
             if line == b"cao-needed":
                 self.write(self.source, b"")
+            elif self.here:
+                self.write(_HELLO)
         return lines
 
     def end(self) -> str:
-        """End the connection; return what ssh, or the machine there, said last."""
+        """Wait for the end of a connection that is closed; return how ssh ended, and what it, or
+        the machine there, said last."""
         os.close(self.fd_out)
         os.close(self.fd_in)
-        try:
-            os.kill(self.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         with open(self.log, encoding="utf-8", errors="replace") as file:
             words = tail_lines(file.read().strip(), 3)
-        return words or f"ssh ended with {status}"
+        return f"ssh ended with {status}: {words}"
 
 
 class Remote:
     """The process of one session whose agent works on another machine: the client of cao there.
 
     It does for its session what a Runner does for one with a CLI here, by the same files, and
-    shows in its pane what the far session's terminal shows.
+    shows in its pane what the terminal there shows.
     """
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
-        self.boss = Orchestrator(store, Caller(""))
-        self.profile = self.boss.launched(session.name)
-        kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
+        self.boss, self.wake = Orchestrator(store, Caller("")), Wake(store)
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
-        state = store.load_state(session.name)
-        self.far = str(state.get("conversation") or kept.get("resume") or "")  # the session there
-        self.reattached = int(state.get("reattached") or 0)
-        self.wake = Wake(store)
-        self.link: Link | None = None
-        self.reached = bool(self.far)  # was that machine ever reached?
-        self.slot: int | None = None  # a lock: few connections start at once
-        self.tries, self.retry_at = 0, 0.0  # since the connection broke; on the monotonic clock
-        self.calls: dict[int, Callable[[dict[str, Any], str], None]] = {}  # by id, in flight
-        self.calls_made = 0
-        self.task: Message | None = None
-        self.task_at = self.paused_s = 0.0
-        self.far_task = ""  # its name there, once it is there, by this connection
-        self.claims: dict[str, Claim] = {}  # on what is on its way there
-        self.waiting = False  # a call of ours waits for what happens there
-        self.mark, self.kept = "", [""]  # what we have seen, and have on the books here
-        self.phase, self.since, self.why = "starting", time.time(), f"connecting to {session.host}"
-        self.questions: list[dict[str, Any]] = []
-        self.asked_by: dict[str, str] = {}  # a question -> the session there that asks it
-        self.delivery: dict[str, Any] | None = None
-        self.last_line = ""
-        self.reply: dict[str, Any] | None = None
-        self.closing, self.signal, self.child = False, 0, 0
-        self.group: dict[str, Any] | None = None  # of the pane's ssh, as note_process has it
-        self.attach: list[str] = []  # the command that shows the far session's terminal
+        # As state.json has it; `conversation` is the name of the session there.
+        self.state = {**store.load_state(session.name), "group": None, "questions": []}
         self.saved: dict[str, Any] = {}
-
-    # ---- what state.json says ----
-
-    def _save(self) -> None:
-        facts = {
-            "state": self.phase,
-            "since": self.since,
-            "why": self.why,
-            "task": self.task.task if self.task else "",
-            "task_message": self.task.id if self.task else "",
-            "task_line": shorten(self.task.text, 120) if self.task else "",
-            "last_line": self.last_line,
-            "questions": self.questions,
-            "delivery": self.delivery,
-            "conversation": self.far,
-            "group": self.group,
-            "closing": self.closing and self.phase != "ended",
-            "reply": self.reply,
-            "reattached": self.reattached,
-        }
-        if facts == self.saved:
-            return
-        if facts["state"] != self.saved.get("state"):
-            self.store.log(self.name, "state", state=self.phase, why=self.why)
-        self.store.save_state(self.name, facts)
-        self.saved = facts
-        self.store.poke_up(self.name)
-
-    def _set_phase(self, phase: str, why: str) -> None:
-        if phase != self.phase:
-            if self.phase == "asking":
-                self.paused_s += time.time() - self.since
-            self.phase, self.since = phase, time.time()
-        self.why = why
-
-    # ---- the connection ----
-
-    def _connect(self) -> None:
-        path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
-        self.slot = self.store.lock(path)
-        if self.slot is None:
-            self.boss.when_free(path, self.wake.poke)
-            return
-        near = f"{self.store.home_id()}.{self.name}"
-        log = f"{self.store.folder(self.name)}/ssh.log"
-        try:
-            self.link = Link(self.session.host, ["mcp", "--near", near], self.env, log)
-        except (CaoError, ValueError) as error:  # ValueError: CAO_SSH has an open quote
-            self._finish("failed", "never_started", str(error))
-
-    def _on_here(self) -> None:
-        """The cao there speaks to us."""
-        self._free_slot()
-        self.reached, self.tries, self.reattached = True, 0, 0
-        self.store.log(self.name, "connected", host=self.session.host)
-        hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {}}
-        self._request("initialize", hello, lambda *_: None)
-        if self.far and not self.task:
-            self._show()
-
-    def _free_slot(self) -> None:
-        if self.slot is not None:
-            os.close(self.slot)
-        self.slot = None
-
-    def _on_break(self) -> None:
-        """The connection broke, or never was: try again while the task has time."""
-        assert self.link is not None
-        words, reached = self.link.end(), self.reached
-        self._free_slot()
-        self.link, self.waiting, self.far_task, self.mark = None, False, "", ""
-        calls, self.calls = self.calls, {}
-        for then in calls.values():
-            then({}, "")
-        for letter in [letter for letter in self.claims if not self.task or letter != self.task.id]:
-            self.claims.pop(letter).release()  # messages go again, under their ids
-        self.tries += 1
-        self.retry_at = time.monotonic() + min(RETRY_S, 2.0**self.tries / 2)
-        what = f"{self.session.host} cannot be reached: {words}"
-        self.store.log(self.name, "disconnected", words=words, tries=self.tries)
-        if not reached:
-            self._finish(
-                "failed", "never_started", f"{what}; try: cao doctor --host {self.session.host}"
-            )
-        elif self.task and self._left_s() < 0 and self.tries > 2:
-            self._finish("lost", "unreachable", f"{what}. {self.far} may go on there")
-        else:
-            self._set_phase("unknown", what)
-
-    def _left_s(self) -> float:
-        if not self.task:
-            return 0.0
-        return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
-
-    def _request(
-        self, method: str, params: dict[str, Any], then: Callable[[dict[str, Any], str], None]
-    ) -> None:
-        assert self.link is not None
-        self.calls_made += 1
-        self.calls[self.calls_made] = then
-        request = {"jsonrpc": "2.0", "id": self.calls_made, "method": method, "params": params}
-        self.link.write(json.dumps(request).encode())
-
-    def _call(
-        self, tool: str, then: Callable[[dict[str, Any], str], None], **arguments: Any
-    ) -> None:
-        """Use a tool there; then gets what it gives, and why it failed. Both are empty where the
-        connection broke before."""
-        self._request("tools/call", {"name": tool, "arguments": arguments}, then)
-
-    def _hear(self, line: bytes) -> None:
-        said = json.loads(line)
-        then = self.calls.pop(said.get("id"), None)
-        if not then:
-            return
-        result, error = said.get("result") or {}, said.get("error") or {}
-        failed = str(error.get("message") or "")
-        if result.get("isError"):
-            failed = result["content"][0]["text"]
-        then(result.get("structuredContent") or {}, failed)
-
-    # ---- what goes there ----
-
-    def _send(self) -> None:
-        """Give the task, then messages, and wait for what happens there."""
-        if self.calls and not self.waiting:
-            return  # one thing after the other
-        if self.task and not self.far_task:
-            self._give(self.task)
-        elif self.far and len(self.calls) == self.waiting:
-            for message in self.store.waiting(self.name):
-                claim = None
-                if message.kind != "task":
-                    claim = self.store.take_message(self.name, message.id)
-                if claim:
-                    self.claims[message.id] = claim
-                    self._send_message(message)
-                    break
-        if self.far and not self.waiting and (self.far_task or not self.task):
-            self.waiting = True
-            seen = {"mark": self.mark, "kept": self.kept}
-            self._call("wait", self._on_facts, session=self.far, **seen)
-
-    def _take_task(self) -> None:
-        for message in self.store.waiting(self.name):
-            if message.kind == "task" and not self.task:
-                claim = self.store.take_message(self.name, message.id)
-                if claim:
-                    self.claims[message.id] = claim
-                    self._begin_task(message)
-
-    def _begin_task(self, message: Message) -> None:
-        self.task, self.task_at, self.paused_s = message, time.monotonic(), 0.0
-        if self.phase == "idle":
-            self._set_phase("working", "")
-
-    def _give(self, task: Message) -> None:
-        assert self.profile is not None
-
-        def given(there: dict[str, Any], failed: str) -> None:
-            if failed:
-                words = f"{self.session.host}: {failed}"
-                self._end_task(
-                    Result(task.task, self.name, "failed", "", "", "never_started", words)
-                )
-                if not self.far:
-                    self._finish("failed", "never_started", words)
-            elif there:
-                self.far, self.far_task = there["session"], there["task"]
-                self.attach = there["attach"]
-                self._show()
-                if task.id in self.claims:
-                    self.claims.pop(task.id).told()
-
-        self._call(
-            "assign",
-            given,
-            profile=self.profile._asdict(),
-            depth=self.session.depth,
-            session=self.far,
-            task=task.text,
-            request_id=task.task,
-            cwd=self.session.cwd,
-            timeout_s=task.timeout_s,
-            check=task.check,
-            check_retries=task.check_retries,
-        )
-
-    def _send_message(self, message: Message) -> None:
-        text = message.text
-        if message.sender != self.session.supervisor:
-            text = f"(from {message.sender}) {text}"
-
-        def sent(receipt: dict[str, Any], failed: str) -> None:
-            if failed:
-                self.boss.notify_undelivered(message, f"{self.session.host}: {failed}")
-            if failed or receipt:
-                self.claims.pop(message.id).told()
-                way = {"step": receipt.get("step"), "exact": receipt.get("exact")}
-                self.delivery = {"messages": [message.id], "at": time.time(), **way}
-
-        self._call("send_message", sent, session=self.far, text=text, id=message.id)
-
-    # ---- what comes from there ----
-
-    def _on_facts(self, facts: dict[str, Any], failed: str) -> None:
-        """The session there has changed."""
-        self.waiting = False
-        if failed:
-            self._finish("lost", "runner_died", f"{self.session.host}: {failed}")
-        if not facts:
-            return
-        self.mark, self.kept = facts["mark"], []
-        for message in facts["messages"]:
-            self._keep_message(Message(**message))
-        for result in facts["results"]:
-            self._keep_result({k: _tuples(v) for k, v in result.items() if k in Result._fields})
-        self.questions = [ask["question"] for ask in facts["asking"]]
-        self.asked_by = {ask["question"]["id"]: ask["session"] for ask in facts["asking"]}
-        self.last_line = facts["last_line"]
-        phase, why = facts["state"], facts["why"]
-        if self.questions:
-            phase = "asking"
-        elif self.task and phase in ("idle", "ended"):
-            phase = "working"  # it is about to begin, or its result about to come
-        if phase == "ended":
-            self._finish("stopped", "stopped", f"it ended on {self.session.host}: {why}")
-        else:
-            self._set_phase(phase, why)
-
-    def _keep_message(self, message: Message) -> None:
-        sender, text = self.name, message.text
-        if message.kind == "notice":
-            sender = "cao"
-        elif message.sender != self.far:
-            text = f"(from {message.sender} on {self.session.host}) {text}"
-        try:
-            here = message._replace(sender=sender, to=self.session.supervisor, text=text)
-            self.store.put_once(here)
-            self.kept.append(message.id)
-        except CaoError as error:  # that inbox is full: it stays there, and comes again
-            self.store.log(self.name, "message_waits", why=error.what)
-            self.mark, self.retry_at = "", time.monotonic() + LOOK_S
-
-    def _keep_result(self, fields: dict[str, Any]) -> None:
-        if self.task and not self.far_task:
-            self.mark = ""  # perhaps it is that of the task which we are just giving
-            return
-        self.kept.append(fields["task"])
-        if not self.task or fields["task"] != self.far_task:
-            return
-        result = Result(**fields)
-        where = f"done on {self.session.host} by {self.far}, in {self.session.cwd} there"
-        result = result._replace(
-            task=self.task.task,
-            session=self.name,
-            notes=(*result.notes, where),
-            seconds=round(time.time() - self.task.sent_at, 3),
-            told_at=0.0,
-        )
-        self._end_task(result)
-
-    def _end_task(self, result: Result) -> None:
-        task = self.task
-        assert task is not None
-        self.task, self.far_task = None, ""
-        result = result._replace(host=self.session.host, ended_at=time.time())
-        self.boss.conclude(result, task.sender)
-        if task.id in self.claims:
-            self.claims.pop(task.id).told()
-        self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
-
-    # ---- orders ----
-
-    def _on_order(self, order: dict[str, Any]) -> None:
-        kind = order.get("cao")
-        if kind == "stop":
-            self._finish("stopped", "stopped", "the session was stopped")
-        elif not self.far or not self.link or not self.link.here:
-            if kind == "answer":
-                words = f"{self.session.host} cannot be reached now"
-                self.reply = {"id": order["id"], "ok": False, "text": words}
-        elif kind == "interrupt":
-            self._call("stop_session", lambda *_: None, session=self.far, interrupt=True)
-        elif kind == "answer":
-            self._answer(order)
-
-    def _answer(self, order: dict[str, Any]) -> None:
-        words = order.get("words") or order.get("answer") or ""
-        if order.get("answer") == "no" and order.get("words"):
-            words = f"no: {words}"
-        asker = self.asked_by.get(order["question"], self.far)
-
-        def answered(done: dict[str, Any], failed: str) -> None:
-            text = done.get("answered") or failed or f"{self.session.host} cannot be reached now"
-            self.reply = {"id": order["id"], "ok": bool(done), "text": text}
-
-        how = {k: order[k] for k in ("question", "key", "dialog", "by") if order.get(k)}
-        self._call("answer", answered, session=asker, answer=words, **how)
-
-    # ---- the pane ----
-
-    def _show(self) -> None:
-        """Show the terminal of the session there, for reading; what is typed here goes nowhere."""
-        if not self.attach or self.child:
-            return
-        words = quote_argv(["env", "TERM=xterm-256color", *self.attach])
-        ssh = ssh_argv(self.env, "-t", "--", self.session.host, words)
-        self.child = spawn_foreground(ssh, {**self.env, **tmux_variables()})
-        self.group = note_process(self.child)
-
-    def _reap(self) -> None:
-        if self.child and os.waitpid(self.child, os.WNOHANG)[0]:
-            self.child, self.group = 0, None
-
-    # ---- life ----
+        self.link: Link | None = None
+        self.slot: int | None = None  # a lock: few connections start at once
+        self.tries = 0  # since the connection broke
+        self.broken_at = self.retry_at = 0.0  # on the monotonic clock
+        self.asked = 0  # calls that wait for something to happen there
+        self.task: Message | None = None
+        self.far_task = ""  # its name there, as this connection has heard it
+        self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
+        self.orders: list[dict[str, Any]] = []  # to be sent
+        self.mark = ""  # of what we have seen of there
+        self.kept: list[str] = []  # messages and results of there that are files here
+        self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
+        self.child = self.signal = 0  # the ssh in our pane
 
     def run(self) -> int:
         """Look after the session until it has ended."""
@@ -8042,12 +7716,12 @@ class Remote:
             self._save()  # from here on a free lock means that we are dead
             woken = hear_signals(self._on_signal)
             self.wake.listen(self.name)
-            for entry in self.store.unanswered(self.name)[:1]:  # given by a runner before us
-                task = self.store.taken(self.name, entry)
-                if task:
-                    self._begin_task(task)
+            for entry in self.store.unanswered(self.name):  # taken by a runner before us
+                self.task = self.store.taken(self.name, entry)
             while self._round():
-                self._wait(woken)
+                inputs = [self.wake.fd, woken, *([self.link.fd_in] if self.link else [])]
+                select.select(inputs, [], [], LOOK_S)
+                drain_pipe(woken)
         finally:
             self.wake.close()
             os.close(lock)
@@ -8057,116 +7731,249 @@ class Remote:
         if number != signal.SIGCHLD:
             self.signal = number
 
-    def _wait(self, woken: int) -> None:
-        drain_pipe(woken)
-        if self.signal:
-            return
-        left_s = 60.0
-        if self._may_close():
-            left_s = min(left_s, self.since + self.session.idle_close_s - time.time())
-        if self.retry_at:
-            left_s = min(left_s, self.retry_at - time.monotonic())
-        inputs = [self.wake.fd, woken, *([self.link.fd_in] if self.link else [])]
-        select.select(inputs, [], [], max(0.01, left_s))
+    def _save(self) -> None:
+        task = self.task
+        self.state["task"] = task.task if task else ""
+        self.state["task_message"] = task.id if task else ""
+        self.state["task_line"] = shorten(task.text, 120) if task else ""
+        if self.state != self.saved:
+            if self.state["state"] != self.saved.get("state"):
+                self.state["since"] = time.time()
+                self.store.log(self.name, "state", state=self.state["state"])
+            self.store.save_state(self.name, self.state)
+            self.saved = dict(self.state)
+            self.store.poke_up(self.name)
 
     def _round(self) -> bool:
         """Do all that can be done now; tell whether the session goes on."""
         self.wake.drain()
-        self._reap()
+        now = time.monotonic()
         if self.signal == signal.SIGHUP:
-            return False  # the pane is gone: the next use starts us again, the work goes on there
+            return False  # the pane is gone; the next use starts us again, and the work goes on
         if self.signal:
-            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
-        self._read_link()
+            self._end("terminated", f"the runner got signal {self.signal}")
+        while self.link and select.select([self.link.fd_in], [], [], 0)[0]:
+            self._read(self.link)
         events = self.store.events(self.name)
         for _, _, order in events:
-            if self.phase != "ended":
-                self._on_order(order)
+            self._on_order(order)
         self.store.drop_events(self.name, (entry for entry, _, _ in events))
-        if self.phase != "ended":
-            self._take_task()
-            if time.monotonic() >= self.retry_at:
-                self.retry_at = 0.0
-                if not self.link and (self.task or self.store.waiting(self.name)):
-                    self._connect()
-                if self.link and self.link.here and self.phase != "ended":
-                    self._send()
-            if self._may_close() and time.time() - self.since >= self.session.idle_close_s:
-                self._close()
-        if self.phase != "ended":
+        rests = self.state["state"] in ("idle", "unknown") and not self.session.keep
+        if rests and not self.task and not self.store.waiting(self.name):
+            idle_s = time.time() - self.state["since"]
+            if idle_s >= self.session.idle_close_s:
+                self._end("idle", "it had been idle")
+        there = self.state.get("conversation")
+        if self.ending and (now >= self.ending[2] or not self.link or not there):
+            reason, detail, _ = self.ending
+            if there:
+                detail += f"; {self.session.host} did not say that {there} has ended, too"
+            self._finish("stopped", reason, detail)
+        elif now >= self.retry_at and self.state["state"] != "ended":
+            if self.link and self.link.here:
+                self._sync(self.link)
+            elif not self.link and (self.task or self.store.waiting(self.name)):
+                self._connect()
+        if self.state["state"] != "ended":
             self._save()
-        return self.phase != "ended"
+        return bool(self.state["state"] != "ended")
 
-    def _read_link(self) -> None:
-        while (
-            self.link and self.phase != "ended" and select.select([self.link.fd_in], [], [], 0)[0]
-        ):
-            here = self.link.here
-            for line in self.link.read():
-                self._hear(line)
-            if self.link.here and not here:
-                self._on_here()
-            if self.link.closed:
-                self._on_break()
+    # ---- the connection ----
 
-    def _may_close(self) -> bool:
-        at_rest = self.phase == "idle" or (self.phase == "unknown" and not self.task)
-        return at_rest and not self.session.keep and not self.store.waiting(self.name)
+    def _connect(self) -> None:
+        path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
+        self.slot = self.store.lock(path)
+        if self.slot is None:
+            return
+        near = f"{self.store.home_id()}.{self.name}"
+        log = f"{self.store.folder(self.name)}/ssh.log"
+        try:
+            self.link = Link(self.session.host, ["mcp", "--near", near], self.env, log)
+        except CaoError as error:
+            self._finish("failed", "never_started", str(error))
 
-    def _close(self) -> None:
-        """End where nothing was to be done for long: as Runner._close_if_idle."""
-        self.closing = True
-        self._save()
-        if self._may_close():
-            self._finish("stopped", "idle", "it had been idle")
-        self.closing = False
+    def _read(self, link: Link) -> None:
+        here = link.here
+        for line in link.read():
+            said = json.loads(line)
+            result = said.get("result") or {}
+            if result.get("isError"):
+                words = result["content"][0]["text"]
+                self._finish("lost", "runner_died", f"{self.session.host}: {words}")
+            elif "structuredContent" in result:
+                self.asked -= 1
+                self._on_facts(result["structuredContent"])
+        if link.here and not here:
+            self.tries, self.broken_at, self.state["reattached"] = 0, 0.0, 0
+            self.store.log(self.name, "connected", host=self.session.host)
+        if self.slot is not None and (link.here or link.closed):
+            os.close(self.slot)
+            self.slot = None
+        if link.closed:
+            self._on_break(link)
+
+    def _on_break(self, link: Link) -> None:
+        """The connection broke, or never was: try again while the task has time."""
+        host, now = self.session.host, time.monotonic()
+        what = f"{host} cannot be reached: {link.end()}"
+        self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
+        self.sent.clear()
+        self.tries += 1
+        self.broken_at = self.broken_at or now
+        self.retry_at = now + min(RETRY_S, 2.0**self.tries / 2)
+        self.store.log(self.name, "disconnected", why=what)
+        if not self.state.get("conversation") and not link.here:
+            self._finish("failed", "never_started", f"{what}; try: cao doctor --host {host}")
+        elif self.task and now - self.broken_at > self.task.timeout_s:
+            self._finish("lost", "unreachable", f"{what}; the work may go on there")
+        else:
+            self.state.update(state="unknown", why=what)
+
+    # ---- what goes there ----
+
+    def _sync(self, link: Link) -> None:
+        """Say what is wanted there; the answer comes once there is something to say."""
+        waiting = [m for m in self.store.waiting(self.name) if not self.ending]
+        if not self.task:
+            self.task = next((m for m in waiting if m.kind == "task"), None)
+        tasks = [self.task] if self.task and self.task.id not in self.sent else []
+        letters = [m for m in waiting if m.kind != "task" and m.id not in self.sent]
+        if self.asked and not (tasks or letters or self.orders or self.kept):
+            return
+        profile = self.boss.launched(self.name)
+        wanted = {
+            "session": self.state.get("conversation") or "",
+            "cwd": self.session.cwd,
+            "depth": self.session.depth,
+            "profile": profile._asdict() if profile else {},
+            "tasks": [task._asdict() for task in tasks],
+            "task": self.far_task,
+            "letters": [self._letter(message) for message in letters],
+            "orders": self.orders,
+            "kept": self.kept,
+            "mark": self.mark,
+        }
+        self.asked += 1
+        self.sent.update(message.id for message in (*tasks, *letters))
+        self.orders, self.kept = [], []
+        link.call("sync", wanted)
+
+    def _letter(self, message: Message) -> dict[str, str]:
+        text = message.text
+        if message.sender != self.session.supervisor:
+            text = f"(from {message.sender}) {text}"
+        return {"id": message.id, "text": text}
+
+    def _on_order(self, order: dict[str, Any]) -> None:
+        if order.get("cao") == "stop":
+            self._end("stopped", "the session was stopped")
+        elif self.link and self.link.here and self.state.get("conversation"):
+            self.orders.append({"id": "interrupt", **order})
+        else:
+            self._on_reply(order.get("id", ""), {"failed": "no connection now"})
+
+    def _end(self, reason: str, detail: str) -> None:
+        """End the session there, then here. `closing` tells who gives a task now to wait."""
+        if not self.ending:
+            self.ending = (reason, detail, time.monotonic() + FAR_STOP_S)
+            self.state["closing"] = True
+            self.orders.append({"id": "stop", "cao": "stop"})
+
+    # ---- what comes from there ----
+
+    def _on_facts(self, facts: dict[str, Any]) -> None:
+        self.mark = facts["mark"]
+        self.state["conversation"] = facts["session"]
+        for letter, reply in facts["replies"].items():
+            self._on_reply(letter, reply)
+        for message in facts["messages"]:
+            self._keep(Message(**message))
+        if facts["result"] and self.task and self.far_task:
+            self._keep_result(facts["result"])
+        there = facts["state"]
+        if there.get("state") == "ended" and not self.task:
+            reason, detail, _ = self.ending or ("stopped", there["why"], 0.0)
+            self._finish("stopped", reason, detail)
+            return
+        if there.get("state") in ("idle", "ended") and self.task:
+            there["state"] = "working"  # it is about to begin, or its result to come
+        self.state.update(there)
+
+    def _on_reply(self, letter: str, reply: dict[str, Any]) -> None:
+        """There is an answer to a task, a message or an order of ours."""
+        failed = reply.get("failed") or ""
+        words = f"{self.session.host}: {failed}"
+        message = next((m for m in self.store.waiting(self.name) if m.id == letter), None)
+        if self.task and letter == self.task.id:
+            if failed:
+                self._end_task(Result("", "", "failed", reason="never_started", detail=words))
+                if not self.state["conversation"]:
+                    self._finish("failed", "never_started", words)
+                return
+            self.far_task = reply["task"]
+            self._show(reply["attach"])
+        elif message:
+            way = {"step": reply.get("step"), "exact": reply.get("exact"), "at": time.time()}
+            self.state["delivery"] = {"messages": [letter], **way}
+            if failed:
+                self.boss.notify_undelivered(message, words)
+        else:
+            text = reply.get("answered") or words
+            self.state["reply"] = {"id": letter, "ok": not failed, "text": text}
+        self.store.discharge(self.name, letter)
+
+    def _keep(self, message: Message) -> None:
+        sender, text = self.name, message.text
+        if message.kind == "notice":
+            sender = "cao"
+        elif message.sender != self.state["conversation"]:
+            text = f"(from {message.sender}) {text}"
+        try:
+            supervisor = self.session.supervisor
+            self.store.put_once(message._replace(sender=sender, to=supervisor, text=text))
+            self.kept.append(message.id)
+        except CaoError:  # that inbox is full: it stays there, and comes again
+            self.mark, self.retry_at = "", time.monotonic() + LOOK_S
+
+    def _keep_result(self, result: dict[str, Any]) -> None:
+        known = {k: _tuples(v) for k, v in result.items() if k in Result._fields}
+        where = f"done on {self.session.host} by {result['session']}, in {self.session.cwd} there"
+        self.kept.append(result["task"])
+        self._end_task(Result(**{**known, "notes": (*known["notes"], where), "told_at": 0.0}))
+
+    def _end_task(self, result: Result) -> None:
+        task = self.task
+        assert task is not None
+        self.task, self.far_task = None, ""
+        result = result._replace(task=task.task, session=self.name, host=self.session.host)
+        took_s = round(time.time() - task.sent_at, 3)
+        self.boss.conclude(result._replace(seconds=took_s, ended_at=time.time()), task.sender)
+        self.store.discharge(self.name, task.id)
+        self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
+
+    def _show(self, attach: Sequence[str]) -> None:
+        """Show the terminal of the session there, for reading; what is typed here goes nowhere."""
+        if self.child:
+            os.kill(self.child, signal.SIGKILL)
+            os.waitpid(self.child, 0)
+        words = quote_argv(["env", "TERM=xterm-256color", *attach])
+        ssh = ssh_argv(self.env, "-t", "--", self.session.host, words)
+        self.child = spawn_foreground(ssh, {**self.env, **tmux_variables()})
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
-        """End the session, here and there: answer what is open."""
-        if self.phase == "ended":
+        """End the session here: answer what is open."""
+        if self.state["state"] == "ended":
             return
-        if outcome == "stopped" and self.far and not self._stop_far():
-            detail += f"; {self.session.host} could not be told, and {self.far} may go on there"
-        self.store.write(f"{self.store.folder(self.name)}/screen.txt", self._screen())
-        for claim in self.claims.values():
-            claim.release()
-        facts = dict(self.saved)
         base = Result("", self.name, outcome, host=self.session.host)
-        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)
-        self.task, self.questions = None, []
-        if self.link:
-            self.link.end()
-        self._free_slot()
-        if self.group:
-            end_group(self.child, self.group["start"])
+        at_work = self.state
+        self.boss.answer_all(self.name, at_work, outcome, reason, detail, base)
+        self.task = None
+        self.state = {**at_work, "state": "ended", "why": detail, "closing": False, "questions": []}
         self.store.log(self.name, "ended", outcome=outcome, reason=reason)
-        self._set_phase("ended", detail)
         self._save()
-        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
+        self.boss.answer_all(self.name, at_work, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
-
-    def _stop_far(self) -> bool:
-        """End the session there; tell whether that was heard."""
-        if not self.link or not self.link.here:
-            return False
-        heard: list[str] = []
-        self._call("stop_session", lambda *_: heard.append(""), session=self.far)
-        until = time.monotonic() + FAR_STOP_S
-        while not heard and (left_s := until - time.monotonic()) > 0:
-            if select.select([self.link.fd_in], [], [], left_s)[0]:
-                for line in self.link.read():
-                    said = json.loads(line)
-                    heard += [""] if said.get("id") == self.calls_made else []
-                if self.link.closed:
-                    break
-        return bool(heard)
-
-    def _screen(self) -> str:
-        try:
-            return self.boss.tmux.capture(os.environ.get("TMUX_PANE", ""), first="-200")
-        except CaoError:
-            return ""
 
 
 def hear_signals(note: Callable[[int, Any], None]) -> int:
@@ -9718,6 +9525,20 @@ def _first_run(row: Provider) -> str:
     return "" if own.get("hasCompletedOnboarding") else ", its first run is to come (try: claude)"
 
 
+def doctor_there(store: Store, host: str) -> tuple[list[list[str]], bool]:
+    """Return what `doctor` returns on another machine, which gets this cao.py by that."""
+    if not HOST.match(host):
+        raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
+    link, said = Link(host, ["doctor", "--json"], dict(os.environ), f"{store.home}/ssh.log"), b""
+    while not link.closed:
+        said += b"".join(link.read())
+    words = link.end()
+    if not said:
+        raise CaoError(f"{host} cannot be reached: {words}", f"ssh {host} true, without a password")
+    rows = [list(map(str, row.values())) for row in json.loads(said)]
+    return rows, rows[1][1] == "ok"
+
+
 def prove_live(boss: Orchestrator, target: str) -> list[str]:
     """Do one real turn of a CLI in the current directory; return the row (what, state,
     detail) that names the signals that came, and those that did not."""
@@ -10087,74 +9908,93 @@ def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
 # ---- what the near side of a session that works here calls: see room 9 ----
 
 
-def _near_assign(call: Call, given: dict[str, Any]) -> Answer:
+def _near_assign(boss: Orchestrator, task: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Give a task of the near side to its session here, or to a new one. Its profile comes with
     it: it was looked up, clipped and checked there."""
-    boss, profile = call.boss, {key: _tuples(value) for key, value in given["profile"].items()}
+    profile = Profile(**{key: _tuples(value) for key, value in given["profile"].items()})
     boss.caller = boss.caller._replace(depth=given["depth"] - 1)
-    options = task_options({**given, "profile": Profile(**profile)})
-    task = boss.assign(profile["name"], given["task"], options)
-    session = boss.store.session_of(task)
-    pane = "" if boss.is_over(session) else boss.tmux.pane_of(session)
+    wanted = {**task, **given, "profile": profile, "request_id": task["task"]}
+    name = boss.assign(profile.name, task["text"], task_options(wanted))
+    session = boss.store.session_of(name)
+    pane = boss.tmux.pane_of(session)
     attach = [boss.tmux.program, "-u", "-S", boss.tmux.ask(pane, "#{socket_path}"), "attach"]
     attach += ["-f", "read-only,ignore-size", "-t", f"={session}"]
-    return Answer("", {"task": task, "session": session, "attach": attach if pane else []})
+    return {"task": name, "session": session, "attach": attach}
 
 
-def _near_wait(call: Call, given: dict[str, Any]) -> Answer:
-    """Return what there is to say of a session here once it is something else than `mark`.
+def _near_order(boss: Orchestrator, order: dict[str, Any], asking: Any) -> dict[str, Any]:
+    """Obey an order that the near side's runner got; who may give it was decided there."""
+    session, questions = asking
+    if order["cao"] != "answer":
+        return boss.stop_session(session, order["cao"] == "interrupt")
+    for asker, question in questions:
+        if question["id"] == order["question"]:
+            return boss.hand_over(asker, question, order)
+    raise UsageError("it asks this no more", "")
+
+
+def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
+    """Do what the near side wants, each once however often it is said; then answer, once there is
+    something else to say of its session here than `mark`.
 
     kept: the messages and results that the near side has on its own books by now.
     """
-    boss, store, session = call.boss, call.boss.store, given["session"]
-    me = boss.caller.name
-    store.find(session)
+    boss, store, me = call.boss, call.boss.store, call.boss.caller.name
+    session, task, replies = given["session"], given["task"], {}
+
+    def attempt(key: str, work: Callable[..., dict[str, Any]], *how: Any) -> dict[str, Any]:
+        try:
+            replies[key] = work(*how)
+        except CaoError as error:
+            replies[key] = {"failed": str(error)}
+        return replies[key]
+
     for letter in given["kept"]:
         store.discharge(me, letter)
+    for message in given["tasks"]:
+        there = attempt(message["id"], _near_assign, boss, message, given)
+        session, task = there.get("session") or session, there.get("task") or task
+    for letter in given["letters"]:
+        attempt(letter["id"], boss.send_message, session, letter["text"], 3.0, letter["id"])
+    for order in given["orders"]:
+        attempt(order["id"], _near_order, boss, order, (session, boss.asked_below(session)))
     wake = Wake(store)
     try:
-        wake.listen(session)
-        wake.listen(me)
+        for name in filter(None, (session, me)):
+            wake.listen(name)
         while True:
-            state = boss.state_of(session)
-            ended = [store.load_result(task) for task in store.owed(me) if store.has_result(task)]
-            below = [name for name in store.live() if session in boss.ancestors(name)]
-            facts = {
-                "state": state["state"],
-                **{key: state.get(key) or "" for key in ("why", "last_line")},
-                "asking": boss.asked_by([session, *below]),
-                "results": [result._asdict() for result in ended if result],
-                "messages": [message._asdict() for message in store.waiting(me)],
-            }
+            facts = _near_facts(boss, session, task)
             mark = sha256_of(dump(facts))
-            if mark != given["mark"] or call.cancelled():
-                return Answer("", {**facts, "mark": mark})
+            if mark != given["mark"] or replies or call.cancelled():
+                said = {"session": session, "replies": replies, "mark": mark}
+                return Answer("", {**facts, **said})
             boss.watch(session, wake.poke)
             wake.wait(PROGRESS_S)
     finally:
         wake.close()
 
 
-def _near_send(call: Call, given: dict[str, Any]) -> Answer:
-    """Put a message of the near side into a session's inbox here, once."""
-    receipt = call.boss.send_message(given["session"], given["text"], message_id=given["id"])
-    return Answer("", receipt)
+def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
+    """Return what the near side is to know of its session here."""
+    store = boss.store
+    facts: dict[str, Any] = {"state": {}, "result": None}
+    facts["messages"] = [message._asdict() for message in store.waiting(boss.caller.name)]
+    if session:
+        state = boss.state_of(session)
+        facts["state"] = {key: state.get(key) or "" for key in ("state", "why", "last_line")}
+        questions = boss.asked_below(session)
+        facts["state"]["questions"] = [
+            question if name == session else {**question, "agent": name}
+            for name, question in questions
+        ]
+        if questions:
+            facts["state"]["state"] = "asking"
+    if task and store.has_result(task) and (result := store.load_result(task)):
+        facts["result"] = result._asdict()
+    return facts
 
 
-def _near_answer(call: Call, given: dict[str, Any]) -> Answer:
-    """Answer what a session here asks; who may was decided at the near side."""
-    how = {key: given[key] for key in ("key", "dialog", "by") if key in given}
-    done = call.boss.answer(given["session"], given["answer"], given["question"], **how)
-    return Answer("", done)
-
-
-NEAR_VERBS: dict[str, Callable[[Call, dict[str, Any]], Answer]] = {
-    "assign": _near_assign,
-    "wait": _near_wait,
-    "send_message": _near_send,
-    "answer": _near_answer,
-    "stop_session": _call_stop_session,
-}
+SYNC = Tool("sync", "", "", (), {}, _call_sync, delegates=True)
 
 
 def render_tool(tool: Tool) -> dict[str, Any]:
@@ -10812,6 +10652,8 @@ def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # "": each CLI that is there
     rows, good = ([], True) if live else doctor(ask.store)
     bad = EXIT_TMUX
+    if ask.args.host:
+        rows, good = doctor_there(ask.store, ask.args.host)
     if live is not None:
         there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
         names = [live] if live else [name for name in there if name in PROVIDERS]
@@ -11032,7 +10874,8 @@ VERBS = (
          "exit STATUS", (), False),
     Verb("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
          (_only("live", "Do a real turn of this CLI (or profile), or of each there is; it costs a"
-                " few tokens.", metavar="CLI", nargs="?", const=""),)),
+                " few tokens.", metavar="CLI", nargs="?", const=""),
+          _only("host", "Check that machine.", metavar="HOST", default=""))),
     Verb("completion", cmd_completion, "print what makes a shell complete cao's commands",
          "eval \"$(cao completion bash)\"  # in ~/.bashrc",
          (_only("shell", ", ".join(COMPLETIONS), "1", choices=COMPLETIONS, metavar="SHELL"),),
@@ -11173,6 +11016,7 @@ class McpServer:
         import threading
 
         self.store, self.fd_in, self.fd_out, self.near = store, fd_in, fd_out, near
+        self.tools = {"sync": SYNC} if near else TOOLS
         self.writing = threading.Lock()
         self.version = ""  # of the handshake, once there was one
         self.client: dict[str, Any] = {}
@@ -11411,7 +11255,7 @@ class McpServer:
         import threading
 
         name = params.get("name")
-        if not isinstance(name, str) or name not in TOOLS:
+        if not isinstance(name, str) or name not in self.tools:
             raise RpcError(-32602, f"unknown tool: {name!r}")
         arguments = params.get("arguments")
         if arguments is None:
@@ -11426,7 +11270,7 @@ class McpServer:
             self.running[type(key).__name__, key] = cancelled
 
         def work() -> None:
-            done = self.run_tool(TOOLS[name], arguments, cancelled, token)
+            done = self.run_tool(self.tools[name], arguments, cancelled, token)
             result = self.end_call(key, cancelled, done)
             if result is None or (self.closed and done.claims):  # who has left is told nothing
                 for claim in done.claims:
@@ -11445,14 +11289,13 @@ class McpServer:
         """Return a tool's answer, or its error as one."""
 
         def work() -> Answer:
-            arguments = given if self.near else check_arguments(tool, given)
+            arguments = given if tool is SYNC else check_arguments(tool, given)
             boss = self.open(tool.delegates)
 
             def given_up() -> bool:
                 return cancelled.is_set() or self.closed
 
-            verb = NEAR_VERBS[tool.name] if self.near else tool.call
-            return verb(self.make_call(boss, given_up, token), arguments)
+            return tool.call(self.make_call(boss, given_up, token), arguments)
 
         try:
             answered: Answer = self.foreseen(work)

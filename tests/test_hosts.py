@@ -7,6 +7,7 @@ makes that a failure.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import re
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CAO, until
+import cao
+from conftest import CAO, McpClient, kill, until
 from test_readme import blocks
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -52,7 +54,6 @@ class Machine:
             f"PidFile none\nPasswordAuthentication no\nMaxStartups 10:100:10\nPrintMotd no\n"
         )
         self.work = self.home / "work"
-        self.in_it("mkdir", "work")
         self.sshd = self.start()
 
     def start(self) -> subprocess.Popen:
@@ -63,11 +64,12 @@ class Machine:
         until(lambda: listens(self.port))
         return sshd
 
-    def ssh(self, key: str = "key", *more: str) -> str:
+    def ssh(self, key: str = "key") -> str:
         """Return CAO_SSH for this machine."""
         words = f"ssh -p {self.port} -l {self.user.pw_name} -i {self.folder}/{key} -F none"
-        words += f" -o UserKnownHostsFile={self.folder}/known_hosts -o IdentitiesOnly=yes"
-        return f"{words} -o StrictHostKeyChecking=no {' '.join(more)}".strip()
+        words += f" -o HostName=127.0.0.1 -o UserKnownHostsFile={self.folder}/known_hosts"
+        words += " -o IdentitiesOnly=yes"
+        return f"{words} -o StrictHostKeyChecking=no"
 
     def in_it(self, *argv: str, check: bool = True, **env: str) -> str:
         """Run a program as the user there, in its home; return what it prints."""
@@ -97,16 +99,20 @@ class Machine:
                         found.append(int(pid))
         return found
 
-    def close(self) -> None:
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self.sshd.terminate()
-        self.sshd.wait()
+    def clear(self) -> None:
+        """End all that the user runs, and leave of the home what a first use has put there."""
         while pids := self.pids():
             for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                kill(pid)
+        for path in (*self.home.iterdir(), *self.cao_home.glob("*")):
+            if path.name not in (".local", "lib"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.in_it("mkdir", "work")
+
+    def close(self) -> None:
+        self.clear()
+        self.sshd.terminate()
+        self.sshd.wait()
         shutil.rmtree(self.folder)
 
 
@@ -121,8 +127,8 @@ def listens(port: int) -> bool:
         return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture
-def machine():
+@pytest.fixture(scope="session")
+def user_there():
     name = f"cao-far-{os.getpid()}"
     make = ["useradd", "-m", "-p", "*", "-s", "/bin/bash", name]  # no password: sshd wants one
     subprocess.run(make, check=True, capture_output=True)
@@ -133,20 +139,79 @@ def machine():
 
 
 @pytest.fixture
-def far(place, machine):
+def far(place, user_there):
     """The place here, from which a worker on the machine `box` is reached."""
-    place.env["CAO_SSH"] = machine.ssh("key", "-o", "HostName=127.0.0.1")
-    place.machine = machine
-    return place
+    user_there.clear()
+    place.env["CAO_SSH"] = user_there.ssh()
+    place.machine = user_there
+    yield place
+    place.tmux("kill-server")  # else a runner connects again
+    for pid in place.pids():
+        kill(pid)
+    user_there.clear()
 
 
-def handoff(far, task, *args, **more):
-    return far.run("handoff", "demo@box", task, "--cwd", str(far.machine.work), *args, **more)
+def handoff(far, task, *args, target="demo@box", **more):
+    return far.run("handoff", target, task, "--cwd", str(far.machine.work), *args, **more)
+
+
+def assign(far, task, *args, **env):
+    return far.ok("assign", "demo@box", task, "--cwd", str(far.machine.work), *args, **env).strip()
+
+
+def wait(far, task):
+    """Return a task's result, once it is here."""
+    done = far.run("wait", task, "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    return result
+
+
+def working(far, task):
+    """Return the worker's session here, once it is at work there."""
+    session = task.partition(".")[0]
+    far.until_state(session, "working")
+    return session
+
+
+def connected(far, session):
+    """Tell whether the last that was heard of a session's machine is that it is reached."""
+    said = [e["event"] for e in far.log(session) if e["event"] in ("connected", "disconnected")]
+    return said[-1:] == ["connected"]
+
+
+def runner_of(far, session):
+    return int(far.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}"))
+
+
+def wait_all(far, task):
+    """Return a task's result; what its worker says before is in far.heard."""
+    far.heard = []
+    while True:
+        found = json.loads(far.run("wait", task, "--json").stdout)
+        far.heard += [message["text"] for message in found["messages"]]
+        if found["results"]:
+            return found["results"][0]
+
+
+# ---- a worker there is as one here ----
 
 
 def test_a_handoff_to_another_machine_gives_its_answer(far):
     done = handoff(far, "demo: say it is far")
     assert (done.returncode, done.stdout) == (0, "it is far\n"), done.stderr
+    (name,) = far.live()
+    (there,) = far.machine.sessions()
+    (view,) = (v for v in json.loads(far.ok("ls", "--json")) if v["session"] == name)
+    assert (view["host"], view["profile"]) == ("box", "demo@box")
+    assert view["cwd"] == f"box:{far.machine.work}"
+    again = json.loads(far.ok("handoff", name, "demo: say more", "--json"))["results"][0]
+    assert (again["answer"], again["host"]) == ("more", "box")
+    assert f"done on box by {there}" in again["notes"][-1]
+    assert far.machine.sessions() == [there]
+    until(lambda: "demo agent" in far.screen(name))
+    far.ok("stop", name)
+    assert (far.live(), far.machine.sessions()) == ([], [])
+    until(lambda: far.machine.pids("cao"), [])
 
 
 def test_the_example_of_the_readme(far):
@@ -157,3 +222,308 @@ def test_the_example_of_the_readme(far):
     assert done.returncode == 0, done.stderr
     assert re.findall("# prints (.*)", example) == ["done there", "demo-"]
     assert re.match(r"done there\n[^\n]*\n *demo-", done.stdout), done.stdout
+
+
+def test_messages_go_both_ways(far):
+    task = assign(far, "demo: tell I have a question; sleep 3; say after all")
+    done = far.run("wait", task, "--json")
+    session = working(far, task)
+    (message,) = json.loads(done.stdout)["messages"]
+    assert (message["sender"], message["text"]) == (session, "I have a question")
+    sent = json.loads(far.ok("send", session, "the answer is 7", "--json"))
+    assert sent["step"] == "queued"
+    # As with a worker here: a message of the supervisor's before the end begins another turn.
+    result = wait(far, task)
+    assert result["turns"] == ["after all"]
+    assert "Message from" in result["answer"]
+    idle = json.loads(far.ok("send", session, "now you are idle", "--json"))
+    assert (idle["step"], idle["exact"]) == ("taken", "exact")
+    assert far.ok("wait") == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "said"),
+    [
+        ("permit rm -rf build|Yes|No", "yes", "Yes"),
+        ("permit rm -rf build|Yes|No", "no: keep it", "keep it"),
+        ("ask Which colour?|red|blue", "2", "blue"),
+        ("handoff demo {demo: permit rm -rf build|Yes|No}", "yes", "Result of demo-"),
+    ],
+)
+def test_a_question_is_answered_at_home(far, task, answer, said):
+    done = handoff(far, f"demo: {task}")
+    assert done.returncode == 6, done.stderr
+    assert "rm -rf build" in done.stderr or "Which colour?" in done.stderr
+    (name,) = far.live()
+    assert json.loads(far.ok("ls", "--asking", "--json"))[0]["session"] == name
+    task = far.state(name)["task"]
+    far.ok("answer", name, answer)
+    result = wait(far, task)
+    assert said in result["answer"]
+    for home in (far.home, far.machine.cao_home):
+        (line,) = (home / "approvals.jsonl").read_text().splitlines()
+        assert json.loads(line)["by"] == "person"
+
+
+def test_an_agent_does_not_answer_for_a_person(far):
+    handoff(far, "demo: permit rm -rf build|Yes|No")
+    (name,) = far.live()
+    refused = far.run("answer", name, "yes", CLAUDECODE="1")
+    assert "person" in refused.stderr
+    assert refused.returncode == 2
+
+
+def test_a_worktree_is_made_there(far):
+    git = ("git", "-C", str(far.machine.work), "-c", "user.name=x", "-c", "user.email=x@x")
+    far.machine.in_it("git", "init", "-q", str(far.machine.work))
+    far.machine.in_it(*git, "commit", "-q", "--allow-empty", "-m", "first")
+    done = handoff(far, "demo: say done", "--worktree", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    (there,) = far.machine.sessions()
+    assert result["worktree"]["branch"] == f"cao/{there}"
+    assert f"cao/{there}" in far.machine.in_it(*git, "branch")
+    refused = far.run("merge", far.live()[0])
+    assert refused.returncode == 2
+    assert "box" in refused.stderr
+
+
+def test_an_answer_of_a_megabyte_comes_whole(far):
+    text = "\n".join(f"line {n} äöü €" for n in range(45_000))
+    done = handoff(far, f"demo: echo\n{text}")
+    assert done.stdout == f"{text}\n"
+
+
+def test_scope_and_depth_go_with_it(far):
+    """A supervisor's grant holds there for its worker's workers, too."""
+    far.profile("boss", "---\nprovider: demo\ngrant: {permissions: edits}\nhosts: [box]\n---\n")
+    far.profile("worker", "---\nprovider: demo\nrole: reviewer\npermissions: all\n"
+                "hosts: [box]\n---\n")  # fmt: skip
+    task = "demo: handoff worker@box {demo: say x}"
+    assert far.run("handoff", "boss", task, cwd="/tmp").stdout == "x\n"
+    records = {
+        path.parent.name.rpartition("-")[0]: json.loads(path.read_text())
+        for path in far.machine.cao_home.glob("sessions/*/session.json")
+    }
+    assert records["worker"]["depth"] == 2
+    launched = {
+        path.parent.parent.name.rpartition("-")[0]: json.loads(path.read_text())["profile"]
+        for path in far.machine.cao_home.glob("sessions/*/launch/launch.json")
+    }
+    assert launched["worker"]["permissions"] == "edits"
+    assert launched["worker"]["tools"] == ["fs_read", "fs_list"]
+    assert launched["worker"]["settings"]["grants above"] == [{"permissions": "edits"}]
+
+
+def test_eight_at_once_are_not_too_many(far):
+    """This sshd drops the sixth connection that begins while five are beginning."""
+    tasks = [assign(far, f"demo: say {n}") for n in range(8)]
+    assert [wait(far, task)["answer"] for task in tasks] == [str(n) for n in range(8)]
+
+
+def test_an_mcp_client_hears_where_it_was_done(far):
+    far.ok("allow", "--host", "box")
+    client = McpClient(far)
+    given = client.call("assign", target="demo@box", task="demo: say hello",
+                        cwd=str(far.machine.work))["structuredContent"]  # fmt: skip
+    told = client.call("wait", tasks=[given["task"]])["structuredContent"]
+    assert (told["results"][0]["answer"], told["results"][0]["host"]) == ("hello", "box")
+    client.close()
+
+
+# ---- who may go where ----
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "--", "", "a b", "a;b", "$(x)", "a\nb"])
+def test_what_is_no_host_is_refused(place, host):
+    done = place.run("handoff", f"demo@{host}", "x")
+    assert done.returncode in (2, 3)
+    assert place.live() == []
+    assert place.run("allow", "--host", host).returncode == 2 or not host
+    assert os.listdir(place.work) == []
+
+
+def test_an_agent_reaches_only_hosts_that_a_person_allowed(far):
+    refused = handoff(far, "demo: say no", CLAUDECODE="1")
+    assert refused.returncode == 2
+    assert "cao allow --host box" in refused.stderr
+    assert far.run("allow", "--host", "box", CLAUDECODE="1").returncode == 2
+    far.ok("allow", "--host", "box")
+    assert handoff(far, "demo: say yes", CLAUDECODE="1").stdout == "yes\n"
+    assert "host box" in far.ok("allow", "--list")
+    far.ok("allow", "--host", "box", "--remove")
+    assert handoff(far, "demo: say no", CLAUDECODE="1").returncode == 2
+    far.profile("roamer", "---\nprovider: demo\nhosts: [box]\n---\n")
+    assert handoff(far, "demo: say yes", CLAUDECODE="1", target="roamer@box").stdout == "yes\n"
+
+
+def test_no_agent_is_the_near_side(place):
+    done = place.run("mcp", "--near", "abcdefgh.demo-2222", CLAUDECODE="1",
+                     stdin='{"jsonrpc": "2.0", "id": 0, "method": "initialize",'
+                     ' "params": {"protocolVersion": ""}}\n'
+                     '{"jsonrpc": "2.0", "id": 1, "method": "tools/call",'
+                     ' "params": {"name": "sync", "arguments": {}}}\n')  # fmt: skip
+    assert "--near is for the cao of another machine" in done.stdout
+
+
+# ---- what is missing there is said ----
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ("PATH=/nonexistent", "python3"),
+        ("PATH=~/old:$PATH", "3.8, and cao needs 3.9"),
+        ("PATH=~/tmux2:$PATH", "tmux 2.9, too old"),
+        ("ulimit -f 100", "File too large"),
+        ("exit 7", "ssh ended with 7"),
+    ],
+)
+def test_what_is_missing_there_is_said(far, profile, words):
+    for name, text in (
+        ("old/python3", "exec /usr/bin/python3 -c 'import sys; sys.version_info = (3, 8)\n"
+                        "exec(input())'"),
+        ("tmux2/tmux", "echo tmux 2.9"),
+    ):  # fmt: skip
+        path = far.machine.home / name
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    shutil.rmtree(far.machine.home / ".local", ignore_errors=True)  # cao itself is missing, too
+    (far.machine.home / ".profile").write_text(f"{profile}\n")
+    done = handoff(far, "demo: say no")
+    assert done.returncode == 1
+    assert "failed, never_started" in done.stderr
+    assert "box" in done.stderr
+    assert words in done.stderr
+    assert far.live() == []
+
+
+@pytest.mark.parametrize(
+    ("ssh", "words"),
+    [
+        (lambda box: box.ssh("other_key"), "Permission denied (publickey"),
+        (lambda box: "ssh -F none -p 1 -o HostName=127.0.0.1", "Connection refused"),
+        (lambda box: "no-such-ssh", "no-such-ssh is not installed"),
+    ],
+)
+def test_a_machine_that_is_not_reached_is_said(far, ssh, words):
+    done = handoff(far, "demo: say no", CAO_SSH=ssh(far.machine))
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert far.live() == []
+    doctor = far.run("doctor", "--host", "box", CAO_SSH=ssh(far.machine))
+    assert doctor.returncode == 1
+    assert words in doctor.stderr
+
+
+def test_a_directory_that_is_not_there_is_said(far):
+    done = far.run("handoff", "demo@box", "demo: say no", "--cwd", "/nonexistent")
+    assert done.returncode == 1
+    assert "box: /nonexistent is no directory" in done.stderr
+    assert far.run("handoff", "demo@box", "x", "--cwd", "here").returncode == 2
+
+
+def test_doctor_looks_there(far):
+    rows = json.loads(far.ok("doctor", "--host", "box", "--json"))
+    found = {row["what"]: row for row in rows}
+    assert found["runtime directory"]["detail"] == str(far.machine.cao_home)
+    assert found["tmux"]["state"] == "ok"
+
+
+# ---- what breaks on the way ----
+
+
+def connections(far):
+    """Return the sshd processes that serve the user there."""
+    return far.machine.pids("sshd:")
+
+
+def test_a_link_that_is_cut_is_made_again_and_nothing_is_doubled(far):
+    task = assign(far, "demo: tell before; sleep 4; tell after; say once")
+    session = working(far, task)
+    for _ in range(2):
+        until(lambda: far.log(session)[-1], lambda _: connected(far, session))
+        for pid in connections(far):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not connected(far, session))
+    result = wait_all(far, task)
+    assert result["answer"] == "once"
+    assert sorted(far.heard) == ["after", "before"]
+    assert len(far.machine.sessions()) == 1
+    given = list(far.machine.cao_home.glob("sessions/*/results/*"))
+    assert len(given) == 1
+
+
+def test_a_link_that_is_silently_dead_is_made_again(far):
+    task = assign(far, "demo: sleep 5; say still")
+    session = working(far, task)
+    until(lambda: connected(far, session))
+    for pid in connections(far):
+        os.kill(pid, signal.SIGSTOP)
+    assert far.until_state(session, "unknown")["why"].startswith("box cannot be reached")
+    assert wait(far, task)["answer"] == "still"
+    assert len(far.machine.pids("--near")) <= 2
+    assert len(far.machine.sessions()) == 1
+
+
+def test_a_machine_that_stays_away_ends_the_task(far):
+    task = assign(far, "demo: sleep 60; say never", "--timeout", "3s")
+    session = working(far, task)
+    until(lambda: connected(far, session))
+    far.machine.sshd.terminate()
+    far.machine.sshd.wait()
+    for pid in connections(far):
+        os.kill(pid, signal.SIGKILL)
+    result = wait(far, task)
+    far.machine.sshd = far.machine.start()
+    assert (result["outcome"], result["reason"]) == ("lost", "unreachable")
+
+
+def test_a_near_runner_that_was_killed_goes_on(far):
+    task = assign(far, "demo: sleep 3; say all the same")
+    session = working(far, task)
+    until(lambda: connected(far, session))
+    os.kill(runner_of(far, session), signal.SIGKILL)
+    assert wait(far, task)["answer"] == "all the same"
+    assert len(far.machine.sessions()) == 1
+    far.ok("stop", session)
+    assert far.machine.sessions() == []
+
+
+def test_a_near_runner_killed_before_the_machine_has_the_task_gives_it_once(far):
+    """It is killed as often as it is started again, and then it is lost."""
+    far.program("slow-ssh", "exec sleep 100")
+    task = assign(far, "demo: say never", CAO_SSH="slow-ssh")
+    session = task.partition(".")[0]
+    for _ in range(cao.REATTACHED + 1):
+        until(lambda: far.store.is_locked(session))
+        os.kill(runner_of(far, session), signal.SIGKILL)
+        until(lambda: not far.store.is_locked(session))
+        far.ok("ls")
+    assert wait(far, task)["outcome"] == "lost"
+
+
+def test_a_far_runner_that_was_killed_loses_its_task(far):
+    task = assign(far, "demo: sleep 60; say never")
+    session = working(far, task)
+    pid = min(set(far.machine.pids("run-session")) - set(far.machine.pids("new-session")))
+    os.kill(pid, signal.SIGKILL)
+    result = wait(far, task)
+    assert (result["outcome"], result["reason"]) == ("lost", "runner_died")
+    until(far.live, [])
+    assert session
+
+
+def test_a_task_is_interrupted_there(far):
+    task = assign(far, "demo: sleep 60; say never")
+    session = working(far, task)
+    until(lambda: "esc to interrupt" in far.screen(session))
+    far.ok("stop", "--interrupt", session)
+    assert wait(far, task)["outcome"] == "interrupted"
+    assert far.ok("handoff", session, "demo: say next") == "next\n"
+
+
+def test_a_session_that_is_idle_closes_at_both_ends(far):
+    done = handoff(far, "demo: say done", CAO_IDLE_CLOSE_S="2")
+    assert done.stdout == "done\n"
+    until(lambda: (far.live(), far.machine.sessions()), ([], []))
