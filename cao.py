@@ -97,11 +97,11 @@ set -g default-terminal tmux-256color
 set -s escape-time 10
 set -g mouse on
 """
-COUNTED = (("working", "working"), ("asking", "asking"), ("idle", "done"))  # state, its word
+COUNTED = ("working", "asking", "idle")
 # tmux counts: each runner keeps its session's state in the option @cao.
-TMUX_COUNTS = "  ".join(
-    f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {word}" for state, word in COUNTED
-)
+TMUX_COUNTS = "  ".join(f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {state}" for state in COUNTED)
+# What its session asks, in the option @cao-asks, as wide as the client has room for it.
+TMUX_ASKS = "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},20}}/…:@cao-asks}"
 # After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
 # crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends. The hook sets
 # any option at all, for then tmux draws its status lines anew: one session less to count.
@@ -113,7 +113,11 @@ set -s exit-unattached off
 set -gu window-size
 bind C-z display-message "C-b d detaches"
 set-hook -ga session-closed "set -g @cao-closed 1"
-set -g status-right "{TMUX_COUNTS}"
+set -g status-left "#{{session_name}}  #{{prefix}} d leaves  {TMUX_ASKS}"
+set -g status-left-length 1000
+set -g window-status-current-format ""
+set -g status-right "#{{?@cao-asks,,{TMUX_COUNTS}}}"
+set -g status-right-length 100
 """
 
 MAX_SESSIONS = 16  # that have a slot; CAO_MAX_SESSIONS
@@ -642,18 +646,22 @@ def fit_columns(text: str, columns: int) -> str:
     return text + " " * (columns - used)
 
 
-def wrap_columns(line: str, columns: int) -> list[str]:
-    """Return all of a line in pieces, each of at most so many columns of a terminal."""
-    pieces, used = [""], 0
-    for letter in visible(line).expandtabs():
-        used += letter_columns(letter)
-        if used > columns:
-            pieces.append("")
-            used = letter_columns(letter)
-        pieces[-1] += letter
-    return pieces
+def wrap_columns(text: str, columns: int) -> list[str]:
+    """Return all of a text in lines, each of at most so many columns of a terminal."""
+    lines = []
+    for line in text.split("\n"):
+        lines.append("")
+        used = 0
+        for letter in visible(line).expandtabs():
+            used += letter_columns(letter)
+            if used > columns:
+                lines.append("")
+                used = letter_columns(letter)
+            lines[-1] += letter
+    return lines
 
 
+@lru_cache
 def letter_columns(letter: str) -> int:
     """Return how many columns of a terminal a letter takes: 0, 1 or 2."""
     from unicodedata import category, east_asian_width
@@ -2894,6 +2902,7 @@ class Tmux:
         # The first starter's environment reaches every later session: keep it minimal.
         self.env = {key: os.environ[key] for key in keep if key in os.environ}
         self.env["TERM"] = "xterm-256color"
+        self.shown = ("", "")  # by show_state
 
     def run(
         self, *args: str, then: Sequence[str] = (), text: str = "", cwd: str | None = None
@@ -2929,7 +2938,8 @@ class Tmux:
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
         # It sets window-size to manual; as a global option that crashes tmux 3.3a at new-session.
         manual = ("resize-window", "-t", f"={name}:", *size)
-        what = ("-d", "-P", "-F", "#{pane_pid}", "-s", name, *size, *pairs, "--", *argv)
+        named = ("-s", name, "-n", name)
+        what = ("-d", "-P", "-F", "#{pane_pid}", *named, *size, *pairs, "--", *argv)
         # Without -c, which is a format, it starts in the directory of the tmux client.
         return int(self.run("new-session", *what, then=manual, cwd=cwd))
 
@@ -2978,6 +2988,15 @@ class Tmux:
         """Have a shell command read all that a pane's program prints."""
         keep = ("set-option", "-p", "-t", pane, "@cao-pipe", command)
         self.run(*keep, then=("pipe-pane", "-O", "-t", pane, "#{@cao-pipe}"))
+
+    def show_state(self, pane: str, state: str, questions: Sequence[dict[str, Any]]) -> None:
+        """Have the status lines show a session's state and what it asks, where that is new."""
+        asks = f"asks: {questions[0]['text']}" if questions else ""
+        asks = shorten(visible(asks), 400).replace("#", "##")  # a single one may begin a style
+        if (state, asks) != self.shown:
+            option = ("set-option", "-t", pane)
+            self.run(*option, "@cao", state, then=(*option, "@cao-asks", asks))
+            self.shown = state, asks
 
     def clients(self, name: str) -> list[str]:
         """Return the clients attached to a session that can type there."""
@@ -6096,7 +6115,6 @@ class Runner:
         self.evidence: dict[str, Any] = {}
         self.reply: dict[str, Any] | None = None
         self.saved: dict[str, Any] = {}
-        self.counted = ""  # the state that tmux's status line counts
 
     # ---- what state.json says ----
 
@@ -7050,9 +7068,8 @@ class Runner:
                 self.boss.watch(self.store.session_of(task), self.wake.poke)
             self._advance(time.time())
             self._save()
-            if self.saved["state"] not in (self.counted, "ended"):
-                self.counted = self.saved["state"]
-                self.boss.tmux.run("set-option", "-t", self.pane, "@cao", self.counted)
+            if self.saved["state"] != "ended":
+                self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
             self._log("tmux_failed", words=error.what)
@@ -7776,6 +7793,11 @@ class Remote:
                 self._connect()
         if self.state["state"] != "ended":
             self._save()
+            try:
+                pane = os.environ.get("TMUX_PANE", "")
+                self.boss.tmux.show_state(pane, self.state["state"], self.state["questions"])
+            except TmuxError:
+                pass  # the hangup, if that is what it is, arrives as a signal
         return bool(self.state["state"] != "ended")
 
     # ---- the connection ----
@@ -8968,9 +8990,14 @@ def session_rows(
         urgent = state == "asking"
         if state in ("unknown", "working", "queued") and view.get("why"):
             said, urgent = view["why"], True
-        parts = [(task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
+        facts = ""
+        if view.get("host"):
+            facts += f"[{view['host']}] "
+        if view.get("usage"):
+            facts += f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
+        parts = [(facts + task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
         if rest < 70:  # room for one of them
-            parts = [(said if urgent else task or said, rest)]
+            parts = [(said if urgent else facts + (task or said), rest)]
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
         rows.append((fit_columns(name, wide) + "  ", f"{state:9}", f"{age:12}  {words}"))
     return rows
@@ -8996,8 +9023,24 @@ WATCH_VERBS: dict[str, tuple[str, Callable[[Orchestrator, str, str, str], str]]]
         ),
     ),
 }
-WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  tab next  q quit"
-READ_KEYS = "r back to the list  page up, page down  enter attach  a answer  q quit"
+WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  ? keys  q quit"
+PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
+WATCH_HELP = """\
+enter         attach to the session; its status line says how to come back
+r             read its screen
+a             read and answer what it asks
+s             send it a message
+i             interrupt its turn
+x             end it and its workers
+tab           select the next session that asks
+/             show only the sessions with these words; Esc shows all again
+up, down, page up, page down, j, k, g (first), G (last), mouse wheel
+              select a session; scroll where a text is shown
+Esc           go back
+q             go back; quit from the list"""
+WATCH_FILTERS = "session state profile provider supervisor cwd task_line last_line".split()
+READ_LINES = 2000  # of a session's screen and history
+ALL_LINES = 1 << 20  # a step to the first or last
 
 
 class Watch:
@@ -9007,11 +9050,16 @@ class Watch:
 
     def __init__(self, boss: Orchestrator) -> None:
         self.boss, self.wake = boss, Wake(boss.store)
-        self.views: list[dict[str, Any]] = []
-        self.selected = self.said = self.verb = self.typed = ""
+        self.states: dict[str, str] = {}  # of all agents, at the last look
+        self.views: list[dict[str, Any]] = []  # the sessions in the list
+        self.selected = self.said = self.filter = ""
+        self.verb = self.label = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
-        self.reading, self.scroll = False, 0
-        self.before: dict[str, str] = {}  # the states at the last look
+        self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
+        self.asked = ""  # a question's page
+        self.scroll = 0  # lines of the page below those that are shown
+        self.unread = 0  # lines of the question that were not shown yet
+        self.room = 1  # rows of the list, or lines of the page
 
     def run(self, screen: Any) -> None:
         """Show and obey until q is pressed."""
@@ -9025,16 +9073,21 @@ class Watch:
             curses.use_default_colors()
             for number in set(STATE_COLOURS.values()):
                 curses.init_pair(number, -1 if os.environ.get("NO_COLOR") else number, -1)
+        # The wheel's turns; curses of Python 3.9 has no name for those downwards.
+        curses.mousemask(curses.BUTTON4_PRESSED | getattr(curses, "BUTTON5_PRESSED", 1 << 21))
+        curses.mouseinterval(0)
         screen.nodelay(True)
         self.look()  # what was so before rings no bell
         while True:
             size = os.get_terminal_size()
             if (size.lines, size.columns) != screen.getmaxyx():
                 curses.resizeterm(size.lines, size.columns)
+                if self.unread:  # its lines are others now: from the first again
+                    self.scroll = self.unread = ALL_LINES
             if self.look():
                 curses.beep()
             self.draw(screen)
-            busy = any(v["state"] in ("working", "starting") for v in self.views)
+            busy = {"working", "starting"} & {*self.states.values()}
             ready = select.select([0, self.wake.fd], [], [], LOOK_S if busy else None)[0]
             if ready == [self.wake.fd]:
                 select.select([0], [], [], 0.05)  # let pokes gather
@@ -9044,23 +9097,38 @@ class Watch:
 
     def look(self) -> bool:
         """Read the sessions; tell whether one has begun to ask, or ended its work."""
-        self.views = self.boss.list_sessions()
-        states = {v["session"]: v["state"] for v in self.views if v["kind"] == "agent"}
-        for name in states:
+        views = self.boss.list_sessions()
+        self.arrange(views)
+        before = self.states
+        self.states = {v["session"]: v["state"] for v in views if v["kind"] == "agent"}
+        for name in self.states:
             self.boss.watch(name, self.wake.poke)  # a kill -9 pokes nobody
-        names = [v["session"] for v in self.views]
+        names = [view["session"] for view in self.views]
         if self.selected not in names:
-            self.selected = next(iter(states), names[0] if names else "")
-        before, self.before = self.before, states
-        for name in {*states, *before}:
-            was, now = before.get(name, "starting"), states.get(name, "ended")
+            agents = [name for name in names if name in self.states]
+            self.selected = next(iter(agents or names), "")
+        for name in {*self.states, *before}:
+            was, now = before.get(name, "starting"), self.states.get(name, "ended")
             at_work = was in ("working", "asking")
             if now != was and (now == "asking" or (at_work and now in ("idle", "ended"))):
                 return True
         return False
 
+    def arrange(self, views: Sequence[dict[str, Any]]) -> None:
+        """Put into the list what the filter allows: those that ask, then the tree of the others."""
+        self.views = []
+        depths: dict[str, int] = {}  # of a session's workers, below those of the tree that remain
+        for view in views:
+            depth, asks = depths.get(view["supervisor"], 0), view["state"] == "asking"
+            text = " ".join(str(view[key]) for key in WATCH_FILTERS if key in view)
+            if self.filter.lower() in text.lower():
+                self.views.append({**view, "depth": 0 if asks else depth})
+                depth += not asks
+            depths[view["session"]] = depth
+        self.views.sort(key=lambda view: view["state"] != "asking")
+
     def draw(self, screen: Any) -> None:
-        """Draw all: the counts, the tree, the selected session, the keys."""
+        """Draw all: the counts, the list, the selected session, the keys; or a page of text."""
         import curses
 
         height, columns = screen.getmaxyx()
@@ -9071,50 +9139,72 @@ class Watch:
             if 0 <= y < height and x < columns:
                 screen.addstr(y, x, fit_columns(text, columns - x), look)
 
-        states = [v["state"] for v in self.views if v["kind"] == "agent"]
-        counts = (f"{states.count(s)} {word}" for s, word in COUNTED)
-        put(0, 0, "cao  " + "  ".join(counts), curses.A_BOLD)
+        rows = session_rows(self.views, columns, True)
         at = next((n for n, v in enumerate(self.views) if v["session"] == self.selected), 0)
-        room = 1 if self.reading else max(3, (height - 3) // 2)
-        first = max(0, min(at - room // 2, len(self.views) - room)) if not self.reading else at
-        shown = session_rows(self.views, columns, True)[first : first + room]
+        if self.page:
+            rows, at = rows[at : at + 1], 0
+        room = max(3, (height - 3) // 2)
+        above = max(0, min(at - room // 2, len(rows) - room))
+        shown = rows[above : above + room]
+        below, marked = len(rows) - above - len(shown), at - above
+        free = max(0, height - len(shown) - 3)
+        title, lines = self.text(columns, free)
+        if self.page:
+            room = max(1, free)
+            above = max(0, len(lines) - room - self.scroll)
+            below = max(0, len(lines) - room - above)
+            lines = lines[above : above + room]
+            self.scroll, self.unread = below, min(self.unread, below)
+        self.room = room
+
+        states = [*self.states.values()]
+        counted = [*COUNTED, *sorted({*states} - {*COUNTED})]
+        head = ["cao", *(f"{states.count(state)} {state}" for state in counted)]
+        if self.filter:
+            head.append(f"/{self.filter}")
+        if above or below:
+            head.append(f"({above} more above, {below} more below)")
+        put(0, 0, "  ".join(head), curses.A_BOLD)
         for y, (name, state, rest) in enumerate(shown, 1):
-            mark = curses.A_REVERSE if y - 1 + first == at else 0
+            mark = curses.A_REVERSE if y - 1 == marked else 0
             put(y, 0, name, mark)
             put(y, len(name), state, mark | curses.color_pair(STATE_COLOURS.get(state.strip(), 0)))
             put(y, len(name) + len(state), rest, mark)
-        details = self.details(height - len(shown) - 2, columns)
-        for y, line in enumerate(details, len(shown) + 1):
-            put(y, 0, line, curses.A_UNDERLINE if y == len(shown) + 1 else 0)
-        last = self.said or (READ_KEYS if self.reading else WATCH_KEYS)
+        put(len(shown) + 1, 0, title, curses.A_UNDERLINE)
+        for y, line in enumerate(lines, len(shown) + 2):
+            put(y, 0, line)
+        last = self.said or (PAGE_KEYS if self.page else WATCH_KEYS)
         if self.verb:
-            label = f"{self.target[0]}: {WATCH_VERBS[self.verb][0]}: "
+            label = f"{self.label} (Esc goes back): "
+            if self.unread:
+                label = f"{self.target[0]}: page down, {self.unread} more lines (Esc goes back): "
             last = label + self.typed[-max(1, columns - len(label) - 1) :]
         put(height - 1, 0, last, curses.A_BOLD if self.verb else 0)
         screen.move(height - 1, max(0, min(len(last), columns - 1)))
         screen.refresh()
 
-    def details(self, lines: int, columns: int) -> list[str]:
-        """Return what there is to say of the selected session in so many lines: a title,
-        all of what it asks, its screen."""
-        if not self.selected or lines < 1:
-            return ["No session is running. Start one: cao launch, or cao handoff TARGET TASK"]
+    def text(self, columns: int, lines: int) -> tuple[str, list[str]]:
+        """Return a title and all lines of the page; of the list, in so many lines what the
+        selected session asks and the end of its screen."""
+        if self.page == "help":
+            return "Keys", wrap_columns(WATCH_HELP, columns)
+        if self.filter and not self.views:
+            return "No session has these words", []
+        if not self.views:
+            return "No session is running. Start one: cao launch, or cao handoff TARGET TASK", []
         try:
-            view = self.boss.read_session(self.selected, max(0, lines + self.scroll))
+            view = self.boss.read_session(self.selected, READ_LINES if self.page else PANE_LINES)
         except CaoError as error:
-            return [f"{self.selected}: {error.what}"]
+            return f"{self.selected}: {error.what}", []
         title = "  ".join(str(view.get(k) or "") for k in ("session", "profile", "provider", "cwd"))
-        asked: list[str] = []
-        for question in view.get("questions") or ():
-            for line in render_question(view["session"], question).splitlines():
-                asked += wrap_columns(line, columns)
-        if len(asked) > lines - 1:
-            cut = f"(more than fits here: cao show {view['session']})"
-            asked = [*asked[: max(0, lines - 2)], cut]
-        room = max(0, lines - 1 - len(asked))
+        if self.page:
+            text = self.asked if self.page == "question" else view["screen"]
+            return title, wrap_columns(text, columns)
+        asked = wrap_columns(render_questions(view), columns)[:-1]
+        if len(asked) > lines:
+            asked[max(0, lines - 1) :] = [f"({len(asked) - lines + 1} more lines: a shows them)"]
         screen = view["screen"].split("\n")
-        self.scroll = max(0, min(self.scroll, len(screen) - room))
-        return [title, *asked, *screen[: len(screen) - self.scroll][-room:]][:lines]
+        return title, [*asked, *screen[max(0, len(screen) + len(asked) - lines) :]]
 
     def take_keys(self, screen: Any) -> bool:
         """Do what the keys pressed since the last time say; False for q."""
@@ -9123,68 +9213,109 @@ class Watch:
         while True:
             try:
                 key = screen.get_wch()
+                if key in ("\r", curses.KEY_ENTER):
+                    key = "\n"
+                elif key == curses.KEY_MOUSE:
+                    upwards = curses.getmouse()[4] & curses.BUTTON4_PRESSED
+                    key = curses.KEY_UP if upwards else curses.KEY_DOWN
             except curses.error:
-                return True  # that was the last one
+                return True  # that was the last one; or a click, which is none of ours
             self.said = ""
             if self.verb:
                 self.type_key(key)
+            elif key in ("q", "\x1b") and self.page:
+                self.page = ""
             elif key == "q":
                 return False
-            elif key in ("\n", "\r", curses.KEY_ENTER) and self.selected:
+            elif key == "\x1b":
+                self.filter = ""
+            elif key == "/":
+                self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
+            elif key == "?":
+                self.page, self.scroll = "help", ALL_LINES
+            elif key == "r":
+                self.page, self.scroll = "screen", 0
+            elif key == "\n" and self.selected:
                 self.attach(screen)
             elif key in WATCH_VERBS and self.selected:
-                view = next(v for v in self.views if v["session"] == self.selected)
-                asked = view.get("questions") or [{"id": ""}]
-                self.target = self.selected, asked[0]["id"]
-                if key == "a" and not self.target[1]:
-                    self.said = f"{self.selected} asks nothing"
-                    continue
-                self.verb, self.typed = str(key), ""
-                if not WATCH_VERBS[self.verb][0]:
-                    self.obey()
+                self.begin(str(key))
             else:
                 self.move(key)
+            if self.unread:
+                self.draw(screen)  # each line of a question is shown before it is answered
+
+    def begin(self, verb: str) -> None:
+        """Begin a verb: what has to be typed for it is for the session as it is now."""
+        view = next(v for v in self.views if v["session"] == self.selected)
+        questions = view.get("questions") or [{"id": ""}]
+        self.target = self.selected, questions[0]["id"]
+        if verb == "a" and not self.target[1]:
+            self.said = f"{self.selected} asks nothing"
+            return
+        self.verb, self.typed = verb, ""
+        self.label = f"{self.selected}: {WATCH_VERBS[verb][0]}"
+        if verb == "a":
+            self.asked = render_question(self.selected, questions[0])
+            self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
+        if verb == "i":
+            self.obey()
 
     def move(self, key: str | int) -> None:
-        """Select another session, or read more of its screen."""
+        """Select another session, or scroll the page."""
         import curses
 
+        steps: dict[str | int, int] = {
+            "j": 1,
+            "k": -1,
+            "g": -ALL_LINES,
+            "G": ALL_LINES,
+            curses.KEY_DOWN: 1,
+            curses.KEY_UP: -1,
+            curses.KEY_NPAGE: self.room,
+            curses.KEY_PPAGE: -self.room,
+        }
+        step = steps.get(key, 0)
         names = [view["session"] for view in self.views]
-        step = (key in (curses.KEY_DOWN, "j")) - (key in (curses.KEY_UP, "k"))
-        page = (key == curses.KEY_PPAGE) - (key == curses.KEY_NPAGE)
-        if names and step:
+        if self.page:
+            self.scroll = max(0, self.scroll - step)
+        elif names:
             at = names.index(self.selected) + step
-            self.selected, self.scroll = names[max(0, min(at, len(names) - 1))], 0
-        asking = [view["session"] for view in self.views if view["state"] == "asking"]
-        if key == "\t" and asking:
-            after = [name for name in asking if names.index(name) > names.index(self.selected)]
-            self.selected, self.scroll = (after or asking)[0], 0
-        self.scroll = max(0, self.scroll + page * PANE_LINES // 4)
-        self.reading ^= key == "r"
+            asking = [view["state"] for view in self.views].count("asking")  # they come first
+            if key == "\t" and asking:
+                at += 1
+                if at >= asking:
+                    at = 0
+            self.selected = names[max(0, min(at, len(names) - 1))]
 
     def type_key(self, key: str | int) -> None:
         """Take a key for the line that is being typed; Enter does it, Esc leaves it."""
         import curses
 
-        if key in ("\n", "\r", curses.KEY_ENTER):
-            self.obey()
+        if key == "\x1b":
+            self.typed = ""
         elif key in (curses.KEY_BACKSPACE, "\x7f", "\b"):
             self.typed = self.typed[:-1]
-        elif key == "\x1b":
-            self.verb = ""
         elif isinstance(key, str) and key.isprintable():
             self.typed += key
+        elif self.page:
+            self.move(key)
+        if self.verb == "/":
+            self.filter = self.typed
+        if key == "\x1b" or (key == "\n" and not self.unread):
+            self.obey()
 
     def obey(self) -> None:
         """Do a verb with what was typed for it, and keep what came of it for the last line."""
-        label, call = WATCH_VERBS[self.verb]
         name, question = self.target
         try:
-            if self.typed or not label:
-                self.said = f"{name}: {call(self.boss, name, self.typed, question)}"
+            if self.verb == "i" or (self.typed and self.verb != "/"):
+                result = WATCH_VERBS[self.verb][1](self.boss, name, self.typed, question)
+                self.said = f"{name}: {result}"
         except CaoError as error:
             self.said = str(error).replace("\n", "; ")
-        self.verb = ""
+        if self.page == "question":
+            self.page = ""
+        self.verb, self.unread = "", 0
 
     def attach(self, screen: Any) -> None:
         """Give the terminal to the selected session until the person detaches."""

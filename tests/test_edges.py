@@ -21,6 +21,7 @@ import pytest
 
 import cao
 from conftest import CAO, McpClient, until
+from test_views import Terminal
 
 # What tmux's command line, its formats, its configuration, strftime, a shell or a terminal
 # would not take as it is.
@@ -103,6 +104,24 @@ def test_a_session_has_its_size_on_each_tmux(tmux, place):
     start(tmux, place, str(place.work))
     asked = ("list-windows", "-F", "#{window_width}x#{window_height} #{window-size}")
     assert tmux.run(*asked).split() == ["200x50", "manual"]
+
+
+@pytest.mark.tmux
+def test_what_an_agent_asks_is_no_format_in_the_status_line(place, request):
+    session = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(session, "idle")
+    shown = Terminal(place, 120, 10, "attach", session)
+    request.addfinalizer(shown.close)
+    conf = place.home / "tmux.conf"
+    door = cao.Tmux(cao.tmux_socket(str(place.home)), str(conf))
+    door.env = place.env
+    for name in [*NAMES, "#" * 5]:
+        door.show_state(f"={session}:", "asking", [{"text": f"{name} end"}])
+        words = " ".join(cao.visible(f"asks: {name} end").split())
+        until(shown.screen, lambda s, w=words: s.endswith(f"{session}  C-b d leaves  {w}\n"))
+    door.show_state(f"={session}:", "asking", [{"text": "a" * 300}])
+    shown.sees(rf"^{session}  C-b d leaves  asks: a+…$")
+    assert [*place.folder.rglob("pwned*")] == []
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

@@ -356,7 +356,7 @@ def test_the_picture_of_watch_is_what_watch_shows(place, request):
     until(place.live, lambda names: len(names) == 4)
     shown = Terminal(place, 78, 11, "watch")
     request.addfinalizer(shown.close)
-    shown.sees("(?s)^cao  2 working  1 asking  1 done.*asks: Bash")
+    shown.sees("(?s)^cao  2 working  1 asking  1 idle.*asks: Bash")
     shown.press("Tab")
     seen = shown.sees("(?s)^  always: the same.*^enter attach")
     (picture,) = [text for text in blocks("text") if text.startswith("cao  ")]

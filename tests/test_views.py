@@ -89,10 +89,11 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
     shown = terminal(columns, lines, "watch")
     screen = shown.sees(r"(?s)asks: Bash: rm build$.*^enter attach")
     worker = next(name for name in place.live() if name not in (boss, idle))
-    assert re.search(r"^cao  1 working  1 asking  1 done$", screen, re.M)
-    assert re.search(rf"^  {boss}    working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
-    assert re.search(rf"^    {worker}  asking   since \d\d:\d\d  ", screen, re.M)
-    assert re.search(rf"^  {idle}    idle     since \d\d:\d\d .*the tests pass$", screen, re.M)
+    assert re.search(r"^cao  1 working  1 asking  1 idle$", screen, re.M)
+    assert re.search(rf"^  {boss}  working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
+    assert re.search(rf"^{worker}    asking   since \d\d:\d\d  ", screen, re.M)
+    assert re.search(rf"^  {idle}  idle     since \d\d:\d\d .*the tests pass$", screen, re.M)
+    assert screen.index(worker) < screen.index("shell-") < screen.index(boss)  # it asks
     assert screen.splitlines()[-1].startswith("enter attach  r read  a answer")
     assert len(screen.splitlines()) == lines
     shown.press("Tab")
@@ -102,16 +103,30 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
 
 
 @pytest.mark.tmux
-def test_watch_shows_all_of_a_long_question_or_says_that_it_does_not(place, terminal):
-    """What cannot be read must not look as if it were all."""
+def test_a_question_can_be_answered_after_all_of_it_was_shown(place, terminal):
+    """What cannot be read must not look as if it were all, and must not be approved."""
     command = "echo " + " ".join(f"word{n:03}" for n in range(375)) + " end"
     assert len(command) > 3000
-    place.until_state(begin(place, f"permit {command}|Yes|No"), "asking")
+    session = begin(place, f"permit {command}|Yes|No; say ended")
+    place.until_state(session, "asking")
     screen = terminal(200, 50, "watch").sees("no: refuse")
     assert "".join(command.split()) in "".join(screen.split())
-    small = terminal(80, 24, "watch").sees("more than fits here: cao show")
-    assert "word120" in small
-    assert "no: refuse" not in small
+    small = terminal(80, 24, "watch")
+    screen = small.sees(r"^\(\d+ more lines: a shows them\)$")
+    assert "word090" in screen
+    assert "no: refuse" not in screen
+    small.press("a", "y", "e", "s", "Enter")
+    seen = small.sees(rf"^{session}: page down, \d+ more lines \(Esc goes back\): yes$")
+    assert re.search(r"^cao .*\(0 more above, \d+ more below\)$", seen, re.M)
+    small.press("NPage", "Enter")
+    small.sees(r"\(20 more above, \d more below\)$")  # none was left out
+    small.sees(rf"^{session}: page down, \d more lines")
+    assert place.state(session)["state"] == "asking"
+    small.press("NPage")
+    small.sees(r"(?s)^  no: refuse.*: answer \(Esc goes back\): yes$")
+    small.press("Enter")
+    small.sees(rf"^{session}: yes$")
+    place.until_state(session, "idle")
 
 
 @pytest.mark.tmux
@@ -133,12 +148,12 @@ def test_watch_obeys_its_keys(place, terminal, columns, lines):
     shown.sees(rf"^{session} asks nothing$")
     shown.press("r")
     shown.sees(r"^demo agent: it needs no account")
-    shown.sees("^r back to the list")
-    shown.press("r", "s")
+    shown.sees("^q back")
+    shown.press("q", "s")
     shown.press("-l", "and you?")
-    shown.sees(rf"^{session}: message: and you")
+    shown.sees(rf"^{session}: message \(Esc goes back\): and you")
     shown.press("Escape")
-    until(shown.screen, lambda s: "message:" not in s)
+    until(shown.screen, lambda s: "message" not in s)
     shown.press("i")
     shown.sees(rf"^{session}: interrupted$")
     shown.press("s")
@@ -165,15 +180,15 @@ def test_what_is_typed_in_watch_is_for_the_session_and_question_it_was_begun_for
     shown = terminal(80, 24, "watch")
     shown.sees("asks: Which")
     shown.press("Tab", "a", "r")
-    shown.sees(rf"^{session}: answer: r$")
+    shown.sees(rf"^{session}: answer \(Esc goes back\): r$")
     place.ok("answer", session, "red")
     shown.sees("asks: And then")
     shown.press("e", "d", "Enter")
     shown.sees("asks this no more")
     shown.press("x", "y", "e")
-    shown.sees("type yes: ye$")
+    shown.sees(r"type yes \(Esc goes back\): ye$")
     place.ok("stop", session)
-    until(shown.screen, lambda s: f"  {session}  " not in s)
+    until(shown.screen, lambda s: f"{session}  asking" not in s)
     shown.press("s", "Enter")
     shown.sees("nothing: it had ended")
     assert place.live() == [other]
@@ -186,9 +201,65 @@ def test_watch_attaches_and_comes_back(place, terminal):
     shown = terminal(80, 24, "watch")
     shown.sees("seen")
     shown.press("Enter")
-    shown.sees(rf"^\[{session}")  # tmux's status line
+    shown.sees(rf"^{session}  C-b d leaves  +0 working  0 asking  1 idle$")  # tmux's status line
+    assert place.tmux("list-windows", "-F", "#W") == f"{session}\n"
+    place.ok("assign", session, "demo: ask Which colour do you want for it?|red|blue; say chosen")
+    shown.sees(rf"^{session}  C-b d leaves  asks: Which colour do you want for it\?$")
+    place.ok("answer", session, "red")
+    shown.sees(rf"^{session}  C-b d leaves  +0 working  0 asking  1 idle$")
     shown.press("C-b", "d")
     shown.sees("^cao  0 working")
+
+
+@pytest.mark.tmux
+def test_the_list_of_watch_scrolls_counts_what_does_not_fit_and_is_filtered(place, terminal):
+    names = sorted(begin(place, f"say number {n}") for n in range(4))
+    for name in names:
+        place.until_state(name, "idle")
+    shown = terminal(80, 9, "watch")  # three rows: the client of the four stands above them
+    shown.sees(rf"(?s)^cao .*4 idle  \(0 more above, 2 more below\)$.*^{names[0]}  demo  demo ")
+    steps = (("G", 3), ("k", 2), ("PPage", None), ("NPage", 2), ("g", None), ("Down", 0))
+    wheel = (("\x1b[Ma!!", 1), ("\x1b[Ma!!", 2), ("\x1b[M`!!", 1), ("\x1b[M !!", 1))  # a click
+    for keys, at in steps + wheel:
+        shown.press("-l" if "[" in keys else "-N1", keys)
+        shown.sees(rf"^{'shell-.*' if at is None else names[at]}  demo  demo |^shell-\w+ +/")
+        if keys == "G":
+            shown.sees(r"\(2 more above, 0 more below\)$")
+    shown.press("/")
+    shown.press("-l", "number 2")
+    screen = shown.sees(r"(?s)^cao .*4 idle  /number 2$.*^show only \(Esc goes back\): number 2$")
+    assert len(re.findall("^ *demo-.* idle ", screen, re.M)) == 1
+    shown.press("Enter")
+    shown.sees("(?s)4 idle  /number 2$.*^enter attach")
+    shown.press("Escape")
+    shown.sees(r"(?s)4 idle  \(.*^enter attach")
+    shown.press("/", "#", "Enter")
+    shown.sees("^No session has these words$")
+
+
+@pytest.mark.tmux
+def test_watch_shows_all_its_keys_and_goes_back_as_one_expects(place, terminal):
+    place.until_state(begin(place, "say hello"), "idle")
+    shown = terminal(80, 24, "watch")
+    for back in ("q", "Escape"):
+        shown.sees("^enter attach .* x end  [?] keys  q quit$")
+        shown.press("?")
+        shown.sees("(?s)^Keys$.*^q +go back; quit from the list$.*^q back")
+        shown.press(back)
+    shown.sees("^enter attach")
+    shown.press("Escape")  # leaves nothing
+    shown.sees("^enter attach")
+    assert shown.ask("#{pane_dead}") == "0"
+
+
+def test_a_row_has_its_host_its_tokens_and_its_place_in_the_queue():
+    view = {"session": "a-1", "depth": 0, "state": "queued", "for_s": 2.0, "host": "build"}
+    view.update(why=cao.WAITS.format(3), usage={"input": 1000, "cached": 5, "output": 234})
+    ((name, state, rest),) = cao.session_rows([view], 120)
+    assert (name.strip(), state.strip()) == ("a-1", "queued")
+    assert "  [build] [1,234 tokens]  " in rest
+    assert "  waits until a session ends: place 3 in the queue" in rest
+    assert "  waits until a session ends: pl" in cao.session_rows([view], 80)[0][2]
 
 
 def switches(pid: int) -> int:
@@ -415,18 +486,18 @@ def test_notify_tells_once_of_a_crash_and_a_bad_command_harms_nothing(place):
 
 
 @pytest.mark.tmux
-def test_the_status_line_counts_working_asking_and_done(place, terminal):
+def test_the_status_line_counts_working_asking_and_idle(place, terminal):
     begin(place, "sleep 60")
     asking, idle = begin(place, "ask Which?|red|blue"), begin(place, "say hello")
     place.until_state(asking, "asking")
     place.until_state(idle, "idle")
     place.tmux("set-option", "-g", "status-interval", "0")  # by events alone
     shown = terminal(100, 30, "attach", idle)
-    shown.sees("1 working  1 asking  1 done *$")
+    shown.sees("1 working  1 asking  1 idle *$")
     place.ok("answer", asking, "1")
-    shown.sees("1 working  0 asking  2 done *$")
+    shown.sees("1 working  0 asking  2 idle *$")
     place.ok("stop", asking)
-    shown.sees("1 working  0 asking  1 done *$")
+    shown.sees("1 working  0 asking  1 idle *$")
 
 
 @pytest.mark.tmux
