@@ -505,10 +505,24 @@ def first_difference(sent: str, got: str) -> str:
 
 
 def same_prompt(sent: str, got: str) -> bool:
-    """Tell whether got is our prompt, though perhaps changed on its way in."""
-    squeezed = "".join(sent.split())
-    other = "".join(got.split())
-    return squeezed == other or (len(squeezed) > 8 and squeezed[:200] in other)
+    """Tell whether got is our prompt, though perhaps changed on its way in: only its letters
+    and digits count, in any normal form."""
+    from unicodedata import normalize
+
+    ours, other = ("".join(filter(str.isalnum, normalize("NFKC", t))) for t in (sent, got))
+    return ours == other or (len(ours) > 8 and ours[:200] in other)
+
+
+def first_fragile(text: str) -> int:
+    """Return where the first letter is that a CLI may change as it is typed, or -1: one that
+    hides, or that another normal form writes otherwise. Claude Code 2.1.332 composes accents
+    and drops what hides, Gemini CLI 0.61.0 drops some of it."""
+    from unicodedata import normalize
+
+    for at, (letter, other) in enumerate(zip(text, normalize("NFC", visible(text)))):
+        if letter != other:
+            return at
+    return -1
 
 
 def parse_seconds(text: str) -> float:
@@ -2086,7 +2100,9 @@ def _start_opencode(launch: Launch) -> Start:
 
 # ---- the rows ----
 
-_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z"  # beside what else: blanks at the ends, ! and /, a last backslash
+# Beside what else: blanks at the ends, ! and /, a last backslash, and a file's name that is
+# looked for still, when Enter takes the first that was found.
+_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z"
 
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
@@ -2115,7 +2131,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         status="{home}/sessions/{pid}.json",
         read_transcript=_reader(_claude_says),
         transcript="{home}/projects/*/{conversation}.jsonl",
-        composer=r"^❯\xa0(.*)", busy=r"esc to interrupt",
+        # Of a long text it shows the end, below how many lines are above that.
+        composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
@@ -2264,7 +2281,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         deaf=True,  # it queues the next one for ever
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         argv_bytes=0,  # it takes no first prompt and stays
-        untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
+        untypable=_TYPED + r"|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
     ),
     Provider(
         "pi", "pi", _start_pi, login="pi, then /login",
@@ -2352,7 +2369,9 @@ def typing_fault(provider: Provider, text: str) -> str:
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
     found = re.search(provider.untypable, text)
-    return f"typing would not keep {found[0]!r} at character {found.start()}" if found else ""
+    at = found.start() if found else first_fragile(text)
+    letters = found[0] if found else text[at : at + 1]
+    return f"typing would not keep {letters!r} at character {at}" if at >= 0 else ""
 
 
 def split_pieces(text: str, newlines: int, characters: int) -> list[str]:

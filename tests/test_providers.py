@@ -74,6 +74,15 @@ def test_the_input_line_is_read_as_empty_as_a_draft_or_as_not_there(path):
     assert draft == expected.get(state_of(path), "")
 
 
+def test_the_end_of_a_long_text_is_claudes_input_line():
+    """Lines that are all alike do not tell whether its beginning has left the screen."""
+    rule = "─" * 100
+    screen = f"● ready\n─── ↑ 9 more {rule}\n  a b a b\n  a b a b\n{rule}\n  ⏸ manual mode on\n"
+    composer = cao.PROVIDERS["claude"].composer
+    assert cao.parse_draft(screen, composer) == "a b a b"
+    assert cao.parse_draft(screen.replace("↑ 9 more", "plan"), composer) is None
+
+
 def test_an_earlier_prompt_is_no_input_line():
     screen = (HERE / "screens/gemini/starting-resumes.txt").read_text()
     assert "\n > MOCK:say again 2\n" in screen
@@ -909,7 +918,18 @@ def test_a_claude_transcript_with_words_for_blocks_is_read():
         ("command", "x" * 1000, ""),
         ("command", "x" * 1001, "1001 bytes are more than 1000"),
         ("demo", "!any\t/thing \n", ""),
-        pytest.param("claude", "a \ud800 b", ""),
+        pytest.param("claude", "a \ud800 b", r"'\ud800' at character 2"),
+        ("claude", "Caf\u00e9", ""),
+        ("claude", "Cafe\u0301", "'e' at character 3"),
+        ("claude", "x\u200by", r"'\u200b' at character 1"),
+        ("gemini", "x\u202ey", r"'\u202e' at character 1"),
+        ("codex", "so\u00adft", r"'\xad' at character 2"),
+        ("pi", "a\u2028b", r"'\u2028' at character 1"),
+        ("opencode", "\U0001f468\u200d\U0001f469 1\ufe0f\u20e3 \u05e9\u05dc", ""),
+        ("opencode", "see @x/y", "'@x/y' at character 4"),
+        ("copilot", "see a@b.c", "'@b.c' at character 5"),
+        ("copilot", "see @x/y now", ""),
+        ("kimi", "a\\", "'\\\\' at character 1"),
     ],
 )  # fmt: skip
 def test_text_that_typing_would_change_or_run_is_found(provider, text, fault):

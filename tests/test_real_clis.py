@@ -330,6 +330,112 @@ def test_a_first_task_that_begins_like_a_flag_or_a_file_arrives(place, begins, c
     assert ("is in the file" if cli == "pi" else begins) in result["answer"]
 
 
+LEADING = (
+    "~/src: mend it",
+    "# one",
+    "& two",
+    "- three",
+    "? four",
+    "@five",
+    "!six",
+    "/seven",
+    "$HOME",
+)
+KEPT = (  # typing keeps it, but in a CLI that reads an @ or a tab otherwise
+    "Caf\u00e9",
+    "\u00c5ngstr\u00f6m",
+    "\ud55c\uae00",
+    "\u6f22\u5b57" * 40,
+    "\u00bd \ufb01 \uff21 \u00b2",
+    "\u05e9\u05dc\u05d5\u05dd abc",
+    "\u0645\u0631\u062d\u0628\u0627 123",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "\u0915\u094d\u200d\u0937",
+    "\u0e20\u0e32\u0e29\u0e32",
+    "\U0001f600",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f1e9\U0001f1ea",
+    "1\ufe0f\u20e3",
+    "\u2764\ufe0f",
+    "\U0001f44d\U0001f3fd",
+    "\U0001d4d0",
+    "\ue000",
+    "a\u00a0b",
+    "a\u202fb\u3000c",
+    "{json} [x](y) <tag>x</tag>",
+    "`code` 'a' \"b\"",
+    "a\\nb \\\\ c",
+    "> quoted",
+    "* star",
+    "1. one",
+    ": = + ^ % | ;",
+    "...",
+    "~/at the begin of a line",
+)
+LAYOUTS = ("a\r\nb", "a\n\n\nb", "  c", "d   ", "x" * 3000, "lorem ipsum dolor " * 300, "z")
+CHANGED = (  # what one CLI or another changes
+    "Cafe\u0301",
+    "A\u030angstro\u0308m",
+    "\u1112\u1161\u11ab",
+    "\u212b",
+    "s\u0323\u0307",
+    "e" + 20 * "\u0301",
+    "a\u200bb",
+    "a\u200cb",
+    "a\u200db",
+    "a\u200eb",
+    "a\u202eb",
+    "a\u2066b",
+    "so\u00adft",
+    "a\ufeffb",
+    "a\u2060b",
+    "a\u2028b",
+    "a\U000e0041b",
+    "a\ufe0fb",
+    "a\tb",
+    "a\x85b",
+)
+ENDING = ("ends with \\", "ends with a name: @x/y", "ends with a blank ")
+
+
+def test_sixty_texts_arrive_exactly_or_as_a_file_or_are_said_to_differ(place, cli, mock_llm):
+    kept, changed = "\n".join(KEPT), "\n".join(CHANGED)
+
+    def arrived(text, receipt):
+        if receipt.startswith("differs"):
+            return
+        assert receipt == "exact", (text, receipt)
+        text = cao.strip_controls(text)
+        sent = json.dumps(mock_llm.requests[asked:], ensure_ascii=False)
+        files = (place.home / "sessions" / session / "launch").rglob("0*.md")
+        written = [file.read_bytes().decode() for file in files]
+        typed = json.dumps(text, ensure_ascii=False)[1:-1] in sent
+        assert typed or any(text in file for file in written), text
+
+    def give(target, text):
+        nonlocal asked
+        asked = len(mock_llm.requests)
+        (result,) = handoff(place, target, text, "--keep")["results"]
+        assert result["outcome"] == "done", (text, result)
+        return result
+
+    asked = 0
+    first = give(f"real-{cli}", f"As the first:\n{kept}\n{changed}")
+    session = first["session"]
+    arrived(f"As the first:\n{kept}\n{changed}", first["exact"])
+    for text in (*LEADING, *ENDING, kept, changed, "\n".join(LAYOUTS)):
+        arrived(text, give(session, text)["exact"])
+    for text in (kept, changed):
+        asked = len(mock_llm.requests)
+        place.ok("send", session, stdin=text)
+        events = until(
+            lambda: place.log(session)[-2:], lambda last: last[0]["event"] == "turn_ended"
+        )
+        assert events[1]["state"] == "idle"
+        (*_, taken) = [e for e in place.log(session) if e["event"] == "taken"]
+        arrived(text, taken["exact"])
+
+
 def test_assign_and_wait(place, cli):
     task = place.ok("assign", f"real-{cli}", "MOCK:sleep 0.5;say assigned").strip()
     assert place.ok("wait", task) == "assigned\n"

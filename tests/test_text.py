@@ -119,6 +119,10 @@ def test_first_difference_says_where(sent, got, said):
         ("ours is longer", "do this thing and that", "do this thing", False),
         ("both empty", "", "", True),
         ("nothing came", "do this thing", "", False),
+        ("composed", "Cafe\u0301", "Caf\u00e9", True),
+        ("without what hides", "a\u200bb", "ab", True),
+        ("without its last backslash", "a\\", "a", True),
+        ("no letters but others", "\u202e...", "...", True),
     ],
 )
 def test_same_prompt_knows_ours_though_changed_on_its_way(sent, got, same):
