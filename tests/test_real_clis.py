@@ -10,13 +10,14 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 import cao
-from conftest import PINNED, McpClient, real_clis, until
+from conftest import CAO, PINNED, ROOT, McpClient, real_clis, until
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cli]
 
@@ -439,6 +440,46 @@ def test_sixty_texts_arrive_exactly_or_as_a_file_or_are_said_to_differ(place, cl
 def test_assign_and_wait(place, cli):
     task = place.ok("assign", f"real-{cli}", "MOCK:sleep 0.5;say assigned").strip()
     assert place.ok("wait", task) == "assigned\n"
+
+
+# What the README's tasks are to the mock.
+README_TASKS = {
+    "Say hello.": "MOCK:say Hello",
+    "Run: touch made-by-a-worker": SHELL["claude"].format(file="made-by-a-worker"),
+}
+
+
+def test_the_readmes_five_minutes_with_claude_code(place, mock_llm):
+    """Its lines run as they stand, by a person who has used Claude Code in that folder before."""
+    install(place, "claude", mock_llm.port)
+    (block,) = re.findall(
+        r"^<!-- run with claude -->\n```sh\n(.*?)^```$",
+        (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S,
+    )  # fmt: skip
+    wanted = re.findall(r"# prints (.*)", block)
+    for task, script in README_TASKS.items():
+        assert task in block
+        block = block.replace(f"'{task}'", cao.quote_argv([script]))
+    seen = json.loads((place.user / ".claude.json").read_text())
+    seen["projects"] = {str(place.work): {"hasTrustDialogAccepted": True}}
+    (place.user / ".claude.json").write_text(json.dumps(seen))
+    program = place.folder / "bin/cao"
+    program.write_text(f'#!/bin/sh\nexec {cao.quote_argv(CAO)} "$@"\n')
+    program.chmod(0o755)
+    login = {
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{mock_llm.port}", "ANTHROPIC_AUTH_TOKEN": "dummy",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["sh", "-eu"], check=False, input=block, cwd=place.work, env={**place.env, **login},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    at = 0
+    for words in wanted:
+        at = done.stdout.find(words, at)
+        assert at >= 0, (words, done.stdout, done.stderr)
+    assert (place.work / "made-by-a-worker").exists()
 
 
 @pytest.mark.parametrize("inner", ["claude", "codex"])
