@@ -48,7 +48,7 @@ import signal
 import stat
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 
 TYPE_CHECKING = False  # only a checker needs typing: it takes a sixth of our start
@@ -142,6 +142,7 @@ UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
+LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
 LOOK_S = 1.0  # at most one look a second where no event exists
 TASK_TIMEOUT_S = 3600.0
 CALL_CEILING_S = 45.0  # most MCP clients cut a call after 60 s; CAO_CALL_CEILING_S
@@ -349,6 +350,7 @@ class Message(NamedTuple):
     timeout_s: float = TASK_TIMEOUT_S
     check: str = ""  # command line of an acceptance check
     check_retries: int = CHECK_RETRIES
+    clock: float = 0.0  # of a task: sent_at by time.monotonic(), which nobody sets
 
 
 class Option(NamedTuple):
@@ -2720,11 +2722,30 @@ class Ran(NamedTuple):
     err: str
 
 
+def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
+    """Return which descriptors can be read, or were closed, after so many seconds at the most.
+
+    Not select: it takes no descriptor above 1023, which a thousand calls in flight reach.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
+
+
+def machine_fault(error: OSError) -> CaoError:
+    """Return as an error of ours what the machine refused."""
+    fix = "cao doctor"
+    if error.errno == errno.EMFILE:
+        fix = "wait until some calls have ended, or allow more open files: ulimit -n 4096"
+    return CaoError(f"{error.filename or 'a file'}: {error.strerror}", fix)
+
+
 def read_tail(fd: int, most_bytes: int, until: float) -> bytes:
     """Read to the end of file, or until that time.monotonic(); return the last bytes."""
     tail = b""
     while (left_s := until - time.monotonic()) > 0:
-        if select.select([fd], [], [], left_s)[0]:
+        if readable([fd], left_s):
             chunk = os.read(fd, 1 << 16)
             if not chunk:
                 break
@@ -2810,12 +2831,22 @@ def find_program(name: str, path: str | None = None) -> str:
     )
 
 
+# A fault of the machine's, not of the file that was to be opened: it may pass.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.EINTR)
+
+
+# What the machine may refuse for a while; ImportError: a module is read when it is first used.
+FAILURES = (CaoError, OSError, ImportError)
+
+
 def _stat_words(pid: int | str) -> list[bytes]:
     """Return /proc's words about a process from its state on; none where it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
-    except OSError:
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
         return []
 
 
@@ -2922,6 +2953,8 @@ class Tmux:
         self.env = {key: os.environ[key] for key in keep if key in os.environ}
         self.env["TERM"] = "xterm-256color"
         self.shown = ("", "")  # by show_state
+        folder = os.path.realpath(self.env.get("TMUX_TMPDIR") or "/tmp")  # tmux(1), -L
+        self.socket_path = f"{folder}/tmux-{os.getuid()}/{socket}"
 
     def run(
         self, *args: str, then: Sequence[str] = (), text: str = "", cwd: str | None = None
@@ -2984,6 +3017,11 @@ class Tmux:
         """Return a format of tmux(1), expanded for a pane."""
         return self.run("display-message", "-p", "-t", pane, form).rstrip("\n")
 
+    def title_of(self, name: str) -> str:
+        """Return the title of a session's pane, "" where it is gone."""
+        form = ("display-message", "-p", "-t", f"={name}:", "#{pane_title}")
+        return (self._run_there(*form) or "").rstrip("\n")
+
     def paste(self, pane: str, pieces: Sequence[str]) -> None:
         """Paste pieces one after the other, each in brackets if the program asked for that.
 
@@ -3034,7 +3072,7 @@ class Tmux:
     def person_active_s(self, name: str) -> float:
         """Return the seconds since an attached client last typed; a large number if none."""
         out = self.run("list-clients", "-t", f"={name}", "-F", "#{client_activity}")
-        return min((time.time() - int(at) for at in out.split()), default=1e9)
+        return min((abs(time.time() - int(at)) for at in out.split()), default=1e9)
 
 
 def find_tmux() -> str:
@@ -3130,10 +3168,14 @@ class Wake:
         self.links: list[str] = []
         name = f"{os.getpid()}-{random_letters(6)}"
         self.path = f"{store.home}/wake/{name}"
-        store.wakes.append(self)
         os.mkfifo(self.path, 0o600)
-        # Read and write: with a writer of our own it never reads end of file, and spins.
-        self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # Read and write: with a writer of our own it never reads end of file, and spins.
+            self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            _unlink(self.path)
+            raise
+        store.wakes.append(self)
 
     def listen(self, session: str) -> None:
         """Be woken whenever something happens in a session's folder; "": whenever the
@@ -3158,7 +3200,7 @@ class Wake:
 
     def wait(self, timeout_s: float) -> None:
         """Block until poked, or for so many seconds."""
-        select.select([self.fd], [], [], max(0.0, timeout_s))
+        readable([self.fd], max(0.0, timeout_s))
         self.drain()
 
     def drain(self) -> None:
@@ -3177,9 +3219,19 @@ class Wake:
         self.vanish()
 
 
+def lock_holder(path: str) -> str:
+    """Return in words which process has a file's lock, as far as /proc tells."""
+    inode = str(file_mark(path)[1])
+    for line in (read_file("/proc/locks") or b"").decode().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode:
+            return f"process {words[4]}"
+    return "another process"
+
+
 class FileLock:
     """A file's lock, kept for a block: `with FileLock(path): …`. Raises BlockingIOError where
-    it is not to be waited for, and another has it."""
+    it is not to be waited for, and another has it. A wait that takes long says what for."""
 
     def __init__(
         self, path: str, *, shared: bool = False, create: bool = True, wait: bool = True
@@ -3189,17 +3241,31 @@ class FileLock:
         self.flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
         if create:
             self.flags |= os.O_CREAT
-        if not wait:
-            self.kind |= fcntl.LOCK_NB
+        self.wait = wait
 
     def __enter__(self) -> int:
         self.fd = os.open(self.path, self.flags, 0o600)
         try:
-            fcntl.flock(self.fd, self.kind)
-        except OSError:
-            os.close(self.fd)
-            raise
+            fcntl.flock(self.fd, self.kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not self.wait:
+                os.close(self.fd)
+                raise
+            self._wait_for_it()
         return self.fd
+
+    def _wait_for_it(self) -> None:
+        import threading
+
+        def say() -> None:
+            complain(f"waiting for {lock_holder(self.path)} to let go of {self.path}")
+
+        timer = threading.Timer(LOCKED_S, say)
+        timer.daemon = True
+        if self.kind == fcntl.LOCK_EX:  # by the other kind somebody waits for a death
+            timer.start()
+        fcntl.flock(self.fd, self.kind)
+        timer.cancel()
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
@@ -3215,7 +3281,10 @@ class Claim:
         self.store, self.owner, self.path, self.then, self.fd = store, owner, path, then, fd
 
     def told(self) -> None:
-        """Note that it was told: a message goes where it is kept, a result's entry goes."""
+        """Note that it was told: a message goes where it is kept, a result's entry goes.
+
+        Where that fails, the lock is still held: try again, or `release`.
+        """
         try:
             if self.then:
                 os.rename(self.path, self.then)
@@ -3224,8 +3293,7 @@ class Claim:
                 os.unlink(self.path)
         except FileNotFoundError:
             pass  # its owner was cleaned away
-        finally:
-            self.release()
+        self.release()
 
     def mark(self) -> None:
         """Note, before a message is told, that it may have been: its name gets a ~."""
@@ -3233,8 +3301,10 @@ class Claim:
 
     def release(self) -> None:
         """Free the lock, and wake who waits for it."""
-        os.close(self.fd)
-        self.store.poke(self.owner)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.store.poke(self.owner)
 
 
 def nudge(path: str) -> bool:
@@ -3302,6 +3372,14 @@ def make_home(home: str) -> None:
             raise CaoError(f"{which} can be written by others", f"chmod go-w {path}; or {fix}")
 
 
+def complain(words: str) -> None:
+    """Say on stderr what does not stop us, if it can be said at all."""
+    try:
+        sys.stderr.write(f"cao: {words}\n")
+    except OSError:
+        pass  # it is a file on the same full disk
+
+
 def _unlink(path: str) -> None:
     """Remove a file that may be gone already."""
     try:
@@ -3316,10 +3394,6 @@ def _listdir(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except FileNotFoundError:
         return []
-
-
-# A fault of the machine's, not of the file that was to be opened: it may pass.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR)
 
 
 def read_regular(path: str, errors: str = "surrogatepass") -> str:
@@ -3341,6 +3415,13 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
         if error.errno in _PASSING:
             raise
     raise ValueError(f"{path} cannot be read as a file")
+
+
+def next_stamp(folder: str) -> str:
+    """Return how a file's name begins that is to be read after those in a folder now: the
+    time in nanoseconds, or more where the clock was set back."""
+    newest = max((int(e[:20]) for e in _listdir(folder) if re.match(r"\d{20}-", e)), default=0)
+    return f"{max(time.time_ns(), newest + 1):020d}"
 
 
 def written_at(path: str) -> float:
@@ -3494,9 +3575,9 @@ class Store:
         except FileNotFoundError:
             return  # another process was quicker
         except OSError as error:
-            sys.stderr.write(f"cao: {path} cannot be read, nor moved away: {error.strerror}\n")
+            complain(f"{path} cannot be read, nor moved away: {error.strerror}")
             return
-        sys.stderr.write(f"cao: {path} cannot be read; moved to {kept}\n")
+        complain(f"{path} cannot be read; moved to {kept}")
         name, _, file = os.path.relpath(path, f"{self.home}/sessions").partition("/")
         if NAME.match(name):
             self.log(name, "quarantined", file=file, kept=kept)
@@ -3623,7 +3704,7 @@ class Store:
         except FileNotFoundError:
             return  # the session was cleaned away under us
         except OSError as error:  # what was done is done, and must not be told as failed
-            sys.stderr.write(f"cao: {name}/log.jsonl: {error.strerror}\n")
+            complain(f"{name}/log.jsonl: {error.strerror}")
 
     def note_approval(self, name: str, asked: dict[str, Any], answer: str, who: str) -> None:
         """Append to approvals.jsonl who answered what, and by which way."""
@@ -3795,6 +3876,10 @@ class Store:
 
     # ---- inbox ----
 
+    def new_id(self, name: str, rest: str) -> str:
+        """Return the id of a message to a session: it sorts after those that wait there."""
+        return f"{next_stamp(f'{self.folder(name)}/inbox/new')}-{rest}"
+
     def put(self, message: Message) -> None:
         """Put a message into its addressee's inbox: fsynced before anyone is told.
 
@@ -3812,7 +3897,11 @@ class Store:
         size = len(message.text.encode(errors="surrogatepass"))
         who = {"message": message.id, "kind": message.kind, "sender": message.sender}
         self.log(message.to, "queued", **who, bytes=size)
-        self.poke(message.to)
+        try:
+            self.poke(message.to)
+        except OSError as error:  # it could lie there for long; perhaps it was read already
+            if self.withdraw(message.to, message.id):
+                raise _not_written(f"{inbox}/new", error) from error
 
     def put_once(self, message: Message) -> None:
         """Put a message whose id says what it is, unless it was ever put before."""
@@ -3868,7 +3957,7 @@ class Store:
 
     def put_event(self, folder: str, payload: str) -> None:
         """Drop a hook's JSON into a session's events/ and wake its runner."""
-        name = f"{time.time_ns():020d}-{os.getpid()}-{random_letters(2)}"
+        name = f"{next_stamp(f'{folder}/events/new')}-{os.getpid()}-{random_letters(2)}"
         self.write(f"{folder}/events/new/{name}", payload, tmp=f"{folder}/events/tmp")
         self.poke(os.path.basename(folder))
 
@@ -4026,9 +4115,12 @@ class Waited(NamedTuple):
     claims: tuple[Claim, ...] = ()  # on the results and messages that were owed to the caller
 
     def told(self) -> None:
-        """Take what was told off the books."""
-        for claim in self.claims:
-            claim.told()
+        """Take what was told off the books; what could not be is told again by the next."""
+        try:
+            for claim in self.claims:
+                claim.told()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Leave what could not be told to the next."""
@@ -4210,9 +4302,33 @@ def far_path(session: Session) -> str:
     return f"{session.host}:{session.cwd}" if session.host else session.cwd
 
 
+def seconds_since(message: Message) -> float:
+    """Return for how long a message has been on its way."""
+    return max(0.0, time.monotonic() - message.clock)
+
+
 def fresh_state() -> dict[str, Any]:
     """Return the state of a session before the first word of its runner."""
-    return {"state": "starting", "since": time.time(), "launcher": note_process(os.getpid())}
+    launcher = note_process(os.getpid())
+    return {
+        "state": "starting",
+        "since": time.time(),
+        "clock": time.monotonic(),  # the same moment, by a clock that nobody sets
+        "launcher": launcher,
+    }
+
+
+def look_until(look: Callable[[], Any], looks: int) -> Any:
+    """Return what a look at a screen gives once that is true, else what the last one gave.
+
+    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
+    no clock ends this.
+    """
+    for _ in range(looks):
+        if found := look():
+            return found
+        select.select([], [], [], 0.02)
+    return look()
 
 
 # The queue. CAO_MAX_SESSIONS sessions have a slot; nothing counts them, so no count can be wrong.
@@ -4267,7 +4383,19 @@ class Orchestrator:
             confs = [base, self.store.read_text(note), guards]
             confs = [conf for conf in confs if os.path.isfile(conf)]
             self._tmux = Tmux(tmux_socket(self.store.home), *confs)
+        if not os.path.exists(self._tmux.socket_path):
+            self._revive_socket(self._tmux.socket_path)
         return self._tmux
+
+    def _revive_socket(self, path: str) -> None:
+        """Wake the runners there are, so that they have our tmux server make its socket again:
+        a second server would not have their sessions."""
+        begun = [n for n in self.store.live() if self.store.load_state(n).get("group")]
+        living = [name for name in begun if self.store.is_locked(name)]
+        for name in living:
+            self.store.poke(name)
+        if living:
+            look_until(lambda: os.path.exists(path), 100)
 
     def state_of(self, name: str) -> dict[str, Any]:
         """Return a session's state as it is now: derived from its lock and its own words.
@@ -4304,11 +4432,13 @@ class Orchestrator:
         if state.get("state") != "starting" or "group" in state:
             return False  # its runner was there
         runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
-        age_s = time.time() - state["since"]
+        age_s = time.monotonic() - float(state.get("clock") or 0)
+        if not 0 <= age_s < NEVER_STARTED_S:  # below: it is from before the machine was started
+            return False
         if not runner and age_s < STARTING_S:
             return True  # it may be there, though its launcher was killed before it noted it
         coming = runner or state.get("launcher") or {"id": 0, "start": ""}
-        return age_s < NEVER_STARTED_S and is_running(coming)
+        return is_running(coming)
 
     def _reattach(self, name: str, state: dict[str, Any]) -> bool:
         """Start the dead runner of a session on another machine again, where the work goes on:
@@ -4387,7 +4517,7 @@ class Orchestrator:
             "session": name,
             "kind": session.kind,
             "state": state.get("state") or "unknown",
-            "for_s": round(time.time() - (state.get("since") or session.launched_at), 1),
+            "for_s": round(max(0.0, time.time() - (state.get("since") or session.launched_at)), 1),
             "profile": session.profile,
             "provider": session.provider,
             "supervisor": session.supervisor,
@@ -4483,7 +4613,7 @@ class Orchestrator:
                     outcome=outcome,
                     reason=reason,
                     detail=detail,
-                    seconds=time.time() - message.sent_at,
+                    seconds=seconds_since(message),
                     ended_at=time.time(),
                 )
                 self.conclude(
@@ -4524,7 +4654,7 @@ class Orchestrator:
             try:
                 ran = run([*shlex.split(command), sentence], NOTIFY_S, env={**env, **facts})
                 failed = f"status {ran.status}: {shorten(ran.err, 200)}" if ran.status else ""
-            except (CaoError, ValueError) as error:
+            except (CaoError, OSError, ValueError) as error:
                 failed = str(error)
             if failed:
                 self.store.log(name, "notify_failed", why=failed)
@@ -4552,7 +4682,10 @@ class Orchestrator:
 
     def end(self, name: str) -> None:
         """End a session: its runner does it, or, where that does not answer, we do."""
-        self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
+        try:
+            self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
+        except FAILURES as error:  # no room for an order
+            complain(str(error))
         if self.store.load_state(name).get("state") != "ended":
             self.tmux.kill_session(name)
             self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
@@ -4657,10 +4790,10 @@ class Orchestrator:
         try:
             with FileLock(f"{self.store.home}/lock"):
                 self.store.create(session)
-                self.store.save_state(name, {**fresh_state(), "since": 0.0})
+                self.store.save_state(name, {**fresh_state(), "clock": -1e9})
                 self._enter(session, most)
             if origin:
-                add_worktree(self.store, session)  # slow: others must be able to launch meanwhile
+                add_worktree(self.store, session)
             self.store.save_state(name, fresh_state())
         except BaseException:
             self.forget(name)
@@ -4673,7 +4806,9 @@ class Orchestrator:
         """Put a session into the queue and among the living. Raises CaoError where too many
         wait already; the caller has the runtime directory's lock."""
         if not session.host:  # else it counts there
-            ticket = f"{self.store.home}/queue/{time.time_ns():020d}-{session.name}"
+            ticket = (
+                f"{self.store.home}/queue/{next_stamp(f'{self.store.home}/queue')}-{session.name}"
+            )
             self.store.write(ticket, str(most), tmp=self.store.home)
         self.store.set_live(session.name, True)
         if self.place(session.name)[0] > MAX_QUEUED:
@@ -4813,30 +4948,41 @@ class Orchestrator:
             raise NotFoundError(f"session {session.name} has ended ({why}) for good", anew)
         if not session.host and not os.path.isdir(session.cwd):
             raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
-        self.control(session.name, {}, lambda state: not state.get("closing"), STOP_S)
-        with FileLock(f"{self.store.home}/lock"):
-            if self.state_of(session.name)["state"] != "ended":  # another was quicker
-                return self._put_task(session.name, text, options, profile)
-            # Its last runner may be leaving still, with the name, the lock, the entry in live/.
-            self.tmux.kill_session(session.name)
-            self.control(session.name, {}, lambda _: not self.store.is_locked(session.name), STOP_S)
-            for file in ("tools-listed", "runner.json"):  # they speak of the run before
-                _unlink(self.store.launch_file(session.name, file))
-            # What it was typed, and has not said that it took: see Runner._tell_again.
-            again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
-            self.store.save_state(session.name, {**fresh_state(), **again})
-            task = ""
+        name = session.name
+
+        def left(state: dict[str, Any]) -> bool:
+            return state.get("state") != "ended" or not self.store.is_locked(name)
+
+        self.control(name, {}, lambda state: not state.get("closing"), STOP_S)
+        self.control(name, {}, left, STOP_S)  # its last runner may be leaving still
+        starting = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        if starting is None or self.store.load_state(name).get("state") != "ended":
+            if starting is not None:
+                os.close(starting)
+            return self._put_task(name, text, options, profile)  # another was quicker
+        # What it was typed, and has not said that it took: see Runner._letters.
+        again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
+        task = ""
+        try:
             try:
-                self._enter(session, int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS))
-                task = self._put_task(session.name, text, options, profile)
-                self.start(session.name, profile, conversation)
-            except BaseException:
-                self.tmux.kill_session(session.name)
-                if task:
-                    self.take_back(session.name, task)
-                self.store.save_state(session.name, state)
-                self.store.set_live(session.name, False)
-                raise
+                self.tmux.kill_session(name)
+                for file in ("tools-listed", "runner.json"):  # they speak of the run before
+                    _unlink(self.store.launch_file(name, file))
+                self.store.save_state(name, {**fresh_state(), **again, "clock": -1e9})
+                with FileLock(f"{self.store.home}/lock"):
+                    self._enter(session, int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS))
+                self.store.save_state(name, {**fresh_state(), **again})
+            finally:
+                os.close(starting)
+            task = self._put_task(name, text, options, profile)
+            self.start(name, profile, conversation)
+        except BaseException:
+            self.tmux.kill_session(name)
+            if task:
+                self.take_back(name, task)
+            self.store.save_state(name, state)
+            self.store.set_live(name, False)
+            raise
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
@@ -4856,7 +5002,7 @@ class Orchestrator:
         task = f"{name}.{random_letters()}"
         options.named(task)
         message = Message(
-            f"{time.time_ns():020d}-{task}",
+            self.store.new_id(name, task),
             "task",
             self.caller.name,
             name,
@@ -4866,6 +5012,7 @@ class Orchestrator:
             options.timeout_s,
             check,
             said.get("check_retries", CHECK_RETRIES) if retries is None else retries,
+            time.monotonic(),
         )
         self.store.give(message)
         self.store.poke(self.caller.name)
@@ -4915,7 +5062,7 @@ class Orchestrator:
         def named(name: str) -> None:  # before the task is put: killed in between, it is put again
             self.store.write(path, f"{name} {text_sha}", durable=True)
 
-        with FileLock(f"{os.path.dirname(path)}/.lock"):
+        with FileLock(f"{path}.lock"):  # the same request, twice at once
             name, _, sha = self.store.read_text(path).partition(" ")
             if name and sha != text_sha:
                 raise UsageError(
@@ -5301,7 +5448,7 @@ class Orchestrator:
             )
         self._check_typable(target, text)
         message = Message(
-            message_id or f"{time.time_ns():020d}-{random_letters()}",
+            message_id or self.store.new_id(target, random_letters()),
             "message",
             self.caller.name,
             target,
@@ -5350,8 +5497,7 @@ class Orchestrator:
 
     def render_progress(self, name: str) -> str:
         """Return a session's state, and the title its CLI has given its pane."""
-        pane = self.tmux.pane_of(name)
-        title = self.tmux.ask(pane, "#{pane_title}") if pane else ""
+        title = self.tmux.title_of(name)
         named = title and title != os.uname().nodename and title.isprintable()
         words = f"{name} {self.state_of(name).get('state')}"
         return f"{words} ({shorten(title, 60)})" if named else words
@@ -5387,7 +5533,11 @@ class Orchestrator:
             and (pane := self.tmux.pane_of(name))
         ):
             history = f"-{lines - PANE_LINES}" if lines > PANE_LINES else ""
-            screen = self.tmux.capture(pane, first=history)
+            try:
+                screen = self.tmux.capture(pane, first=history)
+            except TmuxError as error:
+                if error.fix not in ("gone", "no server"):  # it ended just now
+                    raise
         state = self.store.load_state(name)
         return {
             **view,
@@ -6050,21 +6200,9 @@ def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Mess
 
 
 def rare_look_s(since: float) -> float:
-    """Return how long to wait for the next look: a twentieth of what was waited since then."""
-    return min(LOOK_S, max(0.05, (time.time() - since) / 20))
-
-
-def look_until(look: Callable[[], Any], looks: int) -> Any:
-    """Return what a look at a screen gives once that is true, else what the last one gave.
-
-    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
-    no clock ends this.
-    """
-    for _ in range(looks):
-        if found := look():
-            return found
-        select.select([], [], [], 0.02)
-    return look()
+    """Return how long to wait for the next look: a twentieth of what was waited since then
+    (time.monotonic())."""
+    return min(LOOK_S, max(0.05, (time.monotonic() - since) / 20))
 
 
 PERHAPS_AGAIN = "[perhaps for the second time]\n"
@@ -6087,9 +6225,13 @@ class Runner:
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
-        kept = store.read_json(store.launch_file(session.name, "launch.json")) or {}
         self.boss = Orchestrator(store, Caller(""))
-        self.launch = Launch(**{**kept, "profile": self.boss.launched(session.name)})
+        profile = self.boss.launched(session.name)
+        path = store.launch_file(session.name, "launch.json")
+        launch = store.read_record(path, Launch)
+        if not launch or not profile:
+            raise CaoError(f"{path} cannot be read", "start a new session")
+        self.launch = launch._replace(profile=profile)
         self.row = PROVIDERS[session.provider]
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
         self.wake = Wake(store)
@@ -6097,6 +6239,9 @@ class Runner:
         self.child, self.exit_status = 0, None  # type: int, int | None
         self.group: dict[str, Any] | None = None  # the CLI's, as note_process has it
         self.phase, self.since = "starting", time.time()
+        # What ends in _at below is by time.monotonic(): no clock that is set, and no machine
+        # that sleeps, makes anything due.
+        self.phase_at = time.monotonic()  # the same moment as since
         self.conversation = self.launch.resume or session.conversation
         self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None
@@ -6107,6 +6252,7 @@ class Runner:
         self.stuck = False  # it took no prompt: results wait until a turn has begun
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
+        self.step_at = 0.0  # since when it is at its step, or Enter was pressed again
         self.claims: dict[str, Claim] = {}  # on what is on its way, until the CLI has taken it
         self.typed_before: list[str] = []  # by the run before, which died before it knew more
         self.last_sent = ""
@@ -6117,7 +6263,7 @@ class Runner:
         self.questions: dict[str, Question] = {}  # those that are open
         self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
         self.looks: dict[str, int] = {}  # id -> the looks that saw no dialog of it yet
-        self.tried: set[str] = set()  # ... and of those we have answered ourselves
+        self.tried: list[str] = []  # what we have answered ourselves, each time
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
         self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, since when
@@ -6133,6 +6279,11 @@ class Runner:
         self.held_at = 0.0  # since when something holds a message back
         self.evidence: dict[str, Any] = {}
         self.reply: dict[str, Any] | None = None
+        self.dealt: set[str] = set()  # events that are dealt with, and not removed yet
+        self.undone: list[Callable[[], object]] = []  # what has to be done, once it can be
+        self.failed = False  # something could not be done in this round
+        self.trouble = ""  # ... and why: it is logged once
+        self.leaving = self.over = False
         self.saved: dict[str, Any] = {}
 
     # ---- what state.json says ----
@@ -6148,8 +6299,8 @@ class Runner:
                 "a person interrupted the turn; the task goes on when the person or a message"
                 " starts another, and ends after a while"
             )
-            name = f"interrupted-{self.interrupted_at:.0f}"
-            asked = Question(name, "interrupted", words, (), self.interrupted_at)
+            name = f"interrupted-{self.since:.0f}"
+            asked = Question(name, "interrupted", words, (), self.since)
             questions = [asked._asdict()]
         elif open_for:
             shown = "working"
@@ -6162,7 +6313,6 @@ class Runner:
             "task_message": self.task.id if self.task else "",
             "task_line": shorten(self.task.text, 120) if self.task else "",
             "last_line": self.last_line,
-            "turn_at": self.turn_at if self.phase == "working" else 0,
             "delivering": d.messages if d and d.step != "taken" else (),
             "delivery": way,
             "questions": questions,
@@ -6181,19 +6331,44 @@ class Runner:
     def _save(self) -> None:
         """Write state.json where it changed, and wake whom it concerns."""
         facts = self._facts()
-        if facts == self.saved:
+        if facts == self.saved or self.undone:  # no state before the result it speaks of
             return
+        self.store.save_state(self.name, facts)
         if facts["state"] != self.saved.get("state"):
             self._log("state", state=facts["state"], why=self.why)
-        self.store.save_state(self.name, facts)
         changed = [k for k in ("state", "questions") if facts[k] != self.saved.get(k)]
         self.saved = facts
+        poke = self.store.poke_up if changed else self.store.poke
+        self._see_to(lambda: poke(self.name))
         if facts["may_close"]:
-            self.store.poke_queue()
-        if changed:
-            self.store.poke_up(self.name)
-        else:
-            self.store.poke(self.name)
+            self._see_to(self.store.poke_queue)
+
+    def _see_to(self, action: Callable[[], object]) -> None:
+        """Do what must not be lost: now, or in the first round in which the machine can (a disk
+        is full, there are no descriptors left). What is done twice by that must do no harm."""
+        self.undone.append(action)
+        self._catch_up()
+
+    def _catch_up(self) -> bool:
+        """Do what is undone, in its order; tell whether all of it is done."""
+        while self.undone:
+            action = self.undone.pop(0)
+            try:
+                action()
+            except FAILURES as error:
+                self.undone.insert(0, action)
+                self._note_failure(error)
+                return False
+        return True
+
+    def _note_failure(self, error: Exception) -> None:
+        """Say what could not be done, once, where we can; the next round tries again."""
+        words = str(error)
+        if words != self.trouble:
+            self.trouble = words
+            self._log("failed", words=words)
+            complain(words)
+        self.failed = True
 
     def _log(self, event: str, **fields: Any) -> None:
         self.store.log(self.name, event, **fields)
@@ -6203,11 +6378,11 @@ class Runner:
             phase = "asking"
         if phase != self.phase:
             if self.phase == "asking":
-                self.paused_s += time.time() - self.since
-            self.phase, self.since = phase, time.time()
+                self.paused_s += time.monotonic() - self.phase_at
+            self.phase, self.since, self.phase_at = phase, time.time(), time.monotonic()
         self.why = why
         self.idle_looks = 0
-        self.look_at = time.time() + LOOK_S
+        self.look_at = time.monotonic() + LOOK_S
 
     def delivery_open(self) -> bool:
         """Tell whether something was typed of which the CLI has not spoken yet."""
@@ -6215,7 +6390,8 @@ class Runner:
 
     # ---- what the CLI says ----
 
-    def _on_event(self, event: Event, at: float) -> None:
+    def _on_event(self, event: Event, at: float = 0.0) -> None:
+        at = at or time.time()
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
         self._log("event", kind=event.kind, source=event.source, reason=event.reason)
         self.conversation = event.conversation or self.conversation
@@ -6226,7 +6402,8 @@ class Runner:
         elif event.kind == "said":
             self.said = event.text
         elif event.kind == "ended" and self.phase != "idle":
-            self.ending, self.ending_at = event._replace(text=event.text or self.said), time.time()
+            self.ending = event._replace(text=event.text or self.said)
+            self.ending_at = time.monotonic()
         elif event.kind == "failed":
             self._end_turn("failed", event)
         elif event.kind == "interrupted":
@@ -6249,7 +6426,7 @@ class Runner:
         self.delivery = d._replace(step="taken", at=time.time(), exact=exact)
         for letter in d.messages:
             if letter in self.claims:
-                self.claims.pop(letter).told()
+                self._see_to(self.claims.pop(letter).told)
         self._log("taken", messages=d.messages, exact=exact)
         if self.task and self.task.id in d.messages:
             self.task_exact = exact
@@ -6268,9 +6445,9 @@ class Runner:
             if question.where != "hook":  # of a hook the lock says when it is over
                 self._close_question(question)
         self.said = ""
-        self.paused_s += time.time() - self.interrupted_at if self.interrupted_at else 0.0
+        self.paused_s += time.monotonic() - self.interrupted_at if self.interrupted_at else 0.0
         self.interrupted_at = 0.0
-        self.turn_at = time.time()
+        self.turn_at = time.monotonic()
         self._set_phase("working")
 
     # ---- what it asks ----
@@ -6313,8 +6490,7 @@ class Runner:
     def _close_question(self, question: Question, answer: str = "") -> None:
         """A question is over: answered, or withdrawn."""
         if question.where == "hook" and not answer:
-            self.store.write(f"{self._question_path(question.id)}.reply", "{}")  # it lets go
-            self.store.poke(self.name)
+            self._see_to(lambda: self._reply(question, {}))  # it lets go
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
         if order:
@@ -6325,6 +6501,11 @@ class Runner:
             self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
             self._set_phase("working" if self.begun else "starting")
+
+    def _reply(self, question: Question, reply: dict[str, Any]) -> None:
+        """Give a hook its answer, {}: to let go."""
+        self.store.write(f"{self._question_path(question.id)}.reply", json.dumps(reply))
+        self.store.poke(self.name)
 
     def _unseen(self) -> list[str]:
         """Return the ids of the questions that no dialog of the CLI's shows."""
@@ -6368,6 +6549,7 @@ class Runner:
         self._note_handed()
         if how == "done" and event.source.startswith("hook"):
             event = self._whole_answer(event)
+        more = how == "done" and bool(self.store.owed(self.name) or self._supervisor_wrote())
         self.ending = None
         for question in list(self.questions.values()):
             self._close_question(question)
@@ -6381,7 +6563,7 @@ class Runner:
             how=how,
             source=event.source,
             reason=event.reason,
-            seconds=round(time.time() - self.turn_at, 2),
+            seconds=round(time.monotonic() - self.turn_at, 2),
         )
         ordered, self.ordered = self.ordered, ""
         if not self.task:
@@ -6406,9 +6588,9 @@ class Runner:
         elif how == "interrupted" and self.refused:
             self.refused = False
         elif how == "interrupted":
-            self.interrupted_at = time.time()
+            self.interrupted_at = time.monotonic()
             self.evidence["interrupted"] = event.source
-        elif self.store.owed(self.name) or self._supervisor_wrote():
+        elif more:
             self.turns.append(event.text)
             self.held_end = event
         else:
@@ -6454,16 +6636,19 @@ class Runner:
         changed = self.task_exact.startswith("differs")
         notes = [f"reached the CLI changed: {self.task_exact}"] if changed else []
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
-        if self.session.worktree:
-            try:
+        try:
+            if self.session.worktree:
                 fields["worktree"] = worktree_facts(self.store, self.session)
-            except CaoError as error:
-                notes.append(f"the worktree could not be read: {error.what}")
-        elif may_write(self.launch.profile) and (more := self.boss.writers_beside(self.session)):
-            notes.append(
-                f"written to side by side with {', '.join(more)}, and no worktree between them:"
-                f" each may have undone what another did in {self.session.cwd}"
-            )
+            elif may_write(self.launch.profile) and (
+                others := self.boss.writers_beside(self.session)
+            ):
+                notes.append(
+                    f"written to side by side with {', '.join(others)}, and no worktree between"
+                    f" them: each may have undone what another did in {self.session.cwd}"
+                )
+        except FAILURES as error:
+            words = getattr(error, "what", error)
+            notes.append(f"the worktree could not be read: {words}")
         if self.overflow:
             words = f"it printed as much as tmux keeps ({self.overflow} lines)"
             notes.append(f"{words}: the beginning of its answer may be gone")
@@ -6481,7 +6666,7 @@ class Runner:
             outcome,
             turns=tuple(self.turns),
             exact=self.task_exact,
-            seconds=round(time.time() - task.sent_at, 3),
+            seconds=round(seconds_since(task), 3),
             bytes=len(answer.encode(errors="surrogatepass")),
             notes=tuple(notes),
             ended_at=time.time(),
@@ -6490,9 +6675,9 @@ class Runner:
         )
         self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
-        self.boss.conclude(result, task.sender)
+        self._see_to(lambda: self.boss.conclude(result, task.sender))
         if task.id in self.claims:  # it ended before the CLI had taken it
-            self.claims.pop(task.id).told()
+            self._see_to(self.claims.pop(task.id).told)
         self._log(
             "result",
             task=task.task,
@@ -6562,18 +6747,28 @@ class Runner:
             )
             now = time.time()
             self.check = None
-            note = Message(f"{time.time_ns():020d}-check", "message", "cao", self.name, words, now)
-            self.store.put(note)  # from cao itself: it fits into a full inbox too
+            note = Message(
+                self.store.new_id(self.name, "check"), "message", "cao", self.name, words, now
+            )
+            # From cao itself: it fits into a full inbox too.
+            self._see_to(lambda: self.store.put_once(note))
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
-        """End the session: answer what is open, end what is left, keep the last screen."""
-        if self.phase == "ended":
-            return
+        """End the session, for the first reason there is."""
+        if not self.leaving:
+            self.leaving = True
+            self._see_to(lambda: self._leave(outcome, reason, detail))
+
+    def _leave(self, outcome: str, reason: str, detail: str) -> None:
+        """Answer what is open, end what is left, keep the last screen."""
         self._note_handed()
         screen = self._screen(history=True)
         base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
         base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
-        self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+        try:
+            self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+        except CaoError as error:
+            self._note_failure(error)  # nothing depends on it
         self._release()
         self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
         self._end_check()
@@ -6592,13 +6787,14 @@ class Runner:
         facts = self._facts()
         self.task = None
         for question in list(self.questions.values()):
-            self._close_question(question)
+            self._close_question(question._replace(where=""))  # its hook is gone
         self.phase, self.since = "ended", time.time()
         self.why = detail
         self._save()
         self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
+        self.over = True
 
     def _say_exit(self) -> None:
         """Type what ends a `command` program, and give it a second to save what it has."""
@@ -6632,7 +6828,9 @@ class Runner:
                     return Event("interrupted", source="transcript")
                 file.seek(self.offset)
                 lines = file.read().decode(errors="replace").split("\n")
-        except OSError:
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
             return None  # it is made with the first words
         return self.row.read_transcript(lines)
 
@@ -6754,10 +6952,10 @@ class Runner:
         if look.state == "idle" and not self.row.titles and not self.delivery_open():
             self._set_phase("idle", "ready")
             return
-        late = self.delivery_open() and now - self.since > SUBMIT_S
+        late = self.delivery_open() and now - self.phase_at > SUBMIT_S
         if late and self._began_unheard(look):
             return
-        if slow and now - self.since < 1.0 and self.delivery_open():
+        if slow and now - self.phase_at < 1.0 and self.delivery_open():
             return  # it has its prompt: events will tell
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
@@ -6769,12 +6967,12 @@ class Runner:
         if self._look_for_dialog(now):
             return
         # A title says idle over a dialog too, and a second before the CLI takes a paste.
-        heard = self.heard or now - self.since > 3 * STARTING_S
+        heard = self.heard or now - self.phase_at > 3 * STARTING_S
         calm = look.state == "unknown" or (look.state == "idle" and heard)
         watch = calm and not self.delivery_open() and self.row.composer
         # Qwen Code connects MCP servers beside its first turn, which then has no tool of ours.
         listed = self.store.launch_file(self.name, "tools-listed")
-        ready = not self.row.mcp or os.path.exists(listed) or now - self.since > TOOLS_S
+        ready = not self.row.mcp or os.path.exists(listed) or now - self.phase_at > TOOLS_S
         if watch and ready and parse_draft(screen, self.row.composer) is not None:
             self._set_phase("idle", "its input line is drawn")
 
@@ -6811,9 +7009,9 @@ class Runner:
             elif event:
                 if event.kind == "ended":
                     self._hook_missed("Stop")
-                self._on_event(event, now)
+                self._on_event(event)
             elif self.idle_looks >= 2:
-                self._on_event(self._untold_end(look), now)
+                self._on_event(self._untold_end(look))
             elif not self.transcript and self.row.failure:
                 self._look_for_failure(now)
 
@@ -6841,7 +7039,7 @@ class Runner:
         """The last resort: the screen's own words for a failed turn."""
         words = self._shown_failure()
         if words and not self._shows_work() and now - self.turn_at > LOOK_S:
-            self._on_event(Event("failed", words, classify_failure(words), "screen"), now)
+            self._on_event(Event("failed", words, classify_failure(words), "screen"))
 
     def _look_for_dialog(self, now: float, state: str = "") -> bool:
         """Ask what a dialog without a hook asks: there is no input line on the screen, no sign
@@ -6870,7 +7068,7 @@ class Runner:
                 return True
             lines = [line.rstrip() for line in text.splitlines() if re.search(r"[^\s─-▟]", line)]
             shown = tail_lines("\n".join(lines), 30)
-            self._ask(Question(random_letters(6), "screen", shown, (), now))
+            self._ask(Question(random_letters(6), "screen", shown, (), time.time()))
             return True
         return False
 
@@ -6919,12 +7117,14 @@ class Runner:
         """End where nothing was to be done for long, or another waits for our slot. Who gives
         a task looks, once it is put, whether we are at that, and starts us again; we look, once
         that is said, for a task."""
-        if (asked or now - self.since >= self.session.idle_close_s) and self._may_close():
+        if (asked or now - self.phase_at >= self.session.idle_close_s) and self._may_close():
             self.closing = True
-            self._save()
-            if self._may_close():
-                self._finish("stopped", "idle", "it had been idle")
-            self.closing = False
+            try:
+                self._save()
+                if self._may_close():
+                    self._finish("stopped", "idle", "it had been idle")
+            finally:
+                self.closing = False
 
     def _left_s(self) -> float:
         """Return the seconds that the open task has left, by a clock that stands still while
@@ -6935,16 +7135,18 @@ class Runner:
 
     def _patience(self) -> float:
         """Return for how many seconds nothing can be due."""
-        now = time.time()
+        now = time.monotonic()
+        if self.failed:
+            return LOOK_S / 4
         if self.ending and now - self.ending_at < SETTLE_S * 2:
             return 0.02
         if self.ready_at:
             return 0.05
         if self.phase == "starting" or self.held_back:
-            return rare_look_s(self.held_at if self.held_back else self.since)
+            return rare_look_s(self.held_at if self.held_back else self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        dues = [self.since + self.session.idle_close_s] if self._may_close() else []
+        dues = [self.phase_at + self.session.idle_close_s] if self._may_close() else []
         if self.interrupted_at:
             dues.append(self.interrupted_at + self.session.interrupted_s)
         dues.append(now + self._left_s())
@@ -6965,7 +7167,7 @@ class Runner:
             import zlib
 
             name = f"{zlib.crc32(look.why.encode()):08x}"
-            self._ask(Question(name, "question", look.why, (), now, "typed"))
+            self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
         elif look.state == "idle" and not self.ready_at:
             self.ready_at = now
         elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
@@ -7023,12 +7225,17 @@ class Runner:
         """Wait until something happens or is due."""
         # The tmux commands of this round ended with a signal each: no reason for another.
         drain_pipe(woken)
-        self._reap()
-        if self.signal or self.phase == "ended":
+        try:
+            self._reap()
+            patience_s = self._patience()
+        except FAILURES as error:
+            self._note_failure(error)
+            patience_s = LOOK_S / 4
+        if self.over or (self.signal and not self.leaving):
             return
-        ready = select.select([self.wake.fd, woken], [], [], self._patience())[0]
+        ready = readable([self.wake.fd, woken], patience_s)
         if self.row.by_output and ready == [self.wake.fd]:  # let output gather
-            select.select([woken], [], [], min(0.3, rare_look_s(self.turn_at)))
+            readable([woken], min(0.3, rare_look_s(self.turn_at)))
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number != signal.SIGCHLD:
@@ -7059,36 +7266,27 @@ class Runner:
         start = self.row.start(launch)
         argv = [*program, *map(str, start.argv)]
         self.child = spawn_foreground(argv, {**self.env, **start.env, **tmux_variables()})
-        self.group = note_process(self.child)  # once: without /proc it is a process
         self._log("started", pid=self.child, program=program[0])
-        self._save()
 
     def _round(self) -> bool:
-        """Do all that can be done now; tell whether the session goes on."""
+        """Do all that can be done now; tell whether the session goes on.
+
+        What the machine refuses to do is tried again in the next round: a disk that is full,
+        or one call that fails, ends no session.
+        """
         self.wake.drain()
-        self._reap()
-        if self.signal == signal.SIGHUP:
-            self._finish("lost", "terminal_gone", "the tmux server or the session's pane is gone")
-        elif self.signal:
-            self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
-        ahead: list[str] = []
-        if not self.child and self.phase != "ended":
-            place, ahead = self.boss.place(self.name)
-            if not place:
-                self.store.leave_queue(self.name)
-                self._set_phase("starting")
-                self._begin()
+        self.failed = False
         try:
-            keep_socket()
-            if ahead:
-                self._queue(ahead)
-            self._read_events()
-            for task in self.store.running(self.name):  # an idle supervisor learns at once
-                self.boss.watch(self.store.session_of(task), self.wake.poke)
-            self._advance(time.time())
-            self._save()
-            if self.saved["state"] != "ended":
-                self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
+            if self.child and not self.group:
+                self.group = note_process(self.child)  # once: without /proc it is a process
+            self._reap()
+            if self.signal == signal.SIGHUP:
+                words = "the tmux server or the session's pane is gone"
+                self._finish("lost", "terminal_gone", words)
+            elif self.signal:
+                self._finish("stopped", "terminated", f"the runner got signal {self.signal}")
+            if self._catch_up() and not self.over:
+                self._go_on()
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
             self._log("tmux_failed", words=error.what)
@@ -7096,7 +7294,37 @@ class Runner:
                 return True
             if error.fix in ("gone", "no server"):
                 self._finish("lost", "terminal_gone", error.what)
-        return self.phase != "ended"
+        except FAILURES as error:
+            self._note_failure(error)
+            if not self.child and time.monotonic() - self.phase_at > NEVER_STARTED_S:
+                self._finish("failed", "never_started", self.trouble)
+        if not self.failed:
+            self.trouble = ""
+        elif not os.path.isdir(self.store.folder(self.name)):
+            raise CaoError(f"the folder of {self.name} is gone")  # and with it who could ask
+        return not self.over
+
+    def _go_on(self) -> None:
+        """Begin when there is a slot. Read what happened, look, decide, save."""
+        keep_socket()
+        if not self.child:
+            place, ahead = self.boss.place(self.name)
+            if place:
+                self._queue(ahead)
+            else:
+                self.store.leave_queue(self.name)
+                self._set_phase("starting")
+                self._begin()
+        self._read_events()
+        for task in self.store.running(self.name):  # an idle supervisor learns at once
+            try:
+                self.boss.watch(self.store.session_of(task), self.wake.poke)
+            except FAILURES as error:
+                self._note_failure(error)
+        self._advance(time.monotonic())
+        self._save()
+        if self.saved["state"] != "ended":
+            self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
 
     def _queue(self, ahead: Sequence[str]) -> None:
         """Wait for a slot: we are woken when one of those before us has ended, or may close."""
@@ -7110,34 +7338,40 @@ class Runner:
     def _reap(self) -> None:
         """See whether the CLI ended; continue it at once if it was stopped (no shell is
         there to bring it back from Ctrl-Z)."""
-        while self.child and self.phase != "ended":
+        while self.child and self.exit_status is None and not self.leaving:
             pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
             if not pid:
                 return
             if os.WIFSTOPPED(status):
                 os.killpg(self.child, signal.SIGCONT)
-                continue
-            self.exit_status = os.waitstatus_to_exitcode(status)
-            self._read_events()
-            task = None if self.store.owed(self.name) else self.task
-            if self.ending and task and not task.check:
-                self._accept(self.ending)
-            reason = "exited" if self.begun else "never_started"
-            how = "signal" if self.exit_status < 0 else "exit status"
-            words = f"{self.row.name} ended by itself with {how} {abs(self.exit_status)}"
-            self._finish("failed", reason, words)
+            else:
+                self.exit_status = os.waitstatus_to_exitcode(status)
+        if self.leaving or self.exit_status is None:
+            return
+        self._read_events()
+        task = None if self.store.owed(self.name) else self.task
+        if self.ending and task and not task.check:
+            self._accept(self.ending)
+        reason = "exited" if self.begun else "never_started"
+        how = "signal" if self.exit_status < 0 else "exit status"
+        words = f"{self.row.name} ended by itself with {how} {abs(self.exit_status)}"
+        self._finish("failed", reason, words)
 
     def _read_events(self) -> None:
         """Deal with what the hooks and our callers dropped; forget it when that is saved."""
         events = self.store.events(self.name)
-        for _, at, payload in events:
-            self._on_payload(payload, at)
+        for entry, at, payload in events:
+            if entry not in self.dealt:
+                self._on_payload(payload, at)
+                self.dealt.add(entry)
         if events:
             self._save()
+        if events and not self.undone:
             self.store.drop_events(self.name, (entry for entry, _, _ in events))
+            self.dealt.clear()
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
-        if self.phase == "ended":
+        if self.leaving:
             return
         order = payload.get("cao")
         if order == "stop":
@@ -7145,7 +7379,7 @@ class Runner:
         elif order == "interrupt":
             self._interrupt("interrupted")
         elif order == "close":
-            self._close_if_idle(time.time(), asked=True)
+            self._close_if_idle(time.monotonic(), asked=True)
         elif order == "answer":
             self._answer(payload)
         elif order == "popup_closed":  # the person wants the CLI's own dialog, or has answered
@@ -7162,7 +7396,7 @@ class Runner:
 
     def _advance(self, now: float) -> None:
         """Look where something is due, then decide what the facts allow."""
-        if self.phase in ("queued", "ended"):
+        if self.leaving or self.phase == "queued":
             return
         if self.ending:
             self._advance_ending(now)
@@ -7177,7 +7411,8 @@ class Runner:
             self._after_check()
         self._advance_timers(now)
         self._advance_held()
-        if self.phase == "idle" and not self.delivery_open() and not self.ending and not self.check:
+        busy = self.delivery_open() or self.ending or self.check or self.undone
+        if self.phase == "idle" and not busy:
             self._deliver_next()
 
     def _advance_held(self) -> None:
@@ -7195,13 +7430,13 @@ class Runner:
     def _advance_delivery(self, now: float) -> None:
         """No prompt event yet: look, press Enter once or twice more, or give up."""
         d = self.delivery
-        if not d or self.phase != "idle" or now - d.at < SUBMIT_S:
+        if not d or self.phase != "idle" or now - self.step_at < SUBMIT_S:
             return
         if self._began_unheard(self._status()):
             return
         draft = self._draft() if self.row.composer else ""
         if d.enters < 3:
-            self.delivery = d._replace(enters=d.enters + 1, at=now)
+            self.delivery, self.step_at = d._replace(enters=d.enters + 1), now
             if draft:
                 self._enter()
             return
@@ -7224,7 +7459,7 @@ class Runner:
             self._end_task("timeout", reason="timeout", detail=words)
         if self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S:
             self._look_at_interrupt(now)
-        late = self.phase == "starting" and not self.begun and now - self.since > NEVER_STARTED_S
+        late = self.phase == "starting" and not self.begun and now - self.phase_at > NEVER_STARTED_S
         if late and self.task:
             words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
             self._finish("failed", "never_started", words)
@@ -7266,6 +7501,7 @@ class Runner:
         if len(ours) < len(messages):
             text = self._compose(ours)
         self.delivery = Delivery(tuple(m.id for m in ours), text, step, time.time())
+        self.step_at = time.monotonic()
         if ours[0].kind == "task":
             self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
             self.turns, self.tries = [], 0
@@ -7285,8 +7521,10 @@ class Runner:
                 again = PERHAPS_AGAIN if task in self.typed_before else ""
                 who = (task, "result", result.session, self.name)
                 text = again + render_result(result)
-                letters.append(Message(*who, text, result.ended_at, task))
-        return sorted(letters, key=lambda letter: letter.sent_at)
+                later = (n for n, m in enumerate(letters) if m.sent_at > result.ended_at)
+                place = next(later, len(letters))
+                letters.insert(place, Message(*who, text, result.ended_at, task))
+        return letters
 
     def _was_typed(self, task: str) -> bool:
         """Tell whether the run before this one typed a result and the CLI took it, by its
@@ -7324,7 +7562,7 @@ class Runner:
             self.held_back = ""
             return
         obstacle = self._obstacle()
-        self.held_at = self.held_at if self.held_back else time.time()
+        self.held_at = self.held_at if self.held_back else time.monotonic()
         self.held_back = obstacle
         if obstacle:
             return
@@ -7332,8 +7570,15 @@ class Runner:
         while len(messages) > 1 and "is in the file" in text[:200]:
             messages = messages[:1]
             text = self._compose(messages)
-        if self._take(messages, text, "claimed") and self.delivery:
-            self._type_text(self.delivery.messages, self.delivery.text)
+        before = self.delivery, self.task
+        try:
+            if self._take(messages, text, "claimed") and self.delivery:
+                self._type_text(self.delivery.messages, self.delivery.text)
+        except FAILURES:
+            if not self.delivery or self.delivery.step in ("claimed", "taken"):
+                self._release()  # it was not typed whole: again, after the line was cleared
+                self.delivery, self.task = before
+            raise
 
     def _obstacle(self) -> str:
         """Return why nothing may be typed now, or ""."""
@@ -7363,7 +7608,6 @@ class Runner:
     def _type_text(self, ids: tuple[str, ...], text: str) -> None:
         """Type text and press Enter: each only after a look that it is safe."""
         tmux, row = self.boss.tmux, self.row
-        self.delivery = Delivery(ids, text, "typed", time.time())
         self.last_sent = text
         if row.by_output:
             size, most = self._history()
@@ -7379,6 +7623,7 @@ class Runner:
                 break
             self._log("swallowed", messages=ids)
             tmux.keys(self.pane, *row.clear)
+        self.delivery = Delivery(ids, text, "typed", time.time())
         if not self._enter():
             return
         if row.by_output:
@@ -7394,25 +7639,30 @@ class Runner:
         self.boss.tmux.keys(self.pane, "Enter")
         if self.delivery:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
+            self.step_at = time.monotonic()
             self._log("submitted", messages=self.delivery.messages)
         return True
 
     def _undeliverable(self, d: Delivery) -> None:
+        on_the_way = [m for m in self.store.waiting(self.name) if m.id in d.messages]
+        stays = any(m.kind == "notice" for m in on_the_way)
+        stays = stays or any(task in d.messages for task in self.store.owed(self.name))
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=d.messages)
         why = f"the CLI did not take it as a prompt{self._unheard()}"
         if self.task and self.task.id in d.messages:
             self._end_task("failed", reason="never_started", detail=why)
-        on_the_way = [m for m in self.store.waiting(self.name) if m.id in d.messages]
         for message in on_the_way:
-            if message.kind == "message":
-                self.boss.notify_undelivered(message, why)
-            if message.kind != "notice":
-                self.store.discharge(self.name, message.id)
-        stays = any(m.kind == "notice" for m in on_the_way)
-        stays = stays or any(task in d.messages for task in self.store.owed(self.name))
+            self._see_to(partial(self._give_up, message, why))
         self.stuck = self.stuck or stays
         self._release()
+
+    def _give_up(self, message: Message, why: str) -> None:
+        """Take a message that could not be delivered off the books, and tell its sender."""
+        if message.kind == "message":
+            self.boss.notify_undelivered(message, why)
+        if message.kind != "notice":
+            self.store.discharge(self.name, message.id)
 
     # ---- orders ----
 
@@ -7450,13 +7700,13 @@ class Runner:
         if re.search(self.row.busy, strip_ansi(screen)):
             self._press_interrupt()
         elif waits and now - self.pressed_at > UNTOLD_S:
-            self._on_event(Event("interrupted", source="screen"), now)
+            self._on_event(Event("interrupted", source="screen"))
 
     def _press_interrupt(self) -> None:
         for key in self.row.interrupt:
             self.boss.tmux.keys(self.pane, key)
             select.select([], [], [], 0.2)  # OpenCode 1.18.33 reads two at once as another key
-        self.pressed_at = time.time()
+        self.pressed_at = time.monotonic()
         self.look_at = self.pressed_at + 0.3
 
     # ---- answers ----
@@ -7471,33 +7721,38 @@ class Runner:
             words = "another answer is on its way"
         else:
             self.orders[question.id] = order
-            key, answer = str(order.get("key") or ""), str(order.get("answer") or "")
-            said = str(order.get("words") or "") or answer
-            order["said"] = f"no: {said}" if answer == "no" and said != "no" else said
-            if order.get("dialog"):
-                self.orders.pop(question.id)
-                self._close_question(question)
-                self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
-            elif key:
-                self._press(question, key)
-            elif question.where == "hook":
-                reply = {"answer": answer, "words": order.get("words") or ""}
-                self.store.write(f"{self._question_path(question.id)}.reply", json.dumps(reply))
-                self.store.poke(self.name)
-            elif question.where == "typed":
-                self.boss.tmux.paste(self.pane, [strip_controls(said)])
-                self._press(question, "Enter")
-            elif answer == "yes":
-                self._press(question, "1")
-            else:  # Esc ends the turn, and the words begin the next
-                words = f"The user refused: {shorten(question.text, 200)}. {order['words']}".strip()
-                now = time.time()
-                name = f"{time.time_ns():020d}-no"
-                self.store.put(Message(name, "message", "cao", self.name, words, now))
-                self.refused = True
-                self._press(question, "Escape")
-            return
+            try:
+                self._hand_over(order, question)
+                return
+            except FAILURES as error:  # who answers hears of it, and may try again
+                self.orders.pop(question.id, None)
+                words = str(error)
         self.reply = {"id": order["id"], "ok": False, "text": words}
+
+    def _hand_over(self, order: dict[str, Any], question: Question) -> None:
+        key, answer = str(order.get("key") or ""), str(order.get("answer") or "")
+        said = str(order.get("words") or "") or answer
+        order["said"] = f"no: {said}" if answer == "no" and said != "no" else said
+        if order.get("dialog"):
+            self.orders.pop(question.id)
+            self._close_question(question)
+            self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
+        elif key:
+            self._press(question, key)
+        elif question.where == "hook":
+            self._reply(question, {"answer": answer, "words": order.get("words") or ""})
+        elif question.where == "typed":
+            self.boss.tmux.paste(self.pane, [strip_controls(said)])
+            self._press(question, "Enter")
+        elif answer == "yes":
+            self._press(question, "1")
+        else:  # Esc ends the turn, and the words begin the next
+            words = f"The user refused: {shorten(question.text, 200)}. {order['words']}".strip()
+            now = time.time()
+            name = self.store.new_id(self.name, "no")
+            self.store.put(Message(name, "message", "cao", self.name, words, now))
+            self.refused = True
+            self._press(question, "Escape")
 
     def _press(self, question: Question, key: str) -> None:
         """Press a key in the dialog of a question, and see whether that closed it."""
@@ -7514,13 +7769,15 @@ class Runner:
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
-        a CLI asks about cao's own tools. Once: what stays is for a person."""
+        a CLI asks about cao's own tools. Three times: what stays, or comes back, is for a
+        person."""
         words, key = self.row.trusts
         ours = self.row.asks_own and question.text.startswith(OWN_TOOLS)
         trusted = question.kind == "screen" and self.launch.profile.trust and words
-        if question.id in self.tried or not (ours or (trusted and words in question.text)):
+        what = question.id if ours else words  # a dialog that is drawn anew has a new id
+        if self.tried.count(what) >= 3 or not (ours or (trusted and words in question.text)):
             return
-        self.tried.add(question.id)
+        self.tried.append(what)
         self._press(question, "1" if ours else key)
 
 
@@ -7539,7 +7796,7 @@ def run_check(
             started=started,
             tail_bytes=CHECK_TAIL_BYTES,
         )
-    except (CaoError, ValueError) as error:  # ValueError: of a cao that did not look at it
+    except (CaoError, OSError, ValueError) as error:  # ValueError: of a cao that did not look at it
         return {"tail": str(error), "exit_status": 127}
     return {"tail": tail_lines(ran.out, 60), "exit_status": ran.status}
 
@@ -7732,7 +7989,8 @@ class Remote:
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
         self.tries = 0  # since the connection broke
-        self.broken_at = self.retry_at = 0.0  # on the monotonic clock
+        self.broken_at = self.retry_at = 0.0  # on the monotonic clock, as since_at
+        self.since_at = time.monotonic()
         self.asked = 0  # calls that wait for something to happen there
         self.task: Message | None = None
         self.far_task = ""  # its name there, as this connection has heard it
@@ -7756,7 +8014,7 @@ class Remote:
                 self.task = self.store.taken(self.name, entry)
             while self._round():
                 inputs = [self.wake.fd, woken, *([self.link.fd_in] if self.link else [])]
-                select.select(inputs, [], [], LOOK_S)
+                readable(inputs, LOOK_S)
                 drain_pipe(woken)
         finally:
             self.wake.close()
@@ -7774,7 +8032,7 @@ class Remote:
         self.state["task_line"] = shorten(task.text, 120) if task else ""
         if self.state != self.saved:
             if self.state["state"] != self.saved.get("state"):
-                self.state["since"] = time.time()
+                self.state["since"], self.since_at = time.time(), time.monotonic()
                 self.store.log(self.name, "state", state=self.state["state"])
             self.store.save_state(self.name, self.state)
             self.saved = dict(self.state)
@@ -7788,17 +8046,16 @@ class Remote:
             return False  # the pane is gone; the next use starts us again, and the work goes on
         if self.signal:
             self._end("terminated", f"the runner got signal {self.signal}")
-        while self.link and select.select([self.link.fd_in], [], [], 0)[0]:
+        while self.link and readable([self.link.fd_in], 0):
             self._read(self.link)
         events = self.store.events(self.name)
         for _, _, order in events:
             self._on_order(order)
         self.store.drop_events(self.name, (entry for entry, _, _ in events))
         rests = self.state["state"] in ("idle", "unknown") and not self.session.keep
-        if rests and not self.task and not self.store.waiting(self.name):
-            idle_s = time.time() - self.state["since"]
-            if idle_s >= self.session.idle_close_s:
-                self._end("idle", "it had been idle")
+        late = time.monotonic() - self.since_at >= self.session.idle_close_s
+        if late and rests and not self.task and not self.store.waiting(self.name):
+            self._end("idle", "it had been idle")
         there = self.state.get("conversation")
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
@@ -8435,7 +8692,7 @@ class Schedule:
         for key, value in env.items():
             if key == "PATH" or key not in os.environ:
                 os.environ[key] = str(value)
-        started = time.time()
+        started = time.monotonic()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started))
         run_id = f"{stamp}.{int(started % 1 * 1e6):06}Z"  # sorts by time
         record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started)}
@@ -8450,7 +8707,7 @@ class Schedule:
                 record.update(outcome="failed", reason="error", detail=detail)
             except KeyboardInterrupt:
                 record.update(outcome="interrupted", reason="by_order")
-            record["seconds"] = round(time.time() - started, 1)
+            record["seconds"] = round(time.monotonic() - started, 1)
             self._conclude(flow, record)
         return record
 
@@ -8631,11 +8888,23 @@ class DemoAgent:
     def show(self, text: str) -> None:
         os.write(1, text.replace("\n", "\r\n").encode(errors="replace"))
 
+    def keep_trying(self, write: Callable[[], None]) -> None:
+        """Write something, though the disk be full for a while."""
+        while True:
+            try:
+                return write()
+            except FAILURES as error:
+                if not os.path.isdir(self.launch_folder):
+                    raise EOFError from error
+                select.select([], [], [], 0.2)
+
     def status(self, word: str) -> None:
-        self.store.write(f"{self.launch_folder}/status.json", json.dumps({"status": word}))
+        path, text = f"{self.launch_folder}/status.json", json.dumps({"status": word})
+        self.keep_trying(lambda: self.store.write(path, text))
 
     def hook(self, name: str, **fields: Any) -> None:
-        self.store.put_event(self.folder, json.dumps({"hook_event_name": name, **fields}))
+        text = json.dumps({"hook_event_name": name, **fields})
+        self.keep_trying(lambda: self.store.put_event(self.folder, text))
 
     def key(self, timeout_s: float | None = None) -> bytes:
         """Return the next key: a byte, an escape sequence, or b"" after the timeout."""
@@ -8645,7 +8914,7 @@ class DemoAgent:
                 self.keys = self.keys[match.end() :]
                 return match[0]
             wait = 0.05 if self.keys else timeout_s
-            if not select.select([0], [], [], wait)[0]:
+            if not readable([0], wait):
                 key, self.keys = self.keys[:1], self.keys[1:]
                 return key
             chunk = os.read(0, 65536)
@@ -8677,8 +8946,12 @@ class DemoAgent:
     def turn(self, prompt: str) -> int | None:
         """Work on one prompt; return an exit status where the script ends the agent."""
         self.status("busy")
-        with open(f"{self.launch_folder}/conversation.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"prompt": prompt}) + "\n")
+
+        def note_prompt() -> None:
+            with open(f"{self.launch_folder}/conversation.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"prompt": prompt}) + "\n")
+
+        self.keep_trying(note_prompt)
         self.hook("UserPromptSubmit", prompt=prompt)
         named = re.search(r" is in the file (\S+) \(\d+ bytes\)", prompt)
         prompt = self.store.read_text(named[1]) if named else prompt
@@ -8777,7 +9050,7 @@ class DemoAgent:
         self.show(f"{'-' * 40}\n{question}\n{numbered}a number chooses, Esc cancels\n")
         said: str | None = None
         while True:
-            if self.keys or 0 in select.select([0, asking.wake.fd], [], [])[0]:
+            if self.keys or 0 in readable([0, asking.wake.fd]):
                 key = self.key().decode(errors="replace")
                 if key == "\x1b":
                     break
@@ -8858,11 +9131,10 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     state = boss.store.load_state(name)
     look, event = view["evidence"].get("look"), view["evidence"].get("event")
     group = state.get("group") or {}
-    pane = boss.tmux.pane_of(name) if view["kind"] == "agent" else ""
     alive = bool(group) and is_running(group)
     last_event = last_look = ""
     if event:
-        ago = render_seconds(time.time() - event["at"])
+        ago = render_seconds(max(0.0, time.time() - event["at"]))
         last_event = f"{event['kind']} by {event['source']}, {ago} ago"
     if look:
         last_look = f"{look['state']} by {look['source']} {look['why']}".strip()
@@ -8873,7 +9145,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
         "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
         "last event": last_event,
         "last look": last_look,
-        "title": boss.tmux.ask(pane, "#{pane_title}") if pane else None,
+        "title": (boss.tmux.title_of(name) if view["kind"] == "agent" else "") or None,
         "screen": last_words(view["screen"], 200),
         "held back": state.get("held_back"),
         "asks": "; ".join(question["text"] for question in state.get("questions") or ()),
@@ -8950,15 +9222,14 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             foreign.append(error.what)
             continue
         folder = store.folder(name)
-        with FileLock(f"{store.home}/lock"):  # it may be going on just now
-            age = time.time() - _last_used(store, name)
-            in_use = name in needed or name in store.live() or age < older_s
-            if in_use or not _is_done_with(store, name, owed, age):
-                continue
-            lock = store.lock_alone(f"{folder}/lock")  # so that nobody resumes it meanwhile
+        age = time.time() - _last_used(store, name)
+        if name in needed or age < older_s:
+            continue
+        lock = store.lock_alone(f"{folder}/lock")  # so that nobody resumes it meanwhile
         if lock is None:
             continue
-        if _drop_worktree(store, name):
+        in_use = name in store.live() or not _is_done_with(store, name, owed, age)
+        if not in_use and _drop_worktree(store, name):
             shutil.rmtree(folder)
             removed.append(name)
         os.close(lock)
@@ -9107,9 +9378,9 @@ class Watch:
                 curses.beep()
             self.draw(screen)
             busy = {"working", "starting"} & {*self.states.values()}
-            ready = select.select([0, self.wake.fd], [], [], LOOK_S if busy else None)[0]
+            ready = readable([0, self.wake.fd], LOOK_S if busy else None)
             if ready == [self.wake.fd]:
-                select.select([0], [], [], 0.05)  # let pokes gather
+                readable([0], 0.05)  # let pokes gather
             self.wake.drain()
             if not self.take_keys(screen) or not os.isatty(0):
                 return
@@ -10396,7 +10667,9 @@ def cmd_send(ask: Ask) -> None:
 
 
 def cmd_wait(ask: Ask) -> int:
-    tasks, limit = ask.args.tasks or None, ask.args.timeout_s or TASK_TIMEOUT_S
+    tasks, limit = ask.args.tasks or None, ask.args.timeout_s
+    if limit is None:
+        limit = TASK_TIMEOUT_S
     every = ask.args.all or not tasks
     found = ask.boss.await_tasks(tasks, limit, want_all=every)
     if found == Waited():
@@ -10457,13 +10730,7 @@ def cmd_diff(ask: Ask) -> int:
 
 
 def cmd_merge(ask: Ask) -> None:
-    path = f"{ask.store.home}/merging"
-    free = ask.store.lock(path)
-    if free is None:
-        print("cao: waiting for another merge to end", file=sys.stderr)
-    else:
-        os.close(free)
-    with FileLock(path):  # of two, the second begins where the first ended
+    with FileLock(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
         done = merge_worktree(ask.boss, ask.args.session)
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
@@ -11192,7 +11459,7 @@ class McpServer:
         buffer = bytearray()
         while True:
             try:
-                select.select([self.fd_in, *self.signals], [], [])
+                readable([self.fd_in, *self.signals])
                 chunk = os.read(self.fd_in, 1 << 16)
             except InterruptedError:
                 continue
@@ -11243,8 +11510,7 @@ class McpServer:
             except OSError:
                 self.close()
                 os._exit(0)  # the client is gone; nobody is left to tell
-            for claim in claims:  # the whole line is written
-                claim.told()
+            Waited(claims=tuple(claims)).told()  # the whole line is written
 
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message."""
@@ -11461,6 +11727,8 @@ class McpServer:
             return work()
         except (RpcError, CaoError):
             raise
+        except OSError as error:
+            raise machine_fault(error) from error
         except Exception as error:  # noqa: BLE001 - the one door: a bug must not end the server
             import traceback
 
@@ -11846,7 +12114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
     except OSError as error:
-        _say_error(CaoError(f"{error.filename or 'a file'}: {error.strerror}", "cao doctor"))
+        _say_error(machine_fault(error))
         return EXIT_FAILED
 
 

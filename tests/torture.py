@@ -2,7 +2,8 @@
 """Torture cao: kill everything that can be killed, at random, and count what is left.
 
     python3 tests/torture.py [--seed N] [--messages M] [--senders 8] [--results R]
-                             [--handoffs H] [--faults F] [--files G] [--seconds S]
+                             [--handoffs H] [--faults F] [--files G] [--storm T]
+                             [--seconds S]
 
 A. Messages: senders send M messages each to one session while senders, readers and hooks are
    killed; in a second, shorter round the runner is killed too. Sent = taken + reported.
@@ -14,9 +15,13 @@ D. Files: the same for the client's side, in forked children: for every n the wa
    and a message through the store; for every G-th n a whole assign with a request_id.
 E. Readers: four that wait without names are told R results and as many messages while they
    are killed and stopped. Each is told once, and again only where its reader was killed.
+F. Storm: T tasks, four at a time, while tmux, runners, CLIs and clients are stopped for a
+   while (SIGSTOP), tmux's socket is removed, hostile files come as events, and, for root, the
+   disk is full at times. Every task is done, with its own answer.
 
 What is random comes from the seed; the moments of the kills are the machine's own. Prints
-its tally; exit status 1 on any loss, 2 when S seconds were not enough.
+its tally; exit status 1 on any loss, 2 when S seconds were not enough. What it has started
+ends with it, also when it is ended itself by a signal.
 """
 
 from __future__ import annotations
@@ -129,6 +134,7 @@ class Ground:
         os.chdir(self.work)
         self.store = cao.Store(str(self.home))
         self.children: list[subprocess.Popen] = []
+        self.mounted = False
         self.tally: Counter = Counter()
         self.wrong: list[str] = []
 
@@ -206,6 +212,15 @@ class Ground:
         for part in ("wake", "live"):
             self.note_all(f"left: {part}/{n}" for n in os.listdir(self.home / part))
 
+    def mount(self) -> bool:
+        """Put the home, before anything is in it, on a small disk of its own; only root can."""
+        argv = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(self.home)]
+        if os.getuid() or not shutil.which("mount"):
+            return False
+        self.mounted = not subprocess.run(argv, check=False).returncode
+        self.store = cao.Store(str(self.home))
+        return self.mounted
+
     def close(self, keep: bool) -> None:
         """End what is left, by force."""
         for child in list(self.children):
@@ -214,6 +229,8 @@ class Ground:
         for pid in self.pids():
             kill(pid)
         os.chdir("/")
+        if self.mounted:
+            subprocess.run(["umount", "-l", str(self.home)], check=False)
         if keep:
             print(f"kept for a look: {self.folder}")
         else:
@@ -223,7 +240,12 @@ class Ground:
 def command(pid: int) -> str:
     """Return a process's command line."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+        return (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .replace(b"\0", b" ")
+            .decode("utf-8", "replace")
+        )
     except OSError:
         return ""
 
@@ -875,6 +897,113 @@ def torture_readers(ground: Ground, options) -> None:
     ground.clear()
 
 
+# ---- F. Storm ----
+
+
+class Storm:
+    """What comes over a home while work goes on in it: each kind as a method, and its end."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground, self.rng = ground, ground.rng
+        self.filler = ground.home / "filler"
+        self.kinds = [self.stop, self.stop, self.remove_socket, self.put_events]
+        self.kinds += [self.fill] if ground.mounted else []
+
+    def sessions(self) -> list[str]:
+        return [name for name in self.ground.store.live() if self.ground.store.is_locked(name)]
+
+    def stop(self) -> None:
+        """Stop a process for a while."""
+        find = {
+            "tmux": self.ground.server,
+            "cli": lambda: self.ground.cli(self.rng.choice(self.sessions())),
+            "runner": lambda: self.ground.runner(self.rng.choice(self.sessions())),
+            "client": lambda: self.rng.choice(self.ground.children).pid,
+        }
+        what = self.rng.choice([*find])
+        pid = find[what]()
+        if not pid:
+            return
+        self.ground.tally[f"storm: {what} stopped"] += 1
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            pause(self.rng.uniform(0.1, 3.0))
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
+
+    def remove_socket(self) -> None:
+        """Remove tmux's socket, as a cleaner of /tmp does."""
+        for path in self.ground.folder.glob("tmux/tmux-*/*"):
+            path.unlink(missing_ok=True)
+            self.ground.tally["storm: socket removed"] += 1
+
+    def put_events(self) -> None:
+        """Put what no hook of ours writes among a session's events."""
+        session = self.rng.choice(self.sessions())
+        folder = self.ground.home / "sessions" / session / "events/new"
+        for name in (f"{time.time_ns():020d}-1-x", "odd", "\x1b[2J", "x" * 200):
+            path = folder / name
+            made = self.rng.choice((
+                lambda path: path.write_text('{"a":' * 9999), os.mkfifo, os.mkdir,
+                lambda path: path.write_bytes(self.rng.randbytes(99)),
+                lambda path: path.symlink_to(path.name),
+                lambda path: path.write_text('{"cao": ["stop"], "hook_event_name": {}}'),
+                lambda path: path.write_text('{"hook_event_name": "PermissionRequest"}'),
+            ))  # fmt: skip
+            try:
+                made(path)
+            except OSError:
+                continue
+            self.ground.tally["storm: hostile events"] += 1
+        self.ground.store.poke(session)
+
+    def fill(self) -> None:
+        """Let the disk be full for a while."""
+        try:
+            with self.filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+        except OSError:
+            pass
+        pause(self.rng.uniform(0.1, 3.0))
+        self.filler.unlink()
+        self.ground.tally["storm: disk full"] += 1
+
+
+def torture_storm(ground: Ground, options) -> None:
+    """Do part F."""
+    where = "on a disk of its own" if ground.mount() else "without a full disk: that needs root"
+    print(f"F. {options.storm} tasks in a storm, {where}", flush=True)
+    storm, left, given = Storm(ground), options.storm, {}
+    while left or ground.children:
+        while left and len(ground.children) < 4:
+            text = f"demo: sleep {ground.rng.uniform(0.1, 1.5):.1f}; say answer {left}"
+            child = ground.start("handoff", "demo", text, "--timeout", "10m")
+            given[child] = f"answer {left}"
+            left -= 1
+        if storm.sessions():
+            ground.rng.choice(storm.kinds)()
+        pause(ground.rng.uniform(0.0, 0.5))
+        for child in [child for child in ground.children if child.poll() is not None]:
+            out, err = (text.decode().strip() for text in child.communicate())
+            ground.children.remove(child)
+            if child.returncode and "No space left" in err:  # of the client: the work goes on
+                named = re.search(r"cao: task (\S+)", err)
+                ground.tally[f"storm: client had no room, {'later' if named else 'refused'}"] += 1
+                out = ground.run("wait", named[1]).stdout.strip() if named else given[child]
+            session = re.search(r"cao: task ([^.\s]+)", err)
+            log = ground.store.folder(session[1]) + "/log.jsonl" if session else ""
+            if out == given[child]:
+                ground.tally["storm: answered"] += 1
+            elif "No space left" in err and '"started"' not in ground.store.read_text(log):
+                ground.tally["storm: no room to start its CLI"] += 1
+            else:
+                ground.fail(f"{given[child]}: {child.returncode} {out!r} {err}")
+        options.check_time()
+    ground.clear()
+
+
 # ---- all ----
 
 
@@ -888,6 +1017,7 @@ def parse_options():
     parser.add_argument("--handoffs", type=int, default=200)
     parser.add_argument("--faults", type=int, default=1, metavar="EVERY")
     parser.add_argument("--files", type=int, default=1, metavar="EVERY")
+    parser.add_argument("--storm", type=int, default=100, metavar="TASKS")
     parser.add_argument("--first-fault", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--keep", action="store_true", help="keep the folder for a look")
@@ -907,8 +1037,12 @@ def main() -> int:
     options = parse_options()
     started, status = time.monotonic(), 0
     print(f"seed {options.seed}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     ground = Ground(options.seed)
     try:
+        if options.storm:  # while nothing is in its home
+            torture_storm(ground, options)
         if options.messages:
             torture_messages(ground, options)
         if options.results:  # before there are threads: it forks

@@ -1,0 +1,318 @@
+"""What the machine refuses for a while, stops, or turns back: it ends no session."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import cao
+from conftest import CAO, McpClient, until
+
+HERE = Path(__file__).resolve().parent
+
+
+def idle_session(place, **env):
+    """Return a session that has done its task, its result fetched."""
+    found = json.loads(place.ok("handoff", "demo", "demo: say hello", "--json", **env))
+    session = found["results"][0]["session"]
+    place.until_state(session, "idle")
+    return session
+
+
+def runner_of(place, session) -> int:
+    return int(place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}"))
+
+
+def stop(pid) -> None:
+    """Stop a process, and wait until it is."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
+# ---- one system call of the runner fails ----
+
+
+def can_trace() -> bool:
+    """Tell whether strace is there, and may trace."""
+    argv = ["strace", "-o", "/dev/null", "true"]
+    return bool(shutil.which("strace")) and not subprocess.run(argv, check=False).returncode
+
+
+@pytest.mark.skipif(not can_trace(), reason="needs strace")
+@pytest.mark.parametrize(
+    ("call", "error", "first", "every"),
+    [
+        ("open", "EMFILE", 120, 150),
+        ("open", "EIO", 181, 190),
+        ("write", "ENOSPC", 3, 40),
+        ("fsync", "EIO", 1, 2),
+        ("rename", "ENOSPC", 4, 4),
+        ("link", "ENOSPC", 1, 1),
+        ("unlink", "EIO", 3, 9),
+        ("write", "EINTR", 9, 60),
+    ],
+)
+def test_a_system_call_of_the_runner_that_fails_ends_no_worker(call, error, first, every):
+    argv = [sys.executable, HERE / "syscalls.py", "--calls", call, "--errors", error]
+    argv += ["--first", str(first), "--every", str(every), "--seconds", "100"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- a process is stopped for a while ----
+
+
+@pytest.mark.parametrize("who", ["runner", "cli", "tmux", "caller"])
+def test_a_process_that_is_stopped_for_a_while_costs_nothing(place, who):
+    caller = place.start("handoff", "demo", "demo: sleep 1; say fine")
+    (session,) = until(place.live, lambda names: len(names) == 1)
+    place.until_state(session, "working")
+    pid = {
+        "runner": lambda: runner_of(place, session),
+        "cli": lambda: place.state(session)["group"]["id"],
+        "tmux": lambda: int(place.tmux("display-message", "-p", "#{pid}")),
+        "caller": lambda: caller.pid,
+    }[who]()
+    os.kill(pid, signal.SIGSTOP)  # tmux continues a runner, and a runner its CLI, at once
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 4)
+    os.kill(pid, signal.SIGCONT)
+    assert caller.communicate(timeout=60)[0] == b"fine\n"
+    assert place.ok("handoff", session, "demo: say again") == "again\n"
+
+
+# ---- locks ----
+
+
+def test_a_resume_that_is_slow_keeps_no_other_from_launching(place, resuming):
+    session = idle_session(place)
+    place.ok("stop", session)
+    kept = idle_session(place)  # and with it the tmux server
+    server = int(place.tmux("display-message", "-p", "#{pid}"))
+    stop(server)
+    try:
+        argv = (session, "demo: say resumed", cao.TaskOptions())
+        thread = threading.Thread(target=resuming.assign, args=argv)
+        thread.start()
+        until(lambda: running(place, "kill-session"))  # it waits for tmux
+        lock = place.store.lock(f"{place.home}/lock")
+        assert lock is not None
+        os.close(lock)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    thread.join(60)
+    assert [r.answer for r in resuming.await_tasks(None, 60).results] == ["resumed"]
+    assert sorted(place.live()) == sorted([session, kept])
+
+
+def test_a_wait_for_a_lock_says_for_whom(place):
+    lock = place.store.lock(f"{place.home}/lock")
+    waiting = place.start("assign", "demo", "hello")
+    said = waiting.stderr.readline().decode()
+    assert f"waiting for process {os.getpid()} to let go of {place.home}/lock" in said
+    os.close(lock)
+    assert waiting.wait(60) == 0
+
+
+# ---- clocks ----
+
+MOVED = """
+import time
+real_time, real_time_ns = time.time, time.time_ns
+
+def moved():
+    try:
+        with open({path!r}) as file:
+            return float(file.read() or 0)
+    except OSError:
+        return 0.0
+
+time.time = lambda: real_time() + moved()
+time.time_ns = lambda: real_time_ns() + int(moved() * 1e9)
+"""
+
+
+@pytest.fixture
+def clock(place):
+    """Return what sets the clock of all runners, so many seconds from the real one."""
+    path = place.folder / "clock"
+    (code,) = place.home.glob("lib/*/cao.py")
+    real = f"exec(compile(open({cao.__file__!r}).read(), 'cao', 'exec'))"
+    source = MOVED.format(path=str(path)) + real
+    code.unlink()  # it is linked to that of other tests
+    code.write_text(source)
+
+    def move(seconds: float) -> None:
+        path.write_text(str(seconds))
+
+    return move
+
+
+@pytest.mark.parametrize("moved", [7 * 86400.0, -3600.0])
+def test_a_clock_that_is_set_makes_nothing_due_and_delays_nothing(place, clock, moved):
+    session = idle_session(place, CAO_IDLE_CLOSE_S="60")
+    pid = runner_of(place, session)
+    clock(moved)
+    place.store.poke(session)
+    began = time.monotonic()
+    found = json.loads(place.ok("handoff", session, "demo: sleep 0.2; say fine", "--json"))
+    took = time.monotonic() - began
+    (result,) = found["results"]
+    assert (result["answer"], runner_of(place, session)) == ("fine", pid)
+    assert 0.2 <= result["seconds"] <= took
+    question = place.ok("assign", session, "demo: permit it?|Yes|No; say yes").strip()
+    place.until_state(session, "asking")
+    assert "-" not in json.dumps(json.loads(place.ok("show", session, "--json"))["for_s"])
+    place.ok("answer", session, "yes")
+    assert "yes" in place.ok("wait", question)
+
+
+def test_messages_keep_their_order_though_the_clock_is_set_back(store, monkeypatch):
+    ids = []
+    for hour in (3, 2, 9, 1):
+        monkeypatch.setattr(time, "time_ns", lambda hour=hour: hour * 3600 * 10**9)
+        ids.append(store.new_id("worker-2222", "x"))
+        store.put(
+            cao.Message(ids[-1], "message", "boss-2222", "worker-2222", str(hour), hour * 3600.0)
+        )
+        store.put_event(store.folder("worker-2222"), json.dumps({"hour": hour}))
+    assert [message.text for message in store.waiting("worker-2222")] == ["3", "2", "9", "1"]
+    assert [said["hour"] for _, _, said in store.events("worker-2222")] == [3, 2, 9, 1]
+
+
+def test_a_launch_is_as_old_as_no_clock_can_make_it(verbs, place, monkeypatch):
+    """One whose launcher was killed is found lost after the same time, whatever the clock says."""
+    state = {**cao.fresh_state(), "launcher": {"id": 1, "start": "none"}}
+    name = place.store.new_folder("demo")
+    place.store.create(cao.Session(name, "agent"))
+    assert verbs._is_coming(name, state)
+    for since in (time.time() - 1e6, time.time() + 1e6):
+        assert verbs._is_coming(name, {**state, "since": since})
+    for clock in (-cao.STARTING_S - 1, 1e6):  # of long ago, or of before the machine started
+        assert not verbs._is_coming(name, {**state, "clock": time.monotonic() + clock})
+
+
+@pytest.fixture
+def store(tmp_path):
+    tmp_path.chmod(0o700)
+    made = cao.Store(str(tmp_path / "home"))
+    for name in ("boss-2222", "worker-2222"):
+        os.mkdir(made.folder(name))
+        made.create(cao.Session(name, "client"))
+    return made
+
+
+# ---- few descriptors, or many ----
+
+
+def test_a_wake_works_on_a_descriptor_that_select_does_not_take(store):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 3000:
+        pytest.skip("so many files may not be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3000, hard))
+    filler = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    wake = cao.Wake(store)
+    try:
+        assert wake.fd > 1023
+        wake.poke()
+        began = time.monotonic()
+        wake.wait(30)
+        assert time.monotonic() - began < 20
+    finally:
+        wake.close()
+        for fd in filler:
+            os.close(fd)
+
+
+def test_at_the_limit_of_open_files_a_call_says_so_and_the_others_go_on(place):
+    task = place.ok("assign", "demo", "demo: sleep 4; say late").strip()
+    script = place.folder / "few"
+    script.write_text(f"#!/bin/sh\nulimit -n 64\nexec {' '.join(CAO)} mcp\n")
+    client = McpClient.__new__(McpClient)
+    client.process = subprocess.Popen(
+        ["sh", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=place.work, env=place.env,
+    )  # fmt: skip
+    place.started.append(client.process)
+    client.buffer, client.seen, client.next_id = b"", [], 0
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x"}}
+    client.request("initialize", hello)
+    keys = [client.post_call("wait", tasks=[task], timeout_s=30) for _ in range(100)]
+    texts = [client.answer(key)["result"]["content"][0]["text"] for key in keys]
+    refused = [text for text in texts if "ulimit -n" in text]
+    assert refused
+    assert all("late" in text for text in texts if text not in refused)
+    assert client.call("list_sessions")["content"]
+    until(lambda: os.listdir(place.home / "wake"), lambda names: len(names) < 5)
+
+
+# ---- tmux ----
+
+
+def running(place, word="") -> list[str]:
+    """Return the tmux processes of a place that have a word on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().split("\0")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if words[0].endswith("/tmux") and f"{place.home}/tmux.conf" in words:
+            found += [path.parent.name] if not word or word in words else []
+    return found
+
+
+@pytest.mark.parametrize("command", ["show", "handoff", "stop"])
+def test_the_next_command_of_anybody_has_a_removed_socket_made_again(place, command):
+    session = idle_session(place)
+    (socket,) = (place.folder / "tmux").glob("tmux-*/*")
+    assert len(running(place)) == 1
+    socket.unlink()
+    if command == "show":
+        assert "* hello" in place.ok("show", session)
+    elif command == "handoff":
+        assert place.ok("handoff", "demo", "demo: say new") == "new\n"
+    else:
+        assert place.ok("stop", session) == f"{session}: ended\n"
+        assert place.pids(f"CAO_SESSION={session}\0") == []
+        return
+    assert len(running(place)) == 1
+    assert session in place.tmux("list-sessions")
+
+
+def test_a_session_that_ends_during_a_look_at_it_does_not_fail_a_wait(place, verbs, monkeypatch):
+    session = idle_session(place)
+    pane = verbs.tmux.pane_of(session)
+    place.tmux("kill-session", "-t", f"={session}")
+    assert verbs.render_progress(session).startswith(session)
+    monkeypatch.setattr(cao.Tmux, "pane_of", lambda *_: pane)
+    monkeypatch.setattr(verbs, "state_of", lambda _: {"state": "idle", "since": 0.0})
+    assert verbs.read_session(session, 5)["session"] == session
+
+
+# ---- an automatic answer ----
+
+
+@pytest.mark.parametrize("kind", ["screen", "permission"])
+def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons(kind):
+    runner = cao.Runner.__new__(cao.Runner)
+    runner.row = SimpleNamespace(trusts=("Do you trust", "1"), asks_own=True)
+    runner.launch = SimpleNamespace(profile=SimpleNamespace(trust=True))
+    runner.tried, pressed = [], []
+    runner._press = lambda question, key: pressed.append(key)
+    text = {"screen": "Do you trust this?", "permission": cao.OWN_TOOLS[0] + "wait"}[kind]
+    for number in range(20):  # a dialog that is drawn anew is a new question
+        name = "same" if kind == "permission" else f"id{number}"
+        runner._answer_ourselves(cao.Question(name, kind, text))
+    assert pressed == ["1"] * 3
