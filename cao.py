@@ -8244,7 +8244,7 @@ class Remote:
         assert task is not None
         self.task, self.far_task = None, ""
         result = result._replace(task=task.task, session=self.name, host=self.session.host)
-        took_s = round(time.time() - task.sent_at, 3)
+        took_s = round(seconds_since(task), 3)
         self.boss.conclude(result._replace(seconds=took_s, ended_at=time.time()), task.sender)
         self.store.discharge(self.name, task.id)
         self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
