@@ -1901,7 +1901,7 @@ module.exports = (pi) => {
     const ours = new Promise((done) => {  // what the hook prints is the answer
       let printed = "";
       child.stdout.on("data", (data) => { printed += data; });
-      child.on("close", () => { if (printed) done(JSON.parse(printed)); });  // else: the dialog's
+      child.on("close", () => { try { done(JSON.parse(printed)); } catch {} });  // the dialog's
       child.stdin.end(JSON.stringify({ hook_event_name: "PermissionRequest",
         session_id: ctx.sessionManager.getSessionId(), tool_name: tool, tool_input: input }));
     });
@@ -1983,6 +1983,12 @@ def _start_copilot(launch: Launch) -> Start:
     for event in ("PermissionRequest", "PreToolUse"):
         hooks[event][0]["timeoutSec"] = ASK_TIMEOUT_S
     hooks["PreToolUse"][0]["matcher"] = "ask_user"
+    # 1.0.102 fires it for what its flags allow too: nobody is to be asked about that.
+    mode = effective_permissions(profile)
+    if mode == "edits":
+        hooks["PermissionRequest"][0]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
+    elif mode != "ask":
+        del hooks["PermissionRequest"]
     told = "copilot/.github/instructions/cao.instructions.md"
     files = {
         "mcp.json": {"mcpServers": _servers(launch)},
@@ -2018,8 +2024,10 @@ export const cao = async ({ client }) => {
     const agent_id = below.has(p.sessionID) ? p.sessionID : undefined
     const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input }
     asking.set(p.id, run(payload, (printed) => {
-      if (asking.delete(p.id) && printed)  // else a person was first, or it is left to one
-        client._client.post({ url, body: bodyOf(JSON.parse(printed)),
+      let reply
+      try { reply = JSON.parse(printed) } catch {}  // no answer: it is left to a person
+      if (asking.delete(p.id) && reply)  // else a person was first
+        client._client.post({ url, body: bodyOf(reply),
           headers: { "Content-Type": "application/json" } })
     }))
   }
@@ -6457,8 +6465,6 @@ class Runner:
         where, name = self.row.asks, str(payload.get("cao_question") or "")
         if where == "keys" and not name:
             name = random_letters(6)
-            for question in list(self.questions.values()):
-                self._close_question(question)  # it shows one dialog at a time
         elif not name or self.store.is_free(self._question_path(name)):
             return  # withdrawn; or it asks in its terminal, where the screen will say so
         else:
@@ -7042,18 +7048,18 @@ class Runner:
             self._on_event(Event("failed", words, classify_failure(words), "screen"))
 
     def _look_for_dialog(self, now: float, state: str = "") -> bool:
-        """Ask what a dialog without a hook asks: there is no input line on the screen, no sign
-        of work, and nothing has moved for some seconds (but a clock or a spinner)."""
+        """Ask what a dialog without a hook asks: there is no input line on the screen, and
+        nothing has moved for some seconds (but a clock or a spinner)."""
         screen = self._screen(ansi=True)
         text = strip_ansi(screen)
         picture = _MOVING.sub("", text)
         if self.row.retries and self.phase == "working":
             attempts = re.findall(self.row.retries, text, re.M)
             self.why = f"retrying, attempt {attempts[-1]}" if attempts else ""
-        # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again.
+        # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again. So may
+        # a spinner: pi 0.73.1 and Kimi Code 2.1.0 show one above a dialog, and while they work an
+        # input line, as all of them do.
         busy = state == "busy" and not self.row.titles
-        if self.row.busy and re.search(self.row.busy, text):
-            busy = True
         typing = not self.row.composer or parse_draft(screen, self.row.composer) is not None
         # A first screen is drawn in steps, which take long where a machine is busy.
         known = self.begun or (self.row.trusts[0] and self.row.trusts[0] in text)
@@ -7760,12 +7766,35 @@ class Runner:
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
             return
-        before = self._screen()
-        self.boss.tmux.keys(self.pane, key)
-        if look_until(lambda: self._screen() != before, 150):
-            self._close_question(question, self.orders.get(question.id, {}).get("said") or key)
-        elif order := self.orders.pop(question.id, None):
-            self.reply = {"id": order["id"], "ok": False, "text": "its dialog did not take the key"}
+        shows = look_until(lambda: self._dialog_shows(question), 150)
+        before, fault = self._screen(), "its dialog did not take the key"
+        if shows:
+            self.boss.tmux.keys(self.pane, key)
+            if look_until(lambda: self._screen() != before, 150):
+                self._close_question(question, self.orders.get(question.id, {}).get("said") or key)
+                return
+        else:
+            fault = "its dialog asks another of the open questions: answer that one first"
+        if order := self.orders.pop(question.id, None):
+            self.reply = {"id": order["id"], "ok": False, "text": fault}
+
+    def _dialog_shows(self, question: Question) -> bool:
+        """Tell whether the dialog that is drawn is that of this question: Gemini CLI 0.61.0 tells
+        of parallel calls at once, and asks about one after the other."""
+        asked_by_keys = [q for q in self.questions.values() if q.where == "keys"]
+        if len(asked_by_keys) < 2:
+            return True
+        # Between its frame's lines; what stands above may quote it.
+        dialog = re.split(r"(?m)^ ?[╭╰─]─{19}.*$", self._screen())[-2:-1]
+        shown = "".join("".join(dialog).replace("│", "").split())
+        found = []
+        for other in asked_by_keys:
+            asked = other.text.partition("\n")[0].partition(": ")[2]
+            if re.fullmatch(r"/\S+", asked):  # a path: the dialog names the file
+                asked = asked.rpartition("/")[2]
+            if asked and "".join(asked.split()) in shown:
+                found.append(other.id)
+        return found == [question.id]
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where

@@ -18,6 +18,7 @@ import pytest
 
 import cao
 from conftest import CAO, PINNED, ROOT, McpClient, real_clis, until
+from test_nothing_lost import put_loader
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cli]
 
@@ -799,6 +800,71 @@ def test_always_holds_for_the_tool_in_this_session(place, mock_llm):
         assert place.ok("wait", task) == "went on\n"
         again = SHELL[cli].format(file=place.work / cli)
         assert handoff(place, session, again)["results"][0]["answer"] == "went on"
+
+
+def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
+    """Gemini CLI tells of both at once, in either order, and asks about one after the other."""
+    install(place, "gemini", mock_llm.port)
+    files = [place.work / "first", place.work / "second"]
+    calls = (f"tool run_shell_command {json.dumps({'command': f'touch {f}'})}" for f in files)
+    task = place.ok("assign", "real-gemini", f"MOCK:{' & '.join(calls)};say went on").strip()
+    session = task.partition(".")[0]
+    asked = until(lambda: place.state(session).get("questions", []), lambda asked: len(asked) == 2)
+    first, second = sorted(asked, key=lambda question: "second" in question["text"])
+    wrong = place.run("answer", session, "yes", "--question", second["id"])
+    assert (wrong.returncode, "answer that one first" in wrong.stderr) == (1, True), wrong
+    assert not any(file.exists() for file in files)
+    for question in (first, second):
+        place.ok("answer", session, "yes", "--question", question["id"])
+    assert place.ok("wait", task) == "went on\n"
+    assert all(file.exists() for file in files)
+
+
+@pytest.mark.parametrize("cli", ["kimi"], indirect=True)
+def test_the_end_of_a_sub_agent_is_not_the_agents_own(place, cli):
+    """Kimi Code fires its Stop with nothing that says so, and shows a spinner over a dialog."""
+    inner = SHELL[cli].format(file="made").replace("say went on", "say not the answer")
+    given = {"description": "do it", "subagent_type": "coder", "prompt": inner}
+    task = f"MOCK:tool Agent {json.dumps(given)};sleep 4;say went on"
+    session, question, task = asked_by(place, f"real-{cli}", task, "permission")
+    assert question["agent"]
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "went on\n"
+
+
+DYING_HOOK = """
+ask_by_hook = lambda *_: sys.stdout.write({says!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("cli", "says"), [("pi", "garbage {"), ("pi", ""), ("opencode", "garbage {")], indirect=["cli"]
+)
+def test_a_permission_hook_that_dies_leaves_its_question_to_the_dialog(place, cli, says):
+    put_loader(place, DYING_HOOK.format(says=says))
+    made = place.work / "made"
+    found = handoff(place, f"real-{cli}", SHELL[cli].format(file=made), code=6)
+    (ask,) = found["asking"]
+    assert ask["question"]["kind"] == "screen"
+    assert not made.exists()
+    place.ok("answer", ask["session"], "--key", "Enter")
+    assert place.ok("wait", *found["running"]) == "went on\n"
+    assert made.exists()
+
+
+@pytest.mark.parametrize("mode", ["edits", "auto", "all"])
+def test_copilot_asks_nothing_that_its_flags_allow(place, mock_llm, mode):
+    install(place, "copilot", mock_llm.port)
+    path = place.home / "profiles" / "real-copilot.md"
+    path.write_text(path.read_text().replace("permissions: ask", f"permissions: {mode}"))
+    made = place.work / "made"
+    shell = SHELL["copilot"].format(file=made)
+    edit = f"MOCK:tool create {json.dumps({'path': str(made), 'file_text': 'x'})};say went on"
+    task = edit if mode == "edits" else shell
+    result = handoff(place, "real-copilot", task)["results"][0]
+    assert (result["answer"], made.exists()) == ("went on", True)
+    if mode == "edits":
+        asked_by(place, result["session"], shell, "permission")
 
 
 EFFORT = {  # name -> the model for which the mock is asked, and where the effort stands
