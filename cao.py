@@ -215,8 +215,8 @@ CHECK_TAIL_BYTES = 1 << 16  # a check may print without end
 PROFILE_KEYS = frozenset(  # ours, then those of AWS Labs' CLI Agent Orchestrator
     "name description provider role allowedTools model effort permissions permissionMode trust"
     " approve grant env mcpServers claudeConfig codexConfig codexProfile command ready busy"
-    " asking answer exit keep worktree check check_retries hosts tags capabilities skills"
-    " toolsSettings toolAliases resources hooks useLegacyMcpJson tools prompt".split()
+    " asking answer exit keep worktree check check_retries max_tokens hosts tags capabilities"
+    " skills toolsSettings toolAliases resources hooks useLegacyMcpJson tools prompt".split()
 )
 # What a worker gets of its caller's environment without a word in its profile.
 ENV_DEFAULT = (
@@ -351,6 +351,7 @@ class Message(NamedTuple):
     check: str = ""  # command line of an acceptance check
     check_retries: int = CHECK_RETRIES
     clock: float = 0.0  # of a task: sent_at by time.monotonic(), which nobody sets
+    max_tokens: int = 0  # of input and output; 0: as many as it takes
 
 
 class Option(NamedTuple):
@@ -397,6 +398,7 @@ class Result(NamedTuple):
     ended_at: float = 0.0
     told_at: float = 0.0  # when its owner was told; 0: not yet
     host: str = ""  # the machine it was done on, if not this one
+    usage: dict[str, int] | None = None  # tokens: input (uncached), cached, output; None: unknown
 
 
 class Event(NamedTuple):
@@ -545,6 +547,11 @@ def render_seconds(seconds: float) -> str:
         return f"{seconds / 60:.0f} min"
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours} h {rest // 60} min"
+
+
+def render_tokens(usage: dict[str, int]) -> str:
+    """Return how many tokens were used, in words."""
+    return "{input:,} tokens in (+{cached:,} cached), {output:,} out".format_map(usage)
 
 
 def render_table(rows: Sequence[Sequence[str]]) -> str:
@@ -996,6 +1003,24 @@ def _fold(breaks: str) -> str:
 # What a CLI really does stands, with the version measured, beside the code it explains.
 
 
+class Tokens(NamedTuple):
+    """Where a line of a CLI's transcript tells of a request to the model, and its tokens.
+
+    Keys, with a dot before one that is inside the other. Several counts are added up; one with
+    a minus is taken off. A line without all that make up the id tells of none.
+    """
+
+    id: str  # tells a request from others, however often it is written
+    at: str  # when: ISO 8601 in UTC, or milliseconds since 1970
+    usage: str  # what holds the counts:
+    input: str  # without what came from a cache
+    cached: str
+    output: str
+    # Globs of files beside the transcript: {stem} is its path without .jsonl, {dir} its folder.
+    more: str = ""
+    agents: str = ""  # the ids of sub-agents, each the {agent} of such a file
+
+
 class Provider(NamedTuple):
     """How one CLI is launched, prompted, watched and ended."""
 
@@ -1022,6 +1047,7 @@ class Provider(NamedTuple):
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
     read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
+    tokens: Tokens | None = None  # None: it does not tell how many it uses
     composer: str = ""  # regex on the input line and those below it, its group the draft
     mcp: bool = True  # it takes MCP servers
     # How its questions are answered: its "hook" (or plugin) waits for the answer and hands it
@@ -1617,6 +1643,32 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     return ends.get(str(kind), ...)
 
 
+def value_at(entry: Any, keys: str) -> Any:
+    """Return what stands in an entry at keys like "message.usage", None where nothing does."""
+    for key in keys.split("."):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    return entry
+
+
+def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
+    """Return the request an entry tells of: its id, when it was, its input, cached and output
+    tokens. None where it tells of none."""
+    found = tuple(value_at(entry, keys) for keys in where.id.split())
+    at, usage = value_at(entry, where.at), value_at(entry, where.usage)
+    if None in found or not isinstance(at, (str, int)) or not isinstance(usage, dict):
+        return None
+
+    def count(words: str) -> int:
+        total = 0
+        for word in words.split():
+            number = value_at(usage, word.lstrip("-"))
+            if isinstance(number, int):
+                total += -number if word[0] == "-" else number
+        return total
+
+    return found, at, (count(where.input), count(where.cached), count(where.output))
+
+
 # ---- what only one of them needs ----
 
 # No list of Claude Code's tools that are taken away, but of those there are: the next version
@@ -2004,7 +2056,14 @@ def _start_copilot(launch: Launch) -> Start:
 # a last message that did not finish is an interruption.
 _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
+import { appendFileSync } from "node:fs"
 const hook = %s
+const count = ({ id, tokens: { total, input, cache } }) => {
+  const usage = { input: input + cache.write, cached: cache.read }
+  usage.output = total - usage.input - usage.cached
+  appendFileSync(hook.at(-1) + "/launch/usage.jsonl",
+    JSON.stringify({ id, at: Date.now(), usage }) + "\\n")
+}
 const run = (payload, done) => {
   const child = spawn(hook[0], hook.slice(1), { stdio: ["pipe", "pipe", "ignore"] })
   let printed = ""
@@ -2051,6 +2110,7 @@ export const cao = async ({ client }) => {
     },
     event: async ({ event: { type, properties: p } }) => {
       if (type === "session.created" && p.info.parentID) below.add(p.info.id)
+      if (type === "message.updated" && p.info.tokens?.total) count(p.info)
       if (type === "session.idle") await ended(p.sessionID)
       if (type === "permission.asked")
         ask(p, p.permission, { command: p.metadata.command ?? p.patterns.join(" ") },
@@ -2110,6 +2170,8 @@ def _start_opencode(launch: Launch) -> Start:
 
 # ---- the rows ----
 
+# What our plugin for OpenCode, and the demo agent, write.
+_OWN_TOKENS = Tokens("id", "at", "usage", "input", "cached", "output", "{folder}/usage.jsonl")
 # Beside what else: blanks at the ends, ! and /, a last backslash, and a file's name that is
 # looked for still, when Enter takes the first that was found.
 _TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z"
@@ -2140,6 +2202,11 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         status="{home}/sessions/{pid}.json",
         read_transcript=_reader(_claude_says),
+        tokens=Tokens(
+            "message.id", "timestamp", "message.usage",
+            "input_tokens cache_creation_input_tokens", "cache_read_input_tokens",
+            "output_tokens", "{stem}/subagents/*.jsonl",
+        ),
         transcript="{home}/projects/*/{conversation}.jsonl",
         # Of a long text it shows the end, below how many lines are above that.
         composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
@@ -2165,6 +2232,12 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "all": "--dangerously-bypass-approvals-and-sandbox",
         },
         read_transcript=_reader(_codex_says),
+        tokens=Tokens(  # it repeats a count, but never a total
+            "payload.info.total_token_usage.total_tokens", "timestamp",
+            "payload.info.last_token_usage",
+            "input_tokens -cached_input_tokens", "cached_input_tokens", "output_tokens",
+            "{dir}/../../../*/*/*/*-{agent}.jsonl", "payload.item.receiver_thread_ids",
+        ),
         # A dialog's cursor looks the same, and has a line below that says how to confirm.
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
         busy=r"esc to interrupt", retries=r"^. Reconnecting\.\.\. (\d+/\d+)",
@@ -2194,6 +2267,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
         read_transcript=_reader(_gemini_says, final="interrupted"),
+        tokens=Tokens(
+            "id", "timestamp", "tokens", "input -cached tool", "cached", "output thoughts",
+            "{dir}/{conversation}/*.jsonl",
+        ),
         # An earlier prompt looks the same, but has a rule, or a dialog's box, below it.
         composer=r"^ [>*] (.*?)(?:  Type your message or @path/to/file.*)?$"
                  r"(?!(?:.*\n)*?[─╭╰]─{19})",
@@ -2219,6 +2296,11 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         titles={"Q": "idle", "◐": "busy", "✳": "asking"},
         read_transcript=_reader(_qwen_says),
+        tokens=Tokens(
+            "uuid", "timestamp", "usageMetadata", "promptTokenCount -cachedContentTokenCount",
+            "cachedContentTokenCount", "candidatesTokenCount",
+            "{dir}/../subagents/{conversation}/*.jsonl",
+        ),
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
         composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
@@ -2245,6 +2327,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "all": "--allow-all",
         },
         read_transcript=_reader(_copilot_says),
+        tokens=Tokens(
+            "id", "timestamp", "data.usage", "inputTokens -cacheReadTokens", "cacheReadTokens",
+            "outputTokens",
+        ),
         transcript="{home}/session-state/{conversation}/events.jsonl",
         composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
         logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
@@ -2253,6 +2339,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "opencode", "opencode", _start_opencode, login="opencode auth login",
+        tokens=_OWN_TOKENS,
         env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
         tools={
             "execute_bash": ("bash",),
@@ -2285,6 +2372,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--yolo", "all": "--auto",
         },
         read_transcript=_reader(_kimi_says),
+        tokens=Tokens(
+            "agentId time usageScope", "time", "usage", "inputOther inputCacheCreation",
+            "inputCacheRead", "output", "{dir}/../*/wire.jsonl",
+        ),
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
         composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
         retries=r"Retrying \((\d+/\d+)\)",
@@ -2315,6 +2406,9 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         mcp=False,
         read_transcript=_reader(_pi_says),
+        tokens=Tokens(
+            "id", "timestamp", "message.usage", "input cacheWrite", "cacheRead", "output"
+        ),
         # A dialog stands in the same place, and says how to choose.
         composer=r"(?:─{20,}|─── ↑ .*)\n(?!(?:.*\n)*? ↑↓ navigate)\s*(.*)\n"
                  r"(?:.*\n)*?(?:─{20,}|─── ↓ )",
@@ -2345,7 +2439,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         lambda launch: Start(
             ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])]
         ),
-        status="{folder}/status.json",
+        status="{folder}/status.json", tokens=_OWN_TOKENS,
         composer=r"^demo>(?!(?:.*\n)*?a number chooses)(.*)", untypable=r"(?!)", resumes=False,
         asks="hook", always=True, shows=True,
     ),
@@ -2641,6 +2735,9 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     retries = settings.get("check_retries", 0)
     if not isinstance(settings.get("check", ""), str) or type(retries) is not int or retries < 0:
         yield "'check' must be a command, 'check_retries' a number", "check: pytest -q"
+    most = settings.get("max_tokens", 1)
+    if type(most) is not int or most < 1:
+        yield "'max_tokens' must be a number above 0", "max_tokens: 200000"
     if settings.get("check"):
         yield from check_faults(settings["check"])
     if provider != "command":
@@ -4102,6 +4199,7 @@ class TaskOptions(NamedTuple):
     request_id: str = ""
     permissions: str = ""
     check_retries: int | None = None
+    max_tokens: int = 0
     provider: str = ""  # instead of the profile's
     host: str = ""  # the machine where it is to work, if not this one
     named: Callable[[str], None] = lambda _: None  # hears the name first; not with request_id
@@ -4516,11 +4614,10 @@ class Orchestrator:
             state["state"] = "connected" if self.store.is_locked(name) else "away"
         else:
             state = self.state_of(name)
-        keys = "questions task task_line last_line conversation held_back why exit_status"
+        keys = "questions task task_line last_line conversation held_back why exit_status usage"
         more = {key: state[key] for key in keys.split() if state.get(key)}
-        if state.get("state") == "queued":
-            more["place"], _ = self.place(name)
-            more["why"] = WAITS.format(more["place"])
+        if place := self.place(name)[0]:
+            more.update(place=place, why=WAITS.format(place))
         return {
             "session": name,
             "kind": session.kind,
@@ -4615,7 +4712,8 @@ class Orchestrator:
         for message in filter(None, (*at_work, *self.store.waiting(name))):
             if message.kind == "task":
                 started = message.id == state.get("task_message")
-                result = (base or Result("", name, outcome))._replace(
+                known = base or Result("", name, outcome, usage=state.get("usage") or None)
+                result = known._replace(
                     task=message.task,
                     session=name,
                     outcome=outcome,
@@ -4624,9 +4722,9 @@ class Orchestrator:
                     seconds=seconds_since(message),
                     ended_at=time.time(),
                 )
-                self.conclude(
-                    result if started else result._replace(answer="", turns=()), message.sender
-                )
+                if not started:
+                    result = result._replace(answer="", turns=(), usage=None)
+                self.conclude(result, message.sender)
             elif message.kind == "message":
                 self.notify_undelivered(message, detail or reason)
             self.store.discharge(name, message.id)
@@ -5006,6 +5104,10 @@ class Orchestrator:
     def _put_task(self, name: str, text: str, options: TaskOptions, profile: Profile | None) -> str:
         self._check_typable(name, text)
         said = profile.settings if profile else {}
+        most = options.max_tokens or said.get("max_tokens") or 0
+        if most and profile and not PROVIDERS[profile.provider].tokens:
+            what = f"{profile.provider} does not tell how many tokens it uses"
+            raise UsageError(what, "leave max_tokens out; a timeout ends its task")
         check, retries = options.check or said.get("check") or "", options.check_retries
         task = f"{name}.{random_letters()}"
         options.named(task)
@@ -5021,6 +5123,7 @@ class Orchestrator:
             check,
             said.get("check_retries", CHECK_RETRIES) if retries is None else retries,
             time.monotonic(),
+            int(most),
         )
         self.store.give(message)
         self.store.poke(self.caller.name)
@@ -6170,7 +6273,10 @@ def render_result(result: Result) -> str:
         facts.append(f"exit status {result.exit_status}")
     if result.retry_at:
         facts.append(f"lifts {result.retry_at}")
-    head = f"{head_of(result.task)}{', '.join(facts)}, {render_seconds(result.seconds)})"
+    facts.append(render_seconds(result.seconds))
+    if result.usage:
+        facts.append(render_tokens(result.usage))
+    head = f"{head_of(result.task)}{', '.join(facts)})"
     parts = [f"{head}:", *(f"[{note}]" for note in result.notes)]
     if result.answer or result.outcome == "done":
         parts.append(result.answer)
@@ -6217,6 +6323,83 @@ PERHAPS_AGAIN = "[perhaps for the second time]\n"
 
 # By a runner: it may write to a terminal of which its CLI is the foreground.
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
+
+
+# Tokens: counted from what the CLI wrote of each request; nothing is estimated.
+#
+#   a request    counts once, by its id, however often it is written
+#   a task's     are those made between its taking and its end: so a resumed conversation's
+#                earlier ones are not, and those of its sub-agents, in files of their own, are
+#   input        is what no cache gave; what a cache gave stands by itself
+#   the budget   is looked at once a second; above it the turn is interrupted
+#   not counted  what the CLI writes nothing of (OpenCode's title, Gemini's routing)
+
+
+def utc_stamp(at: float) -> str:
+    """Return a time as transcripts have it, to compare with them: ISO 8601, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
+
+
+class Meter:
+    """Counts the tokens of a session, by what its CLI writes of each request to the model.
+
+    Owns what was read of the files, and up to where.
+    """
+
+    def __init__(self, where: Tokens) -> None:
+        self.where = where
+        self.marks: dict[str, tuple[int, int]] = {}  # file -> read up to here; its inode
+        self.requests: dict[tuple[str, Any], tuple[str, tuple[int, ...]]] = {}
+        self.agents: set[str] = set()
+
+    def read(self, transcript: str, folder: str, conversation: str) -> None:
+        """Read what is new in a transcript, and in the files of its sub-agents."""
+        import glob
+
+        facts = {
+            "dir": os.path.dirname(transcript),
+            "stem": transcript.rpartition(".")[0],
+            "folder": folder,
+            "conversation": conversation,
+        }
+        facts = {key: glob.escape(path) for key, path in facts.items()}
+        done, files = {""}, {transcript}
+        while files:  # one may name a sub-agent, which has another
+            for path in files - done:
+                self._read(path)
+            done |= files
+            forms = [self.where.more.format(**facts, agent=name) for name in self.agents or ("",)]
+            files = {os.path.normpath(path) for form in forms for path in glob.glob(form)} - done
+
+    def _read(self, path: str) -> None:
+        size, inode = file_mark(path)
+        offset, was = self.marks.get(path, (0, inode))
+        if inode != was or size < offset:
+            offset = 0  # it was written anew
+        if size == offset:
+            return
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                lines = file.read()
+        except OSError:
+            return
+        lines = lines[: lines.rfind(b"\n") + 1]
+        self.marks[path] = (offset + len(lines), inode)
+        for entry in _jsonl(lines.decode(errors="replace").split("\n")):
+            self.agents.update(map(str, value_at(entry, self.where.agents) or ()))
+            if found := read_tokens(self.where, entry):
+                key, at, counts = found
+                stamp = at if isinstance(at, str) else utc_stamp(at / 1000)
+                self.requests[path, key] = (stamp, counts)
+
+    def used_since(self, stamp: str) -> dict[str, int] | None:
+        """Return the tokens of the requests since then; None while there is no file."""
+        if not self.marks:
+            return None
+        used = [counts for at, counts in self.requests.values() if at >= stamp]
+        totals = [sum(counts[n] for counts in used) for n in range(3)]
+        return dict(zip(("input", "cached", "output"), totals))
 
 
 _MOVING = re.compile(r"[\d⠁-⣿]")  # in a dialog too: a clock, a spinner
@@ -6286,6 +6469,9 @@ class Runner:
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something holds a message back
         self.evidence: dict[str, Any] = {}
+        self.meter = Meter(self.row.tokens) if self.row.tokens else None
+        self.began = ""  # when the task was taken, as utc_stamp
+        self.usage: dict[str, int] | None = None  # of the task, or of the last there was
         self.reply: dict[str, Any] | None = None
         self.dealt: set[str] = set()  # events that are dealt with, and not removed yet
         self.undone: list[Callable[[], object]] = []  # what has to be done, once it can be
@@ -6333,6 +6519,7 @@ class Runner:
             "why": self.why,
             "exit_status": self.exit_status,
             "evidence": self.evidence,
+            "usage": self.usage,
             "reply": self.reply,
         }
 
@@ -6638,6 +6825,7 @@ class Runner:
         task = self.task
         if not task:
             return
+        self._count_tokens()
         answer = str(fields.get("answer") or "")
         changed = self.task_exact.startswith("differs")
         notes = [f"reached the CLI changed: {self.task_exact}"] if changed else []
@@ -6677,6 +6865,7 @@ class Runner:
             notes=tuple(notes),
             ended_at=time.time(),
             exit_status=self.exit_status,
+            usage=self.usage,
             **fields,
         )
         self.task = self.check = self.held_end = None
@@ -6769,7 +6958,9 @@ class Runner:
         """Answer what is open, end what is left, keep the last screen."""
         self._note_handed()
         screen = self._screen(history=True)
+        self._count_tokens()
         base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
+        base = base._replace(usage=self.usage)
         base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
         try:
             self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
@@ -6817,14 +7008,24 @@ class Runner:
 
     # ---- looking ----
 
-    def _transcript_event(self) -> Event | None:
-        """Return how the turn ended by the CLI's transcript, if it says so."""
+    def _find_transcript(self) -> str:
+        """Return the path of the CLI's transcript, "" while it is not known."""
         if not self.transcript and self.row.transcript:
             import glob
 
             found = glob.glob(self._own_file(self.row.transcript))
             self.transcript = found[0] if found else ""
-        if not self.transcript:
+        return self.transcript
+
+    def _count_tokens(self) -> None:
+        """Count what the open task has used so far."""
+        if self.task and self.meter:
+            self.meter.read(self._find_transcript(), self.launch.folder, self.conversation)
+            self.usage = self.meter.used_since(self.began)
+
+    def _transcript_event(self) -> Event | None:
+        """Return how the turn ended by the CLI's transcript, if it says so."""
+        if not self._find_transcript():
             return None
         try:
             with open(self.transcript, "rb") as file:
@@ -6940,6 +7141,7 @@ class Runner:
     def _look(self, now: float) -> None:
         """Look at what gives no event: at most once a second while a turn runs."""
         self.look_at = now + LOOK_S
+        self._count_tokens()
         if self.row.by_output:
             self._look_at_output(now)
         elif self.phase == "starting":
@@ -7302,7 +7504,8 @@ class Runner:
                 self._finish("lost", "terminal_gone", error.what)
         except FAILURES as error:
             self._note_failure(error)
-            if not self.child and time.monotonic() - self.phase_at > NEVER_STARTED_S:
+            late = time.monotonic() - self.phase_at > NEVER_STARTED_S
+            if late and self.phase == "starting" and not self.child:
                 self._finish("failed", "never_started", self.trouble)
         if not self.failed:
             self.trouble = ""
@@ -7455,6 +7658,9 @@ class Runner:
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
+        most, used = self.task.max_tokens if self.task else 0, self.usage or {}
+        if most and used and used["input"] + used["output"] > most:
+            self._interrupt("budget")
         if self.phase == "working" and self._left_s() < 0:
             self._interrupt("timeout")
         elif self.task and self.phase == "idle" and self._left_s() < 0 and not self.delivery_open():
@@ -7511,6 +7717,7 @@ class Runner:
         if ours[0].kind == "task":
             self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
             self.turns, self.tries = [], 0
+            self.began, self.usage = utc_stamp(time.time()), None
         self._save()
         self._log(step, messages=[m.id for m in ours], bytes=len(text))
         self.last_sent = text
@@ -7689,6 +7896,9 @@ class Runner:
                 reason="timeout",
                 detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}",
             )
+        elif outcome == "budget" and self.task and self.usage:
+            words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
+            self._end_task("failed", reason="budget", detail=words)
         if self.row.by_output:
             self.boss.tmux.keys(self.pane, "C-c")
             self._end_turn("interrupted", Event("interrupted", source="keys"))
@@ -8350,6 +8560,7 @@ class Flow(NamedTuple):
     provider: str = ""
     script: str = ""
     timeout: str = "1h"
+    max_tokens: str = ""
     working_directory: str = ""
     overlap: str = "skip"  # when the run before it is still going on
     timezone: str = ""  # this and the next are here to be refused: cron has neither
@@ -8373,6 +8584,7 @@ _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
         "write it like '0 9 * * 1-5' (minute hour day month weekday) or @daily, as in crontab(5)",
     ),
     ("agent_profile", r".+", "name a profile, like developer"),
+    ("max_tokens", r"([1-9]\d*)?", "write a number above 0: 200000"),
     (
         "overlap",
         "skip|parallel",
@@ -8806,6 +9018,7 @@ class Schedule:
         boss, where = self._boss(), flow.beside(flow.working_directory)
         timeout_s = parse_seconds(flow.timeout)
         options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
+        options = options._replace(max_tokens=int(flow.max_tokens or 0))
         boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
         try:
             found = see_through(boss, record["task"], on_look=lambda _: on_look())
@@ -8816,7 +9029,7 @@ class Schedule:
             record.update(outcome="failed", reason="asking", detail=words)
         for result in found.results:
             record.update(outcome=result.outcome, reason=result.reason)
-            record.update(detail=result.detail, answer=result.answer)
+            record.update(detail=result.detail, answer=result.answer, usage=result.usage)
         found.told()  # whoever asks for the task by its name gets its result all the same
 
 
@@ -8864,6 +9077,8 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  {view['profile']} ({view['provider']})"
     if view.get("task"):
         line += f"  task {view['task']}"
+    if view.get("usage"):
+        line += f"  {render_tokens(view['usage'])}"
     if view["state"] in ("unknown", "working", "queued") and view.get("why"):
         line += f"  {view['why']}"
     for question in view.get("questions") or ():
@@ -9033,6 +9248,13 @@ class DemoAgent:
             return self.ask(verb, question, options or ["Yes", "No"])
         if verb == "tell":
             self.boss.send_message("supervisor", rest, 0)
+            return ""
+        if verb == "tokens":  # as if a model had been asked: input, cached, output
+            usage = dict(zip(("input", "cached", "output"), map(int, rest.split())))
+            at = time.time() * 1000
+            line = json.dumps({"id": random_letters(), "at": int(at), "usage": usage}) + "\n"
+            with open(f"{self.launch_folder}/usage.jsonl", "a", encoding="utf-8") as file:
+                file.write(line)
             return ""
         target, _, task = rest.partition(" ")
         if verb in ("handoff", "assign"):
@@ -9516,6 +9738,8 @@ class Watch:
         except CaoError as error:
             return f"{self.selected}: {error.what}", []
         title = "  ".join(str(view.get(k) or "") for k in ("session", "profile", "provider", "cwd"))
+        if view.get("usage"):
+            title += f"  {render_tokens(view['usage'])}"
         if self.page:
             text = self.asked if self.page == "question" else view["screen"]
             return title, wrap_columns(text, columns)
@@ -9674,7 +9898,7 @@ def render_trace(boss: Orchestrator, root: str) -> str:
 
     # The states each session had, and what was sent to it or came back from it.
     states: dict[str, list[tuple[int, str, str]]] = {}
-    arrows: list[tuple[int, str, str, str, dict[str, str]]] = []
+    arrows: list[tuple[int, str, str, str, dict[str, Any]]] = []
     for view in views:
         name = view["session"]
         states[name] = []
@@ -9696,6 +9920,8 @@ def render_trace(boss: Orchestrator, root: str) -> str:
             if result := store.load_result(task):
                 about = {"task": task, "outcome": result.outcome, "reason": result.reason}
                 about["text"] = shorten(result.answer or result.detail, 300)
+                if result.usage:
+                    about["usage"] = result.usage
                 at = round(result.ended_at * 1e6)
                 arrows.append((at, "result", name, giver.get(task, ""), about))
     if not arrows and not any(states.values()):
@@ -10431,7 +10657,8 @@ def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     facts["messages"] = [message._asdict() for message in store.waiting(boss.caller.name)]
     if session:
         state = boss.state_of(session)
-        facts["state"] = {key: state.get(key) or "" for key in ("state", "why", "last_line")}
+        keys = ("state", "why", "last_line", "usage")
+        facts["state"] = {key: state.get(key) or "" for key in keys}
         questions = boss.asked_below(session)
         facts["state"]["questions"] = [
             question if name == session else {**question, "agent": name}
@@ -10535,6 +10762,8 @@ def _given_options(ask: Ask) -> TaskOptions:
     options = task_options(vars(ask.args))
     if options.timeout_s < 1 or (options.check_retries or 0) < 0:
         raise UsageError("--timeout is at least 1s, --check-retries at least 0", "--timeout 10m")
+    if ask.args.max_tokens is not None and ask.args.max_tokens < 1:
+        raise UsageError("--max-tokens is at least 1", "--max-tokens 200000")
     return options
 
 
@@ -11075,7 +11304,9 @@ def _schedule_log(ask: Ask, plan: Schedule) -> None:
     for record in records:
         words = shorten(record["answer"] or record["detail"] or record["reason"], 70)
         head = [record["flow"], record["id"], record["outcome"] or "running"]
-        rows.append([*head, render_seconds(record["seconds"]), words])
+        usage = record.get("usage")
+        used = render_tokens(usage) if usage else ""
+        rows.append([*head, render_seconds(record["seconds"]), used, words])
     _print(ask, records, render_table(rows) or "no run")
 
 
@@ -11175,6 +11406,8 @@ _GIVEN = (
     Argument("check_retries", "How often the check's output goes back to the worker; default 2.",
              "number"),
     _TIMEOUT,
+    Argument("max_tokens", "End the task above so many tokens, input and output.", "number",
+             minimum=1),
 )
 _KEPT = (
     Argument("keep", "Do not close the new session when it is idle.", "boolean"),

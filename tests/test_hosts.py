@@ -214,6 +214,25 @@ def test_a_handoff_to_another_machine_gives_its_answer(far):
     until(lambda: far.machine.pids("cao"), [])
 
 
+def test_the_tokens_of_work_there_are_in_the_result_here_and_a_limit_holds_there(far):
+    done = handoff(far, "demo: tokens 5 6 7; say x", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["usage"] == {"input": 5, "cached": 6, "output": 7}
+    assert json.loads(far.ok("show", result["session"], "--json"))["usage"] == result["usage"]
+    over = handoff(far, "demo: tokens 900 0 9; sleep 60", "--max-tokens", "500", "--json")
+    (result,) = json.loads(over.stdout)["results"]
+    assert (result["reason"], result["usage"]["input"]) == ("budget", 900)
+
+
+def test_work_there_takes_no_slot_here(far):
+    cap = {"CAO_MAX_SESSIONS": "1"}
+    session = far.ok("assign", "demo", "demo: sleep 60", **cap).partition(".")[0]
+    far.until_state(session, "working")
+    assert handoff(far, "demo: say x", **cap).stdout == "x\n"
+    far.ok("stop", session)
+    assert far.ok("handoff", "demo", "demo: say here", **cap) == "here\n"
+
+
 def test_the_example_of_the_readme(far):
     (example,) = blocks("sh", "<!-- run with a machine called box -->\n")
     far.program("cao", f'exec {" ".join(CAO)} "$@"')

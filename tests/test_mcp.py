@@ -1378,7 +1378,8 @@ def test_every_tool_says_what_it_is(steady):
 def test_the_tools_are_those_of_the_design_always_in_the_same_order(connect):
     lists = [connect().request("tools/list")["result"] for _ in range(2)]
     assert lists[0] == lists[1]
-    options = ["cwd", "worktree", "check", "check_retries", "timeout_s", "keep", "request_id"]
+    options = ["cwd", "worktree", "check", "check_retries", "timeout_s", "max_tokens"]
+    options += ["keep", "request_id"]
     assert [(t["name"], list(t["inputSchema"]["properties"])) for t in lists[0]["tools"]] == [
         ("handoff", ["target", "task", *options]),
         ("assign", ["target", "task", *options]),

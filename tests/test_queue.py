@@ -258,8 +258,8 @@ def test_an_idle_session_that_is_asked_to_close_and_got_a_task_does_the_task(pla
     message = cao.Message(f"{1:020d}-{session}.2222", "task", "person", session, "demo: say x",
                           1.0, f"{session}.2222")  # fmt: skip
     store.poke = lambda _: None  # the runner sees both at once
-    store.put_event(store.folder(session), json.dumps({"cao": "close"}))
     store.give(message)
+    store.put_event(store.folder(session), json.dumps({"cao": "close"}))
     place.store.poke(session)
     assert verbs.await_tasks([message.task], 60).results[0].answer == "x"
 

@@ -1000,3 +1000,64 @@ def test_opencode_runs_a_repositorys_plugin_only_where_it_is_trusted(place, mock
     )
     place.ok("handoff", "real-opencode", "MOCK:say safe")
     assert mark.exists() is (trust == "yes")
+
+
+SUB_AGENT = {  # how each CLI's model starts one, in the foreground; pi has none
+    "claude": 'tool Agent {"description":"x","subagent_type":"general-purpose",'
+    '"run_in_background":false,"prompt":"PROMPT"}',
+    "codex": 'tool spawn_agent {"message":"PROMPT"};sleep 3',
+    "gemini": 'tool invoke_agent {"agent_name":"generalist","prompt":"PROMPT"}',
+    "qwen": 'tool agent {"description":"x","subagent_type":"general-purpose",'
+    '"run_in_background":false,"prompt":"PROMPT"}',
+    "copilot": 'tool task {"name":"x","description":"x","agent_type":"general-purpose",'
+    '"mode":"sync","prompt":"PROMPT"}',
+    "opencode": 'tool task {"description":"x","subagent_type":"general","prompt":"PROMPT"}',
+    "kimi": 'tool Agent {"description":"x","subagent_type":"coder","prompt":"PROMPT"}',
+    "pi": "think hard",
+}
+
+
+def test_the_tokens_of_each_task_are_what_the_model_said(place, cli, mock_llm):
+    """Over several turns, sub-agents and a resume; side requests are not told by any CLI."""
+    path = place.home / "profiles" / f"real-{cli}.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
+    sub = SUB_AGENT[cli].replace("PROMPT", "MOCK:tokens 5000 300 20;say sub")
+    target = f"real-{cli}"
+    for task in (
+        "tokens 1000 200 10;say one",
+        f"tokens 3000 100 40;{sub};say two",
+        "",
+        "tokens 7;say x",
+    ):
+        if not task:  # the next goes on with the ended conversation
+            place.ok("stop", target)
+            continue
+        before = len(mock_llm.usage)
+        result = handoff(place, target, f"MOCK:{task}")["results"][0]
+        said = [counts for *counts, side in mock_llm.usage[before:] if not side]
+        assert len(said) >= (2 if "tool" in task else 1)
+        wanted = dict(zip(("input", "cached", "output"), map(sum, zip(*said))))
+        assert result["usage"] == wanted, (task, said)
+        target = result["session"]
+    assert json.loads(place.ok("ls", "--json"))[-1]["usage"] == {
+        "input": 7,
+        "cached": 0,
+        "output": 10,
+    }
+
+
+def test_a_task_over_its_tokens_is_interrupted_and_the_session_goes_on(place, cli):
+    path = place.home / "profiles" / f"real-{cli}.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
+    tool = SHELL[cli].format(file="x").replace("touch x", "sleep 100")
+    tool = tool.replace("MOCK:", "MOCK:tokens 900 0 200;")
+    tool = tool.replace(
+        '"sandbox_permissions":"require_escalated","justification":"may I?"', '"workdir":"."'
+    )
+    flags = ("--max-tokens", "1000", "--timeout", "60s")
+    result = handoff(place, f"real-{cli}", tool, *flags, code=1)["results"][0]
+    assert (result["outcome"], result["reason"]) == ("failed", "budget"), result
+    assert result["usage"] == {"input": 900, "cached": 0, "output": 200}
+    assert result["seconds"] < 60
+    again = handoff(place, result["session"], "MOCK:tokens 5;say alive")["results"][0]
+    assert again["answer"] == "alive"
