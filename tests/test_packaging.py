@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,15 @@ def installed(tmp_path_factory, source, builder) -> Path:
     (wheel,) = folder.glob("*.whl")
     ran(*pip_for(folder / "venv"), "install", "-q", "--no-deps", "--no-index", wheel)
     return folder / "venv" / "bin"
+
+
+def test_the_sdist_has_all_that_its_tests_need(source, builder, tmp_path):
+    build = "import sys; from flit_core import buildapi; print(buildapi.build_sdist(sys.argv[1]))"
+    archive = tmp_path / ran(builder[-1], "-c", build, tmp_path, cwd=source).strip()
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert files - packed <= {".gitignore"}
 
 
 def test_the_wheel_brings_its_commands(installed, bare):
