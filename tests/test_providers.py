@@ -225,9 +225,11 @@ HOOKS = {  # file -> kind, text, reason; a hook that is not here says nothing to
     "codex/SessionStart.startup": ("started", "", ""),
     "kimi/Interrupt": ("interrupted", "", ""),
     "kimi/PermissionRequest": ("asked", "Bash: echo permtest > x.txt", "Bash"),
+    "kimi/PermissionRequest.subagent-shell": ("asked", "Bash: touch s", "Bash"),
     "kimi/SessionEnd": ("leaving", "", ""),
     "kimi/SessionStart": ("started", "", ""),
     "kimi/Stop": ("ended", "", ""),
+    "kimi/Stop.subagent": ("ended", "", ""),  # nothing says whose it is: the transcript does
     "kimi/StopFailure": ("failed", "400 mock error 400", "api_error"),
     "kimi/UserPromptSubmit": ("submitted", "MOCK:say hello from kimi", ""),
     "kiro/agentSpawn": ("started", "", ""),
@@ -256,6 +258,11 @@ HOOKS.update(
         "gemini/AfterAgent": ("ended", "", ""),
         "gemini/AfterAgent.error": ("ended", "", ""),
         "gemini/BeforeAgent": ("submitted", "MOCK:say hello from gemini", ""),
+        "gemini/Notification.subagent": (
+            "asked",
+            "Confirm Shell Command: touch s\nrootCommand: touch",
+            "Confirm Shell Command",
+        ),
         "gemini/Notification": (
             "asked",
             "Confirm MCP Tool Execution:\nserverName: lab\ntoolName: echo\n"

@@ -820,14 +820,21 @@ def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
     assert all(file.exists() for file in files)
 
 
-@pytest.mark.parametrize("cli", ["kimi"], indirect=True)
-def test_the_end_of_a_sub_agent_is_not_the_agents_own(place, cli):
+@pytest.mark.parametrize(
+    ("cli", "tool", "given"),
+    [
+        ("kimi", "Agent", {"description": "do it", "subagent_type": "coder"}),
+        ("gemini", "invoke_agent", {"agent_name": "generalist"}),
+        ("opencode", "task", {"description": "do it", "subagent_type": "general"}),
+    ],
+    indirect=["cli"],
+)
+def test_the_end_of_a_sub_agent_is_not_the_agents_own(place, cli, tool, given):
     """Kimi Code fires its Stop with nothing that says so, and shows a spinner over a dialog."""
     inner = SHELL[cli].format(file="made").replace("say went on", "say not the answer")
-    given = {"description": "do it", "subagent_type": "coder", "prompt": inner}
-    task = f"MOCK:tool Agent {json.dumps(given)};sleep 4;say went on"
+    task = f"MOCK:tool {tool} {json.dumps({**given, 'prompt': inner})};sleep 4;say went on"
     session, question, task = asked_by(place, f"real-{cli}", task, "permission")
-    assert question["agent"]
+    assert bool(question["agent"]) == (cli != "gemini")  # which does not say who asks
     place.ok("answer", session, "yes")
     assert place.ok("wait", task) == "went on\n"
 
