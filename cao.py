@@ -6452,6 +6452,7 @@ class Runner:
         self.ending_at = 0.0
         self.held_end: Event | None = None  # the turn's, while its workers are out
         self.questions: dict[str, Question] = {}  # those that are open
+        self.asked_from = "starting"  # the phase in which the first of them was asked
         self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
         self.looks: dict[str, int] = {}  # id -> the looks that saw no dialog of it yet
         self.tried: list[str] = []  # what we have answered ourselves, each time
@@ -6675,6 +6676,8 @@ class Runner:
         if question.id in self.questions:
             return
         self.questions[question.id] = question
+        if self.phase != "asking":
+            self.asked_from = self.phase
         self._log("asking", question=question.id, kind=question.kind)
         self._set_phase("asking", f"asks: {shorten(question.text, 80)}")
         task = self.task.task if self.task else ""
@@ -6693,7 +6696,8 @@ class Runner:
         for client in [] if self._unseen() else list(self.popups):
             self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
-            self._set_phase("working" if self.begun else "starting")
+            began = self.asked_from == "starting" and self.begun
+            self._set_phase("working" if began else self.asked_from)
 
     def _reply(self, question: Question, reply: dict[str, Any]) -> None:
         """Give a hook its answer, {}: to let go."""
@@ -7805,6 +7809,7 @@ class Runner:
             return ""
         draft = self._draft()
         if draft is None:
+            self._look_for_dialog(time.time())  # Gemini CLI 0.61.0 ends a turn that loops with one
             return "its input line is not on the screen"
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
         if draft and sent.startswith(draft) and len(draft) >= min(len(sent), 40):

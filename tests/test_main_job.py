@@ -653,6 +653,30 @@ def test_a_dialog_without_a_hook_is_shown_and_a_person_may_press_one_key(place):
     assert (noted["kind"], noted["answer"]) == ("screen", "2")
 
 
+DIALOG_WHEN_IDLE = """
+read = DemoAgent.read_prompt
+def asks(self):
+    if not os.path.exists(self.store.home + "/asked"):
+        self.show("\\x1b[2J\\x1b[HKeep it so?\\n  1. Yes\\n  2. No\\n")
+        self.key()
+        open(self.store.home + "/asked", "w").close()
+        self.show("\\x1b[2J\\x1b[H")
+    return read(self)
+DemoAgent.read_prompt = asks
+"""
+
+
+def test_a_dialog_after_the_turn_that_keeps_a_task_waiting_is_asked(place):
+    put_loader(place, NO_STATE_FILE + DIALOG_WHEN_IDLE)
+    done = json.loads(place.ok("handoff", "demo", "demo: say one", "--json"))["results"][0]
+    found = place.run("handoff", done["session"], "demo: say two", "--json", timeout_s=60)
+    (ask,) = json.loads(found.stdout)["asking"]
+    assert (ask["question"]["kind"], found.returncode) == ("screen", 6)
+    assert ask["question"]["text"].startswith("Keep it so?")
+    place.ok("answer", ask["session"], "--key", "1")
+    assert place.ok("wait", *json.loads(found.stdout)["running"]) == "two\n"
+
+
 def test_a_dialog_that_a_person_closes_in_the_pane_is_asked_no_more(place):
     put_loader(place, NO_STATE_FILE + DIALOG)
     session, task = assign(place, "demo: dialog; say went on")
