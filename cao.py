@@ -9557,18 +9557,8 @@ def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
 
-# A key of `cao watch` -> what has to be typed for it ("": nothing), and what it does.
-WATCH_VERBS: dict[str, tuple[str, Callable[[Orchestrator, str, str, str], str]]] = {
-    "a": ("answer", lambda boss, name, text, seen: str(boss.answer(name, text, seen)["answered"])),
-    "s": ("message", lambda boss, name, text, _: str(boss.send_message(name, text)["step"])),
-    "i": ("", lambda boss, name, *_: str(boss.stop_session(name, True)["did"])),
-    "x": (
-        "end it and its workers: type yes",
-        lambda boss, name, text, _: (
-            str(boss.stop_session(name, False)["did"]) if text == "yes" else "not ended"
-        ),
-    ),
-}
+# A key of `cao watch` -> what has to be typed for it.
+WATCH_VERBS = {"a": "answer", "s": "message", "i": "", "x": "end it and its workers: type yes"}
 WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  ? keys  q quit"
 PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
 WATCH_HELP = """\
@@ -9598,11 +9588,11 @@ class Watch:
         self.boss, self.wake = boss, Wake(boss.store)
         self.states: dict[str, str] = {}  # of all agents, at the last look
         self.views: list[dict[str, Any]] = []  # the sessions in the list
-        self.selected = self.said = self.filter = ""
-        self.verb = self.label = self.typed = ""
+        self.at, self.selected = 0, ""  # the selected session: its row, and its name
+        self.said = self.filter = self.verb = self.label = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
-        self.asked = ""  # a question's page
+        self.asked = ("", "")  # a question's page: title and text
         self.scroll = 0  # lines of the page below those that are shown
         self.unread = 0  # lines of the question that were not shown yet
         self.room = 1  # rows of the list, or lines of the page
@@ -9650,9 +9640,10 @@ class Watch:
         for name in self.states:
             self.boss.watch(name, self.wake.poke)  # a kill -9 pokes nobody
         names = [view["session"] for view in self.views]
-        if self.selected not in names:
-            agents = [name for name in names if name in self.states]
-            self.selected = next(iter(agents or names), "")
+        if self.selected in names:
+            self.at = names.index(self.selected)
+        else:
+            self.select(next((at for at, name in enumerate(names) if name in self.states), 0))
         for name in {*self.states, *before}:
             was, now = before.get(name, "starting"), self.states.get(name, "ended")
             at_work = was in ("working", "asking")
@@ -9673,6 +9664,12 @@ class Watch:
             depths[view["session"]] = depth
         self.views.sort(key=lambda view: view["state"] != "asking")
 
+    def select(self, at: int) -> None:
+        """Select the session of a row, or of the first or last one."""
+        self.at, self.selected = max(0, min(at, len(self.views) - 1)), ""
+        if self.views:
+            self.selected = self.views[self.at]["session"]
+
     def draw(self, screen: Any) -> None:
         """Draw all: the counts, the list, the selected session, the keys; or a page of text."""
         import curses
@@ -9686,7 +9683,7 @@ class Watch:
                 screen.addstr(y, x, fit_columns(text, columns - x), look)
 
         rows = session_rows(self.views, columns, True)
-        at = next((n for n, v in enumerate(self.views) if v["session"] == self.selected), 0)
+        at = self.at
         if self.page:
             rows, at = rows[at : at + 1], 0
         room = max(3, (height - 3) // 2)
@@ -9734,6 +9731,8 @@ class Watch:
         selected session asks and the end of its screen."""
         if self.page == "help":
             return "Keys", wrap_columns(WATCH_HELP, columns)
+        if self.page == "question":
+            return self.asked[0], wrap_columns(self.asked[1], columns)
         if self.filter and not self.views:
             return "No session has these words", []
         if not self.views:
@@ -9746,8 +9745,7 @@ class Watch:
         if view.get("usage"):
             title += f"  {render_tokens(view['usage'])}"
         if self.page:
-            text = self.asked if self.page == "question" else view["screen"]
-            return title, wrap_columns(text, columns)
+            return title, wrap_columns(view["screen"], columns)
         asked = wrap_columns(render_questions(view), columns)[:-1]
         if len(asked) > lines:
             asked[max(0, lines - 1) :] = [f"({len(asked) - lines + 1} more lines: a shows them)"]
@@ -9794,18 +9792,18 @@ class Watch:
 
     def begin(self, verb: str) -> None:
         """Begin a verb: what has to be typed for it is for the session as it is now."""
-        view = next(v for v in self.views if v["session"] == self.selected)
-        questions = view.get("questions") or [{"id": ""}]
-        self.target = self.selected, questions[0]["id"]
-        if verb == "a" and not self.target[1]:
+        self.target, self.typed = (self.selected, ""), ""
+        questions = self.views[self.at].get("questions") or []
+        if verb == "a" and not questions:
             self.said = f"{self.selected} asks nothing"
             return
-        self.verb, self.typed = verb, ""
-        self.label = f"{self.selected}: {WATCH_VERBS[verb][0]}"
+        self.verb, self.label = verb, f"{self.selected}: {WATCH_VERBS[verb]}"
         if verb == "a":
-            self.asked = render_question(self.selected, questions[0])
+            self.target = self.selected, questions[0]["id"]
+            where = self.views[self.at]["cwd"]
+            self.asked = f"in {where}", render_question(self.selected, questions[0])
             self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
-        if verb == "i":
+        elif verb == "i":
             self.obey()
 
     def move(self, key: str | int) -> None:
@@ -9823,17 +9821,16 @@ class Watch:
             curses.KEY_PPAGE: -self.room,
         }
         step = steps.get(key, 0)
-        names = [view["session"] for view in self.views]
         if self.page:
             self.scroll = max(0, self.scroll - step)
-        elif names:
-            at = names.index(self.selected) + step
+        elif key == "\t":
             asking = [view["state"] for view in self.views].count("asking")  # they come first
-            if key == "\t" and asking:
-                at += 1
-                if at >= asking:
-                    at = 0
-            self.selected = names[max(0, min(at, len(names) - 1))]
+            if self.at + 1 < asking:
+                self.select(self.at + 1)
+            elif asking:
+                self.select(0)
+        else:
+            self.select(self.at + step)
 
     def type_key(self, key: str | int) -> None:
         """Take a key for the line that is being typed; Enter does it, Esc leaves it."""
@@ -9855,9 +9852,19 @@ class Watch:
     def obey(self) -> None:
         """Do a verb with what was typed for it, and keep what came of it for the last line."""
         name, question = self.target
+        result = ""
         try:
-            if self.verb == "i" or (self.typed and self.verb != "/"):
-                result = WATCH_VERBS[self.verb][1](self.boss, name, self.typed, question)
+            if self.verb == "i":
+                result = self.boss.stop_session(name, True)["did"]
+            elif self.verb == "a" and self.typed:
+                result = self.boss.answer(name, self.typed, question)["answered"]
+            elif self.verb == "s" and self.typed:
+                result = self.boss.send_message(name, self.typed)["step"]
+            elif self.verb == "x" and self.typed == "yes":
+                result = self.boss.stop_session(name, False)["did"]
+            elif self.verb == "x" and self.typed:
+                result = "not ended"
+            if result:
                 self.said = f"{name}: {result}"
         except CaoError as error:
             self.said = str(error).replace("\n", "; ")
