@@ -275,6 +275,7 @@ def test_a_question_is_answered_at_home(far, task, answer, said):
     assert "rm -rf build" in done.stderr or "Which colour?" in done.stderr
     (name,) = far.live()
     assert json.loads(far.ok("ls", "--asking", "--json"))[0]["session"] == name
+    until(lambda: far.tmux("show-options", "-qvt", f"={name}:", "@cao"), "asking\n")
     task = far.state(name)["task"]
     far.ok("answer", name, answer)
     result = wait(far, task)
