@@ -2495,36 +2495,6 @@ def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
     return pieces
 
 
-# ---- provider: command ----
-
-
-def screen_look(profile: Profile, screen: str) -> Look:
-    """Return the state a profile's own patterns see on a screen."""
-    asking, busy = (str(profile.settings.get(key) or "") for key in ("asking", "busy"))
-    lines = [line for line in screen.split("\n") if line.strip()]
-    # At the bottom only: a question further up has been answered.
-    if asking and lines and (match := re.search(asking, "\n".join(lines[-3:]), re.M)):
-        return Look("asking", "screen", match[0].strip())
-    if busy and (match := re.search(busy, screen, re.M)):
-        return Look("busy", "screen", f"busy: {match[0]!r}")
-    if lines and re.search(str(profile.settings["ready"]), lines[-1]):
-        return Look("idle", "screen", f"ready: {lines[-1]!r}")
-    return Look("unknown", "screen", f"last line: {lines[-1]!r}" if lines else "empty screen")
-
-
-def parse_printed(profile: Profile, printed: str) -> str:
-    """Return the answer in what a program printed after its prompt line."""
-    if pattern := str(profile.settings.get("answer") or ""):
-        last = (re.findall(pattern, printed, re.M) or [""])[-1]
-        return str(last[0] if isinstance(last, tuple) else last)
-    lines = printed.rstrip("\n").split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if lines and re.search(str(profile.settings["ready"]), lines[-1]):
-        lines.pop()
-    return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
-
-
 # ---- profiles ----
 
 # permissionMode of Claude Code and of the reference program; all others are `ask`.
@@ -6405,6 +6375,103 @@ class Meter:
 _MOVING = re.compile(r"[\d⠁-⣿]")  # in a dialog too: a clock, a spinner
 
 
+class ScreenProgram:
+    """A program without hooks (provider: command): its screen alone says what it does.
+
+    It owns where on the screen a turn began, and since when the program has been ready. It knows
+    nothing of tasks, and decides nothing.
+    """
+
+    def __init__(self, tmux: Tmux, pane: str, profile: Profile) -> None:
+        self.tmux, self.pane, self.settings = tmux, pane, profile.settings
+        self.ready_at = 0.0  # since when the screen says ready, on the monotonic clock; 0: not now
+        self.printed_from = 0  # the line of the pane where the turn began
+        self.overflow = 0  # all the lines tmux keeps, where the turn printed as many
+
+    def _pattern(self, key: str) -> str:
+        return str(self.settings.get(key) or "")
+
+    def begin_turn(self) -> None:
+        """Note where what the turn prints will begin."""
+        size, most = self._history()
+        if size > most // 4:  # when it is full tmux drops lines, and counts the others anew
+            self.tmux.run("clear-history", "-t", self.pane)
+        self.overflow = 0
+        self.printed_from = self._cursor_line()
+
+    def look(self, now: float) -> Look:
+        """Return what the program does now."""
+        try:
+            found = self.read_screen(self.tmux.capture(self.pane, join=True))
+        except CaoError:
+            found = self.read_screen("")
+        if found.state != "idle":
+            self.ready_at = 0.0
+        elif not self.ready_at:
+            self.ready_at = now
+        return found
+
+    def is_ready(self, now: float) -> bool:
+        """Tell whether the screen has said ready for a moment."""
+        return bool(self.ready_at) and now - self.ready_at >= SETTLE_S / 2
+
+    def answer(self) -> str | None:
+        """Return what the turn has printed; None where it has printed nothing yet."""
+        self.ready_at, line = 0.0, self._cursor_line()
+        if line == self.printed_from:
+            return None
+        cleared = line < self.printed_from  # with what was above, our prompt line too
+        size, most = self._history()
+        if size >= most * 9 // 10:  # tmux drops a tenth
+            self.overflow = most
+        first = -size if cleared else self.printed_from - size
+        printed = self.tmux.capture(self.pane, first=str(first), join=True)
+        return self.parse_printed("\n" * cleared + printed)
+
+    def type_exit(self) -> bool:
+        """Type what ends the program, where its profile says what."""
+        words = strip_controls(self._pattern("exit"))
+        if words:
+            self.tmux.paste(self.pane, [words])
+            self.tmux.keys(self.pane, "Enter")
+        return bool(words)
+
+    def read_screen(self, screen: str) -> Look:
+        """Return the state that the profile's own patterns see on a screen."""
+        asking, busy = self._pattern("asking"), self._pattern("busy")
+        lines = [line for line in screen.split("\n") if line.strip()]
+        # At the bottom only: a question further up has been answered.
+        if asking and lines and (match := re.search(asking, "\n".join(lines[-3:]), re.M)):
+            return Look("asking", "screen", match[0].strip())
+        if busy and (match := re.search(busy, screen, re.M)):
+            return Look("busy", "screen", f"busy: {match[0]!r}")
+        if lines and re.search(self._pattern("ready"), lines[-1]):
+            return Look("idle", "screen", f"ready: {lines[-1]!r}")
+        return Look("unknown", "screen", f"last line: {lines[-1]!r}" if lines else "empty screen")
+
+    def parse_printed(self, printed: str) -> str:
+        """Return the answer in what was printed after the prompt line."""
+        if pattern := self._pattern("answer"):
+            last = (re.findall(pattern, printed, re.M) or [""])[-1]
+            return str(last[0] if isinstance(last, tuple) else last)
+        lines = printed.rstrip("\n").split("\n")
+        while lines and not lines[-1].strip():
+            lines.pop()
+        if lines and re.search(self._pattern("ready"), lines[-1]):
+            lines.pop()
+        return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
+
+    def _cursor_line(self) -> int:
+        """Return the pane's cursor line, counted from the top of its history."""
+        history, line = self.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
+        return int(history) + int(line)
+
+    def _history(self) -> tuple[int, int]:
+        """Return how many lines the pane's history has, and how many tmux keeps of it."""
+        size, most = self.tmux.ask(self.pane, "#{history_size} #{history_limit}").split()
+        return int(size), int(most)
+
+
 class Runner:
     """The process of one session: its CLI, its loop, every key that is typed.
 
@@ -6427,6 +6494,9 @@ class Runner:
         self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
+        self.program: ScreenProgram | None = None  # provider: command
+        if self.row.by_output:
+            self.program = ScreenProgram(self.boss.tmux, self.pane, self.launch.profile)
         self.child, self.exit_status = 0, None  # type: int, int | None
         self.group: dict[str, Any] | None = None  # the CLI's, as note_process has it
         self.phase, self.since = "starting", time.time()
@@ -6464,9 +6534,6 @@ class Runner:
         self.idle_looks = self.signal = 0
         self.closing = False  # it was idle for long, and is at its end
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
-        self.printed_from = 0  # by_output: the line of the pane where the turn began
-        self.overflow = 0  # by_output: all the lines tmux keeps, where the turn printed as many
-        self.ready_at = 0.0  # by_output: since when the screen says ready
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something holds a message back
         self.evidence: dict[str, Any] = {}
@@ -6795,7 +6862,7 @@ class Runner:
 
     def _accept(self, event: Event, checked: bool = False) -> None:
         """Take a turn's answer as the task's, if it passes the check."""
-        if not event.text.strip() and not self.row.by_output:
+        if not event.text.strip() and not self.program:
             words = "the turn ended without an answer"
             self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
         elif self.task and self.task.check and not checked:
@@ -6847,8 +6914,8 @@ class Runner:
         except FAILURES as error:
             words = getattr(error, "what", error)
             notes.append(f"the worktree could not be read: {words}")
-        if self.overflow:
-            words = f"it printed as much as tmux keeps ({self.overflow} lines)"
+        if self.program and self.program.overflow:
+            words = f"it printed as much as tmux keeps ({self.program.overflow} lines)"
             notes.append(f"{words}: the beginning of its answer may be gone")
         self._end_check()
         if self.check:
@@ -6930,7 +6997,7 @@ class Runner:
         self.tries += 1
         if check["exit_status"] == 0:
             self._accept(event, checked=True)
-        elif self.tries > task.check_retries or self.row.by_output:  # it could not read it
+        elif self.tries > task.check_retries or self.program:  # it could not read it
             self._end_task(
                 "failed",
                 answer=event.text,
@@ -6999,11 +7066,9 @@ class Runner:
 
     def _say_exit(self) -> None:
         """Type what ends a `command` program, and give it a second to save what it has."""
-        words, until = str(self.launch.profile.settings.get("exit") or ""), time.monotonic() + 1
-        if not words or not self.row.by_output or self.phase != "idle":
+        until = time.monotonic() + 1
+        if not self.program or self.phase != "idle" or not self.program.type_exit():
             return
-        self.boss.tmux.paste(self.pane, [strip_controls(words)])
-        self.boss.tmux.keys(self.pane, "Enter")
         while self.exit_status is None and time.monotonic() < until:
             pid, status = os.waitpid(self.child, os.WNOHANG)
             if pid:
@@ -7082,7 +7147,7 @@ class Runner:
 
     def _unheard(self) -> str:
         """Return what an error adds where no hook has come, of a CLI that has them."""
-        off = not self.heard and not self.row.by_output
+        off = not self.heard and not self.program
         return "; none of its hooks came: are they switched off?" if off else ""
 
     def _draft(self) -> str | None:
@@ -7146,8 +7211,8 @@ class Runner:
         """Look at what gives no event: at most once a second while a turn runs."""
         self.look_at = now + LOOK_S
         self._count_tokens()
-        if self.row.by_output:
-            self._look_at_output(now)
+        if self.program:
+            self._look_at_output(self.program, now)
         elif self.phase == "starting":
             self._look_at_start(now)
         elif self.phase == "working" and not self.ending:
@@ -7352,7 +7417,7 @@ class Runner:
             return LOOK_S / 4
         if self.ending and now - self.ending_at < SETTLE_S * 2:
             return 0.02
-        if self.ready_at:
+        if self.program and self.program.ready_at:
             return 0.05
         if self.phase == "starting" or self.held_back:
             return rare_look_s(self.held_at if self.held_back else self.phase_at)
@@ -7364,14 +7429,12 @@ class Runner:
         dues.append(now + self._left_s())
         return max(0.01, min(*dues, now + 86400.0) - now)
 
-    def _look_at_output(self, now: float) -> None:
-        """Read the screen of a program that gives no events (provider: command)."""
+    def _look_at_output(self, program: ScreenProgram, now: float) -> None:
+        """Read the screen of a program that gives no events."""
         if self.phase == "idle" and not self.delivery_open():
             return
-        look = screen_look(self.launch.profile, self._screen(join=True))
+        look = program.look(now)
         self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        if look.state != "idle":
-            self.ready_at = 0.0
         if look.state != "asking":
             for question in list(self.questions.values()):
                 self._close_question(question)
@@ -7380,30 +7443,10 @@ class Runner:
 
             name = f"{zlib.crc32(look.why.encode()):08x}"
             self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
-        elif look.state == "idle" and not self.ready_at:
-            self.ready_at = now
-        elif look.state == "idle" and now - self.ready_at >= SETTLE_S / 2:
-            self.ready_at = 0.0
-            if self.phase == "starting":
-                self._set_phase("idle", look.why)
-            elif (line := self._line_now()) != self.printed_from:
-                cleared = line < self.printed_from  # with what was above, our prompt line too
-                size, most = self._history()
-                self.overflow = most if size >= most * 9 // 10 else 0  # it drops a tenth
-                first = str((0 if cleared else self.printed_from) - size)
-                printed = self.boss.tmux.capture(self.pane, first=first, join=True)
-                answer = parse_printed(self.launch.profile, "\n" * cleared + printed)
-                self._end_turn("done", Event("ended", answer, source="screen"))
-
-    def _line_now(self) -> int:
-        """Return the pane's cursor line, counted from the top of its history."""
-        history, line = self.boss.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
-        return int(history) + int(line)
-
-    def _history(self) -> tuple[int, int]:
-        """Return how many lines the pane's history has, and how many tmux keeps of it."""
-        size, most = self.boss.tmux.ask(self.pane, "#{history_size} #{history_limit}").split()
-        return int(size), int(most)
+        elif program.is_ready(now) and self.phase == "starting":
+            self._set_phase("idle", look.why)
+        elif program.is_ready(now) and (answer := program.answer()) is not None:
+            self._end_turn("done", Event("ended", answer, source="screen"))
 
     # ---- life ----
 
@@ -7446,7 +7489,7 @@ class Runner:
         if self.over or (self.signal and not self.leaving):
             return
         ready = readable([self.wake.fd, woken], patience_s)
-        if self.row.by_output and ready == [self.wake.fd]:  # let output gather
+        if self.program and ready == [self.wake.fd]:  # let output gather
             readable([woken], min(0.3, rare_look_s(self.turn_at)))
 
     def _on_signal(self, number: int, _frame: Any) -> None:
@@ -7473,7 +7516,7 @@ class Runner:
         if launch.resume:  # what stands in its transcript is of turns that were
             self._transcript_event()
             self.offset, self.inode = file_mark(self.transcript)[0], 0
-        if self.row.by_output:
+        if self.program:
             self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
         start = self.row.start(launch)
         argv = [*program, *map(str, start.argv)]
@@ -7614,7 +7657,7 @@ class Runner:
         if self.ending:
             self._advance_ending(now)
         self._settle_questions()
-        if now >= self.look_at or self.row.by_output or self.phase == "starting":
+        if now >= self.look_at or self.program or self.phase == "starting":
             self._look(now)
         for question in list(self.questions.values()):
             self._answer_ourselves(question)
@@ -7691,7 +7734,7 @@ class Runner:
         """Return the text to send; what cannot be typed exactly goes into a file that the
         worker may read, named by one line."""
         text = "\n\n".join(map(render_message, messages))
-        if self.row.by_output:  # a program, not an agent: no word of ours
+        if self.program:  # a program, not an agent: no word of ours
             text = messages[0].text
         size = len(text.encode(errors="surrogatepass"))
         if by_argv:
@@ -7773,7 +7816,7 @@ class Runner:
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
             messages = [m for m in messages if m.sender in (self.task.sender, "cao")]
-        if self.row.by_output:
+        if self.program:
             messages = messages[:1]
         if not messages:
             self.held_back = ""
@@ -7827,12 +7870,8 @@ class Runner:
         """Type text and press Enter: each only after a look that it is safe."""
         tmux, row = self.boss.tmux, self.row
         self.last_sent = text
-        if row.by_output:
-            size, most = self._history()
-            if size > most // 4:  # when it is full tmux drops lines, and counts the others anew
-                tmux.run("clear-history", "-t", self.pane)
-            self.overflow = 0
-            self.printed_from = self._line_now()
+        if self.program:
+            self.program.begin_turn()
         self._mark_transcript()
         for _ in range(3):
             tmux.paste(self.pane, split_pieces(text, *row.piece))
@@ -7844,7 +7883,7 @@ class Runner:
         self.delivery = Delivery(ids, text, "typed", time.time())
         if not self._enter():
             return
-        if row.by_output:
+        if self.program:
             self._taken("claimed" if len(text) < 1000 and text.isprintable() else "")
             self._begin_turn()
 
@@ -7904,7 +7943,7 @@ class Runner:
         elif outcome == "budget" and self.task and self.usage:
             words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
             self._end_task("failed", reason="budget", detail=words)
-        if self.row.by_output:
+        if self.program:
             self.boss.tmux.keys(self.pane, "C-c")
             self._end_turn("interrupted", Event("interrupted", source="keys"))
             return

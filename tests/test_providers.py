@@ -1031,7 +1031,9 @@ ASK = {"busy": r"^\.\.\. running", "asking": r"^Overwrite .*\? \[y/N\]"}
     ],
 )
 def test_a_profiles_own_patterns_tell_the_state(screen, settings, state, why):
-    assert cao.screen_look(command(**settings), screen) == cao.Look(state, "screen", why)
+    assert cao.ScreenProgram(None, "", command(**settings)).read_screen(screen) == cao.Look(
+        state, "screen", why
+    )
 
 
 @pytest.mark.parametrize(
@@ -1050,7 +1052,7 @@ def test_a_profiles_own_patterns_tell_the_state(screen, settings, state, why):
     ],
 )
 def test_the_answer_is_what_was_printed_between_prompt_and_ready(printed, settings, answer):
-    assert cao.parse_printed(command(**settings), printed) == answer
+    assert cao.ScreenProgram(None, "", command(**settings)).parse_printed(printed) == answer
 
 
 # ---- profiles ----
