@@ -569,3 +569,145 @@ def test_an_sdk_client_sees_progress_and_may_cancel(place, client, version):
     said = converse(place, client, version, "long")
     check_conversation(said, version)
     check_long(said)
+
+
+# ---- SDK clients: a permission in the client's form ----
+#
+# argv: VERSION ACTIONS COMMAND…; each of ACTIONS is for one form: an option's number, or
+# decline, cancel, wait (until the server withdraws it).
+
+FORM_PYTHON = r"""
+import json, os, sys
+import anyio
+from mcp import StdioServerParameters, types
+
+v2, version, actions, *command = sys.argv[1:]
+server = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ))
+actions, said = json.loads(actions), {"forms": [], "withdrawn": 0, "calls": []}
+
+async def on_form(_context, params):
+    schema = params.requested_schema if v2 else params.requestedSchema
+    said["forms"].append([params.message, schema["properties"]["answer"]["enum"]])
+    action = actions.pop(0)
+    if action == "wait":
+        try:
+            await anyio.sleep(60)
+        finally:
+            said["withdrawn"] += 1
+    if not action.isdigit():
+        return types.ElicitResult(action=action)
+    return types.ElicitResult(action="accept", content={"answer": said["forms"][-1][1][int(action)]})
+
+async def call(client, name, given):
+    result = await client.call_tool(name, given)
+    said["calls"].append(result.structured_content if v2 else result.structuredContent)
+
+async def talk(client):
+    while actions:
+        before = len(said["forms"])
+        await call(client, "handoff", {"target": "demo", "task": "demo: permit make it|Yes|No"})
+        assert len(said["forms"]) > before, said
+
+async def main():
+    if v2:
+        import mcp.client.session as sessions
+        from mcp import Client
+        sessions.LATEST_HANDSHAKE_VERSION = version
+        async with Client(server, mode="legacy", elicitation_callback=on_form) as client:
+            await talk(client)
+    else:
+        from mcp import ClientSession, stdio_client
+        types.LATEST_PROTOCOL_VERSION = version
+        async with stdio_client(server) as streams:
+            async with ClientSession(*streams, elicitation_callback=on_form) as client:
+                await client.initialize()
+                await talk(client)
+
+anyio.run(main)
+print(json.dumps(said))
+"""
+FORM_TYPESCRIPT = r"""
+const [folder, sdk, version, list, ...command] = process.argv.slice(2);
+const load = require("node:module").createRequire(folder + "/x.js");
+const v2 = sdk === "v2", scope = "@modelcontextprotocol/";
+const { Client } = load(scope + (v2 ? "client" : "sdk/client/index.js"));
+const { StdioClientTransport } = load(scope + (v2 ? "client/stdio" : "sdk/client/stdio.js"));
+const asked = v2 ? "elicitation/create" : load(scope + "sdk/types.js").ElicitRequestSchema;
+const actions = JSON.parse(list), said = { forms: [], withdrawn: 0, calls: [] };
+const client = new Client({ name: "typescript-" + sdk, version: "1" },
+  { capabilities: { elicitation: { form: {} } } });
+client.setRequestHandler(asked, async (request, extra) => {
+  const options = request.params.requestedSchema.properties.answer.enum;
+  said.forms.push([request.params.message, options]);
+  const action = actions.shift();
+  if (action === "wait") {
+    const signal = extra.signal || extra.mcpReq.signal;
+    await new Promise((done) => signal.addEventListener("abort", done));
+    said.withdrawn += 1;
+    return { action: "cancel" };
+  }
+  if (!/^\d$/.test(action)) return { action };
+  return { action: "accept", content: { answer: options[Number(action)] } };
+});
+const server = { command: command[0], args: command.slice(1), env: process.env };
+const transport = new StdioClientTransport(server);
+const send = transport.send.bind(transport);
+transport.send = (message, more) => {
+  if (message.method === "initialize") message.params.protocolVersion = version;
+  return send(message, more);
+};
+async function main() {
+  await client.connect(transport);
+  while (actions.length) {
+    const given = { name: "handoff",
+      arguments: { target: "demo", task: "demo: permit make it|Yes|No" } };
+    const result = v2 ? await client.callTool(given) : await client.callTool(given);
+    said.calls.push(result.structuredContent);
+  }
+  await client.close();
+  console.log(JSON.stringify(said));
+}
+main().catch((error) => { console.error(error); process.exit(1); });
+"""
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("version", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("client", ["python-v1", "python-v2", "typescript-v1", "typescript-v2"])
+def test_an_sdk_client_shows_the_form_and_answers_in_it(place, client, version):
+    actions = json.dumps(["1", "2", "0", "decline", "cancel", "wait"])
+    log = place.folder / "tap.jsonl"
+    server = [*BRIDGE, "--log", str(log), "--", *CAO, "mcp"]
+    if client.startswith("python"):
+        argv = [need(f"{client}/bin/python"), "-c", FORM_PYTHON, client[-1:].replace("1", "")]
+    else:
+        path = place.folder / "client.cjs"
+        path.write_text(FORM_TYPESCRIPT)
+        need(
+            f"typescript/node_modules/@modelcontextprotocol/{'sdk' if '1' in client else 'client'}"
+        )
+        argv = [need(NODE), str(path), str(TOOLS / "typescript"), client[-2:]]
+    env = {"CAO_ELICITATION": "person", "CAO_CALL_CEILING_S": "6"}
+    done = run(place, [*argv, version, actions, *server], 100, **env)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    said = json.loads(done.stdout)
+    assert [call["outcome"] for call in said["calls"]] == ["done"] * 2 + ["asking"] * 4
+    assert [call["results"][0]["answer"] for call in said["calls"][:2]] == ["Yes", "No"]
+    assert (len(said["forms"]), said["withdrawn"]) == (6, 1)
+    for message, options in said["forms"]:
+        session = message.split()[1]
+        assert message == f"cao: {session} asks: Bash: make it"
+        assert options == [f"I will look (cao answer {session})", "yes", "no"]
+    approvals = (place.home / "approvals.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in approvals] == ["yes", "no"]
+    check_lines(place, log)
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("client", ["python-v1", "python-v2"])
+def test_an_sdk_client_that_nobody_calls_a_person_is_shown_no_form(place, client):
+    argv = [need(f"{client}/bin/python"), "-c", FORM_PYTHON, client[-1:].replace("1", "")]
+    done = run(place, [*argv, "2025-11-25", '["1"]', *CAO, "mcp"], 100)
+    assert done.returncode != 0
+    assert "'forms': []" in done.stderr
+    assert "'outcome': 'asking'" in done.stderr
