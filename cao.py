@@ -10310,20 +10310,18 @@ class Call(NamedTuple):
     """One use of a tool: who calls, and what its wait may use."""
 
     boss: Orchestrator
+    server: Any  # McpServer: what it can ask the client
     told: set[str]  # ids of questions this client has heard
     ceiling_s: float
     answer_chars: int
     cancelled: Callable[[], bool] = lambda: False
     on_look: Callable[[Waited], None] = lambda _: None
-    directory: Callable[[], str] = current_directory  # of a task for which none is named
-    allows: Callable[[str, str], bool] = lambda *_: False  # see TaskOptions
-    await_tasks: Any = Orchestrator.await_tasks  # or one that asks the person meanwhile
 
     def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
         known = frozenset(self.told)
-        found = self.await_tasks(self.boss, tasks, timeout_s, **how)
+        found = self.server.await_tasks(self.boss, tasks, timeout_s, **how)
         try:
             return view_waited(self, found, known)
         except BaseException:
@@ -10552,8 +10550,9 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     options = task_options(given)
     is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
     if not options.cwd and not is_session and "@" not in given["target"]:
-        options = options._replace(cwd=call.directory())
-    return call.boss.assign(given["target"], given["task"], options._replace(allows=call.allows))
+        options = options._replace(cwd=call.server.directory())
+    options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
+    return call.boss.assign(given["target"], given["task"], options)
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
@@ -11724,7 +11723,7 @@ class Form:
             return ""
         response = self.server.requests.pop(self.key)
         if response is None:
-            params = {"requestId": self.key, "reason": "no longer asked"}
+            params = {"requestId": self.key}
             note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
             self.server.send(note)
         self.key = ""
@@ -12105,13 +12104,7 @@ class McpServer:
         named = str(self.client.get("name") or "")
         ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
         most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        call = Call(boss, self.told, ceiling, most, cancelled, look, self.directory)
-        if self.has_person():
-            call = call._replace(
-                allows=lambda check, cwd: self.allow_by_form(call, check, cwd),
-                await_tasks=self.await_tasks,
-            )
-        return call
+        return Call(boss, self, self.told, ceiling, most, cancelled, look)
 
     # ---- requests to the client, in the versions with a handshake ----
 
@@ -12189,6 +12182,8 @@ class McpServer:
     ) -> Waited:
         """Wait as Orchestrator.await_tasks does, and ask the person for the permissions that are
         asked for: they end the wait when the form was closed without yes or no."""
+        if not self.has_person():
+            return boss.await_tasks(tasks, timeout_s, told=told, cancelled=cancelled, **how)
         until = time.monotonic() + timeout_s
         heard = {key for key in told if not self.forms.get(key)}
         form: Form | None = None
@@ -12240,7 +12235,7 @@ class McpServer:
         """Ask the person to allow a check in a directory's repository; tell whether they did."""
         text = f"cao: may agents run this check in {cwd}, unasked? {check}"
         form = Form(self, call.boss, text, ["no", "yes"])
-        if "yes" in form.options:
+        if "yes" in form.options and self.has_person():
             self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
         if form.close() != "yes":
             return False
