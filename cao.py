@@ -185,7 +185,7 @@ SSH_OPTIONS = (
 SSH_STARTS = 5  # connections that may be starting at once: sshd drops the eleventh
 RETRY_S = 30.0  # at most, between two attempts to reach a host again
 FAR_STOP_S = 4.0  # a session on another machine may take so long to end
-REATTACHED = 3  # a runner that dies so often before it reaches its host is not started again
+REATTACHED = 10  # a runner that dies so often during a task is not started again
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -3547,6 +3547,17 @@ _JSON_TYPES: dict[str, Any] = {
 }
 
 
+def make_record(found: dict[str, Any], kind: Callable[..., Any]) -> Any:
+    """Return the record of a kind (a NamedTuple) in a JSON object. Raises TypeError where that
+    lacks a field, or has a value of another type."""
+    types = kind.__annotations__
+    values = {name: _tuples(value) for name, value in found.items() if name in types}
+    for name, value in values.items():
+        if not isinstance(value, _JSON_TYPES.get(types[name], object)):
+            raise TypeError(name)
+    return kind(**values)
+
+
 def _tuples(value: Any) -> Any:
     """Return JSON's lists as the tuples of our records."""
     return tuple(value) if isinstance(value, list) else value
@@ -3630,16 +3641,11 @@ class Store:
         found = self.read_json(path)
         if found is None:
             return None
-        types = kind.__annotations__
-        values = {name: _tuples(value) for name, value in found.items() if name in types}
         try:
-            record = kind(**values)
-            if all(isinstance(v, _JSON_TYPES.get(types[n], object)) for n, v in values.items()):
-                return record
-        except TypeError:  # a field that must be there is not
-            pass
-        self._quarantine(path)
-        return None
+            return make_record(found, kind)
+        except TypeError:
+            self._quarantine(path)
+            return None
 
     def _quarantine(self, path: str) -> None:
         name = os.path.basename(path)[:50]  # it gets longer
@@ -7452,28 +7458,19 @@ class Runner:
 
     def run(self) -> int:
         """Look after the session until its CLI has ended; return the CLI's exit status."""
-        lock = None
-        try:
-            lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
-            if lock is None:
-                raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-            launched = self.store.load_state(self.name)
-            since = float(launched.get("since") or 0)
-            typed = launched.get("delivering") or ()
-            self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
-            self._save()  # from here on a free lock means that we are dead
-            # What the run before left unread; an order that was given just now counts.
-            events = self.store.events(self.name)
-            before = [e for e, at, said in events if at < since or "cao" not in said]
-            self.store.drop_events(self.name, before)
-            woken = hear_signals(self._on_signal)
-            self.wake.listen(self.name)
-            while self._round():
-                self._wait(woken)
-        finally:
-            self.wake.close()
-            if lock is not None:
-                os.close(lock)
+        launched = self.store.load_state(self.name)
+        since = float(launched.get("since") or 0)
+        typed = launched.get("delivering") or ()
+        self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
+        self._save()  # from here on a free lock means that we are dead
+        # What the run before left unread; an order that was given just now counts.
+        events = self.store.events(self.name)
+        before = [e for e, at, said in events if at < since or "cao" not in said]
+        self.store.drop_events(self.name, before)
+        woken = hear_signals(self._on_signal)
+        self.wake.listen(self.name)
+        while self._round():
+            self._wait(woken)
         return self.exit_status or 0
 
     def _wait(self, woken: int) -> None:
@@ -8189,29 +8186,20 @@ class Link:
     """One ssh connection to the cao of another machine, by lines on its stdin and stdout. Where
     that machine does not have this cao.py yet, it gets it first."""
 
-    def __init__(self, host: str, argv: Sequence[str], env: dict[str, str], log: str) -> None:
+    def __init__(self, host: str, argv: Sequence[str], env: dict[str, str]) -> None:
         with open(os.path.abspath(__file__), "rb") as file:
             self.source = file.read()
         words = {"SHA": sha256_of(self.source), "SIZE": len(self.source), "ARGV": list(argv)}
         start = "".join(f"{name} = {value!a}\n" for name, value in words.items()) + _FAR_START
         ssh = ssh_argv(env, "-T", "--", host, _FAR_PYTHON)
-        self.log, self.buffer, self.here, self.closed, self.calls = log, b"", False, False, 0
+        self.buffer, self.here, self.closed, self.calls = b"", False, False, 0
         far_in, self.fd_out = os.pipe()
         self.fd_in, far_out = os.pipe()
-        errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        ends = (far_in, far_out, errors)
-        try:
-            self.pid = os.posix_spawn(
-                ssh[0],
-                ssh,
-                env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(ends)],
-                setpgroup=0,
-                setsigdef=_IGNORED,
-            )
-        finally:
-            for fd in ends:
-                os.close(fd)
+        ends = [(os.POSIX_SPAWN_DUP2, far_in, 0), (os.POSIX_SPAWN_DUP2, far_out, 1)]
+        how: dict[str, Any] = {"file_actions": ends, "setpgroup": 0, "setsigdef": _IGNORED}
+        self.pid = os.posix_spawn(ssh[0], ssh, env, **how)
+        os.close(far_in)
+        os.close(far_out)
         self.write(f"exec({start!a})".encode())
 
     def call(self, tool: str, arguments: dict[str, Any]) -> None:
@@ -8244,15 +8232,12 @@ class Link:
                 self.write(_HELLO)
         return lines
 
-    def end(self) -> str:
-        """Wait for the end of a connection that is closed; return how ssh ended, and what it, or
-        the machine there, said last."""
+    def end(self) -> int:
+        """Return the exit status of ssh, when there was no more to read. Its words, and those of
+        the machine there, are on our stderr."""
         os.close(self.fd_out)
         os.close(self.fd_in)
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        with open(self.log, encoding="utf-8", errors="replace") as file:
-            words = tail_lines(file.read().strip(), 3)
-        return f"ssh ended with {status}: {words}"
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class Remote:
@@ -8282,31 +8267,25 @@ class Remote:
         self.mark = ""  # of what we have seen of there
         self.kept: list[str] = []  # messages and results of there that are files here
         self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
-        self.child = self.signal = 0  # the ssh in our pane
+        self.child = 0  # the ssh in our pane
+        self.signals: list[int] = []
 
     def run(self) -> int:
-        """Look after the session until it has ended."""
-        lock = self.store.lock_alone(f"{self.store.folder(self.name)}/lock")
-        if lock is None:
-            raise CaoError(f"session {self.name} has a runner already", f"cao why {self.name}")
-        try:
-            self._save()  # from here on a free lock means that we are dead
-            woken = hear_signals(self._on_signal)
-            self.wake.listen(self.name)
-            for entry in self.store.unanswered(self.name):  # taken by a runner before us
-                self.task = self.store.taken(self.name, entry)
-            while self._round():
-                inputs = [self.wake.fd, woken, *([self.link.fd_in] if self.link else [])]
-                readable(inputs, LOOK_S)
-                drain_pipe(woken)
-        finally:
-            self.wake.close()
-            os.close(lock)
+        """Look after the session until it has ended; its lock is ours."""
+        self._save()  # from here on a free lock means that we are dead
+        woken = hear_signals(lambda number, _: self.signals.append(number))
+        self.wake.listen(self.name)
+        for entry in self.store.unanswered(self.name):  # taken by a runner before us
+            self.task = self.store.taken(self.name, entry)
+        while self._round():
+            inputs, patience = [self.wake.fd, woken], LOOK_S
+            if self.link:
+                inputs.append(self.link.fd_in)
+                if not self.ending:
+                    patience = max(LOOK_S, min(60.0, self.session.idle_close_s))
+            readable(inputs, patience)
+            drain_pipe(woken)
         return 0
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        if number != signal.SIGCHLD:
-            self.signal = number
 
     def _save(self) -> None:
         task = self.task
@@ -8325,10 +8304,10 @@ class Remote:
         """Do all that can be done now; tell whether the session goes on."""
         self.wake.drain()
         now = time.monotonic()
-        if self.signal == signal.SIGHUP:
+        if signal.SIGHUP in self.signals:
             return False  # the pane is gone; the next use starts us again, and the work goes on
-        if self.signal:
-            self._end("terminated", f"the runner got signal {self.signal}")
+        if signal.SIGTERM in self.signals:
+            self._end("terminated", "the runner got SIGTERM")
         while self.link and readable([self.link.fd_in], 0):
             self._read(self.link)
         events = self.store.events(self.name)
@@ -8367,25 +8346,27 @@ class Remote:
         if self.slot is None:
             return
         near = f"{self.store.home_id()}.{self.name}"
-        log = f"{self.store.folder(self.name)}/ssh.log"
+        os.truncate(2, 0)  # runner.log: what ssh says now
         try:
-            self.link = Link(self.session.host, ["mcp", "--near", near], self.env, log)
+            self.link = Link(self.session.host, ["mcp", "--near", near], self.env)
         except CaoError as error:
             self._finish("failed", "never_started", str(error))
 
     def _read(self, link: Link) -> None:
         here = link.here
-        for line in link.read():
-            said = json.loads(line)
-            result = said.get("result") or {}
-            if result.get("isError"):
-                words = result["content"][0]["text"]
-                self._finish("lost", "runner_died", f"{self.session.host}: {words}")
-            elif "structuredContent" in result:
-                self.asked -= 1
-                self._on_facts(result["structuredContent"])
+        try:
+            for line in link.read():
+                result = json.loads(line)["result"]
+                if result.get("isError"):
+                    raise ValueError(result["content"][0]["text"])
+                if "structuredContent" in result:
+                    self.asked -= 1
+                    self._on_facts(result["structuredContent"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            words = f"{self.session.host} says what is not understood: {error}"
+            self._finish("lost", "runner_died", words)
         if link.here and not here:
-            self.tries, self.broken_at, self.state["reattached"] = 0, 0.0, 0
+            self.tries, self.broken_at = 0, 0.0
             self.store.log(self.name, "connected", host=self.session.host)
         if self.slot is not None and (link.here or link.closed):
             os.close(self.slot)
@@ -8396,7 +8377,8 @@ class Remote:
     def _on_break(self, link: Link) -> None:
         """The connection broke, or never was: try again while the task has time."""
         host, now = self.session.host, time.monotonic()
-        what = f"{host} cannot be reached: {link.end()}"
+        said = self.store.read_text(f"{self.store.folder(self.name)}/runner.log")
+        what = f"{host} cannot be reached: ssh ended with {link.end()}: {tail_lines(said, 3)}"
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.tries += 1
@@ -8424,7 +8406,7 @@ class Remote:
         profile = self.boss.launched(self.name)
         wanted = {
             "session": self.state.get("conversation") or "",
-            "cwd": self.session.cwd,
+            "cwd": "" if self.state.get("conversation") else self.session.cwd,
             "depth": self.session.depth,
             "profile": profile._asdict() if profile else {},
             "tasks": [task._asdict() for task in tasks],
@@ -8463,26 +8445,35 @@ class Remote:
     # ---- what comes from there ----
 
     def _on_facts(self, facts: dict[str, Any]) -> None:
+        """Take in what that machine says. Its words are taken as words, and nothing else is."""
         self.mark = facts["mark"]
-        self.state["conversation"] = facts["session"]
+        self.state["conversation"] = str(facts["session"])
         for letter, reply in facts["replies"].items():
             self._on_reply(letter, reply)
         for message in facts["messages"]:
-            self._keep(Message(**message))
+            self._keep(make_record(message, Message))
         if facts["result"] and self.task and self.far_task:
-            self._keep_result(facts["result"])
-        there = facts["state"]
-        if there.get("state") == "ended" and not self.task:
-            reason, detail, _ = self.ending or ("stopped", there["why"], 0.0)
+            self._keep_result(make_record(facts["result"], Result))
+        state, why, last_line = (str(facts[key]) for key in ("state", "why", "last_line"))
+        if state == "ended" and not self.task:
+            reason, detail, _ = self.ending or ("stopped", why, 0.0)
             self._finish("stopped", reason, detail)
             return
-        if there.get("state") in ("idle", "ended") and self.task:
-            there["state"] = "working"  # it is about to begin, or its result to come
-        self.state.update(there)
+        if state in ("idle", "ended") and self.task:
+            state = "working"  # it is about to begin, or its result to come
+        questions = [make_record(asked, Question) for asked in facts["questions"]]
+        for question in questions:
+            for option in question.options:
+                "".join(Option(*option))
+        used = facts["usage"] or None
+        if used:
+            used = {key: int(used[key]) for key in ("input", "cached", "output")}
+        self.state["questions"] = [question._asdict() for question in questions]
+        self.state.update(state=state, why=why, last_line=last_line, usage=used)
 
     def _on_reply(self, letter: str, reply: dict[str, Any]) -> None:
         """There is an answer to a task, a message or an order of ours."""
-        failed = reply.get("failed") or ""
+        failed = str(reply.get("failed") or "")
         words = f"{self.session.host}: {failed}"
         message = next((m for m in self.store.waiting(self.name) if m.id == letter), None)
         if self.task and letter == self.task.id:
@@ -8491,41 +8482,44 @@ class Remote:
                 if not self.state["conversation"]:
                     self._finish("failed", "never_started", words)
                 return
-            self.far_task = reply["task"]
-            self._show(reply["attach"])
+            self.far_task = str(reply["task"])
+            self._show(list(map(str, reply["attach"])))
+            self.store.discharge(self.name, letter)
         elif message:
-            way = {"step": reply.get("step"), "exact": reply.get("exact"), "at": time.time()}
-            self.state["delivery"] = {"messages": [letter], **way}
+            way = {"step": str(reply.get("step")), "exact": str(reply.get("exact"))}
+            self.state["delivery"] = {"messages": [letter], "at": time.time(), **way}
             if failed:
                 self.boss.notify_undelivered(message, words)
+            self.store.discharge(self.name, letter)
         else:
-            text = reply.get("answered") or words
+            text = str(reply.get("answered") or words)
             self.state["reply"] = {"id": letter, "ok": not failed, "text": text}
-        self.store.discharge(self.name, letter)
 
     def _keep(self, message: Message) -> None:
+        if not re.fullmatch(r"\d{20}-[a-z0-9.-]+", message.id):  # it is to be a file's name here
+            raise ValueError(message.id)
         sender, text = self.name, message.text
         if message.kind == "notice":
             sender = "cao"
         elif message.sender != self.state["conversation"]:
             text = f"(from {message.sender}) {text}"
+        here = message._replace(sender=sender, to=self.session.supervisor, text=text)
         try:
-            supervisor = self.session.supervisor
-            self.store.put_once(message._replace(sender=sender, to=supervisor, text=text))
+            self.store.put_once(here._replace(kind="notice" if sender == "cao" else "message"))
             self.kept.append(message.id)
-        except CaoError:  # that inbox is full: it stays there, and comes again
+        except (CaoError, OSError):  # that inbox is full, or gone: it stays there, and comes again
             self.mark, self.retry_at = "", time.monotonic() + LOOK_S
 
-    def _keep_result(self, result: dict[str, Any]) -> None:
-        known = {k: _tuples(v) for k, v in result.items() if k in Result._fields}
-        where = f"done on {self.session.host} by {result['session']}, in {self.session.cwd} there"
-        self.kept.append(result["task"])
-        self._end_task(Result(**{**known, "notes": (*known["notes"], where), "told_at": 0.0}))
+    def _keep_result(self, result: Result) -> None:
+        render_result(result)  # raises where it is of another form than ours
+        self.kept.append(result.task)
+        where = f"done on {self.session.host} by {result.session}, in {self.session.cwd} there"
+        self._end_task(result._replace(notes=(*result.notes, where), told_at=0.0))
 
     def _end_task(self, result: Result) -> None:
         task = self.task
         assert task is not None
-        self.task, self.far_task = None, ""
+        self.task, self.far_task, self.state["reattached"] = None, "", 0
         result = result._replace(task=task.task, session=self.name, host=self.session.host)
         took_s = round(seconds_since(task), 3)
         self.boss.conclude(result._replace(seconds=took_s, ended_at=time.time()), task.sender)
@@ -8577,7 +8571,15 @@ def run_session(store: Store, name: str) -> int:
     # The pane dies with us: what we last said must not die with it.
     path = f"{store.folder(name)}/runner.log"
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
-    return (Remote if session.host else Runner)(store, session).run()
+    lock = store.lock_alone(f"{store.folder(name)}/lock")
+    if lock is None:
+        raise CaoError(f"session {name} has a runner already", f"cao why {name}")
+    runner = (Remote if session.host else Runner)(store, session)
+    try:
+        return runner.run()
+    finally:
+        runner.wake.close()
+        os.close(lock)
 
 
 # ==== 10. Schedule ====================================================================
@@ -10252,16 +10254,16 @@ def _first_run(row: Provider) -> str:
     return "" if own.get("hasCompletedOnboarding") else ", its first run is to come (try: claude)"
 
 
-def doctor_there(store: Store, host: str) -> tuple[list[list[str]], bool]:
+def doctor_there(host: str) -> tuple[list[list[str]], bool]:
     """Return what `doctor` returns on another machine, which gets this cao.py by that."""
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
-    link, said = Link(host, ["doctor", "--json"], dict(os.environ), f"{store.home}/ssh.log"), b""
+    link, said = Link(host, ["doctor", "--json"], dict(os.environ)), b""
     while not link.closed:
         said += b"".join(link.read())
-    words = link.end()
+    status = link.end()
     if not said:
-        raise CaoError(f"{host} cannot be reached: {words}", f"ssh {host} true, without a password")
+        raise CaoError(f"{host} cannot be reached: ssh ended with {status}", f"ssh {host} true")
     rows = [list(map(str, row.values())) for row in json.loads(said)]
     return rows, rows[1][1] == "ok"
 
@@ -10703,21 +10705,18 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
 def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     """Return what the near side is to know of its session here."""
     store = boss.store
-    facts: dict[str, Any] = {"state": {}, "result": None}
-    facts["messages"] = [message._asdict() for message in store.waiting(boss.caller.name)]
+    messages = [message._asdict() for message in store.waiting(boss.caller.name)]
+    facts: dict[str, Any] = {"messages": messages, "questions": []}
+    facts.update(state="", why="", last_line="", usage=None)
+    result = store.load_result(task) if task else None
+    facts["result"] = result._asdict() if result else None
     if session:
         state = boss.state_of(session)
-        keys = ("state", "why", "last_line", "usage")
-        facts["state"] = {key: state.get(key) or "" for key in keys}
-        questions = boss.asked_below(session)
-        facts["state"]["questions"] = [
-            question if name == session else {**question, "agent": name}
-            for name, question in questions
-        ]
-        if questions:
-            facts["state"]["state"] = "asking"
-    if task and store.has_result(task) and (result := store.load_result(task)):
-        facts["result"] = result._asdict()
+        facts.update((key, state.get(key) or "") for key in ("state", "why", "last_line", "usage"))
+        for name, question in boss.asked_below(session):
+            facts["state"] = "asking"
+            who = {} if name == session else {"agent": name}
+            facts["questions"].append({**question, **who})
     return facts
 
 
@@ -11380,7 +11379,7 @@ def cmd_doctor(ask: Ask) -> int:
     rows, good = ([], True) if live else doctor(ask.store)
     bad = EXIT_TMUX
     if ask.args.host:
-        rows, good = doctor_there(ask.store, ask.args.host)
+        rows, good = doctor_there(ask.args.host)
     if live is not None:
         there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
         names = [live] if live else [name for name in there if name in PROVIDERS]

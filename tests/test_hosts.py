@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ elif os.getuid() != 0:
     LACKS = "only root can make the user that is the other machine"
 if LACKS and os.environ.get("CAO_TEST_REQUIRE_SSH"):
     pytest.fail(LACKS, pytrace=False)
-pytestmark = [pytest.mark.tmux, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
+pytestmark = pytest.mark.tmux
 
 
 class Machine:
@@ -129,6 +130,8 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def user_there():
+    if LACKS:
+        pytest.skip(LACKS)
     name = f"cao-far-{os.getpid()}"
     make = ["useradd", "-m", "-p", "*", "-s", "/bin/bash", name]  # no password: sshd wants one
     subprocess.run(make, check=True, capture_output=True)
@@ -244,17 +247,21 @@ def test_the_example_of_the_readme(far):
 
 
 def test_messages_go_both_ways(far):
-    task = assign(far, "demo: tell I have a question; sleep 3; say after all")
+    task = assign(far, "demo: tell I have a question; ask Which?|a|b; say after all")
     done = far.run("wait", task, "--json")
-    session = working(far, task)
+    session = task.partition(".")[0]
     (message,) = json.loads(done.stdout)["messages"]
     assert (message["sender"], message["text"]) == (session, "I have a question")
+    far.until_state(session, "asking")
     sent = json.loads(far.ok("send", session, "the answer is 7", "--json"))
     assert sent["step"] == "queued"
+    until(lambda: not far.store.waiting(session))
+    far.ok("answer", session, "a")
     # As with a worker here: a message of the supervisor's before the end begins another turn.
     result = wait(far, task)
-    assert result["turns"] == ["after all"]
+    assert result["turns"] == ["a\nafter all"]
     assert "Message from" in result["answer"]
+    far.until_state(session, "idle")
     idle = json.loads(far.ok("send", session, "now you are idle", "--json"))
     assert (idle["step"], idle["exact"]) == ("taken", "exact")
     assert far.ok("wait") == ""
@@ -302,6 +309,7 @@ def test_a_worktree_is_made_there(far):
     (there,) = far.machine.sessions()
     assert result["worktree"]["branch"] == f"cao/{there}"
     assert f"cao/{there}" in far.machine.in_it(*git, "branch")
+    assert far.ok("handoff", far.live()[0], "demo: say again") == "again\n"
     refused = far.run("merge", far.live()[0])
     assert refused.returncode == 2
     assert "box" in refused.stderr
@@ -547,3 +555,83 @@ def test_a_session_that_is_idle_closes_at_both_ends(far):
     done = handoff(far, "demo: say done", CAO_IDLE_CLOSE_S="2")
     assert done.stdout == "done\n"
     until(lambda: (far.live(), far.machine.sessions()), ([], []))
+
+
+# ---- a machine that says what it should not ----
+
+FALSE_MACHINE = """
+import json, sys, time
+if "-t" in sys.argv:
+    sys.exit()
+sys.stdin.readline()
+print("cao-here", flush=True)
+sys.stdin.readline()
+for number, line in enumerate(sys.stdin):
+    request = json.loads(line)
+    (task, *_) = request["params"]["arguments"]["tasks"] or [{"id": "none"}]
+    replies = {task["id"]: {"task": "demo-2222.abcd", "attach": ["true"]}}
+    said = {"session": "demo-2222", "replies": replies, "mark": str(number), "result": None,
+            "messages": [], "questions": [], "state": "working", "why": "", "last_line": "",
+            "usage": None}
+    said.update(FALSE)
+    said = {"jsonrpc": "2.0", "id": request["id"], "result": {"structuredContent": said}}
+    print(json.dumps(said) if FALSE else "no JSON", flush=True)
+    time.sleep(0.2)
+"""
+LETTER = {"id": "01795846806354602626-abcd", "kind": "message", "sender": "x", "to": "y",
+          "text": "a letter"}  # fmt: skip
+
+
+@pytest.fixture
+def false_machine(place):
+    def says(what: dict) -> None:
+        script = place.folder / "machine.py"
+        script.write_text(f"FALSE = {what!r}\n{FALSE_MACHINE}")
+        place.env["CAO_SSH"] = f"{sys.executable} {script}"
+
+    return says
+
+
+@pytest.mark.parametrize(
+    "false",
+    [
+        {},
+        {"messages": 5},
+        {"messages": [{**LETTER, "id": "../../../../outside"}]},
+        {"messages": [{**LETTER, "id": "01795846806354602626-../outside"}]},
+        {"messages": [{**LETTER, "text": ["no text"]}]},
+        {"questions": 5},
+        {"questions": [{"id": "x", "kind": "permission", "text": "y", "options": [["a"]]}]},
+        {"questions": [{"id": "x", "kind": "permission", "text": 7}]},
+        {"result": {"task": "demo-2222.abcd", "session": "demo-2222", "outcome": 7}},
+        {"result": ["done"]},
+        {"replies": ["no", "object"]},
+        {"mark": None, "messages": None},
+    ],
+    ids=str,
+)
+def test_what_a_false_machine_says_costs_only_its_own_task(place, false_machine, false):
+    false_machine(false)
+    done = place.run("handoff", "demo@box", "demo: say x")
+    assert done.returncode == 1
+    assert "lost, runner_died" in done.stderr
+    assert "says what is not understood" in done.stderr
+    assert place.live() == []
+    assert not list(place.folder.rglob("outside*"))
+    place.ok("ls", "--all")
+
+
+def test_what_a_machine_says_is_taken_as_words(place, false_machine):
+    """No word of it becomes a process to end, or a state of ours."""
+    me = {"id": os.getpid(), "start": cao.start_mark(os.getpid())}
+    false_machine({"state": {"group": me}, "why": ["x"], "group": me, "messages": [LETTER]})
+    task = place.ok("assign", "demo@box", "demo: say x").strip()
+    told = json.loads(place.run("wait", task, "--json").stdout)["messages"]
+    assert [(m["sender"], m["text"]) for m in told] == [
+        (task.partition(".")[0], "(from x) a letter")
+    ]
+    session = task.partition(".")[0]
+    state = until(lambda: place.state(session), lambda s: s.get("why") == "['x']")
+    assert (state["group"], state["state"]) == (None, f"{{'group': {me}}}")
+    os.kill(runner_of(place, session), signal.SIGKILL)
+    place.ok("stop", session)
