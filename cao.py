@@ -10110,36 +10110,47 @@ def own_command(form: str) -> list[str]:
     script = f"{bin_folder}/cao-mcp"
     if form != "copy" and os.access(script, os.X_OK):
         return [script]
-    return [sys.executable, os.path.abspath(__file__), "mcp"]
+    # Imported, so that it is compiled once: a script is compiled at each start, 0.2 s.
+    folder = os.path.dirname(os.path.abspath(__file__))
+    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
+    return [sys.executable, "-I", "-S", "-c", code, "mcp"]
+
+
+def own_settings() -> dict[str, str]:
+    """Return the variables that say which cao this is: a client's server starts without them."""
+    names = ("CAO_HOME", "XDG_STATE_HOME", "CAO_CALL_CEILING_S", "CAO_ELICITATION", *PASSED_ON)
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def render_entry(client: Client, argv: Sequence[str]) -> str:
     """Return the entry for a client's own file, in that file's language."""
-    command, args = argv[0], list(argv[1:])
+    command, args, env = argv[0], list(argv[1:]), own_settings()
     if client.key == "toml":
-        return (
-            f"[mcp_servers.cao]\ncommand = {_toml(command)}\nargs = {_toml(args)}\n"
-            "startup_timeout_sec = 60\ntool_timeout_sec = 600"
-        )
+        # Codex gives a server HOME, LANG, PATH, TERM and what is named here (0.171.0): workers
+        # would be logged out.
+        passed = sorted(set(worker_environment(ENV_OF_ALL, {})) - {"HOME", "LANG", "PATH"})
+        lines = [
+            "[mcp_servers.cao]", f"command = {_toml(command)}", f"args = {_toml(args)}",
+            f"env_vars = {_toml(passed)}", "startup_timeout_sec = 60", "tool_timeout_sec = 600",
+        ]  # fmt: skip
+        return "\n".join([*lines, f"env = {_toml(env)}"] if env else lines)
     if client.key == "continue":
-        return (
-            "name: cao\nversion: 0.0.1\nschema: v1\nmcpServers:\n  - name: cao\n    type: stdio\n"
-            f"    command: {json.dumps(command)}\n    args: {json.dumps(args)}"
-        )
+        entry: dict[str, Any] = {"name": "cao", "type": "stdio", "command": command, "args": args}
+        lines = [f"    {key}: {json.dumps(value)}" for key, value in {**entry, "env": env}.items()]
+        lines[0] = "  - name: cao"
+        return "\n".join(["name: cao", "version: 0.0.1", "schema: v1", "mcpServers:", *lines])
     if client.key == "goose":
-        return (
-            f"extensions:\n  cao:\n    name: cao\n    type: stdio\n    cmd: {json.dumps(command)}\n"
-            f"    args: {json.dumps(args)}\n    enabled: true\n    timeout: 300"
-        )
+        entry = {"name": "cao", "type": "stdio", "cmd": command, "args": args, "envs": env}
+        entry.update(enabled=True, timeout=300)
+        lines = [f"    {key}: {json.dumps(value)}" for key, value in entry.items()]
+        return "\n".join(["extensions:", "  cao:", *lines])
     if client.key == "mcp":  # OpenCode
-        entry: dict[str, Any] = {
-            "type": "local",
-            "command": list(argv),
-            "enabled": True,
-            "timeout": 600000,
-        }
+        entry = {"type": "local", "command": list(argv), "enabled": True, "timeout": 600000}
+        named = "environment"
     else:
-        entry = {"command": command, "args": args, **client.extra}
+        entry, named = {"command": command, "args": args, **client.extra}, "env"
+    if env:
+        entry[named] = env
     return json.dumps({client.key: {"cao": entry}}, indent=2)
 
 
@@ -11215,7 +11226,7 @@ def _render_log(name: str, entry: dict[str, Any]) -> str:
 def cmd_config(ask: Ask) -> None:
     client = CLIENTS[ask.args.client]
     argv = own_command(ask.args.form)
-    if client.add:
+    if client.add and not own_settings():
         print(f"# run this:\n{client.add} {quote_argv(argv)}\n# or put this into {client.file}:")
     else:
         print(f"# put this into {client.file}:")

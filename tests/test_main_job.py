@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, PINNED, McpClient, until
+from conftest import CAO, PINNED, ROOT, McpClient, until
 from test_nothing_lost import assign, conversation, idle_session, kill_runner, put_loader
 
 pytestmark = pytest.mark.tmux
@@ -1800,10 +1800,12 @@ def test_the_entry_names_cao_in_the_form_that_is_asked_for(place, form):
     stub.chmod(0o755)
     printed = place.ok("config", "cursor", "--form", form)
     server = json.loads(printed.partition("\n")[2])["mcpServers"]["cao"]
+    folder = os.path.dirname(cao.__file__)
+    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
     assert [server["command"], *server["args"]] == {
         "uvx": [str(stub), "--from", os.path.dirname(cao.__file__), "cao-mcp"],
         "pipx": [str(stub), "run", "--spec", os.path.dirname(cao.__file__), "cao-mcp"],
-        "copy": [sys.executable, cao.__file__, "mcp"],
+        "copy": [sys.executable, "-I", "-S", "-c", code, "mcp"],
     }[form]
 
 
@@ -1842,6 +1844,46 @@ def test_the_entry_for_a_client_can_be_read_and_names_a_command_that_runs(
         argv = [*command] if isinstance(command, list) else [command, *server["args"]]
     assert argv[0].startswith("/")
     assert status_of(*argv) == 0
+
+
+@pytest.mark.parametrize("client", cao.CLIENTS)
+def test_an_entry_has_the_settings_that_say_which_cao_it_is(place, client):
+    """FAULTS C4: a client starts its servers with an environment of its own."""
+    printed = place.ok("config", client, CAO_MAX_SESSIONS="5", OPENAI_API_KEY="secret")
+    assert "run this" not in printed  # an `add` would lose them
+    entry = printed.partition("\n")[2]
+    key = cao.CLIENTS[client].key
+    if key == "toml":
+        found = dict(line.split(" = ", 1) for line in entry.splitlines()[1:])
+        assert "OPENAI_API_KEY" in json.loads(found["env_vars"])  # Codex drops what is not named
+        env = json.loads(found["env"].replace("=", ":"))
+    elif key in ("continue", "goose"):
+        read = cao.parse_yaml(entry, client)
+        server = read["mcpServers"][0] if key == "continue" else read["extensions"]["cao"]
+        env = server.get("env") or server["envs"]
+    else:
+        server = json.loads(entry)[key]["cao"]
+        env = server.get("environment") or server["env"]
+    assert (env["CAO_HOME"], env["CAO_MAX_SESSIONS"]) == (str(place.home), "5")
+    assert "secret" not in printed
+
+
+def test_the_entry_of_a_copied_file_goes_on_with_a_newer_one(place):
+    alone = place.folder / "alone"
+    alone.mkdir()
+    shutil.copy(ROOT / "cao.py", alone)
+    config = [sys.executable, str(alone / "cao.py"), "config", "cursor", "--form", "copy"]
+    printed = subprocess.run(config, check=True, env=place.env, capture_output=True, text=True)
+    server = json.loads(printed.stdout.partition("\n")[2])["mcpServers"]["cao"]
+    argv = [server["command"], *server["args"]]
+    for version in (cao.VERSION, "9.9"):
+        source = (ROOT / "cao.py").read_text().replace(f'VERSION = "{cao.VERSION}"',
+                                                       f'VERSION = "{version}"')  # fmt: skip
+        (alone / "cao.py").write_text(source)
+        started = subprocess.run([*argv[:-1], "--version"], check=True, env=place.env,
+                                 cwd=place.work, capture_output=True, text=True)  # fmt: skip
+        assert started.stdout == f"cao {version}\n"
+    assert [*alone.glob("__pycache__/cao.*.pyc")]  # compiled once
 
 
 def test_cline_and_cursor_get_what_they_read(place):
