@@ -7201,12 +7201,15 @@ class Runner:
         if look.state in ("busy", "asking"):
             return
         written = self._transcript_event()
+        # A transcript has the tokens, too. On a busy machine Qwen Code 0.24.4 wrote it later than
+        # its hook by more than SETTLE_S.
+        settle_s = UNSEEN_S if self.meter and self.transcript else SETTLE_S
         if written and written.kind != "ended" and not event.text:
             self._end_turn(written.kind, written)  # Gemini CLI's hook says no more than: ended
         elif (
             (written and written.kind == "ended")
             or (look.state == "idle" and not self.transcript)
-            or (event.text and now - self.ending_at >= SETTLE_S)
+            or (event.text and now - self.ending_at >= settle_s)
             # Kimi Code 2.1.0 fires the Stop of a sub-agent with nothing that says so, and no second
             # one where a user's hook has blocked the turn's end.
             or (now - self.ending_at >= UNSEEN_S and not self._shows_work())

@@ -145,6 +145,21 @@ def test_whoever_is_killed_the_others_go_on_in_order(place, queued, victim):
     assert began == sorted(began)
 
 
+def test_a_supervisor_that_is_killed_takes_its_waiting_workers_with_it(place):
+    cap = {"CAO_MAX_SESSIONS": "1"}
+    text = "demo: assign demo {demo: sleep 60}; assign demo {demo: sleep 60}; gather"
+    boss, task = give(place, text, **cap)
+    until(lambda: len(place.store.running(boss)), 2)
+    below = [entry.partition(".")[0] for entry in place.store.running(boss)]
+    until(lambda: sorted(place.state(name).get("state", "") for name in below),
+          ["queued", "working"])  # fmt: skip
+    _, mine = give(place, "demo: say mine", **cap)
+    os.kill(runner_of(place, boss), signal.SIGKILL)
+    assert outcomes(place, task) == ["lost"]
+    assert place.ok("wait", mine) == "mine\n"
+    assert [place.state(name)["state"] for name in below] == ["ended", "ended"]
+
+
 def test_a_giver_killed_before_it_started_a_runner_holds_nobody_up(place, queued, verbs):
     sessions, tasks = queued
     pid = os.fork()

@@ -1058,15 +1058,15 @@ def test_the_tokens_of_each_task_are_what_the_model_said(place, cli, mock_llm):
 def test_a_task_over_its_tokens_is_interrupted_and_the_session_goes_on(place, cli):
     path = place.home / "profiles" / f"real-{cli}.md"
     path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
-    tool = SHELL[cli].format(file="x").replace("touch x", "sleep 100")
+    # OpenCode tells a request's tokens when its tool has ended: so what takes long is the next one.
+    tool = SHELL[cli].format(file="x").replace("say went on", "sleep 300;say never")
     tool = tool.replace("MOCK:", "MOCK:tokens 900 0 200;")
     tool = tool.replace(
         '"sandbox_permissions":"require_escalated","justification":"may I?"', '"workdir":"."'
     )
-    flags = ("--max-tokens", "1000", "--timeout", "60s")
+    flags = ("--max-tokens", "1000", "--timeout", "150s")
     result = handoff(place, f"real-{cli}", tool, *flags, code=1)["results"][0]
     assert (result["outcome"], result["reason"]) == ("failed", "budget"), result
     assert result["usage"] == {"input": 900, "cached": 0, "output": 200}
-    assert result["seconds"] < 60
     again = handoff(place, result["session"], "MOCK:tokens 5;say alive")["results"][0]
     assert again["answer"] == "alive"
