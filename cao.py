@@ -8260,8 +8260,7 @@ class Remote:
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
         self.tries = 0  # since the connection broke
-        self.broken_at = self.retry_at = 0.0  # on the monotonic clock, as since_at
-        self.since_at = time.monotonic()
+        self.broken_at = self.retry_at = 0.0  # on the monotonic clock
         self.asked = 0  # calls that wait for something to happen there
         self.task: Message | None = None
         self.far_task = ""  # its name there, as this connection has heard it
@@ -8281,12 +8280,11 @@ class Remote:
         for entry in self.store.unanswered(self.name):  # taken by a runner before us
             self.task = self.store.taken(self.name, entry)
         while self._round():
-            inputs, patience = [self.wake.fd, woken], LOOK_S
+            due = bool(self.ending) or not self.link or time.monotonic() < self.retry_at
+            inputs = [self.wake.fd, woken]
             if self.link:
                 inputs.append(self.link.fd_in)
-                if not self.ending:
-                    patience = max(LOOK_S, min(60.0, self.session.idle_close_s))
-            readable(inputs, patience)
+            readable(inputs, LOOK_S if due else None)
             drain_pipe(woken)
         return 0
 
@@ -8297,7 +8295,7 @@ class Remote:
         self.state["task_line"] = shorten(task.text, 120) if task else ""
         if self.state != self.saved:
             if self.state["state"] != self.saved.get("state"):
-                self.state["since"], self.since_at = time.time(), time.monotonic()
+                self.state["since"] = time.time()
                 self.store.log(self.name, "state", state=self.state["state"])
             self.store.save_state(self.name, self.state)
             self.saved = dict(self.state)
@@ -8317,10 +8315,6 @@ class Remote:
         for _, _, order in events:
             self._on_order(order)
         self.store.drop_events(self.name, (entry for entry, _, _ in events))
-        rests = self.state["state"] in ("idle", "unknown") and not self.session.keep
-        late = time.monotonic() - self.since_at >= self.session.idle_close_s
-        if late and rests and not self.task and not self.store.waiting(self.name):
-            self._end("idle", "it had been idle")
         there = self.state.get("conversation")
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
@@ -8330,7 +8324,7 @@ class Remote:
         elif now >= self.retry_at and self.state["state"] != "ended":
             if self.link and self.link.here:
                 self._sync(self.link)
-            elif not self.link and (self.task or self.store.waiting(self.name)):
+            elif not self.link:
                 self._connect()
         if self.state["state"] != "ended":
             self._save()

@@ -267,6 +267,21 @@ def test_messages_go_both_ways(far):
     assert far.ok("wait") == ""
 
 
+def test_a_message_for_a_full_inbox_stays_there_until_it_fits(far):
+    task = assign(far, "demo: sleep 2; tell it fits; ask Which?|a|b; say done")
+    session = task.partition(".")[0]
+    client = far.store.find(session).supervisor
+    for n in range(cao.MAX_WAITING):
+        far.store.put(cao.Message(f"{n:020d}-x", "message", "x", client, f"letter {n}"))
+    until(lambda: far.log(session), lambda log: log[-1].get("state") == "asking")
+    found = json.loads(far.run("wait", "--json").stdout)["messages"]
+    letters = [message["text"] for message in found]
+    while "it fits" not in letters:
+        found = json.loads(far.run("wait", "--json").stdout)["messages"]
+        letters += [message["text"] for message in found]
+    assert sorted(letters) == sorted([f"letter {n}" for n in range(cao.MAX_WAITING)] + ["it fits"])
+
+
 @pytest.mark.parametrize(
     ("task", "answer", "said"),
     [
@@ -423,7 +438,7 @@ def test_what_is_missing_there_is_said(far, profile, words):
     assert "failed, never_started" in done.stderr
     assert "box" in done.stderr
     assert words in done.stderr
-    assert far.live() == []
+    until(far.live, [])
 
 
 @pytest.mark.parametrize(
@@ -438,7 +453,7 @@ def test_a_machine_that_is_not_reached_is_said(far, ssh, words):
     done = handoff(far, "demo: say no", CAO_SSH=ssh(far.machine))
     assert done.returncode == 1
     assert words in done.stderr
-    assert far.live() == []
+    until(far.live, [])
     doctor = far.run("doctor", "--host", "box", CAO_SSH=ssh(far.machine))
     assert doctor.returncode == 1
     assert words in doctor.stderr
@@ -552,7 +567,8 @@ def test_a_task_is_interrupted_there(far):
 
 
 def test_a_session_that_is_idle_closes_at_both_ends(far):
-    done = handoff(far, "demo: say done", CAO_IDLE_CLOSE_S="2")
+    (far.machine.home / ".profile").write_text("export CAO_IDLE_CLOSE_S=2\n")
+    done = handoff(far, "demo: say done")
     assert done.stdout == "done\n"
     until(lambda: (far.live(), far.machine.sessions()), ([], []))
 
@@ -616,7 +632,7 @@ def test_what_a_false_machine_says_costs_only_its_own_task(place, false_machine,
     assert done.returncode == 1
     assert "lost, runner_died" in done.stderr
     assert "says what is not understood" in done.stderr
-    assert place.live() == []
+    until(place.live, [])
     assert not list(place.folder.rglob("outside*"))
     place.ok("ls", "--all")
 
