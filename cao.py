@@ -111,7 +111,7 @@ set -g remain-on-exit off
 set -g destroy-unattached off
 set -s exit-unattached off
 set -gu window-size
-bind C-z display-message "C-b d detaches"
+bind C-z display-message "#{{prefix}} d leaves"
 set-hook -ga session-closed "set -g @cao-closed 1"
 set -g status-left "#{{session_name}}  #{{prefix}} d leaves  {TMUX_ASKS}"
 set -g status-left-length 1000
@@ -9613,7 +9613,7 @@ up, down, page up, page down, j, k, g (first), G (last), mouse wheel
 Esc           go back
 q             go back; quit from the list"""
 WATCH_FILTERS = "session state profile provider supervisor cwd task_line last_line".split()
-READ_LINES = 2000  # of a session's screen and history
+READ_LINES = 1000  # of a session's screen and history
 ALL_LINES = 1 << 20  # a step to the first or last
 
 
