@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, McpClient, kill, until
+from conftest import CAO, McpClient, kill, real_clis, until
 from test_readme import blocks
+from test_real_clis import SHELL, install
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 LACKS = ""
@@ -651,3 +652,41 @@ def test_what_a_machine_says_is_taken_as_words(place, false_machine):
     assert (state["group"], state["state"]) == (None, f"{{'group': {me}}}")
     os.kill(runner_of(place, session), signal.SIGKILL)
     place.ok("stop", session)
+
+
+# ---- a real CLI there ----
+
+
+@pytest.mark.cli
+def test_claude_code_works_there_asks_at_home_and_is_resumed(far, mock_llm):
+    install(far, "claude", mock_llm.port)
+    program = far.machine.home / "bin/claude"
+    program.parent.mkdir()
+    copy_or_link(os.path.realpath(real_clis()["claude"]), program)
+    seen = {"hasCompletedOnboarding": True, "hasSeenAutoDefaultNotice": True}
+    (far.machine.home / ".claude.json").write_text(json.dumps(seen))
+    shutil.chown(far.machine.home / ".claude.json", far.machine.user.pw_name)
+    (far.machine.home / ".profile").write_text("PATH=~/bin:$PATH\n")
+    done = handoff(far, SHELL["claude"].format(file="made"), target="real-claude@box")
+    assert done.returncode == 6, done.stderr
+    (session,) = far.live()
+    task = far.state(session)["task"]
+    far.ok("answer", session, "yes")
+    result = wait(far, task)
+    assert (result["answer"], result["source"], result["host"]) == ("went on", "hook:Stop", "box")
+    assert (far.machine.work / "made").exists()
+    assert result["usage"]["output"] == 20
+    far.ok("stop", session)
+    assert far.machine.sessions() == []
+    again = json.loads(far.ok("handoff", session, "MOCK:say again", "--json"))["results"][0]
+    assert (again["answer"], again["host"]) == ("again", "box")
+    assert "touch" in json.dumps(mock_llm.requests[-1])  # with its conversation
+    assert len(far.machine.sessions()) == 1
+
+
+def copy_or_link(program: str, path: Path) -> None:
+    """Have a program of ours at a path that another user can reach."""
+    try:
+        os.link(program, path)
+    except OSError:  # another file system
+        shutil.copy(program, path)
