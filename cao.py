@@ -1795,6 +1795,7 @@ def _start_gemini(launch: Launch) -> Start:
             "BeforeTool": [
                 {"matcher": "ask_user", "hooks": [{**hook, "timeout": ASK_TIMEOUT_S * 1000}]}
             ],
+            "AfterTool": [{"hooks": [{**_message_hook(launch, 30_000), "name": "cao"}]}],
         },
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
@@ -1840,13 +1841,18 @@ def _start_qwen(launch: Launch) -> Start:
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
     hook, asks = ([{"hooks": [_hook(launch, t * 1000)]}] for t in (30, ASK_TIMEOUT_S))
+    messages = [{"hooks": [_message_hook(launch, 30_000)]}]
     settings: dict[str, Any] = {
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
-        "hooks": {**dict.fromkeys(_CLAUDE_HOOKS, hook), "PermissionRequest": asks},
+        "hooks": {
+            **dict.fromkeys(_CLAUDE_HOOKS, hook),
+            **dict.fromkeys(TOOL_ENDS[:2], messages),
+            "PermissionRequest": asks,
+        },
         "permissions": {"deny": _taken(launch.profile)},
     }
     if launch.profile.effort:
@@ -1915,6 +1921,7 @@ def _kimi_folder_key(folder: str) -> str:
 # is followed by a next try of pi's own, 2, 4 and 8 s later: that is not the end of the turn.
 _PI_EXTENSION = """\
 const { spawn, spawnSync } = require("node:child_process");
+const { readdirSync } = require("node:fs");
 const { relative, resolve } = require("node:path");
 const { hook, mode, cwd, free } = JSON.parse(%s);
 const passing = /overload|rate.?limit|too many|429|50[0-4]|server|network|connection|time|fetch/i;
@@ -1941,6 +1948,14 @@ module.exports = (pi) => {
     const said = (last.content || []).filter((c) => c.type === "text").map((c) => c.text);
     const name = last.stopReason === "aborted" ? "Interrupt" : "Stop";
     say(name, ctx, { last_assistant_message: said.join("\\n") });
+  });
+  pi.on("tool_result", (e, ctx) => {  // a message's name ends in a hyphen and four letters
+    if (ctx.signal?.aborted) return;  // by Esc: the model hears no more in this turn
+    if (!readdirSync(`${hook.at(-1)}/inbox/new`).some((name) => /-.{4}$/.test(name))) return;
+    const printed = String(say("PostToolUse", ctx).stdout);
+    if (!printed) return;
+    const text = JSON.parse(printed).additionalContext;
+    return { content: [...e.content, { type: "text", text }] };
   });
   pi.on("tool_call", async (e, ctx) => {
     const { toolName: tool, input } = e;
@@ -2041,6 +2056,7 @@ def _start_copilot(launch: Launch) -> Start:
         hooks["PermissionRequest"][0]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
     elif mode != "ask":
         del hooks["PermissionRequest"]
+    hooks.update((event, [_message_hook(launch)]) for event in TOOL_ENDS[:2])
     told = "copilot/.github/instructions/cao.instructions.md"
     files = {
         "mcp.json": {"mcpServers": _servers(launch)},
@@ -2056,7 +2072,7 @@ def _start_copilot(launch: Launch) -> Start:
 # a last message that did not finish is an interruption.
 _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
-import { appendFileSync } from "node:fs"
+import { appendFileSync, readdirSync } from "node:fs"
 const hook = %s
 const count = ({ id, tokens: { total, input, cache } }) => {
   const usage = { input: input + cache.write, cached: cache.read }
@@ -2079,6 +2095,7 @@ const textOf = (parts) => parts.filter((p) => p.type === "text" && !p.synthetic)
 export const cao = async ({ client }) => {
   const running = new Set(), below = new Set()  // below: sessions of sub-agents
   const asking = new Map()  // the hook that waits for the answer to a request
+  const handed = new Set()  // messages that no part of the conversation has yet
   const ask = (p, tool_name, tool_input, url, bodyOf) => {
     const agent_id = below.has(p.sessionID) ? p.sessionID : undefined
     const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input }
@@ -2108,7 +2125,20 @@ export const cao = async ({ client }) => {
       running.add(sessionID)
       await tell("UserPromptSubmit", sessionID, { prompt: textOf(parts).join("\\n") })
     },
+    "tool.execute.after": async ({ sessionID }, output) => {
+      // A message's name ends in a hyphen and four letters.
+      if (!readdirSync(`${hook.at(-1)}/inbox/new`).some((name) => /-.{4}$/.test(name))) return
+      if (below.has(sessionID) || typeof output.output !== "string") return  // an MCP tool's
+      const printed = await new Promise((done) => run({ hook_event_name: "PostToolUse" }, done))
+      if (!printed) return
+      const text = JSON.parse(printed).additionalContext
+      output.output += `\\n\\n${text}`
+      handed.add(text)
+    },
     event: async ({ event: { type, properties: p } }) => {
+      for (const text of type === "message.part.updated" ? handed : [])
+        if (p.part.state?.output?.endsWith(text) && handed.delete(text))
+          appendFileSync(`${hook.at(-1)}/launch/handed.jsonl`, JSON.stringify(text) + "\\n")
       if (type === "session.created" && p.info.parentID) below.add(p.info.id)
       if (type === "message.updated" && p.info.tokens?.total) count(p.info)
       if (type === "session.idle") await ended(p.sessionID)
@@ -2277,7 +2307,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
-        proven="0.61.0", asks="keys",
+        proven="0.61.0", asks="keys", mid_turn=True,
     ),
     Provider(
         "qwen", "qwen", _start_qwen, login="qwen",
@@ -2306,7 +2336,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
         failure=r"^ +(?:\S+ Request cancelled\.|✕ UserPromptSubmit .* blocked by hook:\n +(.*))",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
-        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook",
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook", mid_turn=True,
     ),
     Provider(
         "copilot", "copilot", _start_copilot, login="copilot login",
@@ -2335,7 +2365,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
         logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
-        trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102", asks="hook",
+        trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102",
+        asks="hook", mid_turn=True,
     ),
     Provider(
         "opencode", "opencode", _start_opencode, login="opencode auth login",
@@ -2358,7 +2389,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc (?:again to )?interrupt|\[retrying",
         retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
-        asks="hook", always=True,
+        # Its plugin of ours writes down what it handed over, once the conversation has it.
+        transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn=True,
     ),
     Provider(
         "kimi", "kimi", _start_kimi, login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
@@ -2415,7 +2447,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"(?m)^ *[⠁-⣿] ", retries=r"Retrying \((\d+/\d+)\)",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
-        asks="hook",
+        asks="hook", mid_turn=True,
     ),
     Provider(
         "kiro", "kiro-cli", _start_kiro, login="kiro-cli login",
@@ -7800,7 +7832,9 @@ class Runner:
     def _note_handed(self) -> None:
         """Take off the books what a hook has handed over, if the CLI's transcript has it."""
         handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
-        written = self.store.read_text(self.transcript) if handed and self.transcript else ""
+        if not handed or not self._find_transcript():
+            return
+        written = self.store.read_text(self.transcript)
         # Claude Code 2.1.332 writes down too what a hook printed, of one that failed as well:
         # there the line's end is escaped twice.
         taken = [m.id for m in handed if json.dumps(head_of_message(m))[1:-1] in written]
@@ -12517,10 +12551,19 @@ def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any])
         asking.close()
 
 
+def is_gemini_subagents(payload: dict[str, Any]) -> bool:
+    """Tell whether a tool call is a sub-agent's of Gemini CLI: 0.61.0 does not say so, but its
+    sub-agents write files of their own while the agent's own waits for them."""
+    chat = str(payload.get("transcript_path") or "")
+    folder = f"{os.path.dirname(chat)}/{payload.get('session_id')}"
+    entries = _listdir(folder) if payload.get("hook_event_name") == "AfterTool" else []
+    return any(written_at(f"{folder}/{entry}") > written_at(chat) for entry in entries)
+
+
 def hand_over(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
     """Print the messages that wait for a CLI at work, for its model to read beside the result
     of its tool call; one by one where they are long."""
-    if agent_of(payload):
+    if agent_of(payload) or is_gemini_subagents(payload):
         return
     texts: list[str] = []
     for message in store.waiting(name):

@@ -131,6 +131,14 @@ def test_a_message_that_may_have_come_when_its_session_dies_is_reported(verbs, p
 SUBAGENT = {  # the tool that starts one
     "claude": ("Agent", {"description": "d", "subagent_type": "general-purpose"}, "prompt"),
     "codex": ("spawn_agent", {"task_name": "below"}, "message"),
+    "gemini": ("invoke_agent", {"agent_name": "generalist"}, "prompt"),
+    "qwen": ("agent", {"description": "d", "subagent_type": "general-purpose"}, "prompt"),
+    "opencode": ("task", {"description": "d", "subagent_type": "general"}, "prompt"),
+    "copilot": (
+        "task",
+        {"description": "d", "agent_type": "general-purpose", "name": "below"},
+        "prompt",
+    ),
 }
 ESCAPE = {"copilot": ["C-c"], "opencode": ["Escape", "Escape"]}
 
@@ -163,7 +171,10 @@ class Talk:
         return self.target
 
     def passed(self, name) -> None:
-        until((self.place.work / name).exists, show=lambda: self.place.screen(self.target))
+        until((self.place.work / name).exists, timeout_s=120, show=self.show)
+
+    def show(self) -> str:
+        return f"{self.place.state(self.target)}\n{self.place.screen(self.target)}"
 
     def send(self, text, wait_s=0) -> str:
         return self.verbs.send_message(self.target, text, wait_s)["message"]
@@ -176,7 +187,9 @@ class Talk:
             self.place.tmux("send-keys", "-t", f"={self.target}:", key)
 
     def answer(self) -> str:
-        (result,) = until(lambda: self.verbs.await_tasks([self.task], 60).results)
+        (result,) = until(
+            lambda: self.verbs.await_tasks([self.task], 60).results, timeout_s=120, show=self.show
+        )
         assert result.outcome == "done", result
         assert inbox(self.place, self.target) == []
         return result.answer
@@ -191,7 +204,7 @@ class Talk:
 
     def typed(self) -> list[str]:
         lines = [line for line in self.place.log(self.target) if line["event"] == "typed"]
-        return [letter for line in lines for letter in line["messages"]]
+        return [key for line in lines for key in line["messages"] if "." not in key]  # no task
 
 
 @pytest.mark.cli
