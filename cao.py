@@ -1055,7 +1055,9 @@ class Provider(NamedTuple):
     asks: str = ""
     always: bool = False  # ... and it takes "always": not again in this session
     shows: bool = False  # ... and what a person answers in its dialog meanwhile, it tells nobody
-    mid_turn: bool = False  # its model reads messages beside the result of its next tool call
+    # Its model reads messages beside the result of its next tool call. They are taken once they
+    # stand in its "transcript", or only at the "end" of a turn that was not interrupted.
+    mid_turn: str = ""
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     deaf: bool = False  # after a hook of the user's refused a prompt it takes no other
     logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
@@ -2243,7 +2245,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
-        asks="hook", always=True, shows=True, mid_turn=True,
+        asks="hook", always=True, shows=True, mid_turn="transcript",
     ),
     Provider(
         "codex", "codex", _start_codex, login="codex login", login_status=("login", "status"),
@@ -2272,7 +2274,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
         busy=r"esc to interrupt", retries=r"^. Reconnecting\.\.\. (\d+/\d+)",
         failure=r"^(?:■ |• (?:Blocked by hook|Hook stopped)\n  └ )(.*)", proven="0.171.0",
-        asks="hook", mid_turn=True,
+        asks="hook", mid_turn="transcript",
     ),
     Provider(
         "gemini", "gemini", _start_gemini, login="gemini",
@@ -2307,7 +2309,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc to cancel", logged_out=r"Enter the authorization code", settle_s=0.3,
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
-        proven="0.61.0", asks="keys", mid_turn=True,
+        proven="0.61.0", asks="keys", mid_turn="transcript",
     ),
     Provider(
         "qwen", "qwen", _start_qwen, login="qwen",
@@ -2336,7 +2338,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
         failure=r"^ +(?:\S+ Request cancelled\.|✕ UserPromptSubmit .* blocked by hook:\n +(.*))",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
-        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook", mid_turn=True,
+        untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@", proven="0.24.4", asks="hook",
+        mid_turn="end",  # Esc: its transcript has the results of tools that it has forgotten
     ),
     Provider(
         "copilot", "copilot", _start_copilot, login="copilot login",
@@ -2366,7 +2369,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
         trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102",
-        asks="hook", mid_turn=True,
+        asks="hook", mid_turn="transcript",
     ),
     Provider(
         "opencode", "opencode", _start_opencode, login="opencode auth login",
@@ -2390,7 +2393,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
         # Its plugin of ours writes down what it handed over, once the conversation has it.
-        transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn=True,
+        transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn="transcript",
     ),
     Provider(
         "kimi", "kimi", _start_kimi, login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
@@ -2447,7 +2450,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         busy=r"(?m)^ *[⠁-⣿] ", retries=r"Retrying \((\d+/\d+)\)",
         logged_out=r"(?m)^ (?:Warning: No models available|Error: No API key found)",
         untypable=r"\A\s|\A[!/]|\s\Z|\t", settle_s=0.1, proven="0.73.1",
-        asks="hook", mid_turn=True,
+        asks="hook", mid_turn="transcript",
     ),
     Provider(
         "kiro", "kiro-cli", _start_kiro, login="kiro-cli login",
@@ -6220,7 +6223,7 @@ def _merge(top: str, commit: str, message: str) -> None:
 # Mid-turn, a message (no task, no result) is handed over by the CLI's hook at a tool's end:
 #   1. Its shell line starts our hook only where inbox/new has a message; not for a sub-agent's.
 #   2. The hook locks a message, renames it to ID~, prints it and leaves. It prints no ID~.
-#   3. `taken`: the CLI's transcript has the id, so its next request has the text: inbox/cur/ID.
+#   3. `taken`: the turn's transcript has the id, so its next request has the text: inbox/cur/ID.
 #   4. A turn that ended without that leaves ID~: it is typed, marked as perhaps a second time.
 #   5. The name is all that is known, whoever is killed: nothing is lost, nor comes three times.
 #
@@ -6848,7 +6851,7 @@ class Runner:
 
     def _end_turn(self, how: str, event: Event) -> None:
         """A turn ended: done, failed or interrupted. Decide what that means for the task."""
-        self._note_handed()
+        self._note_handed(done=how == "done")
         if how == "done" and event.source.startswith("hook"):
             event = self._whole_answer(event)
         more = how == "done" and bool(self.store.owed(self.name) or self._supervisor_wrote())
@@ -7829,12 +7832,19 @@ class Runner:
             self.typed_before.remove(task)
         return taken
 
-    def _note_handed(self) -> None:
-        """Take off the books what a hook has handed over, if the CLI's transcript has it."""
+    def _note_handed(self, *, done: bool = False) -> None:
+        """Take off the books what a hook has handed over, if the transcript has it in the part
+        of the turn that runs; done: that turn has ended well."""
         handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
-        if not handed or not self._find_transcript():
+        proves = done or self.row.mid_turn == "transcript"
+        if not handed or not proves or not self._find_transcript():
             return
-        written = self.store.read_text(self.transcript)
+        try:
+            with open(self.transcript, "rb") as file:
+                file.seek(self.offset)
+                written = file.read().decode(errors="replace")
+        except OSError:
+            return
         # Claude Code 2.1.332 writes down too what a hook printed, of one that failed as well:
         # there the line's end is escaped twice.
         taken = [m.id for m in handed if json.dumps(head_of_message(m))[1:-1] in written]
@@ -12563,7 +12573,7 @@ def is_gemini_subagents(payload: dict[str, Any]) -> bool:
 def hand_over(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
     """Print the messages that wait for a CLI at work, for its model to read beside the result
     of its tool call; one by one where they are long."""
-    if agent_of(payload) or is_gemini_subagents(payload):
+    if agent_of(payload) or is_gemini_subagents(payload) or payload.get("is_interrupt"):
         return
     texts: list[str] = []
     for message in store.waiting(name):

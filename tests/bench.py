@@ -27,6 +27,7 @@ import time
 import urllib.request
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -418,7 +419,8 @@ def bench_start(
 ) -> list[Row]:
     """Start to the answer of initialize, interleaved with `python3 -c pass`. The copied file
     is compiled anew at each start: its figure is for information."""
-    took: dict[str, list[float]] = {name: [] for name in (*forms, "plain", "hook", "reference")}
+    names = (*forms, "plain", "hook", "no message", "reference")
+    took: dict[str, list[float]] = {name: [] for name in names}
 
     def initialize(where: Place, argv: list[str]) -> float:
         start = time.perf_counter()
@@ -431,8 +433,10 @@ def bench_start(
         return timed(lambda: subprocess.run(argv, env=place.env, input=b"{}", check=True))
 
     hook = [*forms["installed"][:-1], "hook", str(place.folder)]  # no session's: nothing is put
+    waits = ["sh", "-c", cao._message_hook(SimpleNamespace(hook=hook))["command"]]
     for number in range(rounds + 1):  # the first round warms the caches, and is not counted
         times = {"plain": ran([place.python, "-c", "pass"]), "hook": ran(hook)}
+        times["no message"] = ran(waits)
         times.update({name: initialize(place, argv) for name, argv in forms.items()})
         if reference:
             times["reference"] = initialize(reference, reference.argv)
@@ -445,7 +449,11 @@ def bench_start(
     for name, seconds in best.items():
         limit = 4.0 if name in ("installed", "console script") else None
         beside = theirs / one if theirs and name == "installed" else None
-        figure = "a hook's start to end" if name == "hook" else f"start to initialize, {name}"
+        figure = f"start to initialize, {name}"
+        figure = {
+            "hook": "a hook's start to end",
+            "no message": "a tool call's hook, no message waits",
+        }.get(name, figure)
         usual = statistics.median(took[name]) / statistics.median(took["plain"])
         detail = f"{seconds * 1000:.0f} ms; of the medians {usual:.2f} x"
         rows.append(Row(figure, seconds / one, "x", limit, detail, beside))

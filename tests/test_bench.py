@@ -16,6 +16,7 @@ FIGURES = (
     "python3 -c pass",
     "start to initialize, installed",
     "a hook's start to end",
+    "a tool call's hook, no message waits",
     "cao mcp: memory",
     "runner, idle: memory",
     "tools/list",

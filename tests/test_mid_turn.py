@@ -140,7 +140,6 @@ SUBAGENT = {  # the tool that starts one
         "prompt",
     ),
 }
-ESCAPE = {"copilot": ["C-c"], "opencode": ["Escape", "Escape"]}
 
 
 class Talk:
@@ -183,7 +182,10 @@ class Talk:
         (self.place.work / name).touch()
 
     def escape(self) -> None:
-        for key in ESCAPE.get(self.cli, ["Escape"]):
+        key = "C-c" if self.cli == "copilot" else "Escape"
+        self.place.tmux("send-keys", "-t", f"={self.target}:", key)
+        if self.cli == "opencode":
+            until(lambda: "again to interrupt" in self.place.screen(self.target))
             self.place.tmux("send-keys", "-t", f"={self.target}:", key)
 
     def answer(self) -> str:
@@ -191,7 +193,7 @@ class Talk:
             lambda: self.verbs.await_tasks([self.task], 60).results, timeout_s=120, show=self.show
         )
         assert result.outcome == "done", result
-        assert inbox(self.place, self.target) == []
+        until(lambda: inbox(self.place, self.target), [])
         return result.answer
 
     def bodies(self) -> list[str]:
@@ -256,9 +258,9 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
     talk.escape()
     assert talk.answer() == "after Esc"
 
-    # Esc behind a tool call that had handed one over: it is in the next request, once.
+    # Esc behind a tool call that had handed over another's: it comes, once in all it is sent.
     talk.begin(f"{talk.gate('d')} & {talk.gate('e')};say went on", "d")
-    talk.send("before Esc")
+    place.ok("send", session, "before Esc")
     talk.open("d")
     talk.passed("e.on")
     until(lambda: all(name.endswith("~") for name in inbox(place, session)))
@@ -266,7 +268,7 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
     place.until_state(session, "asking")
     talk.send("MOCK:say went on after all")
     talk.answer()
-    assert talk.bodies()[-1].count("\\nbefore Esc") == 1  # behind its head
+    until(lambda: talk.bodies()[-1].count("\\nbefore Esc"), 1)  # behind its head
 
     # Not to a sub-agent.
     if cli in SUBAGENT:
@@ -277,4 +279,7 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
         talk.open("f")
         talk.answer()
         assert "for the agent itself" not in talk.first_after("f")
-        assert talk.bodies()[-1].count("\\nfor the agent itself") == 1
+        # Qwen Code 0.24.4 may write it down too late: then it comes once more, marked.
+        again = talk.bodies()[-1].count("[perhaps for the second time]\\nfor the agent itself")
+        assert talk.bodies()[-1].count("\\nfor the agent itself") == 1 + again
+        assert again == 0 or cli == "qwen"
