@@ -167,7 +167,7 @@ NOTIFY_S = 30.0  # the user's notify command may take so long
 EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
-FORM_LINES, FORM_COLUMNS = 3, 76  # Claude Code shows no more lines, of a terminal's width
+FORM_LINES, FORM_COLUMNS = 3, 72  # Claude Code 2.1.332 shows 3, of 74 in 80 columns
 FORM_CLIENTS = {  # whose forms a person fills in; the AGENT_SIGNS that its servers have
     "claude-code": ("CLAUDECODE", "AI_AGENT"),
     "codex-mcp-client": (),

@@ -267,7 +267,7 @@ def test_what_does_not_fit_whole_cannot_be_allowed_in_the_form(connect, place, c
     form = client.form()
     session, lines = asker(form), form["params"]["message"].split("\n")
     assert len(lines) <= 3
-    assert all(columns(line) <= 76 for line in lines)  # 80 in Claude's frame; 100 at the most
+    assert all(columns(line) <= 72 for line in lines)  # 80 in Claude's frame; 100 at the most
     assert ("".join(lines) == f"cao: {session} asks: Bash: {command}") == whole
     look = f"I will look (cao answer {session})"
     assert options(form) == ([look, "yes", "no"] if whole else [look, "no"])

@@ -95,7 +95,7 @@ class Supervisor:
     def type(self, keys: str) -> None:
         """Press keys in the form, each again until it has moved the mark or ended the form."""
         for key in keys.split():
-            before = self.mark()
+            before = until(self.mark)  # the whole form is drawn
             while self.mark() == before:
                 self.tmux("send-keys", "-t", "w", key)
                 try:
@@ -104,9 +104,8 @@ class Supervisor:
                     continue
 
     def mark(self) -> str:
-        """Return the line of the form with the mark, "" where there is no form."""
-        marked = re.search(r"[❯›].*", self.shown())
-        return marked[0] if marked else ""
+        """Return the lines of the form with a mark, "" where there is no form."""
+        return "\n".join(re.findall(r"[❯›].*", self.shown()))
 
     def shown(self) -> str:
         """Return the form on the screen."""
@@ -189,8 +188,12 @@ def test_a_person_answers_in_the_form_of_the_cli_that_supervises(place, supervis
 
     for way in ("look", "decline", "cancel"):  # nothing is answered
         if way in keys:
-            one.hand_off(f"make {way}")
+            one.hand_off(f"make {way} {'x' * 80} {'y' * 80} z")  # as long as may be
             session = one.form(f"make {way}")
+            (form, *_) = one.wire("server", lambda m: m.get("method") == "elicitation/create")[::-1]
+            whole = form["params"]["message"].split("\n")
+            assert len(whole) == 3
+            until(lambda whole=whole: [line for line in whole if line not in one.screen()], [])
             one.type(keys[way])
             one.is_over()
             assert place.state(session)["state"] == "asking"
