@@ -1287,7 +1287,7 @@ def test_a_program_that_clears_its_screen_ends_its_turn(place):
 
 
 def test_a_program_that_is_never_ready_fails_its_task(place):
-    put_loader(place, "NEVER_STARTED_S = 1.0\n")
+    put_loader(place, "NEVER_STARTED_S = 4.0\n")
     place.profile("calc", CALC.replace(">>> ", "ready> "))
     assert re.search(r"^ready +\S*ready> ", place.ok("profiles", "calc"), re.M)
     failed = place.run("handoff", "calc", "6 * 7", "--json")
