@@ -7459,8 +7459,8 @@ class Runner:
         now = time.monotonic()
         if self.failed:
             return LOOK_S / 4
-        if self.ending and now - self.ending_at < SETTLE_S * 2:
-            return 0.02
+        if self.ending and now - self.ending_at < UNSEEN_S:
+            return max(0.02, (now - self.ending_at) / 20)
         if self.program and self.program.ready_at:
             return 0.05
         if self.phase == "starting" or self.held_back:
