@@ -3354,7 +3354,14 @@ class FileLock:
         self.wait = wait
 
     def __enter__(self) -> int:
-        self.fd = os.open(self.path, self.flags, 0o600)
+        try:
+            self.fd = os.open(self.path, self.flags, 0o600)
+        except OSError as error:
+            create = self.flags & os.O_CREAT
+            if not create or error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+                raise
+            os.rename(self.path, f"{self.path}.{random_letters(6)}")  # no file of ours
+            self.fd = os.open(self.path, self.flags, 0o600)
         try:
             fcntl.flock(self.fd, self.kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -3629,7 +3636,11 @@ class Store:
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            (os.link if once else os.rename)(temporary, path)
+            try:
+                (os.link if once else os.rename)(temporary, path)
+            except IsADirectoryError:  # no file of ours
+                self.quarantine(path)
+                os.rename(temporary, path)
             placed = True
             if durable:
                 self._sync_folder(folder)
@@ -3665,7 +3676,7 @@ class Store:
                 return None
         except (ValueError, RecursionError):
             pass
-        self._quarantine(path)
+        self.quarantine(path)
         return None
 
     def read_record(self, path: str, kind: Callable[..., Any]) -> Any:
@@ -3679,10 +3690,11 @@ class Store:
         try:
             return make_record(found, kind)
         except TypeError:
-            self._quarantine(path)
+            self.quarantine(path)
             return None
 
-    def _quarantine(self, path: str) -> None:
+    def quarantine(self, path: str) -> None:
+        """Move what is no file of ours out of the way, and say so."""
         name = os.path.basename(path)[:50]  # it gets longer
         kept = f"{self.home}/quarantine/{name}.{time.time_ns()}{random_letters()}"
         try:
@@ -3799,7 +3811,7 @@ class Store:
         state = self.read_json(path) or {}
         since = state.get("since", 0)
         if not isinstance(state.get("state", ""), str) or not isinstance(since, (int, float)):
-            self._quarantine(path)
+            self.quarantine(path)
             return {}
         return state
 
@@ -3809,29 +3821,29 @@ class Store:
 
     def log(self, name: str, event: str, **fields: Any) -> None:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
-        line = json.dumps({"at": round(time.time(), 3), "event": event, **fields}) + "\n"
+        self._append(f"{self.folder(name)}/log.jsonl", {"event": event, **fields})
+
+    @staticmethod
+    def _append(path: str, facts: dict[str, Any]) -> None:
+        """Append a line. Where that fails, what it tells was done all the same."""
+        line = json.dumps({"at": round(time.time(), 3), **facts}) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO
         try:
-            fd = os.open(f"{self.folder(name)}/log.jsonl", flags, 0o600)
+            fd = os.open(path, flags, 0o600)
             try:
                 os.write(fd, line.encode())
             finally:
                 os.close(fd)
         except FileNotFoundError:
             return  # the session was cleaned away under us
-        except OSError as error:  # what was done is done, and must not be told as failed
-            complain(f"{name}/log.jsonl: {error.strerror}")
+        except OSError as error:
+            complain(f"{path}: {error.strerror}")
 
     def note_approval(self, name: str, asked: dict[str, Any], answer: str, who: str) -> None:
         """Append to approvals.jsonl who answered what, and by which way."""
-        facts = {"at": round(time.time(), 3), "session": name, "by": who, "answer": answer}
+        facts = {"session": name, "by": who, "answer": answer}
         facts.update({key: asked[key] for key in ("kind", "text", "where")})
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        fd = os.open(f"{self.home}/approvals.jsonl", flags, 0o600)
-        try:
-            os.write(fd, (json.dumps(facts) + "\n").encode())
-        finally:
-            os.close(fd)
+        self._append(f"{self.home}/approvals.jsonl", facts)
 
     def mend_log(self, name: str) -> None:
         """End a line of the log that a power cut tore, so that it spoils no other."""
@@ -3855,11 +3867,6 @@ class Store:
             return FileLock(path, shared=shared, create=create, wait=False).__enter__()
         except BlockingIOError:
             return None
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
-                raise
-        self._quarantine(path)  # no file of ours
-        return self.lock(path, shared=shared, create=create)
 
     def lock_alone(self, path: str) -> int | None:
         """Take a lock though others may look at it (is_locked does, shared, for a moment);
@@ -3914,7 +3921,7 @@ class Store:
         except OSError as error:
             if error.errno in _PASSING:
                 raise
-            self._quarantine(path)  # it was told just now, or is none of ours
+            self.quarantine(path)  # it was told just now, or is none of ours
             return None
         if fd is None:
             return None
@@ -4036,7 +4043,7 @@ class Store:
             if message and message.id == entry.rstrip("~"):
                 messages.append(message._replace(id=entry))
             elif message:
-                self._quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
+                self.quarantine(f"{inbox}/{entry}")  # it could never be taken by its id
         return messages
 
     def taken(self, name: str, message_id: str) -> Message | None:
@@ -4083,7 +4090,7 @@ class Store:
         events = []
         for entry in _listdir(folder):
             if not re.match(r"\d{20}-", entry):
-                self._quarantine(f"{folder}/{entry}")
+                self.quarantine(f"{folder}/{entry}")
                 continue
             payload = self.read_json(f"{folder}/{entry}")
             if payload is not None:
@@ -4178,7 +4185,7 @@ class Store:
         found = self.read_json(path) or {}
         if all(isinstance(entries, dict) for entries in found.values()):
             return found
-        self._quarantine(path)
+        self.quarantine(path)
         return {}
 
     def save_allowed(self, allowed: dict[str, dict[str, str]]) -> None:
@@ -4376,7 +4383,7 @@ def install_copy(store: Store) -> list[str]:
     os.utime(folder)  # `clean` removes what was not used for long
     python = getattr(sys, "_base_executable", "") or sys.executable
     code = f"import sys; sys.path.append({folder!r}); import cao"
-    if not os.path.exists(f"{folder}/cao.py"):
+    if not os.path.isfile(f"{folder}/cao.py"):
         store.write(f"{folder}/cao.py", source)
         # Compiling takes 15 MB, and the first runner would keep them.
         run([python, "-I", "-S", "-c", code], 60)
@@ -4670,6 +4677,14 @@ class Orchestrator:
 
         threading.Thread(target=wait, daemon=True).start()
 
+    def _has_runner(self, name: str) -> bool:
+        """Tell whether a session's runner is alive, a moment after its lock was seen free."""
+        noted = self.store.read_json(self.store.launch_file(name, "runner.json")) or {}
+        try:
+            return not look_until(lambda: not is_running(noted), 50)
+        except (KeyError, TypeError, ValueError):
+            return False  # it is no note of ours
+
     def bury(self, name: str) -> None:
         """Do for a session what its dead runner no longer can: end what is left of its
         CLI, answer its tasks `lost`, report its messages, end its workers."""
@@ -4677,6 +4692,9 @@ class Orchestrator:
         if lock is None:
             return  # a runner, or another who buries, has it
         try:
+            if self._has_runner(name):
+                self.store.poke(name)  # its lock is another file's: it takes that of this one
+                return
             state = self.store.load_state(name)
             if state.get("state") == "ended":  # who answered its inbox was killed at it
                 how = ("stopped", "stopped")
@@ -6588,6 +6606,7 @@ class Runner:
         self.trouble = ""  # ... and why: it is logged once
         self.leaving = self.over = False
         self.saved: dict[str, Any] = {}
+        self.lock = -1  # the session's: from run_session
 
     # ---- what state.json says ----
 
@@ -7511,6 +7530,15 @@ class Runner:
             self._wait(woken)
         return self.exit_status or 0
 
+    def _keep_lock(self) -> None:
+        """Take the session's lock again where somebody has put another file in its place."""
+        path = f"{self.store.folder(self.name)}/lock"
+        if file_mark(path)[1] != os.fstat(self.lock).st_ino:
+            lock = self.store.lock_alone(path)
+            if lock is not None:
+                os.close(self.lock)
+                self.lock = lock
+
     def _wait(self, woken: int) -> None:
         """Wait until something happens or is due."""
         # The tmux commands of this round ended with a signal each: no reason for another.
@@ -7598,6 +7626,7 @@ class Runner:
     def _go_on(self) -> None:
         """Begin when there is a slot. Read what happened, look, decide, save."""
         keep_socket()
+        self._keep_lock()
         if not self.child:
             place, ahead = self.boss.place(self.name)
             if place:
@@ -7896,7 +7925,9 @@ class Runner:
             return ""
         draft = self._draft()
         if draft is None:
-            self._look_for_dialog(time.time())  # Gemini CLI 0.61.0 ends a turn that loops with one
+            self._look_for_dialog(
+                time.monotonic()
+            )  # Gemini CLI 0.61.0 ends a turn that loops with one
             return "its input line is not on the screen"
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
         if draft and sent.startswith(draft) and len(draft) >= min(len(sent), 40):
@@ -8313,7 +8344,7 @@ class Remote:
         self.mark = ""  # of what we have seen of there
         self.kept: list[str] = []  # messages and results of there that are files here
         self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
-        self.child = 0  # the ssh in our pane
+        self.child, self.lock = 0, -1  # the ssh in our pane; the session's, from run_session
         self.signals: list[int] = []
 
     def run(self) -> int:
@@ -8611,16 +8642,19 @@ def run_session(store: Store, name: str) -> int:
     session = store.find(name)
     # The pane dies with us: what we last said must not die with it.
     path = f"{store.folder(name)}/runner.log"
+    if os.path.lexists(path) and not os.path.isfile(path):
+        store.quarantine(path)
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
     lock = store.lock_alone(f"{store.folder(name)}/lock")
     if lock is None:
         raise CaoError(f"session {name} has a runner already", f"cao why {name}")
     runner = (Remote if session.host else Runner)(store, session)
+    runner.lock = lock
     try:
         return runner.run()
     finally:
         runner.wake.close()
-        os.close(lock)
+        os.close(runner.lock)
 
 
 # ==== 10. Schedule ====================================================================

@@ -77,6 +77,8 @@ KINDS = {
     "locked": locked,
 }
 
+NO_FILE = ("nothing", "folder", "fifo", "loop")
+
 FLOW = "---\nname: nightly\nschedule: '0 3 * * *'\nagent_profile: demo\n---\nsay hello\n"
 CRONTAB = "#!/bin/sh\ncase $1 in -l) cat {0} 2>/dev/null || {{ echo no crontab for me >&2; exit 1; }};; *) cat >{0};; esac\n"  # noqa: E501
 
@@ -227,7 +229,8 @@ def main() -> int:
         while count < options.rounds and time.monotonic() < end:
             files = [file for file in home.files() if options.file in file]
             file = dice.choice(files)
-            kind = options.kind or dice.choice(sorted(KINDS))
+            kinds = NO_FILE if file.startswith("lib/") else KINDS  # code, if it is a file
+            kind = options.kind or dice.choice(sorted(kinds))
             wrong = fuzz(home, file, kind, dice, options.commands)
             count += 1
             for words in wrong:

@@ -316,3 +316,41 @@ def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons
         name = "same" if kind == "permission" else f"id{number}"
         runner._answer_ourselves(cao.Question(name, kind, text))
     assert pressed == ["1"] * 3
+
+
+# ---- files that are not ours ----
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_file_of_a_live_home_stops_a_command_or_a_runner(seed):
+    argv = [sys.executable, HERE / "fuzz_files.py", "--seed", str(seed), "--rounds", "3"]
+    done = subprocess.run([*argv, "--commands", "8"], capture_output=True, text=True,
+                          timeout=600, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_runner_whose_lock_was_removed_is_not_buried_and_has_it_again(place, verbs):
+    session = idle_session(place)
+    runner, lock = runner_of(place, session), place.home / "sessions" / session / "lock"
+    lock.unlink()
+    assert verbs.state_of(session)["state"] == "idle"
+    until(lambda: place.store.is_locked(session))
+    assert place.ok("handoff", session, "demo: say again") == "again\n"
+    assert runner_of(place, session) == runner
+
+
+def test_what_stands_in_the_place_of_a_file_of_ours_is_moved_aside(store):
+    for make in (os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)):
+        path = f"{store.home}/a-file"
+        make(path)
+        store.write(path, "text")
+        assert store.read_text(path) == "text"
+        os.unlink(path)
+        make(path)
+        with cao.FileLock(path):
+            assert store.lock(path) is None
+        shutil.rmtree(path, ignore_errors=True)
+        Path(path).unlink(missing_ok=True)
+    os.mkfifo(f"{store.home}/approvals.jsonl")  # nobody reads it
+    asked = {"kind": "permission", "text": "x", "where": "hook"}
+    store.note_approval("worker-2222", asked, "yes", "person")
