@@ -3600,6 +3600,42 @@ def make_record(found: dict[str, Any], kind: Callable[..., Any]) -> Any:
     return kind(**values)
 
 
+_NUMBER = (int, float)
+_PROCESS = {"id": int, "start": str}
+_STATE: dict[str, Any] = {  # what has to be what, of state.json
+    **dict.fromkeys("state why task task_message task_line last_line conversation".split(), str),
+    **dict.fromkeys(("transcript", "held_back"), str),
+    **dict.fromkeys(("since", "clock", "exit_status"), _NUMBER),
+    **dict.fromkeys(("group", "launcher"), _PROCESS),
+    "questions": [
+        {**dict.fromkeys(("id", "kind", "text", "where"), str), "options": [[str]], "lines": int}
+    ],
+    "delivering": [str],
+    "delivery": {"messages": [str]},
+    "reply": {"id": str, "ok": bool, "text": str},
+    "evidence": {},
+}
+_EVIDENCE = {
+    "event": {"kind": str, "source": str, "at": _NUMBER},
+    "look": {"state": str, "source": str, "why": str},
+}
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Tell whether JSON is of a shape: a type, [the shape of each], or {key: shape}."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(fits(value.get(k), shape[k]) for k in shape)
+    if isinstance(shape, list):
+        return isinstance(value, (list, tuple)) and all(fits(one, shape[0]) for one in value)
+    return isinstance(value, shape)
+
+
+def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
+    """Tell whether all that is given, and is not null, has its shape."""
+    given = (key for key in shapes if values.get(key) is not None)
+    return all(fits(values[key], shapes[key]) for key in given)
+
+
 def _tuples(value: Any) -> Any:
     """Return JSON's lists as the tuples of our records."""
     return tuple(value) if isinstance(value, list) else value
@@ -3809,11 +3845,12 @@ class Store:
         """Return what a session's runner last wrote of it ({} before its first word)."""
         path = f"{self.folder(name)}/state.json"
         state = self.read_json(path) or {}
-        since = state.get("since", 0)
-        if not isinstance(state.get("state", ""), str) or not isinstance(since, (int, float)):
-            self.quarantine(path)
-            return {}
-        return state
+        if fits_where_given(state, _STATE) and fits_where_given(
+            state.get("evidence") or {}, _EVIDENCE
+        ):
+            return state
+        self.quarantine(path)
+        return {}
 
     def save_state(self, name: str, state: dict[str, Any]) -> None:
         """Write a session's state. Only its runner does, or who buries it."""

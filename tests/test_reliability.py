@@ -321,9 +321,9 @@ def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons
 # ---- files that are not ours ----
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_no_file_of_a_live_home_stops_a_command_or_a_runner(seed):
-    argv = [sys.executable, HERE / "fuzz_files.py", "--seed", str(seed), "--rounds", "3"]
+    argv = [sys.executable, HERE / "fuzz_files.py", "--seed", str(seed), "--rounds", "2"]
     done = subprocess.run([*argv, "--commands", "8"], capture_output=True, text=True,
                           timeout=600, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -354,3 +354,20 @@ def test_what_stands_in_the_place_of_a_file_of_ours_is_moved_aside(store):
     os.mkfifo(f"{store.home}/approvals.jsonl")  # nobody reads it
     asked = {"kind": "permission", "text": "x", "where": "hook"}
     store.note_approval("worker-2222", asked, "yes", "person")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"questions": ["text"]}, {"questions": [{"id": "x"}]}, {"questions": {"a": 1}},
+        {"group": {"id": "7", "start": 3}}, {"delivery": []}, {"evidence": {"event": {"at": "x"}}},
+        {"task": 7}, {"since": "now"}, {"reply": {"id": 1}}, {"exit_status": "1"},
+    ],
+)  # fmt: skip
+def test_a_state_of_other_types_is_put_aside(store, wrong):
+    good = {"state": "idle", "since": 1.0, "questions": [], "group": None, "delivery": None}
+    store.save_state("worker-2222", good)
+    assert store.load_state("worker-2222") == good
+    store.save_state("worker-2222", {**good, **wrong})
+    assert store.load_state("worker-2222") == {}
+    assert os.listdir(f"{store.home}/quarantine")
