@@ -184,6 +184,7 @@ SSH_OPTIONS = (
 ).split()
 SSH_STARTS = 5  # connections that may be starting at once: sshd drops the eleventh
 RETRY_S = 30.0  # at most, between two attempts to reach a host again
+DEAF_S = 15  # a machine that reads nothing of what is written to it for so long is cut off
 FAR_STOP_S = 4.0  # a session on another machine may take so long to end
 REATTACHED = 10  # a runner that dies so often during a task is not started again
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
@@ -3230,8 +3231,9 @@ def runtime_home() -> str:
         return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
-        state = f"/tmp/cao-{os.getuid()}"
-    return os.path.join(state, "cao")
+        # Not its real path: make_home refuses a link that another user has put there.
+        return f"{os.path.realpath('/tmp')}/cao-{os.getuid()}/cao"
+    return os.path.realpath(f"{state}/cao")
 
 
 def current_directory() -> str:
@@ -3475,7 +3477,7 @@ def make_home(home: str) -> None:
         path = os.path.join(path, part)
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            facts = os.stat(path)
+            facts = os.lstat(path)  # the links on the way are known: see runtime_home
         except OSError as error:
             raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
         which = here
@@ -8286,6 +8288,8 @@ sys.exit(cao.main(ARGV))
 _FAR_PYTHON = """exec "$SHELL" -lc 'exec python3 -I -S -c "exec(input())"'"""
 
 
+# What comes of words that are not as cao writes them: 1e999 is infinite, [[[[… too deep.
+_FALSE_WORDS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": ""}}'
 
 
@@ -8326,10 +8330,14 @@ class Link:
 
     def write(self, line: bytes, end: bytes = b"\n") -> None:
         """Write a line; where the connection is broken the next `read` says so."""
-        view = memoryview(line + end)
+        view, poll = memoryview(line + end), select.poll()
+        poll.register(self.fd_out, select.POLLOUT)
         try:
             while view:
-                view = view[os.write(self.fd_out, view) :]
+                if not poll.poll(DEAF_S * 1000):
+                    os.kill(self.pid, signal.SIGTERM)
+                    return
+                view = view[os.write(self.fd_out, view[: select.PIPE_BUF]) :]  # does not block
         except BrokenPipeError:
             pass
 
@@ -8338,6 +8346,8 @@ class Link:
         chunk = os.read(self.fd_in, 1 << 16)
         self.closed = not chunk
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
+        if len(self.buffer) > MAX_FILE_BYTES:
+            raise ValueError("a line without an end")
         while lines and not self.here:  # a login shell may say this and that before
             line = lines.pop(0)
             self.here = line == b"cao-here"
@@ -8421,7 +8431,7 @@ class Remote:
             return False  # the pane is gone; the next use starts us again, and the work goes on
         if signal.SIGTERM in self.signals:
             self._end("terminated", "the runner got SIGTERM")
-        while self.link and readable([self.link.fd_in], 0):
+        if self.link and readable([self.link.fd_in], 0):  # a machine may never stop to speak
             self._read(self.link)
         events = self.store.events(self.name)
         for _, _, order in events:
@@ -8471,7 +8481,7 @@ class Remote:
                 if "structuredContent" in result:
                     self.asked -= 1
                     self._on_facts(result["structuredContent"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
             self._finish("lost", "runner_died", words)
         if link.here and not here:
@@ -9091,10 +9101,10 @@ class Schedule:
         for key, value in env.items():
             if key == "PATH" or key not in os.environ:
                 os.environ[key] = str(value)
-        started = time.monotonic()
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started))
-        run_id = f"{stamp}.{int(started % 1 * 1e6):06}Z"  # sorts by time
-        record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started)}
+        started, started_at = time.monotonic(), time.time()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started_at))
+        run_id = f"{stamp}.{int(started_at % 1 * 1e6):06}Z"  # sorts by time
+        record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started_at)}
         with FileLock(self._path(record, "lock")):
             with FileLock(f"{self.folder}/{name}/lock"):
                 self._enter(flow, record)
@@ -11756,7 +11766,9 @@ def complete(store: Store, words: Sequence[str]) -> list[str]:
                 names.append(one.option())
             elif one.place != "-":
                 names += dict(one.settings).get("choices") or known.get(one.name) or ()
-    return sorted({name for name in names if name.startswith(last) and (last or name[0] != "-")})
+    # A shell reads the chosen word: no file's name may be more than one.
+    plain = filter(re.compile(r"[\w.@-]+").fullmatch, names)
+    return sorted({name for name in plain if name.startswith(last) and (last or name[0] != "-")})
 
 
 TOOLS = {

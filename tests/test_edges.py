@@ -325,6 +325,23 @@ def test_what_another_user_made_first_is_refused(place):
     assert [*first.iterdir()] == []
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link away")
+def test_a_link_on_the_way_leads_nowhere_that_others_choose(place):
+    mine, theirs = place.folder / "mine", place.folder / "theirs"
+    mine.mkdir()
+    theirs.symlink_to(mine)
+    os.chown(theirs, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(cao.CaoError, match=f"{theirs} belongs to another user"):
+        cao.make_home(f"{theirs}/cao")  # as /tmp/cao-UID, where there is no HOME
+    mine.chmod(0o777)
+    (mine / "state").mkdir()
+    link = place.folder / "link"
+    link.symlink_to(mine / "state")
+    done = place.run("ls", CAO_HOME="", XDG_STATE_HOME=str(link))
+    assert (done.returncode, f"{mine} can be written by others" in done.stderr) == (1, True)
+    assert [*mine.rglob("cao")] == []
+
+
 @pytest.mark.parametrize(("name", "members", "good"), [
     ("me", [], True), ("me", ["me"], True), ("me", ["me", "you"], False), ("staff", [], False),
 ])  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pwd
 import re
@@ -576,8 +577,9 @@ def test_a_session_that_is_idle_closes_at_both_ends(far):
 
 # ---- a machine that says what it should not ----
 
+ENDLESS = '{"result": {}}'
 FALSE_MACHINE = """
-import json, sys, time
+import json, os, sys, time
 if "-t" in sys.argv:
     sys.exit()
 sys.stdin.readline()
@@ -590,9 +592,12 @@ for number, line in enumerate(sys.stdin):
     said = {"session": "demo-2222", "replies": replies, "mark": str(number), "result": None,
             "messages": [], "questions": [], "state": "working", "why": "", "last_line": "",
             "usage": None}
-    said.update(FALSE)
+    if isinstance(FALSE, dict):
+        said.update(FALSE)
     said = {"jsonrpc": "2.0", "id": request["id"], "result": {"structuredContent": said}}
-    print(json.dumps(said) if FALSE else "no JSON", flush=True)
+    print(FALSE if isinstance(FALSE, str) else json.dumps(said), flush=True)
+    while FALSE == ENDLESS:
+        os.write(1, 5000 * f"{FALSE}\\n".encode())
     time.sleep(0.2)
 """
 LETTER = {"id": "01795846806354602626-abcd", "kind": "message", "sender": "x", "to": "y",
@@ -601,9 +606,10 @@ LETTER = {"id": "01795846806354602626-abcd", "kind": "message", "sender": "x", "
 
 @pytest.fixture
 def false_machine(place):
-    def says(what: dict) -> None:
+    def says(what: dict | str) -> None:
         script = place.folder / "machine.py"
-        script.write_text(f"FALSE = {what!r}\n{FALSE_MACHINE}")
+        head = f"inf = float('inf')\nFALSE, ENDLESS = {what!r}, {ENDLESS!r}"
+        script.write_text(f"{head}\n{FALSE_MACHINE}")
         place.env["CAO_SSH"] = f"{sys.executable} {script}"
 
     return says
@@ -612,7 +618,9 @@ def false_machine(place):
 @pytest.mark.parametrize(
     "false",
     [
-        {},
+        "no JSON",
+        "[" * 100_000,
+        {"usage": {"input": math.inf, "cached": 1, "output": 1}},
         {"messages": 5},
         {"messages": [{**LETTER, "id": "../../../../outside"}]},
         {"messages": [{**LETTER, "id": "01795846806354602626-../outside"}]},
@@ -625,7 +633,7 @@ def false_machine(place):
         {"replies": ["no", "object"]},
         {"mark": None, "messages": None},
     ],
-    ids=str,
+    ids=lambda false: str(false)[:60],
 )
 def test_what_a_false_machine_says_costs_only_its_own_task(place, false_machine, false):
     false_machine(false)
@@ -636,6 +644,24 @@ def test_what_a_false_machine_says_costs_only_its_own_task(place, false_machine,
     until(place.live, [])
     assert not list(place.folder.rglob("outside*"))
     place.ok("ls", "--all")
+
+
+def test_a_machine_that_never_stops_to_speak_is_left(place, false_machine):
+    false_machine(ENDLESS)
+    task = place.ok("assign", "demo@box", "demo: say x").strip()
+    session = task.partition(".")[0]
+    until((place.home / f"sessions/{session}/log.jsonl").read_text, lambda log: "connected" in log)
+    assert place.ok("stop", session) == f"{session}: ended\n"
+    assert "stopped" in place.run("wait", task).stderr
+
+
+def test_a_machine_that_reads_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(cao, "DEAF_S", 0.1)
+    env = {**os.environ, "CAO_SSH": f"{sys.executable} -c 'import time; time.sleep(60)'"}
+    link = cao.Link("box", [], env)
+    link.write(b"x" * (1 << 20))
+    assert link.read() == []
+    assert (link.closed, link.end()) == (True, -signal.SIGTERM)
 
 
 def test_what_a_machine_says_is_taken_as_words(place, false_machine):

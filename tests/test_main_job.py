@@ -1992,6 +1992,17 @@ def test_words_are_completed_to_commands_options_and_names(place):
         (["nothing", ""], []),
     ):
         assert place.ok("complete", *words).split() == wanted, words
+    # What a shell would do more with than read it is no name to complete to.
+    for name in (
+        "docs$(touch x)",
+        "docs;touch${IFS}x;",
+        "docs x",
+        "docs\x1b[1m",
+        "docs\nx",
+        "docs*",
+    ):
+        place.profile(name, "---\nprovider: demo\n---\n")
+    assert place.ok("complete", "handoff", "do").split() == ["docs"]
     place.ok("assign", "demo", "demo: sleep 300")
     (session,) = place.live()
     for verb in ("stop", "answer", "attach", "handoff", "trace"):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -186,6 +186,10 @@ def test_json_has_facts_with_times_that_others_can_read(plan):
     times = [ran["started_at"], ran["ended_at"], shown["added_at"]]
     assert all(datetime.fromisoformat(at).utcoffset() is not None for at in times)
     assert ran["seconds"] >= 0
+    now = datetime.now().astimezone()
+    assert all(abs((now - datetime.fromisoformat(at)).total_seconds()) < 600 for at in times)
+    started = datetime.fromisoformat(ran["started_at"]).astimezone(timezone.utc)
+    assert ran["id"].startswith(f"{started:%Y%m%dT%H%M%S}.")
     assert not {"due_at", "missed"} & {*ran}
 
 
