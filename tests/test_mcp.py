@@ -971,16 +971,22 @@ def post_with_token(talk: Talk, token, tool: str, **arguments) -> int:
 
 
 @pytest.fixture
-def quick(connect, monkeypatch):
-    """Start the same server with another time between two words of progress than its own."""
+def patched(connect, monkeypatch):
+    """Start the same server after a statement that changes it."""
 
-    def start(seconds: float) -> Talk:
+    def start(statement: str) -> Talk:
         code = f"import sys; sys.path.insert(0, {str(Path(cao.__file__).parent)!r}); import cao; "
-        code += f"cao.PROGRESS_S = {seconds}; sys.exit(cao.main(['mcp']))"
+        code += f"{statement}; sys.exit(cao.main(['mcp']))"
         monkeypatch.setattr("conftest.CAO", [CAO[0], "-c", code])
         return connect()
 
     return start
+
+
+@pytest.fixture
+def quick(patched):
+    """Start the same server with another time between two words of progress than its own."""
+    return lambda seconds: patched(f"cao.PROGRESS_S = {seconds}")
 
 
 @pytest.mark.tmux
@@ -1433,13 +1439,21 @@ def test_a_broken_supervisor_profile_is_an_error_that_names_it(talk, place):
     talk.is_quiet()
 
 
-def test_a_fault_that_nothing_foresaw_is_an_error_and_ends_no_server(talk, place):
+def test_a_fault_that_nothing_foresaw_is_an_error_and_ends_no_server(patched):
+    talk = patched("cao.Orchestrator.list_sessions = lambda *_: 1 / 0")
+    answer = talk.request("resources/read", {"uri": "cao://sessions"}, timeout_s=3)
+    assert answer["error"]["code"] == -32603
+    assert "ZeroDivisionError" in answer["error"]["message"]
+    assert b"Traceback" in talk.process.stderr.read1()
+    talk.is_quiet()
+
+
+def test_what_the_machine_refuses_is_an_error_that_names_the_file(talk, place):
     (place.home / "live").rmdir()
     (place.home / "live").touch()
     answer = talk.request("resources/read", {"uri": "cao://sessions"}, timeout_s=3)
     assert answer["error"]["code"] == -32603
-    assert "NotADirectoryError" in answer["error"]["message"]
-    assert b"Traceback" in talk.process.stderr.read1()
+    assert f"{place.home}/live: Not a directory" in answer["error"]["message"]
     talk.is_quiet()
 
 
@@ -2019,8 +2033,8 @@ def test_no_error_of_a_verb_tells_a_model_to_run_a_command():
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args[1:]
     ]
     assert len(fixes) > 40
-    allowed = ["\"cao allow --check 'COMMAND' allows a check\""]
-    assert [fix for fix in fixes if re.match("f?.cao ", fix)] == allowed
+    allowed = ["'cao mcp'", "\"cao allow --check 'COMMAND' allows a check\""]
+    assert {fix for fix in fixes if re.match("f?.cao ", fix)} == set(allowed)
 
 
 def test_clis_that_are_not_installed_are_not_offered(connect, place):
@@ -2113,6 +2127,12 @@ def test_without_a_root_a_project_is_worked_in_and_neither_home_nor_the_root(pla
     assert place.live() == []
     talk = rooted(roots, place.folder)
     assert talk.data("assign", target="demo", task="hello")["cwd"] == str(place.folder.resolve())
+
+
+def test_a_task_for_another_machine_works_in_no_directory_of_this_one(rooted):
+    refused = rooted(None, "/").call("assign", target="demo@far", task="hello")
+    assert refused["isError"]
+    assert "started in" not in text(refused)
 
 
 @pytest.mark.tmux
