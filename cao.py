@@ -2542,6 +2542,7 @@ _PERMISSION_MODES = {
 }
 
 
+@lru_cache(64)
 def parse_profile(text: str, name: str, source: str) -> Profile:
     """Return the profile in text; name is what one targets, whatever its `name:` says.
 
@@ -2927,11 +2928,13 @@ def find_program(name: str, path: str | None = None) -> str:
     """Return the absolute path of a program. Raises CaoError naming where was looked."""
     if path is None:
         path = os.environ.get("PATH", "")
-    places = [*path.split(":"), *USUAL_PLACES]
+    home = os.path.expanduser("~")
+    folders = f":{path}:{':'.join(USUAL_PLACES)}".replace(":~/", f":{home}/").split(":")
+    places = [f"{folder}/" for folder in folders if folder]
     if "/" in name:
-        places = ["."]
-    for place in filter(None, places):
-        found = os.path.join(os.path.expanduser(place), os.path.expanduser(name))
+        places, name = [""], os.path.expanduser(name)
+    for place in places:
+        found = place + name
         if os.access(found, os.X_OK) and os.path.isfile(found):
             return os.path.abspath(found)
     if "/" in name:
