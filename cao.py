@@ -11168,8 +11168,19 @@ def cmd_diff(ask: Ask) -> int:
         print(words, file=sys.stderr, flush=True)
     form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
     show = ("--paginate", "-C", path, "diff-tree", "-r", "-M", "--color=auto", form, base, tree)
-    argv = [find_program("git"), *show]
-    return os.execve(argv[0], argv, git_environment())
+    argv, env = [find_program("git"), *show], git_environment()
+    # On a terminal, where alone git starts a pager.
+    filter_first = quote_argv([sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"])
+    env["GIT_PAGER"] = f"{filter_first} | {_git(path, 'var', 'GIT_PAGER')}"
+    return os.execve(argv[0], argv, env)
+
+
+def show_visible() -> None:
+    """Copy what git prints to stdout; but for its own colours it is made visible."""
+    for line in sys.stdin.buffer:
+        parts = re.split(r"(\x1b\[[1;]*(?:3[1-6])?m)", line.decode(errors="backslashreplace"))
+        parts[::2] = map(visible, parts[::2])
+        sys.stdout.buffer.write("".join(parts).encode())
 
 
 def cmd_merge(ask: Ask) -> None:
@@ -12544,6 +12555,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return cmd_mcp("".join(argv[2:]))
         if argv[:1] == ["complete"] and argv[1:]:
             print(*complete(Store(runtime_home()), argv[1:]), sep="\n")
+            return EXIT_DONE
+        if argv == ["visible"]:
+            show_visible()
             return EXIT_DONE
         if argv[:1] == ["run-session"] and argv[1:]:
             return run_session(Store(runtime_home()), argv[1])

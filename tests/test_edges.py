@@ -290,6 +290,25 @@ def test_an_answer_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place):
     assert piped == text.encode() + b"\n"
 
 
+@pytest.mark.parametrize("pager", ["cat", "cat -v | cat"])
+def test_a_diff_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place, pager):
+    me = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=place.work, env=place.env, check=True)
+    session = place.ok("assign", "demo", "demo: say x", "--worktree").partition(".")[0]
+    place.until_state(session, "idle")
+    text = b"\x1b[8mhidden\x1b[m \x1b]0;title\x07 \xe2\x80\xae \xff \x1b[31mred\r\n"
+    (place.home / "worktrees" / session / "file").write_bytes(text)
+    place.env["GIT_PAGER"] = pager
+    seen, status = on_terminal(place, "diff", session)
+    hidden = r"\x1b[8mhidden", r"\x1b]0;title\x07 \u202e \xff"
+    assert (status, [words in seen for words in hidden]) == (0, [True, True])
+    assert ("\x1b[32m" in seen, "^[[32m" in seen) == (pager == "cat", pager != "cat")
+    argv = [*CAO, "diff", session]
+    piped = subprocess.run(argv, env=place.env, cwd=place.work, capture_output=True, check=True)
+    assert b"+" + text in piped.stdout
+
+
 def test_an_error_hides_nothing_on_a_terminal(place):
     seen, status = on_terminal(place, "show", "a\x1b]52;c;AAAA\x07\u202e")
     assert (status, "\\x1b]52" in seen, "\x1b" in seen) == (3, True, False)
