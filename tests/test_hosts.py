@@ -575,6 +575,36 @@ def test_a_session_that_is_idle_closes_at_both_ends(far):
     until(lambda: (far.live(), far.machine.sessions()), ([], []))
 
 
+def test_what_is_said_twice_is_done_once(place):
+    """As after a connection that broke before the answer came. The server is the far one."""
+    start = place.start
+    place.start = lambda word, **env: start(word, "--near", "abcdefgh.demo-2222", **env)
+    client = McpClient(place)
+    task = cao.Message("01795846806354602626-demo-2222.abcd", "task", "", "", "demo: say x",
+                       task="demo-2222.abcd")  # fmt: skip
+    wanted = {
+        "session": "", "cwd": str(place.work), "depth": 2, "task": "", "orders": [], "kept": [],
+        "profile": cao.Profile("demo", "here", "demo", "")._asdict(), "mark": "",
+        "tasks": [task._asdict()], "letters": [{"id": LETTER["id"], "text": "a letter"}],
+    }  # fmt: skip
+    first = client.call("sync", **wanted)["structuredContent"]
+    session = first["session"]
+    log = until(lambda: place.log(session), lambda log: letter_taken(log) == 1)
+    again = client.call("sync", **wanted)["structuredContent"]
+    assert again["session"] == session
+    assert again["replies"][task.id] == first["replies"][task.id]
+    log = place.log(session)
+    assert [e["event"] for e in log].count("queued") == 2
+    assert letter_taken(log) == 1
+    assert place.live() == [session]
+    assert place.store.find(session).depth == 2
+    assert client.close() == 0
+
+
+def letter_taken(log):
+    return sum(LETTER["id"] in e["messages"] for e in log if e["event"] == "taken")
+
+
 # ---- a machine that says what it should not ----
 
 ENDLESS = '{"result": {}}'
