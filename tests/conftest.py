@@ -25,8 +25,18 @@ import cao
 from mock_llm import MockServer
 from side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - hooks of pytest
 
-# A shell starts what it puts into the background deaf to C-c, and so would be all we start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def interrupt(*_) -> NoReturn:
+    """End the tests as Ctrl-C does, and finish tearing down whatever comes after it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    raise KeyboardInterrupt
+
+
+# SIGINT also because a shell starts what it puts into the background with SIGINT ignored,
+# and everything that we start would ignore it too.
+signal.signal(signal.SIGINT, interrupt)
+signal.signal(signal.SIGTERM, interrupt)
 
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
@@ -44,6 +54,20 @@ PINNED = {
 
 def pytest_report_header() -> list[str]:
     return [f"{name}: {program or 'not installed'}" for name, program in real_clis().items()]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    """Skip a test that starts a program which is not installed here."""
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        if error.filename in ("git",) and not shutil.which(error.filename):
+            pytest.skip(f"{error.filename} is not installed")
+        raise
+
+
+pytest_runtest_call = pytest_runtest_setup
 
 
 def real_clis() -> dict[str, str]:
@@ -93,12 +117,14 @@ def run_cao(args, env, cwd, stdin="", timeout_s=180.0) -> subprocess.CompletedPr
         pid = os.fork()
         if not pid:
             be_cao(argv, files, env, cwd)
-        ending = os.pidfd_open(pid)
-        late = not select.select([ending], [], [], timeout_s)[0]
-        os.close(ending)
-        if late:
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        ending, late = os.pidfd_open(pid), True
+        try:
+            late = not select.select([ending], [], [], timeout_s)[0]
+        finally:  # also when the tests are interrupted
+            os.close(ending)
+            if late:
+                os.kill(pid, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         for file in files:
             file.seek(0)
         out, err = (io.TextIOWrapper(io.BytesIO(file.read())).read() for file in files[1:])
@@ -111,6 +137,8 @@ def be_cao(argv, files, env, cwd) -> NoReturn:
     """Be the process of a command: what tests/start.py is to a shell."""
     status = 70
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for fd, file in enumerate(files):
             os.dup2(file.fileno(), fd)
         os.closerange(3, 4096)  # also what this one tells another by
@@ -285,12 +313,12 @@ class Place:
 @pytest.fixture(scope="session")
 def compiled():
     """The copy of cao.py that sessions run from, made and compiled once for all places."""
-    folder = Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp"))
-    cao.install_copy(cao.Store(str(folder / "cao")))
-    yield folder / "cao" / "lib"
-    (copy,) = folder.glob("cao/lib/*/cao.py")
-    assert copy.read_bytes() == (ROOT / "cao.py").read_bytes()  # places have links to it
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="cao-", dir="/tmp") as folder:
+        lib = Path(folder, "cao", "lib")
+        cao.install_copy(cao.Store(str(lib.parent)))
+        yield lib
+        (copy,) = lib.glob("*/cao.py")
+        assert copy.read_bytes() == (ROOT / "cao.py").read_bytes()  # places have links to it
 
 
 @pytest.fixture
@@ -298,12 +326,13 @@ def bare(monkeypatch):
     """A sealed place in which cao never ran; a unix socket's path is short, so it is right
     below /tmp.
     """
-    made = Place(Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
     for name in ("CAO_HOME", "CAO_SESSION", "CAO_CLIENT", "TMUX", "TMUX_PANE", "CLAUDECODE",
                  "CLAUDE_CODE_SESSION_ID", "XDG_STATE_HOME"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    yield made
-    made.close()
+    with tempfile.TemporaryDirectory(prefix="cao-", dir="/tmp") as folder:
+        made = Place(Path(folder))
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import itertools
 import os
 import pickle
 import selectors
+import signal
 import struct
 
 import pytest
@@ -38,6 +39,8 @@ def pytest_runtestloop(session):
     try:
         left = report_all(session, work, running)
     finally:
+        for process in running:
+            os.kill(process.pid, signal.SIGTERM)  # at its end already, unless we are interrupted
         for process in running:
             process.end()
     if session.shouldfail:
@@ -131,8 +134,10 @@ class Process:
                 run_units(session, work, os.fdopen(tell, "wb"))
                 status = 0
             finally:
-                session._setupstate.teardown_exact(None)  # where it was interrupted
-                os._exit(status)
+                try:
+                    session._setupstate.teardown_exact(None)  # where it was interrupted
+                finally:
+                    os._exit(status)
         os.close(tell)
         self.told = os.fdopen(told, "rb", buffering=0)
 

@@ -116,7 +116,6 @@ class Machine:
         self.clear()
         self.sshd.terminate()
         self.sshd.wait()
-        shutil.rmtree(self.folder)
 
 
 def free_port() -> int:
@@ -137,10 +136,15 @@ def user_there():
     name = f"cao-far-{os.getpid()}"
     make = ["useradd", "-m", "-p", "*", "-s", "/bin/bash", name]  # no password: sshd wants one
     subprocess.run(make, check=True, capture_output=True)
-    made = Machine(pwd.getpwnam(name), Path(tempfile.mkdtemp(prefix="cao-", dir="/tmp")))
-    yield made
-    made.close()
-    subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
+    user = pwd.getpwnam(name)
+    try:
+        with tempfile.TemporaryDirectory(prefix="cao-", dir="/tmp") as folder:
+            made = Machine(user, Path(folder))
+            yield made
+            made.close()
+    finally:
+        subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
+        shutil.rmtree(f"/tmp/tmux-{user.pw_uid}", ignore_errors=True)
 
 
 @pytest.fixture
