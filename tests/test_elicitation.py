@@ -223,9 +223,13 @@ def test_a_worker_that_dies_takes_its_form_with_it(connect, place):
 def test_forms_are_shown_one_at_a_time(connect):
     client = connect()
     keys = [hand_off(client, f"demo: permit make {n}|Yes|No") for n in range(3)]
-    for _ in keys:
+
+    def asking() -> int:
+        return client.call("list_sessions")["content"][0]["text"].count("  asks:")
+
+    for left in (3, 2, 1):
         form = client.form()
-        until(lambda: client.call("list_sessions")["content"][0]["text"].count("asks:") or 3)
+        until(asking, left)
         assert client.forms()[-1] == form
         client.reply(form, "yes")
     assert [client.data(key)["results"][0]["answer"] for key in keys] == ["Yes"] * 3
