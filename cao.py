@@ -8365,6 +8365,12 @@ class Link:
         the machine there, are on our stderr."""
         os.close(self.fd_out)
         os.close(self.fd_in)
+        for _ in range(150):  # a machine may have ssh wait for ever
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            select.select([], [], [], 0.02)
+        os.kill(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -8605,7 +8611,8 @@ class Remote:
                     self._finish("failed", "never_started", words)
                 return
             self.far_task = str(reply["task"])
-            self._show(list(map(str, reply["attach"])))
+            if reply["attach"]:
+                self._show(list(map(str, reply["attach"])))
             self.store.discharge(self.name, letter)
         elif message:
             way = {"step": str(reply.get("step")), "exact": str(reply.get("exact"))}
@@ -10780,9 +10787,10 @@ def _near_assign(boss: Orchestrator, task: dict[str, Any], given: dict[str, Any]
     wanted = {**task, **given, "profile": profile, "request_id": task["task"]}
     name = boss.assign(profile.name, task["text"], task_options(wanted))
     session = boss.store.session_of(name)
-    pane = boss.tmux.pane_of(session)
-    attach = [boss.tmux.program, "-u", "-S", boss.tmux.ask(pane, "#{socket_path}"), "attach"]
-    attach += ["-f", "read-only,ignore-size", "-t", f"={session}"]
+    pane, attach = boss.tmux.pane_of(session), []
+    if pane:  # it may have ended since
+        attach = [boss.tmux.program, "-u", "-S", boss.tmux.ask(pane, "#{socket_path}"), "attach"]
+        attach += ["-f", "read-only,ignore-size", "-t", f"={session}"]
     return {"task": name, "session": session, "attach": attach}
 
 

@@ -515,6 +515,23 @@ def test_a_link_that_is_silently_dead_is_made_again(far):
     assert len(far.machine.sessions()) == 1
 
 
+def test_a_result_is_fetched_from_a_session_that_has_ended_meanwhile(far):
+    task = assign(far, "demo: sleep 2; say done meanwhile")
+    session = working(far, task)
+    until(lambda: connected(far, session))
+    far.machine.sshd.terminate()
+    far.machine.sshd.wait()
+    for pid in connections(far):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: list(far.machine.cao_home.glob("sessions/*/results/*")))
+    far.machine.cao("stop", *far.machine.sessions())
+    until(lambda: far.machine.pids("tmux"), [])
+    far.machine.sshd = far.machine.start()
+    result = wait(far, task)
+    assert (result["outcome"], result["answer"]) == ("done", "done meanwhile")
+    until(far.live, [])
+
+
 def test_a_machine_that_stays_away_ends_the_task(far):
     task = assign(far, "demo: sleep 60; say never", "--timeout", "3s")
     session = working(far, task)
@@ -696,6 +713,13 @@ def test_a_machine_that_reads_nothing_is_left(monkeypatch):
     link.write(b"x" * (1 << 20))
     assert link.read() == []
     assert (link.closed, link.end()) == (True, -signal.SIGTERM)
+
+
+def test_a_machine_that_is_silent_and_stays_is_left(place):
+    """Its ssh has closed its output, and does not end."""
+    place.program("deaf-ssh", "exec >&-; exec sleep 100")
+    done = place.run("handoff", "demo@box", "demo: say x", CAO_SSH="deaf-ssh")
+    assert "box cannot be reached: ssh ended with -9" in done.stderr
 
 
 def test_what_a_machine_says_is_taken_as_words(place, false_machine):
