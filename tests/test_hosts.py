@@ -364,7 +364,7 @@ def test_scope_and_depth_go_with_it(far):
 
 
 def test_eight_at_once_are_not_too_many(far):
-    """This sshd drops the sixth connection that begins while five are beginning."""
+    """This sshd drops the eleventh connection that begins while ten are beginning."""
     tasks = [assign(far, f"demo: say {n}") for n in range(8)]
     assert [wait(far, task)["answer"] for task in tasks] == [str(n) for n in range(8)]
 
@@ -515,14 +515,50 @@ def test_a_link_that_is_silently_dead_is_made_again(far):
     assert len(far.machine.sessions()) == 1
 
 
+def go_away(far):
+    """Have the machine out of reach."""
+    far.machine.sshd.terminate()
+    far.machine.sshd.wait()
+    for pid in connections(far):
+        kill(pid)
+
+
+def test_what_cannot_be_said_there_is_said_here(far):
+    task = assign(far, "demo: permit rm -rf build|Yes|No")
+    session = task.partition(".")[0]
+    far.until_state(session, "asking")
+    go_away(far)
+    why = far.until_state(session, "unknown")["why"]
+    assert why.startswith("box cannot be reached: ssh ended with 255: ")
+    assert why.partition(": ")[2] in far.ok("why", session)
+    refused = far.run("answer", session, "yes")
+    assert refused.returncode != 0
+    assert "unknown" in refused.stderr
+    far.ok("stop", session)
+    result = wait(far, task)
+    assert result["outcome"] == "stopped"
+    assert "box did not say that" in result["detail"]
+    far.machine.sshd = far.machine.start()
+    assert len(far.machine.sessions()) == 1
+
+
+def test_a_question_is_answered_after_its_machine_was_away(far):
+    task = assign(far, "demo: permit rm -rf build|Yes|No")
+    session = task.partition(".")[0]
+    far.until_state(session, "asking")
+    go_away(far)
+    far.until_state(session, "unknown")
+    far.machine.sshd = far.machine.start()
+    far.until_state(session, "asking")
+    far.ok("answer", session, "yes")
+    assert wait(far, task)["answer"] == "Yes"
+
+
 def test_a_result_is_fetched_from_a_session_that_has_ended_meanwhile(far):
     task = assign(far, "demo: sleep 2; say done meanwhile")
     session = working(far, task)
     until(lambda: connected(far, session))
-    far.machine.sshd.terminate()
-    far.machine.sshd.wait()
-    for pid in connections(far):
-        os.kill(pid, signal.SIGKILL)
+    go_away(far)
     until(lambda: list(far.machine.cao_home.glob("sessions/*/results/*")))
     far.machine.cao("stop", *far.machine.sessions())
     until(lambda: far.machine.pids("tmux"), [])
@@ -536,20 +572,21 @@ def test_a_machine_that_stays_away_ends_the_task(far):
     task = assign(far, "demo: sleep 60; say never", "--timeout", "3s")
     session = working(far, task)
     until(lambda: connected(far, session))
-    far.machine.sshd.terminate()
-    far.machine.sshd.wait()
-    for pid in connections(far):
-        os.kill(pid, signal.SIGKILL)
+    go_away(far)
     result = wait(far, task)
     far.machine.sshd = far.machine.start()
     assert (result["outcome"], result["reason"]) == ("lost", "unreachable")
 
 
-def test_a_near_runner_that_was_killed_goes_on(far):
+@pytest.mark.parametrize("what", ["the runner", "its tmux server"])
+def test_a_near_runner_that_was_killed_goes_on(far, what):
     task = assign(far, "demo: sleep 3; say all the same")
     session = working(far, task)
     until(lambda: connected(far, session))
-    os.kill(runner_of(far, session), signal.SIGKILL)
+    if what == "the runner":
+        os.kill(runner_of(far, session), signal.SIGKILL)
+    else:
+        far.tmux("kill-server")
     assert wait(far, task)["answer"] == "all the same"
     assert len(far.machine.sessions()) == 1
     far.ok("stop", session)
