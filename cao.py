@@ -9692,7 +9692,8 @@ def session_rows(
     """Return each session as one line in three parts: its place in the tree, its state, and
     the rest: age, task, and what it asks or said last. live: it stands for long on a screen,
     and an age that does not grow there would be wrong."""
-    names = ["  " * v["depth"] + v["session"] for v in views]
+    hosts = [f"@{v['host']}" if "host" in v else "" for v in views]
+    names = ["  " * v["depth"] + v["session"] + host for v, host in zip(views, hosts)]
     wide = min(max(map(len, names), default=0), columns * 3 // 8)
     rest = max(0, columns - wide - 2 - 9 - 2 - 12)
     rows = []

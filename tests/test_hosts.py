@@ -213,6 +213,7 @@ def test_a_handoff_to_another_machine_gives_its_answer(far):
     (view,) = (v for v in json.loads(far.ok("ls", "--json")) if v["session"] == name)
     assert (view["host"], view["profile"]) == ("box", "demo@box")
     assert view["cwd"] == f"box:{far.machine.work}"
+    assert f"  {name}@box  idle" in far.ok("ls")
     again = json.loads(far.ok("handoff", name, "demo: say more", "--json"))["results"][0]
     assert (again["answer"], again["host"]) == ("more", "box")
     assert f"done on box by {there}" in again["notes"][-1]
