@@ -6727,12 +6727,7 @@ class Runner:
         return True
 
     def _note_failure(self, error: Exception) -> None:
-        """Say what could not be done, once, where we can; the next round tries again."""
-        words = str(error)
-        if words != self.trouble:
-            self.trouble = words
-            self._log("failed", words=words)
-            complain(words)
+        self.trouble = note_failure(self.store, self.name, error, self.trouble)
         self.failed = True
 
     def _log(self, event: str, **fields: Any) -> None:
@@ -8315,11 +8310,18 @@ class Link:
         start = "".join(f"{name} = {value!a}\n" for name, value in words.items()) + _FAR_START
         ssh = ssh_argv(env, "-T", "--", host, _FAR_PYTHON)
         self.buffer, self.here, self.closed, self.calls = b"", False, False, 0
-        far_in, self.fd_out = os.pipe()
-        self.fd_in, far_out = os.pipe()
-        ends = [(os.POSIX_SPAWN_DUP2, far_in, 0), (os.POSIX_SPAWN_DUP2, far_out, 1)]
-        how: dict[str, Any] = {"file_actions": ends, "setpgroup": 0, "setsigdef": _IGNORED}
-        self.pid = os.posix_spawn(ssh[0], ssh, env, **how)
+        pipes: list[int] = []
+        try:
+            pipes += os.pipe()
+            pipes += os.pipe()
+            ends = [(os.POSIX_SPAWN_DUP2, pipes[0], 0), (os.POSIX_SPAWN_DUP2, pipes[3], 1)]
+            how: dict[str, Any] = {"file_actions": ends, "setpgroup": 0, "setsigdef": _IGNORED}
+            self.pid = os.posix_spawn(ssh[0], ssh, env, **how)
+        except OSError:
+            for end in pipes:
+                os.close(end)
+            raise
+        far_in, self.fd_out, self.fd_in, far_out = pipes
         os.close(far_in)
         os.close(far_out)
         self.write(f"exec({start!a})".encode())
@@ -8401,6 +8403,9 @@ class Remote:
         self.kept: list[str] = []  # messages and results of there that are files here
         self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
         self.child, self.lock = 0, -1  # the ssh in our pane; the session's, from run_session
+        self.trouble = ""  # what this machine refused: it is tried again
+        self.end: tuple[str, str, str] | None = None  # ... as _finish was told
+        self.over = False
         self.signals: list[int] = []
 
     def run(self) -> int:
@@ -8411,9 +8416,9 @@ class Remote:
         for entry in self.store.unanswered(self.name):  # taken by a runner before us
             self.task = self.store.taken(self.name, entry)
         while self._round():
-            due = bool(self.ending) or not self.link or time.monotonic() < self.retry_at
+            due = self.ending or self.trouble or not self.link or time.monotonic() < self.retry_at
             inputs = [self.wake.fd, woken]
-            if self.link:
+            if self.link and not self.trouble:
                 inputs.append(self.link.fd_in)
             readable(inputs, LOOK_S if due else None)
             drain_pipe(woken)
@@ -8433,44 +8438,58 @@ class Remote:
             self.store.poke_up(self.name)
 
     def _round(self) -> bool:
-        """Do all that can be done now; tell whether the session goes on."""
+        """Do all that can be done now; tell whether the session goes on. What the machine
+        refuses is tried again in the next round."""
         self.wake.drain()
+        try:
+            if self.end:
+                self._finish(*self.end)
+            else:
+                self._go_on()
+            self.trouble = ""
+        except FAILURES as error:
+            self.trouble = note_failure(self.store, self.name, error, self.trouble)
+            if not os.path.isdir(self.store.folder(self.name)):
+                raise CaoError(f"the folder of {self.name} is gone") from error
+        return not self.over
+
+    def _go_on(self) -> None:
         now = time.monotonic()
         if signal.SIGHUP in self.signals:
-            return False  # the pane is gone; the next use starts us again, and the work goes on
+            self.over = True  # the pane is gone; the next use starts us again, and the work goes on
+            return
         if signal.SIGTERM in self.signals:
             self._end("terminated", "the runner got SIGTERM")
         if self.link and readable([self.link.fd_in], 0):  # a machine may never stop to speak
             self._read(self.link)
-        events = self.store.events(self.name)
-        for _, _, order in events:
+        for entry, _, order in self.store.events(self.name):
+            self.store.drop_events(self.name, [entry])  # first: an answer is given once
             self._on_order(order)
-        self.store.drop_events(self.name, (entry for entry, _, _ in events))
         there = self.state.get("conversation")
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
             if there:
                 detail += f"; {self.session.host} did not say that {there} has ended, too"
             self._finish("stopped", reason, detail)
-        elif now >= self.retry_at and self.state["state"] != "ended":
+        elif now >= self.retry_at and not self.end:
             if self.link and self.link.here:
                 self._sync(self.link)
             elif not self.link:
                 self._connect()
-        if self.state["state"] != "ended":
+        if not self.end:
             self._save()
             try:
                 pane = os.environ.get("TMUX_PANE", "")
                 self.boss.tmux.show_state(pane, self.state["state"], self.state["questions"])
             except TmuxError:
                 pass  # the hangup, if that is what it is, arrives as a signal
-        return bool(self.state["state"] != "ended")
 
     # ---- the connection ----
 
     def _connect(self) -> None:
         path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
-        self.slot = self.store.lock(path)
+        if self.slot is None:
+            self.slot = self.store.lock(path)
         if self.slot is None:
             return
         near = f"{self.store.home_id()}.{self.name}"
@@ -8493,13 +8512,16 @@ class Remote:
         except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
             self._finish("lost", "runner_died", words)
+        except FAILURES:  # it says all of it again, by the next connection
+            os.kill(link.pid, signal.SIGTERM)
+            raise
         if link.here and not here:
             self.tries, self.broken_at = 0, 0.0
             self.store.log(self.name, "connected", host=self.session.host)
         if self.slot is not None and (link.here or link.closed):
             os.close(self.slot)
             self.slot = None
-        if link.closed:
+        if link.closed and not self.end:
             self._on_break(link)
 
     def _on_break(self, link: Link) -> None:
@@ -8507,6 +8529,7 @@ class Remote:
         host, now = self.session.host, time.monotonic()
         said = self.store.read_text(f"{self.store.folder(self.name)}/runner.log")
         what = f"{host} cannot be reached: ssh ended with {link.end()}: {tail_lines(said, 3)}"
+        what = self.trouble or what  # then it was we who ended it
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.tries += 1
@@ -8641,18 +8664,18 @@ class Remote:
 
     def _keep_result(self, result: Result) -> None:
         render_result(result)  # raises where it is of another form than ours
-        self.kept.append(result.task)
         where = f"done on {self.session.host} by {result.session}, in {self.session.cwd} there"
         self._end_task(result._replace(notes=(*result.notes, where), told_at=0.0))
+        self.kept.append(result.task)
 
     def _end_task(self, result: Result) -> None:
         task = self.task
         assert task is not None
-        self.task, self.far_task, self.state["reattached"] = None, "", 0
         result = result._replace(task=task.task, session=self.name, host=self.session.host)
         took_s = round(seconds_since(task), 3)
         self.boss.conclude(result._replace(seconds=took_s, ended_at=time.time()), task.sender)
         self.store.discharge(self.name, task.id)
+        self.task, self.far_task, self.state["reattached"] = None, "", 0
         self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
 
     def _show(self, attach: Sequence[str]) -> None:
@@ -8660,24 +8683,37 @@ class Remote:
         if self.child:
             os.kill(self.child, signal.SIGKILL)
             os.waitpid(self.child, 0)
+            self.child = 0
         words = quote_argv(["env", "TERM=xterm-256color", *attach])
         ssh = ssh_argv(self.env, "-t", "--", self.session.host, words)
         self.child = spawn_foreground(ssh, {**self.env, **tmux_variables()})
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session here: answer what is open."""
-        if self.state["state"] == "ended":
+        if self.over:
             return
+        self.end = (outcome, reason, detail)
         base = Result("", self.name, outcome, host=self.session.host)
-        at_work = self.state
+        at_work = {**self.state}
         self.boss.answer_all(self.name, at_work, outcome, reason, detail, base)
         self.task = None
-        self.state = {**at_work, "state": "ended", "why": detail, "closing": False, "questions": []}
+        self.state.update(state="ended", why=detail, closing=False, questions=[])
         self.store.log(self.name, "ended", outcome=outcome, reason=reason)
         self._save()
         self.boss.answer_all(self.name, at_work, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
+        self.over = True
+
+
+def note_failure(store: Store, name: str, error: Exception, known: str) -> str:
+    """Say, once, what a session's runner could not do: the next round tries again. Return the
+    words; known are those of the last."""
+    words = str(error)
+    if words != known:
+        store.log(name, "failed", words=words)
+        complain(words)
+    return words
 
 
 def hear_signals(note: Callable[[int, Any], None]) -> int:

@@ -12,6 +12,7 @@ import math
 import os
 import pwd
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -567,6 +568,30 @@ def test_a_result_is_fetched_from_a_session_that_has_ended_meanwhile(far):
     result = wait(far, task)
     assert (result["outcome"], result["answer"]) == ("done", "done meanwhile")
     until(far.live, [])
+
+
+@pytest.mark.parametrize("what", [resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE])
+def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
+    task = assign(far, "demo: sleep 1; say it is kept")
+    session = working(far, task)
+    until(lambda: "esc to interrupt" in far.screen(session))
+    runner, before = runner_of(far, session), {*connections(far)}
+    _, most = limits = resource.prlimit(runner, what)
+    resource.prlimit(runner, what, (3 if what == resource.RLIMIT_NOFILE else 0, most))
+    # The result comes, and cannot be written; the connection is made again, or cannot be.
+    until(lambda: before - {*connections(far)})
+    resource.prlimit(runner, what, limits)
+    assert wait(far, task)["answer"] == "it is kept"
+    assert runner_of(far, session) == runner
+    assert far.ok("handoff", session, "demo: say more") == "more\n"
+    resource.prlimit(runner, what, (3 if what == resource.RLIMIT_NOFILE else 0, most))
+    stop = far.start("stop", session)
+    if what == resource.RLIMIT_FSIZE:  # else it cannot even read that it is to stop
+        until(far.machine.sessions, [])
+    resource.prlimit(runner, what, limits)
+    assert stop.wait(60) == 0
+    assert far.store.load_state(session)["why"] == "the session was stopped"
+    assert far.live() == []
 
 
 def test_a_machine_that_stays_away_ends_the_task(far):
