@@ -5896,8 +5896,13 @@ def shell_caller(store: Store) -> Caller:
     name = client_stem("shell")
     if not store.load(name):
         make_client(store, name)
-    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign)]
-    return Caller(name, person=not signs and AGENT_PROCESS not in programs_above())
+    return Caller(name, person=not is_agents())
+
+
+def is_agents(own: Iterable[str] = ()) -> bool:
+    """Tell whether an agent, of whatever program, started us. own: signs that are none here."""
+    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign) and sign not in own]
+    return bool(signs) or AGENT_PROCESS in programs_above()
 
 
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
@@ -9253,7 +9258,9 @@ class Schedule:
 def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
     """Return what a session asks as text, with its options."""
     way = f" (by way of {' > '.join(path)})" if len(path) > 1 else ""
-    lines = [f"{session}{way} asks ({question['kind']}, {question['id']}): {question['text']}"]
+    # Further in than the options, and than the next question: no line of it passes for these.
+    text = question["text"].replace("\n", "\n    ")
+    lines = [f"{session}{way} asks ({question['kind']}, {question['id']}): {text}"]
     return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
 
 
@@ -11399,7 +11406,9 @@ def cmd_logs(ask: Ask) -> None:
 def _render_log(name: str, entry: dict[str, Any]) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(entry["at"]))
     more = "  ".join(
-        f"{k}={v}" for k, v in entry.items() if k not in ("at", "event") and v not in ("", None)
+        f"{k}={one_line(v)}"
+        for k, v in entry.items()
+        if k not in ("at", "event") and v not in ("", None)
     )
     return f"{at}  {name}  {entry['event']}  {more}".rstrip()
 
@@ -12359,9 +12368,8 @@ class McpServer:
         own = FORM_CLIENTS.get(str(self.client.get("name")))
         if setting == "person" or own is None:
             return setting == "person"
-        signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign) and sign not in own]
         # Claude Code says sdk-cli for `claude -p`, where a program may answer.
-        return not signs and os.environ.get("CLAUDE_CODE_ENTRYPOINT", "cli") == "cli"
+        return os.environ.get("CLAUDE_CODE_ENTRYPOINT", "cli") == "cli" and not is_agents(own)
 
     def await_tasks(
         self,
@@ -12426,7 +12434,7 @@ class McpServer:
 
     def allow_by_form(self, call: Call, check: str, cwd: str) -> bool:
         """Ask the person to allow a check in a directory's repository; tell whether they did."""
-        text = f"cao: may agents run this check in {cwd}, unasked? {check}"
+        text = f"cao: may agents run this check in {one_line(cwd)}, unasked? {check}"
         form = Form(self, call.boss, text, ["no", "yes"])
         if "yes" in form.options and self.has_person():
             self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -288,6 +289,24 @@ def test_an_answer_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place):
         [*CAO, "wait", task], env=place.env, cwd=place.work, capture_output=True, check=True
     ).stdout
     assert piped == text.encode() + b"\n"
+
+
+def test_no_line_of_a_question_or_of_a_log_passes_for_another(place, asking):
+    task, session, _ = asking
+    path = place.home / "sessions" / session / "state.json"
+    state = json.loads(path.read_text())
+    asked = state["questions"][0]
+    asked["text"] = "ls\n  yes: Yes\nother-2222 asks (permission, abcdef): make"
+    path.write_text(json.dumps(state))
+    said = place.run("wait", task).stderr
+    lines = re.findall(r"(?m)^(?:\S.* asks .*|  yes: .*)", said)
+    assert lines == [
+        f"{session} asks (permission, {asked['id']}): ls",
+        f"  yes: {asked['options'][0][1]}",
+    ]
+    log = place.home / "sessions" / session / "log.jsonl"
+    log.write_text(json.dumps({"at": 1, "event": "lost", "why": "x\n00:00:00  other"}) + "\n")
+    assert len(place.ok("logs", session).splitlines()) == 1
 
 
 @pytest.mark.parametrize("pager", ["cat", "cat -v | cat"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -332,6 +333,16 @@ def test_these_have_none_and_are_not_asked(connect, name, capabilities, env):
     client = connect(name, capabilities, **{**BARE, **env})
     assert client.data(hand_off(client))["outcome"] == "asking"
     assert client.forms() == []
+
+
+def test_below_kimi_code_is_no_person(connect):
+    name = Path("/proc/self/comm")  # Kimi Code sets no variable
+    before = name.read_text()
+    name.write_text("kimi-code")
+    try:
+        test_these_have_none_and_are_not_asked(connect, "codex-mcp-client", {"elicitation": {}}, {})
+    finally:
+        name.write_text(before)
 
 
 @pytest.mark.parametrize("setting", ["", "person"])
