@@ -29,10 +29,11 @@ pytestmark = pytest.mark.tmux
 HERE = Path(__file__).resolve().parent
 
 
-def torture(*args):
-    """Run torture.py and return what it printed; it must have found nothing wrong."""
+def torture(folder, *args):
+    """Run torture.py in a folder and return what it printed; it must have found nothing wrong."""
     argv = [sys.executable, str(HERE / "torture.py"), "--seconds", "60", *args]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
+    env = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -49,9 +50,9 @@ NONE = {"--messages": 0, "--results": 0, "--handoffs": 0, "--faults": 0, "--file
     (5, {"--results": 60}),
     (6, {"--storm": 12}),
 ], ids=["messages", "handoffs", "runner", "files", "readers", "storm"])  # fmt: skip
-def test_nothing_is_lost_when_everything_is_killed_at_random(seed, part):
+def test_nothing_is_lost_when_everything_is_killed_at_random(bare, seed, part):
     words = [str(word) for pair in {**NONE, **part}.items() for word in pair]
-    assert "0 wrong" in torture("--seed", str(seed), *words)
+    assert "0 wrong" in torture(bare.work, "--seed", str(seed), *words)
 
 
 # ---- what a test may do to a session ----

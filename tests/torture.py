@@ -121,7 +121,7 @@ class Ground:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.folder = Path(tempfile.mkdtemp(prefix="cao-t", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="cao-t"))
         self.home, self.work = self.folder / "cao", self.folder / "work"
         for part in (self.work, self.folder / "tmux"):
             part.mkdir()
