@@ -37,8 +37,8 @@ def ran(*argv, **more) -> str:
 def source(tmp_path_factory) -> Path:
     """A copy of the repository, for a build writes beside its sources."""
     folder = tmp_path_factory.mktemp("source") / "cao"
-    unwanted = shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "build", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=unwanted)
+    unwanted = (".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*unwanted))
     return folder
 
 

@@ -63,10 +63,11 @@ def can_trace() -> bool:
         ("write", "EINTR", 9, 60),
     ],
 )
-def test_a_system_call_of_the_runner_that_fails_ends_no_worker(call, error, first, every):
+def test_a_system_call_of_the_runner_that_fails_ends_no_worker(bare, call, error, first, every):
     argv = [sys.executable, HERE / "syscalls.py", "--calls", call, "--errors", error]
     argv += ["--first", str(first), "--every", str(every), "--seconds", "100"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, check=False)
+    env = {**os.environ, "TMPDIR": str(bare.work)}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -322,10 +323,11 @@ def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_no_file_of_a_live_home_stops_a_command_or_a_runner(seed):
+def test_no_file_of_a_live_home_stops_a_command_or_a_runner(bare, seed):
     argv = [sys.executable, HERE / "fuzz_files.py", "--seed", str(seed), "--rounds", "2"]
+    env = {**os.environ, "TMPDIR": str(bare.work)}
     done = subprocess.run([*argv, "--commands", "8"], capture_output=True, text=True,
-                          timeout=600, check=False)  # fmt: skip
+                          timeout=600, check=False, env=env)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
