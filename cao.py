@@ -11117,7 +11117,7 @@ def cmd_run(ask: Ask) -> int:
             signal.signal(number, signal.SIG_IGN)  # once is enough: what is kept is said below
         if made and not kept:
             ask.boss.end(session)
-        else:
+        elif not ask.boss.take_back(session, task):  # it may wait behind another's
             ask.boss.stop_session(session, True)
         _say_kept(ask, session)
         raise
