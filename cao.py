@@ -6001,9 +6001,10 @@ def _git(
     allowed: int = 0,  # an exit status that is no failure, besides 0
     timeout_s: float | None = 120,
     index: str = "",  # instead of the worktree's own
+    setting: Sequence[str] = (),  # in place of the user's
 ) -> str:
     """Run git in a directory and return what it printed. Raises CaoError with its words."""
-    settings = [word for setting in _GIT_PLAIN for word in ("-c", setting)]
+    settings = [word for one in (*_GIT_PLAIN, *setting) for word in ("-c", one)]
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), "-C", cwd, *settings, "--no-optional-locks", *args]
     env = {**git_environment(), "LC_ALL": "C"}
@@ -6087,11 +6088,15 @@ def _status(path: str) -> tuple[list[str], list[str]]:
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     """Return where repositories are inside a worktree, submodules too, ignored directories apart.
 
-    We search for them: in a directory that has files of the worktree's, git reports none.
+    We search for them: in a directory that has files of the worktree's, git reports none. Nor
+    does it report files in the directory of a submodule that is not checked out.
     """
     inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
+    staged = [line.partition("\t") for line in _git_names(path, "ls-files", "--stage", "-z")]
+    submodules = {f"{path}/{file}" for mode, _, file in staged if mode.startswith("160000 ")}
     for folder, folders, files in os.walk(path):
-        if folder != path and ".git" in (*folders, *files):
+        has_files = folder in submodules and (folders or files)
+        if folder != path and (has_files or ".git" in (*folders, *files)):
             inside.append(os.path.relpath(folder, path))
             folders.clear()
         folders[:] = [f for f in folders if f"{folder}/{f}/" not in pruned]
@@ -6103,8 +6108,9 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     path, branch = worktree_path(store, name), f"cao/{name}"
     exists = os.path.isdir(path)
     kept = ("--not", f"--exclude={branch}", "--branches", "--tags", "--remotes")
+    head = "HEAD" if exists else f"worktrees/{name}/HEAD"  # git knows it where the files are gone
     # "--": a file may be called HEAD.
-    commits = ("--count", "--ignore-missing", "HEAD", f"refs/heads/{branch}", *kept, "--")
+    commits = ("--count", "--ignore-missing", head, f"refs/heads/{branch}", *kept, "--")
     count = _git(path if exists else origin, "rev-list", *commits)
     losses = [] if count == "0" else [f"{count} commits"]
     if not exists:
@@ -6205,7 +6211,8 @@ def _pointers(path: str, origin: str) -> list[str]:
         recorded = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
         known = ("--ignore-missing", "--not", "--remotes", *recorded.split())
         if (
-            not _git(folder, "rev-parse", "--show-superproject-working-tree")
+            not os.path.lexists(f"{folder}/.git")
+            or not _git(folder, "rev-parse", "--show-superproject-working-tree")
             or _git(folder, "rev-list", "-n1", "HEAD", "--branches", *known, "--")
             or _git(folder, "status", "--porcelain", "--ignore-submodules=none")
         ):
@@ -6236,11 +6243,15 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             message = f"Uncommitted work of {name}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
         was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
+        branch = f"refs/heads/{session.worktree}"
+        if _git(path, "rev-list", "-n1", "--ignore-missing", branch, "--not", "HEAD", was, "--"):
+            what = f"{session.worktree} has commits that are not in what is checked out in {path}"
+            raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        _try_merge(top, commit, resolve)
+        _keep_ignored(top, _try_merge(top, commit, resolve))
         message = f"Merge branch '{session.worktree}'"
-        _merge(top, commit, message)
+        _merge(top, into, commit, message)
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
@@ -6248,8 +6259,9 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
 
-def _try_merge(top: str, commit: str, resolve: str) -> None:
-    """Raise where a merge would have conflicts; nothing is changed by it."""
+def _try_merge(top: str, commit: str, resolve: str) -> str:
+    """Return the tree that a merge makes. Raises where it would have conflicts; nothing is
+    changed by it. Where git cannot try, the commit itself stands for the tree."""
     flags = ("--write-tree", "--name-only")
     try:
         tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
@@ -6259,17 +6271,42 @@ def _try_merge(top: str, commit: str, resolve: str) -> None:
         if _git(top, "status", "--porcelain", "-uno"):
             what = f"git before 2.38 merges into a clean tree only, {top} has changes"
             raise CaoError(what, f"commit or stash what is in the way in {top}") from None
-        return  # what comes of it can be undone there
-    _, _, conflicts = tried.partition("\n\n")
+        return commit  # what comes of it can be undone there
+    tree, _, conflicts = tried.partition("\n\n")
     if conflicts:
         raise CaoError(conflicts, resolve)
+    return tree
 
 
-def _merge(top: str, commit: str, message: str) -> None:
-    """Merge a commit, or change nothing."""
+def _keep_ignored(top: str, tree: str) -> None:
+    """Raise where the files that a merge adds would take the place of ignored files in the
+    repository: git overwrites those without a word."""
+    new = ("diff-tree", "-r", "--diff-filter=A", "--name-only", "-z", "HEAD", tree)
+    if not (added := set(_git_names(top, *new))):
+        return
+    others = ("ls-files", "--others", "--ignored", "--exclude-standard", "-z")
+    ignored = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
+    above = {directory for file in added for directory in _with_parents(file)}
+    taken = [i for i in ignored if i in above or not added.isdisjoint(_with_parents(i))]
+    if taken:
+        what = f"it would overwrite what git ignores in {top}: {some_names(taken)}"
+        raise CaoError(what, "move that away, then try again")
+
+
+def _with_parents(path: str) -> Iterable[str]:
+    """Return a relative path and the directories above it."""
+    import itertools
+
+    return itertools.accumulate(path.split("/"), "{}/{}".format)
+
+
+def _merge(top: str, into: str, commit: str, message: str) -> None:
+    """Merge a commit into the branch checked out, or change nothing."""
+    # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
+    plain = f"branch.{into}.mergeOptions="
     flags = ("-q", "--ff", "--commit", "--no-squash", "-m", message)
     try:
-        _git(top, "merge", *flags, commit, timeout_s=None)
+        _git(top, "merge", *flags, commit, timeout_s=None, setting=[plain])
     except CaoError:
         _git(top, "merge", "--abort", allowed=128)  # it may have begun
         raise

@@ -284,6 +284,7 @@ class World:
 
     def back(self):
         plain(self.path, "checkout", "-q", "--detach", "main", ok=False)
+        self.blocked.add("elsewhere")
 
     def stash(self):
         plain(self.path, "stash", "-q", ok=False)

@@ -317,9 +317,59 @@ def worktree_inside(repo, path):
     git(path, "worktree", "add", "-q", "--detach", "inside")
 
 
+def ignored_in_the_way(repo, path):
+    (repo.work / "data.log").write_text("a database\n")
+    (path / "data.log").write_text("theirs\n")
+    git(path, "add", "--force", "data.log")
+
+
+def ignored_and_a_merge_commit(repo, path):
+    ignored_in_the_way(repo, path)
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+
+
+def ignored_under_a_new_file(repo, path):
+    (repo.work / "new").mkdir()
+    (repo.work / "new" / "data.log").write_text("a database\n")
+    (path / "new").write_text("theirs\n")
+
+
+def ignored_above_a_new_file(repo, path):
+    (repo.work / "new.log").write_text("a database\n")
+    (path / "new.log").mkdir()
+    (path / "new.log" / "x").write_text("theirs\n")
+    git(path, "add", "--force", "new.log")
+
+
+def elsewhere(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    git(path, "commit", "-qam", "theirs")
+    git(path, "checkout", "-q", "--detach", "main")
+    (path / "new.txt").write_text("new\n")
+
+
+def stopped_in_a_rebase(repo, path):
+    for text in "12":
+        (path / "a.txt").write_text(text)
+        git(path, "commit", "-qam", text)
+    git(path, "-c", "sequence.editor=sed -i 1s/pick/edit/", "rebase", "-q", "-i", "main")
+
+
+def stashing(repo, path):
+    dirty_in_the_way(repo, path)
+    git(repo.work, "config", "branch.main.mergeOptions", "--autostash")
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "said", "fix"),
     [
+        (ignored_in_the_way, 1, "overwrite what git ignores", "move that away"),
+        (ignored_and_a_merge_commit, 1, "overwrite what git ignores", "move that away"),
+        (ignored_under_a_new_file, 1, "new/data.log", "move that away"),
+        (ignored_above_a_new_file, 1, "new.log", "move that away"),
+        (elsewhere, 1, "has commits that are not in", "git status"),
+        (stopped_in_a_rebase, 1, "has commits that are not in", "git status"),
+        (stashing, 1, "a.txt", "git status"),
         (conflicting, 1, "conflict in a.txt", "Merge main into your branch"),
         (dirty_in_the_way, 1, "a.txt", "git status"),
         (staged_in_the_way, 1, "a.txt", "git status"),
@@ -610,6 +660,17 @@ def test_commits_inside_a_submodule_are_not_merged_and_named(repo):
     kept_unless_yes(repo, session, path, words)
 
 
+def test_files_in_a_submodule_that_is_not_checked_out_are_named(repo):
+    session, path = with_submodule(repo)
+    git(path, "submodule", "-q", "deinit", "lib")
+    shutil.rmtree(Path(git(path, "rev-parse", "--git-dir"), "modules"))
+    (path / "lib" / "new.txt").write_text("git reports nothing of it\n")
+    before = all_of(repo, path)
+    refused(repo, "merge", session, code=1, said="the repository lib", fix="move them out of")
+    assert all_of(repo, path) == before
+    kept_unless_yes(repo, session, path, "the repository lib")
+
+
 @pytest.mark.parametrize("file", ["s.txt", "new", "x.log"])
 def test_what_is_only_in_a_submodules_directory_is_named(repo, file):
     session, path = with_submodule(repo)
@@ -653,6 +714,27 @@ def test_what_is_merged_anywhere_is_discarded_unasked(repo, where):
     repo.ok("discard", session)
     assert not path.exists()
     assert git(repo.work, "branch", "--list", "cao/*") == ""
+
+
+def test_commits_on_no_branch_are_named_where_the_worktrees_files_are_gone(repo):
+    session, path = worker(repo)
+    git(path, "checkout", "-q", "--detach")
+    git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    tip = git(path, "rev-parse", "HEAD")
+    shutil.rmtree(path)
+    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    assert git(repo.work, "rev-parse", f"worktrees/{session}/HEAD") == tip
+    repo.ok("discard", session, "--yes")
+    assert session not in git(repo.work, "worktree", "list")
+
+
+def test_a_strategy_that_the_user_has_set_for_a_branch_does_not_merge_nothing(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+    git(repo.work, "config", "branch.main.mergeOptions", "-s ours")
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").exists()
 
 
 def test_a_locked_worktree_stays_unless_yes_is_said(repo):
