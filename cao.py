@@ -6085,6 +6085,12 @@ def _status(path: str) -> tuple[list[str], list[str]]:
     return changed, unseen
 
 
+def _submodules(path: str) -> list[str]:
+    """Return where a working tree's submodules are, checked out or not."""
+    staged = [line.partition("\t") for line in _git_names(path, "ls-files", "--stage", "-z")]
+    return [file for mode, _, file in staged if mode.startswith("160000 ")]
+
+
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     """Return where repositories are inside a worktree, submodules too, ignored directories apart.
 
@@ -6092,8 +6098,7 @@ def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     does it report files in the directory of a submodule that is not checked out.
     """
     inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
-    staged = [line.partition("\t") for line in _git_names(path, "ls-files", "--stage", "-z")]
-    submodules = {f"{path}/{file}" for mode, _, file in staged if mode.startswith("160000 ")}
+    submodules = {f"{path}/{submodule}" for submodule in _submodules(path)}
     for folder, folders, files in os.walk(path):
         has_files = folder in submodules and (folders or files)
         if folder != path and (has_files or ".git" in (*folders, *files)):
@@ -6249,7 +6254,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        _keep_ignored(top, _try_merge(top, commit, resolve))
+        _keep_unsaved(top, _try_merge(top, commit, resolve))
         message = f"Merge branch '{session.worktree}'"
         _merge(top, into, commit, message)
     except CaoError as error:
@@ -6278,18 +6283,19 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     return tree
 
 
-def _keep_ignored(top: str, tree: str) -> None:
-    """Raise where the files that a merge adds would take the place of ignored files in the
-    repository: git overwrites those without a word."""
-    new = ("diff-tree", "-r", "--diff-filter=A", "--name-only", "-z", "HEAD", tree)
+def _keep_unsaved(top: str, tree: str) -> None:
+    """Raise where the files that a merge adds would take the place of ignored files, or of a
+    submodule that is checked out: git overwrites those without a word."""
+    new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
     if not (added := set(_git_names(top, *new))):
         return
     others = ("ls-files", "--others", "--ignored", "--exclude-standard", "-z")
-    ignored = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
+    unsaved = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
+    unsaved += [submodule for submodule in _submodules(top) if _listdir(f"{top}/{submodule}")]
     above = {directory for file in added for directory in _with_parents(file)}
-    taken = [i for i in ignored if i in above or not added.isdisjoint(_with_parents(i))]
+    taken = [u for u in unsaved if u in above or not added.isdisjoint(_with_parents(u))]
     if taken:
-        what = f"it would overwrite what git ignores in {top}: {some_names(taken)}"
+        what = f"it would overwrite ignored files or submodules in {top}: {some_names(taken)}"
         raise CaoError(what, "move that away, then try again")
 
 

@@ -363,8 +363,8 @@ def stashing(repo, path):
 @pytest.mark.parametrize(
     ("spoil", "code", "said", "fix"),
     [
-        (ignored_in_the_way, 1, "overwrite what git ignores", "move that away"),
-        (ignored_and_a_merge_commit, 1, "overwrite what git ignores", "move that away"),
+        (ignored_in_the_way, 1, "overwrite ignored files", "move that away"),
+        (ignored_and_a_merge_commit, 1, "overwrite ignored files", "move that away"),
         (ignored_under_a_new_file, 1, "new/data.log", "move that away"),
         (ignored_above_a_new_file, 1, "new.log", "move that away"),
         (elsewhere, 1, "has commits that are not in", "git status"),
@@ -669,6 +669,18 @@ def test_files_in_a_submodule_that_is_not_checked_out_are_named(repo):
     refused(repo, "merge", session, code=1, said="the repository lib", fix="move them out of")
     assert all_of(repo, path) == before
     kept_unless_yes(repo, session, path, "the repository lib")
+
+
+def test_a_submodule_that_is_checked_out_is_not_replaced_by_a_link(repo):
+    session, path = with_submodule(repo)
+    (repo.work / "lib" / "s.txt").write_text("not committed\n")
+    shutil.rmtree(path / "lib")
+    (path / "lib").symlink_to(repo.work / "lib")  # a worker that needs what is in it
+    git(path, "add", "lib")
+    git(path, "commit", "-qm", "a link")
+    before = all_of(repo)
+    refused(repo, "merge", session, code=1, said="submodules", fix="move that away")
+    assert all_of(repo) == before
 
 
 @pytest.mark.parametrize("file", ["s.txt", "new", "x.log"])
