@@ -8552,11 +8552,12 @@ class Remote:
         try:
             for line in link.read():
                 result = json.loads(line)["result"]
-                if result.get("isError"):
-                    raise ValueError(result["content"][0]["text"])
+                if result.get("isError"):  # what that machine refuses now, it may do soon
+                    raise CaoError(f"{self.session.host}: {result['content'][0]['text']}")
                 if "structuredContent" in result:
                     self.asked -= 1
                     self._on_facts(result["structuredContent"])
+                    self.tries, self.broken_at = 0, 0.0
         except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
             self._finish("lost", "runner_died", words)
@@ -8564,7 +8565,6 @@ class Remote:
             os.kill(link.pid, signal.SIGTERM)
             raise
         if link.here and not here:
-            self.tries, self.broken_at = 0, 0.0
             self.store.log(self.name, "connected", host=self.session.host)
         if self.slot is not None and (link.here or link.closed):
             os.close(self.slot)

@@ -597,6 +597,19 @@ def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
     assert far.live() == []
 
 
+def test_what_that_machine_refuses_for_a_while_ends_no_work_there(far):
+    task = assign(far, "demo: sleep 1; say it is kept")
+    session = working(far, task)
+    until(lambda: "esc to interrupt" in far.screen(session))
+    for pid in far.machine.pids("python3", "exec(input())"):
+        limit = f"import resource as r; r.prlimit({pid}, r.RLIMIT_NOFILE, (3, 3))"
+        far.machine.in_it("python3", "-c", limit)
+    assert wait(far, task)["answer"] == "it is kept"
+    why = [entry["why"] for entry in far.log(session) if entry["event"] == "disconnected"]
+    assert "Too many open files" in why[0]
+    assert "cannot be reached" not in why[0]
+
+
 def test_a_machine_that_stays_away_ends_the_task(far):
     task = assign(far, "demo: sleep 60; say never", "--timeout", "3s")
     session = working(far, task)
