@@ -6108,6 +6108,12 @@ def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     return inside
 
 
+def discarding(store: Store) -> FileLock:
+    """Return the lock under which a worktree's losses are counted and it is removed: of two
+    branches with the same commits, each would count the other as what keeps them."""
+    return FileLock(f"{store.home}/discarding")
+
+
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be gone with a worktree and its branch."""
     path, branch = worktree_path(store, name), f"cao/{name}"
@@ -9687,8 +9693,9 @@ def _drop_worktree(store: Store, name: str) -> bool:
             # git was killed while it made the worktree: no worker was ever in it.
             lock = _git(path, "rev-parse", "--git-path", "locked")
             half_made = store.read_text(lock).strip() == "initializing"
-        if half_made or not worktree_losses(store, name, origin):
-            remove_worktree(store, name, origin, force=half_made)
+        with discarding(store):
+            if half_made or not worktree_losses(store, name, origin):
+                remove_worktree(store, name, origin, force=half_made)
     except CaoError:
         pass  # it cannot be read
     return not os.path.lexists(path)
@@ -11289,16 +11296,17 @@ def cmd_merge(ask: Ask) -> None:
 def cmd_discard(ask: Ask) -> None:
     name = ask.args.session
     session = worktree_session(ask.boss, name, True)
-    try:
-        losses = worktree_losses(ask.store, name, session.origin)
-    except CaoError as error:
-        losses = [f"what cannot be read ({error.what})"]
-    if losses and not ask.args.yes:
-        what = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
-        raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
-    if ask.boss.state_of(name)["state"] != "ended":
-        ask.boss.end(name)
-    remove_worktree(ask.store, name, session.origin, force=ask.args.yes or bool(losses))
+    with discarding(ask.store):
+        try:
+            losses = worktree_losses(ask.store, name, session.origin)
+        except CaoError as error:
+            losses = [f"what cannot be read ({error.what})"]
+        if losses and not ask.args.yes:
+            what = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
+            raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
+        if ask.boss.state_of(name)["state"] != "ended":
+            ask.boss.end(name)
+        remove_worktree(ask.store, name, session.origin, force=ask.args.yes or bool(losses))
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
 
 

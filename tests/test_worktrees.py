@@ -749,6 +749,17 @@ def test_a_strategy_that_the_user_has_set_for_a_branch_does_not_merge_nothing(re
     assert (repo.work / "new.txt").exists()
 
 
+def test_of_two_branches_that_keep_the_same_commits_one_stays(repo):
+    one, path = worker(repo)
+    git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    two, other = worker(repo)
+    git(other, "reset", "-q", "--hard", git(path, "rev-parse", "HEAD"))
+    discards = [repo.start("discard", session) for session in (one, two)]
+    said = [discard.communicate(timeout=60)[1] for discard in discards]
+    assert sorted(discard.returncode for discard in discards) == [0, 2], said
+    assert path.exists() + other.exists() == 1
+
+
 def test_a_locked_worktree_stays_unless_yes_is_said(repo):
     session, path = worker(repo)
     git(repo.work, "worktree", "lock", "--reason", "mine", str(path))
