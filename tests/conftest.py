@@ -152,6 +152,7 @@ def be_cao(argv, files, env, cwd) -> NoReturn:
             open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - until we end
             for fd, mode in enumerate("rww")
         )
+        sys.__stdout__ = sys.stdout
         try:
             status = cao.main()
         except SystemExit as leaving:

@@ -789,7 +789,7 @@ def test_an_argument_in_another_obvious_form_is_what_it_means(tool, arguments, m
     ("handoff", {"target": "../x", "task": "x"}, "'../x'", "demo"),
     ("handoff", {"target": "demo", "task": ""}, "empty", "write the text"),
     ("handoff", {"target": "demo", "task": "x", "cwd": "/no/dir"}, "/no/dir", "make it"),
-    ("assign", {"target": "demo", "task": "x", "worktree": True}, "not a git rep", "with a commit"),
+    ("assign", {"target": "demo", "task": "x", "worktree": True}, "no worktree", "with a commit"),
     ("send_message", {"target": "demo-2222", "message": "x"}, "'demo-2222'", "list_sessions"),
     ("send_message", {"target": "supervisor", "message": "x"}, "no supervisor", "list_sessions"),
     ("wait", {"tasks": ["demo-2222.2222"]}, "demo-2222.2222", "list_sessions shows"),

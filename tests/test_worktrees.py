@@ -17,7 +17,8 @@ import cao
 from conftest import CAO, kill, until
 from test_nothing_lost import put_loader
 
-pytestmark = pytest.mark.tmux
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+pytestmark = [pytest.mark.tmux, needs_git]
 
 
 def git(cwd, *args, code=0) -> str:
