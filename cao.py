@@ -118,6 +118,8 @@ set -g status-left-length 1000
 set -g window-status-current-format ""
 set -g status-right "#{{?@cao-asks,,{TMUX_COUNTS}}}"
 set -g status-right-length 100
+set-hook -ga client-attached "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PANE_LINES}'"
+set-hook -ga client-resized "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PANE_LINES}'"
 """
 
 MAX_SESSIONS = 16  # that have a slot; CAO_MAX_SESSIONS
@@ -4148,7 +4150,10 @@ class Store:
     def session_of(task: str) -> str:
         """Return the session's name in a task's: "developer-7k2m.k3f9"."""
         if not TASK.match(task):
-            raise UsageError(f"{task!r} is not a task's name", "it looks like developer-7k2m.k3f9")
+            way = "it looks like developer-7k2m.k3f9"
+            if NAME.match(task):
+                way += f"; for all tasks that are yours, name none; read_session {task} has its own"
+            raise UsageError(f"{task!r} is not a task's name", way)
         return task.partition(".")[0]
 
     def result_path(self, task: str) -> str:
@@ -5626,7 +5631,7 @@ class Orchestrator:
         if session.kind == "agent" and self.is_over(target):
             raise NotFoundError(
                 f"session {target} has ended; the message was not sent",
-                "handoff or assign to it goes on with its conversation, if its CLI can",
+                "give it a task by handoff or assign: where it can, it resumes its conversation",
             )
         self._check_typable(target, text)
         message = Message(
@@ -5733,8 +5738,9 @@ class Orchestrator:
     ) -> dict[str, Any]:
         """Answer what a session asks, and return when the CLI has taken the answer.
 
-        question: the id of the one that is meant, where several are open. key: a key for a
-        dialog that only a terminal can answer. dialog: leave it to the CLI's own dialog.
+        question: the id of the one that is meant, where several are open. key: keys for a
+        dialog that only a terminal can answer, by tmux's names, a blank between. dialog: leave
+        it to the CLI's own dialog.
         """
         view = self.view(name)
         asked = self._asked(view, question)
@@ -5765,7 +5771,8 @@ class Orchestrator:
         """Return the open question that is meant. Raises UsageError where that is not clear."""
         name, open_now = view["session"], view.get("questions") or []
         if view["state"] != "asking" or not open_now:
-            words = f"{name} asks nothing now (it is {view['state']})"
+            verb = "has" if view["state"] == "ended" else "is"
+            words = f"{name} asks nothing now (it {verb} {view['state']})"
             raise UsageError(words, f"read_session {name} shows it")
         meant: list[dict[str, Any]] = [q for q in open_now if question in ("", q["id"])]
         if not meant:
@@ -5915,8 +5922,13 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     low, listed = answer.strip().lower(), "; ".join(f"{o.key}: {o.text}" for o in options)
     if asked["kind"] == "screen":
         words = f"{asked['id']} is a dialog that only a terminal can answer"
-        raise UsageError(words, "a person runs cao attach, or cao answer SESSION --key 1")
-    numbers = {str(n): option for n, option in enumerate(options, 1)}
+        raise UsageError(
+            words,
+            "a person runs cao attach, or cao answer SESSION --key 1 (or --key Down --key Enter)",
+        )
+    numbers = {}
+    if asked["kind"] == "question":  # a permission's list has none, and the CLI's own another order
+        numbers = {str(n): option for n, option in enumerate(options, 1)}
     same = [o for o in options if low in (o.key.lower(), o.text.lower())]
     begun = [o for o in options if low and o.text.lower().startswith(low)]
     chosen = same or ([numbers[low]] if low in numbers else begun)
@@ -5924,7 +5936,7 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
         head, _, words = answer.partition(":")
         if head.strip().lower() == "no":
             return "no", words.strip()
-        if not same and low not in numbers:
+        if not same:
             raise UsageError(f"{answer!r} is not one of the options", listed)
         if chosen[0].key == "always" and not person:
             raise UsageError("`always` is a person's to say", "answer yes, for this once")
@@ -6155,8 +6167,10 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if not session.worktree:
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
-            f"git -C {session.cwd} diff; handoff --worktree gives a new session one",
+            f"git -C {session.cwd} diff; stop_session {name} ends it",
         )
+    if not os.path.isdir(worktree_path(boss.store, name)):
+        raise NotFoundError(f"the worktree of {name} was removed", "git log; git branch")
     if to_change:
         boss.check_mine(name)
         state = boss.state_of(name)
@@ -8180,23 +8194,31 @@ class Runner:
             self.refused = True
             self._press(question, "Escape")
 
-    def _press(self, question: Question, key: str) -> None:
-        """Press a key in the dialog of a question, and see whether that closed it."""
+    def _press(self, question: Question, keys: str) -> None:
+        """Press keys in the dialog of a question, each once the one before has changed it."""
         # Its event comes before its dialog is drawn.
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
             return
         shows = look_until(lambda: self._dialog_shows(question), 150)
-        before, fault = self._screen(), "its dialog did not take the key"
-        if shows:
-            self.boss.tmux.keys(self.pane, key)
-            if look_until(lambda: self._screen() != before, 150):
-                self._close_question(question, self.orders.get(question.id, {}).get("said") or key)
-                return
-        else:
+        fault = ""
+        if not shows:
             fault = "its dialog asks another of the open questions: answer that one first"
+        for key in () if fault else keys.split():
+            before = self._screen()
+            self.boss.tmux.keys(self.pane, key)
+            if not self._changed(before):
+                fault = f"its dialog did not change at the key {key}"
+                break
+        if not fault:
+            self._close_question(question, self.orders.get(question.id, {}).get("said") or keys)
+            return
         if order := self.orders.pop(question.id, None):
             self.reply = {"id": order["id"], "ok": False, "text": fault}
+
+    def _changed(self, before: str) -> bool:
+        """Tell whether the screen changes within a while."""
+        return bool(look_until(lambda: self._screen() != before, 150))
 
     def _dialog_shows(self, question: Question) -> bool:
         """Tell whether the dialog that is drawn is that of this question: Gemini CLI 0.61.0 tells
@@ -9329,13 +9351,15 @@ def how_to_answer(
         tool = "the tool answer, or " if by_tool else ""
         return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
     if question["kind"] == "screen":
-        way = f"cao attach {session}, or cao answer {session} --key KEY"
+        way = f"cao attach {session}, or by keys: cao answer {session} --key Down --key Enter"
         return f"A person has to answer in its terminal: {way}. The work goes on then; then wait."
     if question["kind"] == "interrupted":
         return "The person, or a message to it, starts its next turn. Then wait."
+    way = f"cao answer {session} yes, or no, or 'no: WORDS'"
+    if not by_tool:
+        return f"Answer it: {way}; then: cao wait."
     return (
-        f"A person has to answer: cao answer {session} yes, or no, or 'no: WORDS'."
-        " Tell the person; the work goes on after that; then wait."
+        f"A person has to answer: {way}. Tell the person; the work goes on after that; then wait."
     )
 
 
@@ -9812,12 +9836,14 @@ def session_rows(
         if rest < 70:  # room for one of them
             parts = [(said if urgent else facts + (task or said), rest)]
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
-        rows.append((fit_columns(name, wide) + "  ", f"{state:9}", f"{age:12}  {words}"))
+        rows.append((fit_columns(name, wide) + "  ", f"{state:10}", f"{age:12}  {words}"))
     return rows
 
 
 def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     """Return the tmux command that attaches our terminal to a session."""
+    if NAME.match(name) and boss.store.peek(name) and boss.is_over(name):
+        raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
     if not NAME.match(name) or not boss.tmux.pane_of(name):
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
     os.environ.pop("TMUX", None)  # inside a tmux of the person's own it would refuse
@@ -10338,7 +10364,7 @@ def own_command(form: str) -> list[str]:
         return [script]
     # Imported, so that it is compiled once: a script is compiled at each start, 0.2 s.
     folder = os.path.dirname(os.path.abspath(__file__))
-    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
+    code = f"import sys; sys.path.append({json.dumps(folder)}); import cao; sys.exit(cao.main())"
     return [sys.executable, "-I", "-S", "-c", code, "mcp"]
 
 
@@ -11313,7 +11339,8 @@ def cmd_discard(ask: Ask) -> None:
 def cmd_answer(ask: Ask) -> None:
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
-        done = ask.boss.answer(a.session, a.answer or "", a.question, key=a.key, dialog=a.dialog)
+        keys = " ".join(a.key or ())
+        done = ask.boss.answer(a.session, a.answer or "", a.question, key=keys, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
         return
     if ask.args.session:
@@ -11467,9 +11494,14 @@ def _render_log(name: str, entry: dict[str, Any]) -> str:
 def cmd_config(ask: Ask) -> None:
     client = CLIENTS[ask.args.client]
     argv = own_command(ask.args.form)
-    if client.add and not own_settings():
-        print(f"# run this:\n{client.add} {quote_argv(argv)}\n# or put this into {client.file}:")
+    settings = own_settings()
+    if client.add and not settings:
+        import shlex
+
+        print(f"# run this:\n{client.add} {shlex.join(argv)}\n# or put this into {client.file}:")
     else:
+        if client.add:
+            print(f"# by hand, because {', '.join(settings)} is set:")
         print(f"# put this into {client.file}:")
     print(render_entry(client, argv))
 
@@ -11568,7 +11600,8 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
         profile = ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
         passed = (profile.settings.get("env") or {}).get("pass") or ()
     except CaoError as error:  # it may come later
-        print(f"cao: flow {flow.name} could not run now: {error.what}", file=sys.stderr)
+        what = f"flow {flow.name} could not run now: {error.what}"
+        _say_error(CaoError(what, error.fix))
     plan.add(flow, passed)
     return flow.name
 
@@ -11790,7 +11823,8 @@ VERBS = (
                    " number or text, or your own words.", place="?"),
           Argument("question", "The question's id, where several are open.",
                    settings={"default": ""}),
-          _only("key", "Press this key in a dialog of its terminal.", default=""),
+          _only("key", "Press this key (1, Enter, Down …) in a dialog of its terminal; several are"
+                " pressed one after the other.", action="append"),
           _flag("dialog", "Leave it to the program's own dialog.")),
          tool=Tool("answer", "Answer a question",
              "Answer what a worker asks, if it still asks that. Permissions are a person's to give"

@@ -1801,7 +1801,7 @@ def test_the_entry_names_cao_in_the_form_that_is_asked_for(place, form):
     printed = place.ok("config", "cursor", "--form", form)
     server = json.loads(printed.partition("\n")[2])["mcpServers"]["cao"]
     folder = os.path.dirname(cao.__file__)
-    code = f"import sys; sys.path.append({folder!r}); import cao; sys.exit(cao.main())"
+    code = f"import sys; sys.path.append({json.dumps(folder)}); import cao; sys.exit(cao.main())"
     assert [server["command"], *server["args"]] == {
         "uvx": [str(stub), "--from", os.path.dirname(cao.__file__), "cao-mcp"],
         "pipx": [str(stub), "run", "--spec", os.path.dirname(cao.__file__), "cao-mcp"],

@@ -570,6 +570,20 @@ def test_a_pane_left_scrolled_back_by_a_viewer_still_gets_its_keys(place):
     assert place.ok("wait", task) == "blue\n"
 
 
+def test_a_small_terminal_that_attaches_sees_the_end_of_a_full_screen_program(place, request):
+    """Claude Code 2.1.332 hides the cursor, and has its dialog and its input line there."""
+    draw = "printf '\\033[?1049h\\033[?25l\\033[1;1HFIRST\\033[50;1HREADY>'; cat"
+    place.profile("full", f"---\nprovider: command\ncommand: [sh, -c, {json.dumps(draw)}]\n"
+                          "ready: 'READY>$'\n---\n")  # fmt: skip
+    session = place.ok("launch", "full", "--detach").strip()
+    place.until_state(session, "idle")
+    shown = Terminal(place, 80, 24, "attach", session)
+    request.addfinalizer(shown.close)
+    shown.sees("READY>")
+    shown.tmux("resize-window", "-x", "80", "-y", "15")
+    shown.sees("(?s)^(?!.*FIRST).*READY>")
+
+
 # ---- what teaches ----
 
 
