@@ -9828,15 +9828,13 @@ def session_rows(
         if state in ("unknown", "working", "queued") and view.get("why"):
             said, urgent = view["why"], True
         facts = ""
-        if view.get("host"):
-            facts += f"[{view['host']}] "
         if view.get("usage"):
             facts += f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
         parts = [(facts + task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
         if rest < 70:  # room for one of them
             parts = [(said if urgent else facts + (task or said), rest)]
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
-        rows.append((fit_columns(name, wide) + "  ", f"{state:10}", f"{age:12}  {words}"))
+        rows.append((fit_columns(name, wide) + "  ", f"{state + ' ':9}", f"{age:12}  {words}"))
     return rows
 
 

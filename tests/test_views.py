@@ -256,8 +256,8 @@ def test_a_row_has_its_host_its_tokens_and_its_place_in_the_queue():
     view = {"session": "a-1", "depth": 0, "state": "queued", "for_s": 2.0, "host": "build"}
     view.update(why=cao.WAITS.format(3), usage={"input": 1000, "cached": 5, "output": 234})
     ((name, state, rest),) = cao.session_rows([view], 120)
-    assert (name.strip(), state.strip()) == ("a-1", "queued")
-    assert "  [build] [1,234 tokens]  " in rest
+    assert (name.strip(), state.strip()) == ("a-1@build", "queued")
+    assert "  [1,234 tokens]  " in rest
     assert "  waits until a session ends: place 3 in the queue" in rest
     assert "  waits until a session ends: pl" in cao.session_rows([view], 80)[0][2]
 
@@ -415,13 +415,13 @@ def test_answer_alone_goes_through_all_questions(place):
     begin(place, "say not me")
     assert place.ok("ls", "--asking").count("asks: Bash: Which") == 3
     order = sorted((first, second, third))
-    done = place.run("answer", stdin="7\nno\n\n1\n")  # a wrong one is asked again
+    done = place.run("answer", stdin="7\nno\n\nyes\n")  # a wrong one is asked again
     assert done.returncode == 0
     assert done.stdout == f"{order[0]}: no\n{order[2]}: yes\n"
     assert done.stderr.count("answer (nothing: skip it)") == 4
     assert "  yes: once\n  no: refuse" in done.stderr
     assert order[1] in place.ok("ls", "--asking")
-    assert place.ok("answer", order[1], stdin="2\n") == f"{order[1]}: no\n"
+    assert place.ok("answer", order[1], stdin="no\n") == f"{order[1]}: no\n"
     assert "no session asks" in place.run("answer").stderr
 
 
