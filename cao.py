@@ -6167,10 +6167,8 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if not session.worktree:
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
-            f"git -C {session.cwd} diff; stop_session {name} ends it",
+            f"git -C {session.cwd} diff; handoff --worktree gives a new session one",
         )
-    if not os.path.isdir(worktree_path(boss.store, name)):
-        raise NotFoundError(f"the worktree of {name} was removed", "git log; git branch")
     if to_change:
         boss.check_mine(name)
         state = boss.state_of(name)
@@ -11284,6 +11282,9 @@ def cmd_show(ask: Ask) -> None:
 
 def cmd_diff(ask: Ask) -> int:
     session = worktree_session(ask.boss, ask.args.session)
+    if not os.path.isdir(worktree_path(ask.store, session.name)):
+        words = f"the worktree of {session.name} was removed"
+        raise NotFoundError(words, f"git log {session.worktree}, if that branch is still there")
     if ask.args.json:
         _print(ask, worktree_facts(ask.store, session), "")
         return EXIT_DONE

@@ -241,7 +241,7 @@ def test_a_question_for_the_model_ends_the_call_though_a_form_is_open(connect, p
     client = connect()
     tasks = [
         client.call("assign", target="demo", task=task)["structuredContent"]["task"]
-        for task in ("demo: permit make a|Yes|No", "demo: sleep 2; ask Which?|red|blue")
+        for task in ("demo: permit make a|Yes|No", "demo: sleep 6; ask Which?|red|blue")
     ]
     key = client.post_call("wait", tasks=tasks)
     form = client.form()
