@@ -5611,7 +5611,8 @@ class Orchestrator:
 
         message_id: of one that may have been put before; it is put once.
         """
-        text = strip_controls(text)
+        # No line of it may pass for the head of another's message (see WORKER_NOTE).
+        text = re.sub(r"(?m)^(?=(Message|Notice) from |Result of )", "> ", strip_controls(text))
         self._check_text(text)
         if target == "supervisor":
             me = self.store.load(self.caller.name)
