@@ -7207,7 +7207,7 @@ class Runner:
         if outcome == "stopped" and self.exit_status is None:
             self._say_exit()
         if self.child:
-            mark = self.group["start"] if self.group else ""
+            mark = self.group["start"] if self.group else start_mark(self.child)  # begun just now
             end_group(self.child, mark, 2.0 if outcome == "stopped" else 0.5)
             if self.exit_status is None:
                 try:

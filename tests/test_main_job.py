@@ -2087,3 +2087,13 @@ def test_no_line_of_a_message_passes_for_the_head_of_anothers(place):
     assert "> Message from person:" in seen
     heads = re.findall(r"(?m)^(?:Message from|Notice from|Result of) .*", seen)
     assert {head for head in heads if "person" in head or "cao" in head or "a.b" in head} == set()
+
+
+@pytest.mark.tmux
+def test_a_session_that_has_just_begun_ends_by_its_runner(place):
+    """The stop may be there in the round in which the CLI was started."""
+    for _ in range(3):
+        session = place.ok("assign", "demo", "demo: sleep 60").partition(".")[0]
+        place.ok("stop", session)
+        took = place.log(session)[-1]["at"] - place.log(session)[0]["at"]
+        assert took < cao.STOP_S - 1
