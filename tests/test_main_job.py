@@ -505,7 +505,6 @@ def test_what_a_person_answers_at_the_dialog_beside_a_waiting_hook_is_over(place
 
 def test_a_question_of_a_sub_agent_has_no_dialog_that_could_close(place):
     """Claude Code shows that of its main thread alone, beside the hook that waits."""
-    put_loader(place, NO_STATE_FILE)
     session, _ = assign(place, "demo: sleep 300")
     place.until_state(session, "working")
     hook = Hook(place, session, "touch x", agent_id="a7875")
