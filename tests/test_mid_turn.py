@@ -259,16 +259,18 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
     assert talk.answer() == "after Esc"
 
     # Esc behind a tool call that had handed over another's: it comes, once in all it is sent.
-    talk.begin(f"{talk.gate('d')} & {talk.gate('e')};say went on", "d")
-    place.ok("send", session, "before Esc")
-    talk.open("d")
-    talk.passed("e.on")
-    until(lambda: all(name.endswith("~") for name in inbox(place, session)))
-    talk.escape()
-    place.until_state(session, "asking")
-    talk.send("MOCK:say went on after all")
-    talk.answer()
-    until(lambda: talk.bodies()[-1].count("\\nbefore Esc"), 1)  # behind its head
+    # Gemini CLI 0.61.0 says nothing of such an Esc: the task is `failed`, `unknown_end`.
+    if cli != "gemini":
+        talk.begin(f"{talk.gate('d')} & {talk.gate('e')};say went on", "d")
+        place.ok("send", session, "before Esc")
+        talk.open("d")
+        talk.passed("e.on")
+        until(lambda: all(name.endswith("~") for name in inbox(place, session)))
+        talk.escape()
+        place.until_state(session, "asking")
+        talk.send("MOCK:say went on after all")
+        talk.answer()
+        until(lambda: talk.bodies()[-1].count("\\nbefore Esc"), 1)  # behind its head
 
     # Not to a sub-agent.
     if cli in SUBAGENT:
