@@ -248,7 +248,9 @@ def test_a_question_for_the_model_ends_the_call_though_a_form_is_open(connect, p
     data = client.data(key)
     assert {ask["question"]["kind"] for ask in data["asking"]} == {"permission", "question"}
     assert client.withdrawn() == [form["id"]]
-    client.call("answer", session=tasks[1].partition(".")[0], answer="blue")
+    asked = tasks[1].partition(".")[0]
+    client.call("answer", session=asked, answer="blue")
+    until(lambda: place.state(asked)["state"] != "asking")  # else the next call ends with it, too
     key = client.post_call("wait", tasks=tasks, all=True)
     client.reply(client.form(), "yes")
     assert {r["answer"] for r in client.data(key)["results"]} == {"Yes", "blue"}

@@ -46,12 +46,13 @@ BANNED_STARTS = ("do_", "process_", "handle_")  # handle_ is McpServer's word fo
 # sys.stdlib_module_names is there from 3.10 on; 3.9 gets what this file may well want.
 STDLIB = getattr(sys, "stdlib_module_names", None) or TOP_IMPORTS | frozenset(
     words(
-        "argparse array ast base64 bisect calendar codecs collections configparser contextlib"
-        " copy csv ctypes dataclasses datetime difflib enum fnmatch functools getpass glob grp gzip"
-        " hashlib heapq hmac html http importlib inspect io itertools locale logging math mmap"
-        " operator pathlib platform plistlib pwd queue random resource sched secrets shlex shutil"
-        " socket sqlite3 stat string struct subprocess tempfile termios textwrap threading"
-        " traceback curses tty types unicodedata urllib uuid warnings weakref xml zlib zoneinfo"
+        "argparse array ast base64 bisect calendar codecs collections concurrent configparser"
+        " contextlib copy csv ctypes dataclasses datetime difflib enum fnmatch functools"
+        " getpass glob grp gzip hashlib heapq hmac html http importlib inspect io itertools"
+        " locale logging math mmap operator pathlib platform plistlib pwd queue random"
+        " resource sched secrets shlex shutil socket sqlite3 stat string struct subprocess"
+        " tempfile termios textwrap threading traceback curses tty types unicodedata urllib"
+        " uuid warnings weakref xml zlib zoneinfo"
     )
 )
 

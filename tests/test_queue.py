@@ -290,7 +290,7 @@ def test_one_that_is_kept_has_its_slot_until_it_is_stopped(place):
 
 
 def test_a_run_that_is_given_up_while_another_is_served_takes_its_task_back(place):
-    session, task = give(place, "demo: sleep 4; say first")
+    session, task = give(place, "demo: sleep 12; say first")
     place.until_state(session, "working")
     run = place.start("run", session, "demo: say second")
     (waiting,) = until(lambda: place.store.waiting(session))
