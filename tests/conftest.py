@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -446,3 +447,18 @@ def client(place):
 def mock_llm():
     with MockServer().start() as server:
         yield server
+
+
+def run_block(block: str, cwd, env, timeout_s: float = 60.0) -> None:
+    """Run the lines of a README's block as a person's shell does. They must succeed, and print in
+    this order what stands behind `# prints`."""
+    done = subprocess.run(
+        ["sh", "-eu"], check=False, input=re.sub(r"\s+# prints .*", "", block), cwd=cwd, env=env,
+        capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    at = 0
+    for words in re.findall(r"# prints (.*)", block):
+        found = done.stdout.find(words, at)
+        assert found >= 0, f"{words!r} is not printed here\n{done.stdout}\n{done.stderr}"
+        at = found + len(words)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import cao
-from conftest import CAO, PINNED, ROOT, until
+from conftest import CAO, PINNED, ROOT, run_block, until
 from test_views import Terminal
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -204,22 +203,9 @@ def test_there_is_something_to_run():
 @pytest.mark.tmux
 @pytest.mark.parametrize("block", RUNNABLE)
 def test_the_commands_of_a_block_run_and_print_what_they_say(at_work, block):
-    script = re.sub(r"\s+# prints .*", "", block)
-    wanted = re.findall(r"# prints (.*)", block)
-    if re.search("^git ", script, re.M) and not shutil.which("git"):
+    if re.search("^git ", block, re.M) and not shutil.which("git"):
         pytest.skip("git is not installed")
-    done = subprocess.run(
-        ["sh", "-eu"], check=False, input=script, cwd=at_work.work, env=at_work.env,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    at = 0
-    for words in wanted:
-        at = done.stdout.find(words, at)
-        assert at >= 0, (
-            f"{words!r} is not printed, or not in this order\n{done.stdout}\n{done.stderr}"
-        )
-        at += len(words)
+    run_block(block, at_work.work, at_work.env)
 
 
 @pytest.mark.tmux
