@@ -6840,11 +6840,13 @@ class Runner:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         d = self.delivery
         late = d and d.exact.startswith("unknown")  # its state file was quicker than its hook
-        if d and (d.step != "taken" or late) and same_prompt(d.text, event.text):
+        ours = bool(d and (d.step != "taken" or late) and same_prompt(d.text, event.text))
+        if d and ours:
             self._taken(first_difference(d.text, event.text))
         else:
             self.last_line = shorten(f"> {event.text}", 120)
-        self._begin_turn()
+        # Before ours was typed the transcript was marked; by now a short turn may stand in it.
+        self._begin_turn(marked=ours)
 
     def _taken(self, exact: str) -> None:
         d = self.delivery

@@ -2096,3 +2096,31 @@ def test_a_session_that_has_just_begun_ends_by_its_runner(place):
         place.ok("stop", session)
         took = place.log(session)[-1]["at"] - place.log(session)[0]["at"]
         assert took < cao.STOP_S - 1
+
+
+# A CLI that is quicker than its hooks: the whole turn stands in its transcript before the first
+# of them is read, and the last one has no answer (Kimi Code 2.1.0 on a busy machine).
+QUICK = """
+hook, late = DemoAgent.hook, []
+def quick(self, name, **fields):
+    path = f"{self.launch_folder}/wire.jsonl"
+    with open(path, "a") as file:
+        file.write(json.dumps({"text": fields.pop("last_assistant_message", None)}) + "\\n")
+    late.append((name, {**fields, "transcript_path": path}))
+    while name == "Stop" and late:
+        name, fields = late.pop(0)
+        hook(self, name, **fields)
+        name = "Stop"
+DemoAgent.hook = quick
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(
+    read_transcript=_reader(lambda entry, _: _ended(entry["text"]) if entry["text"] else None))
+"""
+
+
+@pytest.mark.tmux
+def test_a_turn_that_is_over_before_its_first_hook_is_read_keeps_its_answer(place):
+    put_loader(place, QUICK)
+    session = place.ok("assign", "demo", "demo: say one").partition(".")[0]
+    assert place.ok("wait", "--all") == "one\n"
+    for word in ("two", "three"):
+        assert place.ok("handoff", session, f"demo: say {word}") == f"{word}\n"
