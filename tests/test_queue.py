@@ -293,6 +293,7 @@ def test_a_run_that_is_given_up_while_another_is_served_takes_its_task_back(plac
     session, task = give(place, "demo: sleep 12; say first")
     place.until_state(session, "working")
     run = place.start("run", session, "demo: say second")
+    assert run.stderr.readline().startswith(b"cao: task ")  # it has given it
     (waiting,) = until(lambda: place.store.waiting(session))
     run.send_signal(signal.SIGINT)
     run.communicate()
