@@ -5022,8 +5022,11 @@ class Orchestrator:
         return len(before) + 1 - free, before[-1:] or slots
 
     def make_room(self, names: Sequence[str]) -> None:
-        """Ask the session that has been idle for longest, and may close, to do so."""
+        """Ask the session that has been idle for longest, and may close, to do so; none where
+        one is at its end already."""
         states = [(name, self.store.load_state(name)) for name in names]
+        if any(state.get("closing") or state.get("state") == "ended" for _, state in states):
+            return
         idle = [(state["since"], name) for name, state in states if state.get("may_close")]
         if idle:
             self.store.put_event(self.store.folder(min(idle)[1]), json.dumps({"cao": "close"}))

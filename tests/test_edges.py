@@ -400,7 +400,7 @@ def test_a_home_by_another_name_is_the_same_home(place):
     link = place.folder / "link"
     link.symlink_to(place.home)
     seen = json.loads(place.ok("show", session, "--json", CAO_HOME=str(link)))
-    until(lambda: "one" in place.ok("show", session, CAO_HOME=str(link)))
+    until(lambda: "working 30 s" in place.ok("show", session, CAO_HOME=str(link)))
     assert seen["session"] == session
     assert place.ok("stop", session, CAO_HOME=str(link)) == f"{session}: ended\n"
     assert place.pids(f"CAO_HOME={link}\0") == []

@@ -186,10 +186,13 @@ def working(far, task):
     return session
 
 
+def said_of_link(far, session):
+    return [e["event"] for e in far.log(session) if e["event"] in ("connected", "disconnected")]
+
+
 def connected(far, session):
     """Tell whether the last that was heard of a session's machine is that it is reached."""
-    said = [e["event"] for e in far.log(session) if e["event"] in ("connected", "disconnected")]
-    return said[-1:] == ["connected"]
+    return said_of_link(far, session)[-1:] == ["connected"]
 
 
 def runner_of(far, session):
@@ -496,11 +499,11 @@ def connections(far):
 def test_a_link_that_is_cut_is_made_again_and_nothing_is_doubled(far):
     task = assign(far, "demo: tell before; sleep 4; tell after; say once")
     session = working(far, task)
-    for _ in range(2):
-        until(lambda: far.log(session)[-1], lambda _: connected(far, session))
+    for cuts in (1, 2):
+        until(lambda: connected(far, session))
         for pid in connections(far):
             os.kill(pid, signal.SIGKILL)
-        until(lambda: not connected(far, session))
+        until(lambda cuts=cuts: said_of_link(far, session).count("disconnected") == cuts)
     result = wait_all(far, task)
     assert result["answer"] == "once"
     assert sorted(far.heard) == ["after", "before"]

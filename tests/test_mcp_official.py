@@ -591,7 +591,7 @@ async def on_form(_context, params):
     action = actions.pop(0)
     if action == "wait":
         try:
-            await anyio.sleep(60)
+            await anyio.sleep(60 if v2 else 8)  # v1 reads nothing while a form is up
         finally:
             said["withdrawn"] += 1
     if not action.isdigit():

@@ -53,6 +53,20 @@ def places(place) -> dict[str, int]:
     return {v["session"]: v["place"] for v in views if v["state"] == "queued"}
 
 
+@pytest.mark.parametrize("leaving", [{"state": "idle", "closing": True}, {"state": "ended"}])
+def test_while_one_makes_room_no_other_is_asked_to(verbs, monkeypatch, leaving):
+    idle = {"state": "idle", "may_close": True}
+    states = {"first": {**idle, **leaving, "since": 1.0}, "second": {**idle, "since": 2.0}}
+    asked = []
+    monkeypatch.setattr(verbs.store, "load_state", states.get)
+    monkeypatch.setattr(verbs.store, "put_event", lambda folder, _: asked.append(folder))
+    verbs.make_room([*states])
+    assert asked == []
+    states["first"] = {"state": "working", "since": 1.0}
+    verbs.make_room([*states])
+    assert [Path(folder).name for folder in asked] == ["second"]
+
+
 def test_forty_tasks_at_a_cap_of_four_are_done_in_order_four_at_a_time(place, verbs, monkeypatch):
     monkeypatch.setenv("CAO_MAX_SESSIONS", "4")
     tasks = [verbs.assign("demo", f"demo: say {n}", cao.TaskOptions()) for n in range(40)]
