@@ -2932,7 +2932,7 @@ def find_program(name: str, path: str | None = None) -> str:
         path = os.environ.get("PATH", "")
     home = os.path.expanduser("~")
     folders = f":{path}:{':'.join(USUAL_PLACES)}".replace(":~/", f":{home}/").split(":")
-    places = [f"{folder}/" for folder in folders if folder]
+    places = [f"{folder}/" for folder in dict.fromkeys(folders) if folder]
     if "/" in name:
         places, name = [""], os.path.expanduser(name)
     for place in places:
@@ -2945,6 +2945,15 @@ def find_program(name: str, path: str | None = None) -> str:
         f"{name} is not installed: looked in PATH and {', '.join(USUAL_PLACES)}",
         f"install {name}, or start cao with its folder on PATH",
     )
+
+
+def program_fault(name: str) -> str:
+    """Return why a program cannot be started, in a few words; "" if it can."""
+    try:
+        find_program(name)
+    except CaoError as error:
+        return f"cannot be used: {shorten(error.what, 60)}"
+    return ""
 
 
 # A fault of the machine's, not of the file that was to be opened: it may pass.
@@ -4349,15 +4358,18 @@ def read_profile(path: str) -> tuple[bytes, str]:
     return content, sha256_of(content)
 
 
-def decode_profile(content: bytes, name: str, path: str) -> Profile:
+def decode_profile(content: bytes, name: str, path: str, default: str = "") -> Profile:
     """Return the profile that a file holds, with a provider."""
     profile = parse_profile(content.decode(errors="replace"), name, path)
-    return profile if profile.provider else profile._replace(provider=default_provider())
+    if profile.provider:
+        return profile
+    return profile._replace(provider=default or default_provider())
 
 
-def load_profile(name: str, store: Store, cwd: str) -> Profile | None:
+def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profile | None:
     """Return a profile by name; a provider's name is that CLI with a neutral profile.
 
+    default: the provider of a profile that names none; "" looks for it.
     Raises NotAllowedError for one of cwd's own that no person allowed as it is now: it is not
     even parsed, and no other of that name takes its place.
     """
@@ -4365,7 +4377,7 @@ def load_profile(name: str, store: Store, cwd: str) -> Profile | None:
     name = name if name in files else PROFILE_ALIASES.get(name, name)
     path = files.get(name)
     if path == "built in":
-        return decode_profile(SHIPPED_PROFILES[name].encode(), name, path)
+        return decode_profile(SHIPPED_PROFILES[name].encode(), name, path, default)
     if path:
         content, sha256 = read_profile(path)
         folder, file = os.path.split(path)
@@ -4377,7 +4389,7 @@ def load_profile(name: str, store: Store, cwd: str) -> Profile | None:
                     f"the profile {path} was not allowed by `cao allow`, or has changed since",
                     f"a person has to run: cao allow {quote_argv([cwd])}",
                 )
-        return decode_profile(content, name, path)
+        return decode_profile(content, name, path, default)
     provider = provider_name(name)
     if provider in PROVIDERS and provider != "command":
         return Profile(name=provider, source="built in", provider=provider, prompt="")
@@ -4392,11 +4404,8 @@ def default_provider() -> str:
             raise UsageError(f"CAO_PROVIDER {named!r} is not supported", ", ".join(PROVIDERS))
         return named
     for row in PROVIDERS.values():
-        try:
-            if row.program and find_program(row.program):
-                return row.name
-        except CaoError:
-            continue
+        if row.program and not program_fault(row.program):
+            return row.name
     return "claude"
 
 
@@ -10854,26 +10863,36 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
     return call.wait(tasks, limit, want_all=bool(given.get("all")))
 
 
+def usable_profiles(store: Store, cwd: str) -> list[str]:
+    """Return the names for new sessions: the profiles, each with what forbids its use, if
+    anything does, and the providers that are installed."""
+    names, default = [], default_provider()
+    faults = {"": ""}  # program -> what is wrong with it; each is looked for once
+    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
+        try:
+            profile = load_profile(name, store, cwd, default)
+            program = program_of(profile) if profile else ""
+            if program not in faults:
+                faults[program] = program_fault(program)
+            fault = faults[program]
+        except NotAllowedError as error:
+            fault = f"not allowed: {error.fix}"
+        except CaoError as error:
+            fault = f"cannot be used: {shorten(error.what, 60)}"
+        if not fault:
+            names.append(name)
+        elif name not in PROVIDERS:
+            names.append(f"{name} ({fault})")
+    return names
+
+
 def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     views = call.boss.list_sessions(bool(given.get("all")))
     me = call.boss.caller
     if me.worker:
         reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
-    profiles = []
-    store, cwd = call.boss.store, current_directory()
-    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
-        words = name
-        try:
-            profile = load_profile(name, store, cwd)
-            if profile and (program := program_of(profile)):
-                find_program(program)
-        except NotAllowedError as error:
-            words = f"{name} (not allowed: {error.fix})"
-        except CaoError as error:
-            words = f"{name} (cannot be used: {shorten(error.what, 60)})"
-        if words == name or name not in PROVIDERS:
-            profiles.append(words)
+    profiles = usable_profiles(call.boss.store, current_directory())
     lines = [render_session(view) for view in views] or ["No session is running."]
     lines.append("Profiles for new sessions: " + ", ".join(profiles))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
