@@ -4747,9 +4747,10 @@ class Orchestrator:
         lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
         if lock is None:
             return  # a runner, or another who buries, has it
+        lives = False
         try:
-            if self._has_runner(name):
-                self.store.poke(name)  # its lock is another file's: it takes that of this one
+            lives = self._has_runner(name)
+            if lives:
                 return
             state = self.store.load_state(name)
             if state.get("state") == "ended":  # who answered its inbox was killed at it
@@ -4781,6 +4782,8 @@ class Orchestrator:
             self.store.set_live(name, False)
         finally:
             os.close(lock)
+            if lives:  # its lock is another file's: woken, it takes this one, free by now
+                self.store.poke(name)
         self.store.poke_up(name)
 
     def answer_all(

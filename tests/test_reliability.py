@@ -341,6 +341,15 @@ def test_a_runner_whose_lock_was_removed_is_not_buried_and_has_it_again(place, v
     assert runner_of(place, session) == runner
 
 
+def test_a_runner_is_woken_for_its_removed_lock_when_nobody_else_has_it(place, verbs, monkeypatch):
+    session = idle_session(place)
+    (place.home / "sessions" / session / "lock").unlink()
+    locked = []
+    monkeypatch.setattr(verbs.store, "poke", lambda _: locked.append(verbs.store.is_locked(session)))
+    verbs.state_of(session)
+    assert set(locked) == {False}
+
+
 def test_what_stands_in_the_place_of_a_file_of_ours_is_moved_aside(store):
     for make in (os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)):
         path = f"{store.home}/a-file"
