@@ -345,7 +345,8 @@ def test_a_runner_is_woken_for_its_removed_lock_when_nobody_else_has_it(place, v
     session = idle_session(place)
     (place.home / "sessions" / session / "lock").unlink()
     locked = []
-    monkeypatch.setattr(verbs.store, "poke", lambda _: locked.append(verbs.store.is_locked(session)))
+    is_locked = verbs.store.is_locked
+    monkeypatch.setattr(verbs.store, "poke", lambda _: locked.append(is_locked(session)))
     verbs.state_of(session)
     assert set(locked) == {False}
 
