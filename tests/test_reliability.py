@@ -341,14 +341,19 @@ def test_a_runner_whose_lock_was_removed_is_not_buried_and_has_it_again(place, v
     assert runner_of(place, session) == runner
 
 
-def test_a_runner_is_woken_for_its_removed_lock_when_nobody_else_has_it(place, verbs, monkeypatch):
+def test_a_runner_is_woken_for_its_removed_lock_when_we_let_it_go(place, verbs, monkeypatch):
     session = idle_session(place)
-    (place.home / "sessions" / session / "lock").unlink()
-    locked = []
-    is_locked = verbs.store.is_locked
-    monkeypatch.setattr(verbs.store, "poke", lambda _: locked.append(is_locked(session)))
+    lock = place.home / "sessions" / session / "lock"
+    lock.unlink()
+    ours = []
+
+    def poke(_name):
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        ours.append(str(lock) in [os.readlink(link) for link in links if os.path.islink(link)])
+
+    monkeypatch.setattr(verbs.store, "poke", poke)
     verbs.state_of(session)
-    assert set(locked) == {False}
+    assert ours == [False]
 
 
 def test_what_stands_in_the_place_of_a_file_of_ours_is_moved_aside(store):
