@@ -144,6 +144,7 @@ UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
+HOOK_END_S = 2.0  # a git hook that does not end by SIGTERM is killed after this
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
 LOOK_S = 1.0  # at most one look a second where no event exists
 TASK_TIMEOUT_S = 3600.0
@@ -6030,6 +6031,7 @@ def _git(
     timeout_s: float | None = 120,
     index: str = "",  # instead of the worktree's own
     setting: Sequence[str] = (),  # in place of the user's
+    started: Callable[[int], None] = lambda _: None,  # is told git's process group
 ) -> str:
     """Run git in a directory and return what it printed. Raises CaoError with its words."""
     settings = [word for one in (*_GIT_PLAIN, *setting) for word in ("-c", one)]
@@ -6038,7 +6040,7 @@ def _git(
     env = {**git_environment(), "LC_ALL": "C"}
     if index:
         env["GIT_INDEX_FILE"] = index
-    ran = run(argv, timeout_s, env=env, errors="surrogateescape")
+    ran = run(argv, timeout_s, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
         words = ran.err.strip() or ran.out.strip() or f"exit status {ran.status}"
         fix = f"put that right, then try again (cd {cwd} && git status)"
@@ -6341,15 +6343,54 @@ def _with_parents(path: str) -> Iterable[str]:
 
 
 def _merge(top: str, into: str, commit: str, message: str) -> None:
-    """Merge a commit into the branch checked out, or change nothing."""
+    """Merge a commit into the branch checked out, or change nothing.
+
+    A signal that would end us ends what git waits for instead, a hook or gpg, and the merge is
+    undone: KeyboardInterrupt. Git itself is left alone, and so is a filter of a checkout (then
+    the index is locked): half a checkout could not be undone. From here on signals do not end
+    us, so that what was done is reported.
+    """
+    index_lock = os.path.join(top, _git(top, "rev-parse", "--git-path", "index.lock"))
+    git_group, interrupted = 0, False
+    asked_to_end: set[int] = set()
+
+    def note_group(pid: int) -> None:
+        nonlocal git_group
+        git_group = pid
+
+    def end_what_git_waits_for(number: int, _frame: Any) -> None:
+        nonlocal interrupted
+        if not interrupted:  # git may be about to start a hook, or a hook may ignore SIGTERM
+            signal.setitimer(signal.ITIMER_REAL, HOOK_END_S, HOOK_END_S)
+        interrupted = True
+        if not git_group or os.path.exists(index_lock):
+            return
+        for pid in group_members(git_group):
+            ending = signal.SIGTERM
+            if number == signal.SIGALRM and pid in asked_to_end:
+                ending = signal.SIGKILL
+            asked_to_end.add(pid)
+            try:
+                if pid != git_group:
+                    os.kill(pid, ending)
+            except ProcessLookupError:
+                pass  # it ended just now
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    plain = f"branch.{into}.mergeOptions="
-    flags = ("-q", "--ff", "--commit", "--no-squash", "-m", message)
+    plain = [f"branch.{into}.mergeOptions="]
+    merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
     try:
-        _git(top, "merge", *flags, commit, timeout_s=None, setting=[plain])
+        _git(top, *merge, timeout_s=None, setting=plain, started=note_group)
     except CaoError:
         _git(top, "merge", "--abort", allowed=128)  # it may have begun
+        if interrupted:
+            raise KeyboardInterrupt from None
         raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 # ==== 9. Runner =======================================================================
@@ -11339,8 +11380,13 @@ def show_visible() -> None:
 
 
 def cmd_merge(ask: Ask) -> None:
-    with FileLock(f"{ask.store.home}/merging"):  # of two, the second begins where the first ended
-        done = merge_worktree(ask.boss, ask.args.session)
+    try:
+        with FileLock(f"{ask.store.home}/merging"):  # one at a time
+            done = merge_worktree(ask.boss, ask.args.session)
+    except KeyboardInterrupt:
+        words = f"interrupted: {ask.args.session} was not merged, nothing was changed there"
+        _say_error(CaoError(words, f"cao merge {ask.args.session}"))
+        raise
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)

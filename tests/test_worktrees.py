@@ -404,6 +404,75 @@ def test_a_merge_that_cannot_be_is_refused_and_leaves_the_repository_exactly_as_
     git(path, "merge-base", "--is-ancestor", tip, "HEAD")
 
 
+SLOW_TO_ABORT = """#!/bin/sh
+case "$*" in *--abort*) : > {folder}/aborting; read -r _ < {folder}/abort;; esac
+exec {git} "$@"
+"""
+
+
+def start_slow_merge(repo, hook, words=""):
+    """Return a `cao merge` in the middle of a hook, the worktree, and all there was before."""
+    git_program = repo.folder / "bin" / "git"
+    git_program.write_text(SLOW_TO_ABORT.format(folder=repo.folder, git=shutil.which("git")))
+    git_program.chmod(0o755)
+    os.mkfifo(repo.folder / "abort")
+    session, path = worker(repo)
+    failing_hook(repo, path)  # both sides have commits
+    put_hook(repo, "pre-merge-commit", "")
+    before = all_but_the_branch_of(repo, path)
+    put_hook(repo, hook, f"{words}\n: > {repo.folder}/begun\nsleep 60")
+    merge = repo.start("merge", session)
+    until((repo.folder / "begun").exists)
+    return merge, path, before
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, ""),
+        (signal.SIGINT, "trap '' INT TERM HUP"),
+        (signal.SIGTERM, ""),
+        (signal.SIGHUP, ""),
+    ],
+)
+def test_a_merge_that_is_interrupted_in_a_hook_changes_nothing(repo, number, words):
+    merge, path, before = start_slow_merge(repo, "pre-merge-commit", words)
+    merge.send_signal(number)
+    until((repo.folder / "aborting").exists)
+    merge.send_signal(number)  # once more, in the middle of what is done about the first
+    (repo.folder / "abort").write_text("now\n")
+    said = merge.communicate(timeout=60)[1].decode()
+    assert (merge.returncode, "nothing was changed there" in said) == (130, True), said
+    assert all_but_the_branch_of(repo, path) == before
+    assert not (repo.work / ".git" / "MERGE_HEAD").exists()
+
+
+def test_a_merge_that_is_interrupted_when_it_is_done_says_that_it_is(repo):
+    merge, _, _ = start_slow_merge(repo, "post-merge")
+    merge.send_signal(signal.SIGINT)
+    done, said = merge.communicate(timeout=60)
+    assert (merge.returncode, b"main now has" in done) == (0, True), said
+    assert (repo.work / "new.txt").exists()
+
+
+def test_a_merge_that_is_interrupted_in_its_checkout_is_done_in_order(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    os.mkfifo(repo.folder / "go")
+    smudge = f": > {repo.folder}/begun; read -r _ < {repo.folder}/go; cat"
+    git(repo.work, "config", "filter.slow.smudge", smudge)
+    git(repo.work, "config", "filter.slow.clean", "cat")
+    git(repo.work, "config", "filter.slow.required", "true")
+    (repo.work / ".git" / "info" / "attributes").write_text("new.txt filter=slow\n")
+    merge = repo.start("merge", session)
+    until((repo.folder / "begun").exists)
+    merge.send_signal(signal.SIGINT)
+    (repo.folder / "go").write_text("now\n")
+    done, said = merge.communicate(timeout=60)
+    assert (merge.returncode, b"main now has" in done) == (0, True), said
+    assert (repo.work / "new.txt").read_text() == "new\n"
+
+
 def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
     task = repo.ok("assign", "demo", "demo: sleep 30", "--worktree").strip()
     session = task.partition(".")[0]
