@@ -496,7 +496,9 @@ def visible(text: str) -> str:
     r"""Return text in which nothing moves a terminal's cursor, or hides: \x1b, \u202e."""
 
     def show(match: re.Match[str]) -> str:
-        return match[1] or match[0].encode("unicode_escape").decode()
+        if match[1]:
+            return match[1]
+        return match[0].encode("unicode_escape").decode()
 
     return re.sub(f"({_JOINED})|[{_HIDDEN}]", show, text)
 
@@ -508,23 +510,27 @@ def first_difference(sent: str, got: str) -> str:
     at = 0
     while sent[at : at + 1] == got[at : at + 1]:
         at += 1
-    there, here = sent[at : at + 20], got[at : at + 20]
-    return f"differs at character {at} of {len(sent)}: sent {there!r}, got {here!r}"
+    expected, actual = sent[at : at + 20], got[at : at + 20]
+    return f"differs at character {at} of {len(sent)}: sent {expected!r}, got {actual!r}"
 
 
 def same_prompt(sent: str, got: str) -> bool:
-    """Tell whether got is our prompt, though perhaps changed on its way in: only its letters
+    """Tell whether got is our prompt, even if the CLI changed it on its way in: only letters
     and digits count, in any normal form."""
     from unicodedata import normalize
 
     ours, other = ("".join(filter(str.isalnum, normalize("NFKC", t))) for t in (sent, got))
-    return ours == other or (len(ours) > 8 and ours[:200] in other)
+    if len(ours) > 8:
+        return ours[:200] in other
+    return ours == other
 
 
 def first_fragile(text: str) -> int:
-    """Return where the first letter is that a CLI may change as it is typed, or -1: one that
-    hides, or that another normal form writes otherwise. Claude Code 2.1.332 composes accents
-    and drops what hides, Gemini CLI 0.61.0 drops some of it."""
+    """Return the index of the first letter that a CLI may change when it is typed, or -1.
+
+    Such a letter is invisible, or has another normal form. Claude Code 2.1.332 composes accents
+    and drops invisible letters, Gemini CLI 0.61.0 drops some of them.
+    """
     from unicodedata import normalize
 
     for at, (letter, other) in enumerate(zip(text, normalize("NFC", visible(text)))):
@@ -571,8 +577,9 @@ def render_slug(text: str, most: int = 30) -> str:
 
 
 def tail_lines(text: str, most: int) -> str:
-    """Return the last lines of text that are not blank at the end."""
-    return "\n".join(text.rstrip().split("\n")[-most:]) if most > 0 else ""
+    """Return the last lines of text, without the blank ones at its end."""
+    lines = text.rstrip().split("\n")
+    return "\n".join(lines[max(0, len(lines) - most) :])
 
 
 def last_words(screen: str, most: int) -> str:
@@ -582,61 +589,60 @@ def last_words(screen: str, most: int) -> str:
     return shorten(" / ".join(lines[-3:]), most)
 
 
-def _input_line(lines: Sequence[str], composer: str) -> int:
-    """Return where a CLI's input line is, -1 if it is not on the screen."""
-    below = ""
-    for at in range(len(lines) - 1, -1, -1):
-        below = f"{lines[at]}\n{below}"
-        if re.match(composer, below, re.M):
-            return at
-    return -1
-
-
 def parse_draft(ansi_screen: str, composer: str) -> str | None:
-    """Return what stands in a CLI's input line, or None where there is no such line.
+    """Return the text in a CLI's input line, or None where the screen has no such line.
 
     Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
-    on the line without colours and those below it, its group the text.
+    on the line without colours and those below it; its group is the text.
     """
-    raw = ansi_screen.split("\n")
-    lines = [strip_ansi(line) for line in raw]
-    at = _input_line(lines, composer)
-    if at < 0:
-        return None
-    match = re.match(composer, "\n".join([_bright(raw[at]), *lines[at + 1 :], ""]), re.M)
-    return (match[1] or "").strip() if match else ""
+    below = ""
+    for line in reversed(ansi_screen.split("\n")):
+        plain = strip_ansi(line)
+        if re.match(composer, f"{plain}\n{below}", re.M):
+            match = re.match(composer, f"{_bright(line)}\n{below}", re.M)
+            if match and match[1]:
+                return match[1].strip()
+            return ""
+        below = f"{plain}\n{below}"
+    return None
 
 
 def _bright(line: str) -> str:
     """Return the text of a line that is not dim; a block cursor (inverse) that stands on
     the first letter of dim text belongs to it (ECMA-48, SGR)."""
-    kept: list[str] = []
-    dim = inverse = inverse_before = False
+    bright = ""
+    dim = inverse = cursor = False  # cursor: the last letter of `bright` may be one
     for part in re.split(r"(\x1b\[[0-9;]*m)", line):
-        if not part.startswith("\x1b["):
-            text = strip_ansi(part)
-            if text and dim and inverse_before:
-                kept.pop()
-            if text and not dim:
-                kept.append(text)
-            inverse_before = inverse and len(text) == 1 if text else inverse_before
+        if part.startswith("\x1b["):
+            codes = [int(f"0{code}") for code in part[2:-1].split(";")]
+            while codes:
+                code = codes.pop(0)
+                if code in (38, 48) and codes[:1] == [5]:  # a colour by its number
+                    del codes[:2]
+                elif code in (38, 48):  # a colour as red, green, blue
+                    del codes[:4]
+                elif code in (0, 2, 22):
+                    dim = code == 2
+                if code in (0, 7, 27):
+                    inverse = code == 7
             continue
-        codes = [int(code or 0) for code in part[2:-1].split(";")]
-        while codes:
-            code = codes.pop(0)
-            if code in (38, 48):
-                del codes[: 2 if codes[:1] == [5] else 4]
-            elif code in (0, 2, 22):
-                dim = code == 2
-            if code in (0, 7, 27):
-                inverse = code == 7
-    return "".join(kept)
+
+        text = strip_ansi(part)
+        if text and dim:
+            if cursor:
+                bright = bright[:-1]
+            cursor = False
+        elif text:
+            bright += text
+            cursor = inverse and len(text) == 1
+    return bright
 
 
 def is_listed(name: str, patterns: Iterable[Any]) -> bool:
     """Tell whether a list has a name: as it is, or by a beginning and a *."""
-    known = map(str, patterns)
-    return any(name.startswith(p[:-1]) if p[-1:] == "*" else name == p for p in known)
+    listed = [str(pattern) for pattern in patterns]
+    beginnings = tuple(pattern[:-1] for pattern in listed if pattern.endswith("*"))
+    return name in listed or name.startswith(beginnings)
 
 
 def sha256_of(content: str | bytes) -> str:
@@ -650,13 +656,17 @@ def sha256_of(content: str | bytes) -> str:
 
 def one_line(value: Any) -> str:
     """Return a value as one printable line, whole."""
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(value)
 
 
 def shorten(text: str, most: int) -> str:
     """Return text on one line of at most so many characters."""
     line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    if len(line) > most:
+        line = line[: most - 1] + "…"
+    return line
 
 
 def fit_columns(text: str, columns: int) -> str:
@@ -695,7 +705,9 @@ def letter_columns(letter: str) -> int:
 
     if category(letter) in ("Mn", "Me", "Cf"):
         return 0
-    return 2 if east_asian_width(letter) in "WF" else 1
+    if east_asian_width(letter) in "WF":
+        return 2
+    return 1
 
 
 # ---- YAML: the subset that profiles and flows use ----
@@ -807,7 +819,9 @@ class _Yaml:
     def sees(self, pattern: str) -> str:
         """Return what comes next if it matches, else ""."""
         match = re.compile(pattern, re.A).match(self.text, self.at)
-        return match[0] if match else ""
+        if match:
+            return match[0]
+        return ""
 
     def take(self, pattern: str) -> str:
         """Return what comes next if it matches, else "", and go behind it."""
@@ -830,10 +844,10 @@ class _Yaml:
         column = self.skip()
         if column < 0:
             return {}
-        whole = self.flow() if self.sees("{") else self.mapping(column)
+        settings = self.flow() if self.sees("{") else self.mapping(column)
         if self.skip() >= 0:
             self.fail("does not belong to what is above it")
-        return whole
+        return settings
 
     def node(self, indent: int) -> Any:
         """Return the next value, None if it is not further right than its parent."""
@@ -900,7 +914,7 @@ class _Yaml:
         start = self.at
         items: list[Any] = []
         pairs: dict[str, Any] = {}
-        closing = "]" if self.take(r"\[|{") == "[" else "}"
+        closing = {"[": "]", "{": "}"}[self.take(r"\[|{")]
         self.brackets += 1
         if self.brackets > 50:
             self.fail("is nested too deep")
@@ -913,30 +927,38 @@ class _Yaml:
             else:
                 key = self.key(_KEY_IN, pairs)
                 self.skip()
-                pairs[key] = None if self.sees("[,}]") else self.inline(-1)
+                pairs[key] = None
+                if not self.sees("[,}]"):
+                    pairs[key] = self.inline(-1)
             self.skip()
             comma = self.take(",")
         if not self.take(rf"\{closing}"):
             self.at = start
             self.fail(f"is never closed by {closing}")
         self.brackets -= 1
-        return items if closing == "]" else pairs
+        if closing == "]":
+            return items
+        return pairs
 
     def plain(self, indent: int) -> Any:
         """Return what text without quotes means, over as many lines as it has."""
-        words = _WORDS_IN if self.brackets else _WORDS
-        text = self.take(_FIRST_IN + words if self.brackets else _VALUE)
+        first, words = _VALUE, _WORDS
+        if self.brackets:
+            first, words = _FIRST_IN + _WORDS_IN, _WORDS_IN
+        text = self.take(first)
         if not text:
             self.fail("is no value")
         while True:
             end = self.at
             breaks = self.take(r" *\n[ \n]*")
             column = len(breaks.rpartition("\n")[2])
-            inside = self.brackets or (column > indent and not self.sees(_KEY))
-            if not (breaks and inside and self.sees("(?!#)" + words)):
-                self.at = end
-                return self.meaning(text)
+            if not breaks or column <= indent or not self.sees("(?!#)" + words):
+                break
+            if self.sees(_KEY) and not self.brackets:
+                break
             text += _fold(breaks) + self.take(words)
+        self.at = end
+        return self.meaning(text)
 
     def meaning(self, word: str) -> Any:
         if word in _MEANINGS:
@@ -955,8 +977,9 @@ class _Yaml:
         if not self.take(r"(?: +#.*| *)\n"):
             self.fail("stands behind a block's sign")
         leading = self.sees(r"(?: *\n)* *").split("\n")
-        digit = sign.strip("|>-+")
-        width = indent + int(digit) if digit else max(indent + 1, *map(len, leading))
+        width = max(indent + 1, *map(len, leading))
+        if digit := sign.strip("|>-+"):
+            width = indent + int(digit)
         lines = self.take(rf"(?: {{0,{width}}}\n| {{{width}}}.*\n)*").split("\n")
         whole = "\n".join(line[width:] for line in lines)
         text = whole.rstrip("\n")
@@ -964,11 +987,13 @@ class _Yaml:
         if sign[0] == ">":
             # Between two lines that are not indented, a line end is a blank, and nothing
             # where blank lines follow.
-            joint = re.compile(r"^([^ \t\n].*)\n(?=(\n*)[^ \t\n])", re.M)
-            text = joint.sub(lambda m: m[1] + ("" if m[2] else " "), text)
+            text = re.sub(r"(?m)^([^ \t\n].*)\n(?=[^ \t\n])", r"\1 ", text)
+            text = re.sub(r"(?m)^([^ \t\n].*)\n(?=\n+[^ \t\n])", r"\1", text)
         if "+" in sign:
             return text + blank
-        return text if "-" in sign or not text else text + "\n"
+        if "-" in sign or not text:
+            return text
+        return text + "\n"
 
 
 def _unquote(raw: str) -> str:
@@ -978,7 +1003,9 @@ def _unquote(raw: str) -> str:
         escape = match[1]
         if not escape:
             return _fold(match[0])
-        return _ESCAPES.get(escape) or chr(int(escape[1:], 16))
+        if escape in _ESCAPES:
+            return _ESCAPES[escape]
+        return chr(int(escape[1:], 16))
 
     if raw[0] == "'":
         return re.sub(_LINE_ENDS, lambda m: _fold(m[0]), raw[1:-1].replace("''", "'"))
@@ -987,8 +1014,10 @@ def _unquote(raw: str) -> str:
 
 def _fold(breaks: str) -> str:
     """Return what the end of a line, and the blank lines after it, come to in a text."""
-    more = "\n" * (breaks.count("\n") - 1)
-    return more if breaks[0] == "\\" else more or " "
+    blank_lines = "\n" * (breaks.count("\n") - 1)
+    if not blank_lines and breaks[0] != "\\":
+        return " "
+    return blank_lines
 
 
 # ==== 5. Providers ====================================================================

@@ -281,6 +281,11 @@ def test_parse_draft_reads_the_last_input_line():
     assert cao.parse_draft("❯\xa0old prompt\n● done\n❯\xa0new", COMPOSER) == "new"
 
 
+@pytest.mark.parametrize("before", ["", "half a "])
+def test_parse_draft_reads_a_cursor_that_is_dim_itself(before):
+    assert cao.parse_draft(f"{before}\x1b[2;7mT\x1b[27mype here\x1b[0m", "(.*)") == before.strip()
+
+
 # ---- YAML ----
 
 
