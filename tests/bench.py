@@ -1,6 +1,7 @@
 """Measure what cao costs, each figure beside its limit, and beside the reference program.
 
     python3 tests/bench.py [--quick] [--json FILE] [--script PATH] [--reference VENV]
+    python3 tests/bench.py --host HOST [--quick] [--json FILE]   # only: workers on HOST
 
 Works in runtime directories of its own below TMPDIR and removes them. Linux only: memory and
 CPU are read from /proc. Not a test: the numbers belong to the machine, the limits are the
@@ -81,11 +82,12 @@ class Scale(NamedTuple):
     watch_s: float
     messages: int
     grown: tuple[tuple[int, int], ...]
+    far: int
 
 
 WHOLE = Scale(9, 300, (1, 10, 50, 100), 50, 20, 10.0, 400,
-              ((0, 0), (10, 0), (100, 0), (1000, 0), (1000, 100_000)))  # fmt: skip
-QUICK = Scale(2, 50, (1, 4), 4, 3, 1.5, 40, ((0, 0), (10, 1000)))
+              ((0, 0), (10, 0), (100, 0), (1000, 0), (1000, 100_000)), 20)  # fmt: skip
+QUICK = Scale(2, 50, (1, 4), 4, 3, 1.5, 40, ((0, 0), (10, 1000)), 3)
 
 
 class Row(NamedTuple):
@@ -121,6 +123,7 @@ class Place:
             "CAO_MAX_SESSIONS": "1000",
             "CAO_MAX_WAITING": "100000",
             "CAO_CALL_CEILING_S": "600",
+            **{name: os.environ[name] for name in ("CAO_SSH",) if name in os.environ},
         }
         # One interpreter for all forms, without what else is installed on this machine.
         venv.create(self.folder / "venv", symlinks=True)
@@ -186,13 +189,13 @@ class Place:
         path = self.home / "sessions" / session / "launch" / "runner.json"
         return int(json.loads(path.read_text())["id"])
 
-    def until_idle(self, session: str) -> None:
-        """Return when a session waits for its next task."""
+    def until_idle(self, session: str, state: str = "idle") -> None:
+        """Return when a session waits for its next task, or has reached another state."""
         path = self.home / "sessions" / session / "state.json"
         end = time.monotonic() + 30
-        while json.loads(path.read_text())["state"] != "idle":
+        while json.loads(path.read_text())["state"] != state:
             if time.monotonic() > end:
-                raise SystemExit(f"bench: {session} was not idle after 30 s")
+                raise SystemExit(f"bench: {session} was not {state} after 30 s")
             pause(0.01)
 
     def cpu_s(self) -> float:
@@ -498,9 +501,10 @@ class Handoff(NamedTuple):
         return self.answered_at - self.asked_at
 
 
-def hand_off(client: Client, target: str, task: str) -> Handoff:
+def hand_off(client: Client, target: str, task: str, **more: str) -> Handoff:
     asked = time.time()
-    return read_handoff(asked, *client.take(client.post_call("handoff", target=target, task=task)))
+    key = client.post_call("handoff", target=target, task=task, **more)
+    return read_handoff(asked, *client.take(key))
 
 
 def read_handoff(asked: float, answered: float, line: bytes) -> Handoff:
@@ -746,6 +750,51 @@ def bench_growth(scale: Scale) -> list[Row]:
     return rows
 
 
+def bench_host(place: Place, host: str, scale: Scale) -> list[Row]:
+    """Workers on a machine that ssh reaches, beside such workers here: time, and what each
+    costs here: its runner, its connection, and the picture in its pane."""
+    allow = [*place.lib_argv(), "allow", "--host", host]
+    subprocess.run(allow, env=place.env, check=True, stdout=subprocess.DEVNULL)
+    client = Client(place, [*place.lib_argv(), "mcp"])
+    targets = {"here": "demo", "there": f"demo@{host}"}
+    took: dict[str, list[float]] = {name: [] for name in (*targets, "again")}
+    for number in range(scale.rounds + 1):  # the first copies cao.py there, and is not counted
+        times = {}
+        for name, target in targets.items():
+            done = hand_off(client, target, "demo: say one", cwd="/tmp")
+            times[name] = done.seconds
+        times["again"] = hand_off(client, done.session, "demo: say two").seconds
+        client.stop([done.session])
+        for name in times if number else ():
+            took[name].append(times[name])
+    best = {name: min(times) for name, times in took.items()}
+    rows = [
+        Row(f"handoff, new session there, {one}", best[name] / best["here"], "x", None,
+            f"{best[name]:.2f} s; here {best['here']:.2f} s")
+        for name, one in (("there", "whole"), ("again", "its second turn"))
+    ]  # fmt: skip
+    before, start = set(place.pids()), time.perf_counter()
+    task = {"target": targets["there"], "task": "demo: sleep 3600", "cwd": "/tmp"}
+    given = [client.post_call("assign", **task) for _ in range(scale.far)]
+    sessions = [read_result(client.take(key)[1])["session"] for key in given]
+    for session in sessions:
+        place.until_idle(session, "working")
+    seconds = (time.perf_counter() - start) / scale.far
+    rows.append(Row(f"{scale.far} workers there: until at work, each", seconds, "s"))
+    place.until_calm()
+    new = [pid for pid in place.pids() if pid not in before]
+    rss, pss = (
+        sum(kilobytes(pid, file, word) for pid in new) / scale.far / 1000
+        for file, word in (("status", "VmRSS"), ("smaps_rollup", "Pss:"))
+    )
+    rows.append(Row(f"{scale.far} workers there: memory here, each", rss, "MB", 35.0,
+                    f"Pss {pss:.1f} MB, {len(new) / scale.far:.1f} processes"))  # fmt: skip
+    rows.append(watch_cpu(place, f"{scale.far} workers there: CPU here", scale, None))
+    client.stop(sessions)
+    client.close()
+    return rows
+
+
 def measure(place: Place, scale: Scale, script: str, reference: Reference | None) -> list[Row]:
     """Return every row; a session or client that is started is ended with the place."""
     forms = {"copied file": [*place.copied_file(), "mcp"]}
@@ -792,12 +841,17 @@ def main() -> int:
     parser.add_argument(
         "--reference", metavar="VENV", type=Path, help="a venv with cli-agent-orchestrator"
     )
+    parser.add_argument("--host", default="", help="measure workers on this machine (CAO_SSH)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then too
     place, reference = Place(), None
     try:
         reference = Reference(args.reference) if args.reference else None
-        rows = measure(place, QUICK if args.quick else WHOLE, args.script, reference)
+        scale = QUICK if args.quick else WHOLE
+        if args.host:
+            rows = bench_host(place, args.host, scale)
+        else:
+            rows = measure(place, scale, args.script, reference)
     finally:
         place.close()
         if reference:

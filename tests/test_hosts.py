@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, McpClient, kill, real_clis, until
+from conftest import CAO, ROOT, McpClient, kill, real_clis, until
 from test_readme import blocks
 from test_real_clis import SHELL, install
 
@@ -857,3 +857,17 @@ def copy_or_link(program: str, path: Path) -> None:
         os.link(program, path)
     except OSError:  # another file system
         shutil.copy(program, path)
+
+
+def test_the_bench_measures_workers_there(far):
+    out = far.folder / "bench.json"
+    argv = [sys.executable, str(ROOT / "tests/bench.py"), "--quick", "--host", "box"]
+    env = {**os.environ, "TMPDIR": str(far.folder), "CAO_SSH": far.env["CAO_SSH"]}
+    done = subprocess.run([*argv, "--json", str(out)], env=env, check=False, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr  # 1: a limit was not kept
+    assert out.exists(), done.stderr
+    figures = {row["figure"]: row["value"] for row in json.loads(out.read_text())["rows"]}
+    assert figures["3 workers there: memory here, each"] > 5
+    assert figures["handoff, new session there, whole"] > 0
+    assert far.machine.sessions() == []
