@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -459,8 +460,28 @@ def bench_start(
         }.get(name, figure)
         usual = statistics.median(took[name]) / statistics.median(took["plain"])
         detail = f"{seconds * 1000:.0f} ms; of the medians {usual:.2f} x"
+        if name == "no message":
+            detail += "; claude, codex, gemini, qwen, copilot"
         rows.append(Row(figure, seconds / one, "x", limit, detail, beside))
-    return rows
+    return rows + bench_plugin(place)
+
+
+def bench_plugin(place: Place) -> list[Row]:
+    """What OpenCode and pi do after each tool call, in their own process; where node is."""
+    node = shutil.which("node")
+    if not node:
+        return []
+    look = re.search(r"readdirSync\(.*?\)\.some\(.*?test\(name\)\)", cao._OPENCODE_PLUGIN)[0]
+    script = (
+        f"const {{ readdirSync }} = require('fs'), hook = ['{place.folder}'], n = 10000;"
+        "require('fs').mkdirSync(hook[0] + '/inbox/new', { recursive: true });"
+        "const start = performance.now();"
+        f"for (let i = 0; i < n; i++) {look};"
+        "console.log((performance.now() - start) / n)"
+    )
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+    figure = "a tool call's plugin, no message waits"
+    return [Row(figure, float(done.stdout), "ms", None, "opencode, pi")]
 
 
 def bench_server(
