@@ -1020,6 +1020,42 @@ def _fold(breaks: str) -> str:
     return blank_lines
 
 
+# ---- JSON that others wrote: any value in it may be missing, or of another type ----
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Return the object in a JSON text, {} where it is none, or nested too deeply."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(value, dict):
+        return value
+    return {}
+
+
+def value_at(entry: Any, keys: str) -> Any:
+    """Return what stands in an entry at keys like "message.usage", None where nothing does."""
+    for key in keys.split("."):
+        if not isinstance(entry, dict):
+            return None
+        entry = entry.get(key)
+    return entry
+
+
+def text_at(entry: Any, keys: str) -> str:
+    """Return what stands there as text, "" where nothing does."""
+    return str(value_at(entry, keys) or "")
+
+
+def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
+    """Return the objects in the list that stands there."""
+    values = value_at(entry, keys)
+    if not isinstance(values, list):
+        return []
+    return [value for value in values if isinstance(value, dict)]
+
+
 # ==== 5. Providers ====================================================================
 #
 # One row of PROVIDERS per CLI. To add one:
@@ -1215,7 +1251,8 @@ _HOOK_KINDS = {
     "userPromptSubmit": "submitted",
     "stop": "ended",
 }
-# A tool call of theirs has ended (Gemini CLI has a name of its own for that).
+# Before a tool call (the second is Gemini CLI's name), and after it (the third is).
+_BEFORE_TOOLS = ("PreToolUse", "BeforeTool")
 TOOL_ENDS = ("PostToolUse", "PostToolUseFailure", "AfterTool")
 # The tools by which the CLIs' models ask a question of their own; that is no permission.
 QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "ask_user", "question")
@@ -1228,33 +1265,44 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     (its prompt in blocks; no answer), our extension for pi, and the demo. Kiro CLI 2, by its
     documents, begins the names small.
     """
-    name = str(payload.get("hook_event_name") or "")
+    name = text_at(payload, "hook_event_name")
     kind = _HOOK_KINDS.get(name, "")
-    if name in ("PreToolUse", "BeforeTool"):
-        kind = "asked" if questions_in(payload) else ""  # we hear of no other tool there
-    if not kind or (kind != "asked" and agent_of(payload)):
-        return None  # of a sub-agent we want to hear nothing but what it asks
-    text = str(payload.get("last_assistant_message") or payload.get("assistant_response") or "")
+    if name in _BEFORE_TOOLS and questions_in(payload):
+        kind = "asked"  # all other tools pass without a word
+    if not kind:
+        return None
+    if kind != "asked" and agent_of(payload):
+        return None  # a sub-agent: only its questions concern us
+
+    text = text_at(payload, "last_assistant_message")
+    if not text:
+        text = text_at(payload, "assistant_response")  # Kiro's
     event = Event(kind, text)
     if kind == "submitted":
         event = Event(kind, block_text(payload.get("prompt")))
-    elif kind == "failed":
-        text = text or str(payload.get("error_message") or "")
-        event = failed_event(text, payload.get("error") or "")
     elif kind == "asked":
-        event = Event(kind, render_request(payload), str(payload.get("tool_name") or ""))
-    tasks = payload.get("background_tasks")
-    running = [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
-    running = [t for t in running if t.get("status", "running") in ("running", "pending")]
-    kinds = [str(t.get("type") or "task") for t in running]
-    names = (str(t.get("description") or t.get("id") or "") for t in running)
+        event = Event(kind, render_request(payload), text_at(payload, "tool_name"))
+    elif kind == "failed":
+        if not text:
+            text = text_at(payload, "error_message")
+        event = failed_event(text, text_at(payload, "error"))
+
+    background = []
+    blocking = False
+    for task in objects_at(payload, "background_tasks"):
+        if task.get("status", "running") in ("running", "pending"):
+            type_name = text_at(task, "type") or "task"
+            label = text_at(task, "description") or text_at(task, "id")
+            background.append(f"{type_name} {label}".strip())
+            # An agent or a tool call starts a turn when it ends; a shell does not.
+            if not re.search("shell|bash", type_name):
+                blocking = True
     return event._replace(
         source=f"hook:{name}",
-        conversation=str(payload.get("session_id") or ""),
-        transcript=str(payload.get("transcript_path") or ""),
-        background=tuple(f"{kind} {name}".strip() for kind, name in zip(kinds, names)),
-        # An agent or a tool call in the background starts a turn when it ends; a shell does not.
-        blocking=any("shell" not in kind and "bash" not in kind for kind in kinds),
+        conversation=text_at(payload, "session_id"),
+        transcript=text_at(payload, "transcript_path"),
+        background=tuple(background),
+        blocking=blocking,
     )
 
 
@@ -1268,8 +1316,8 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     if details.get("title") == "Ask User":  # answered at its BeforeTool hook
         return None
     given = {key: value for key, value in details.items() if key not in ("type", "title")}
-    asked = {"tool_name": str(details.get("title") or ""), "tool_input": given}
-    event = read_hook({**payload, "hook_event_name": "PermissionRequest", **asked})
+    request = {"hook_event_name": "PermissionRequest", "tool_input": given}
+    event = read_hook({**payload, **request, "tool_name": text_at(details, "title")})
     return event and event._replace(source="hook:Notification")
 
 
@@ -1279,8 +1327,10 @@ def agent_of(payload: dict[str, Any]) -> str:
     Claude Code 2.1.332, Codex 0.171.0 and Qwen Code 0.24.4 say agent_id, Copilot 1.0.102
     agentId; Kimi Code 2.1.0 calls the agent itself "main".
     """
-    agent = str(payload.get("agent_id") or payload.get("agentId") or "")
-    return "" if agent == "main" else agent
+    agent = text_at(payload, "agent_id") or text_at(payload, "agentId")
+    if agent == "main":
+        return ""
+    return agent
 
 
 def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
@@ -1294,20 +1344,17 @@ def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
     return {**payload, **claudes, "hook_event_name": "PermissionRequest"}
 
 
-def parse_object(text: str) -> dict[str, Any]:
-    """Return the object in a JSON text, {} where it is none, or nested too deeply."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def block_text(content: Any) -> str:
     """Return the text of a message's content, which is text or a list of blocks."""
-    blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    blocks = [b if isinstance(b, dict) else {"type": "text", "text": b} for b in blocks]
-    return "\n".join(str(b.get("text") or "") for b in blocks if b.get("type") == "text")
+    if not isinstance(content, list):
+        content = [content]
+    texts = []
+    for block in content:
+        if not isinstance(block, dict):
+            texts.append(str(block or ""))
+        elif block.get("type") == "text":
+            texts.append(text_at(block, "text"))
+    return "\n".join(texts)
 
 
 # ---- what they ask, and how they are answered ----
@@ -1318,23 +1365,31 @@ def render_request(payload: dict[str, Any]) -> str:
     questions = questions_in(payload)
     if len(questions) == 1:
         return questions[0][0]  # its options are told beside it
-    if questions:
-        lines = []
-        for question, options in questions:
-            line = " ".join(question.split())
-            lines.append(line + (f" ({', '.join(options)})" if options else ""))
+    lines = []
+    for question, options in questions:
+        line = " ".join(question.split())
+        if options:
+            line += f" ({', '.join(options)})"
+        lines.append(line)
+    if lines:
         return "\n".join(lines)
-    tool, given = str(payload.get("tool_name") or ""), payload.get("tool_input")
+
+    tool, given = text_at(payload, "tool_name"), payload.get("tool_input")
     if not isinstance(given, dict):
         return tool
     rest = dict(given)
-    what = ""
+    subject = ""
     for key in ("command", "file_path", "filePath", "path", "url"):
-        what = what or str(rest.pop(key, "") or "")
-    why = rest.pop("description", "")
-    lines = [f"{tool}: {what}".rstrip() + (f" ({why})" if why else "")]
+        if not subject:
+            subject = str(rest.pop(key, "") or "")
+    line = f"{tool}: {subject}".rstrip()
+    if why := rest.pop("description", ""):
+        line += f" ({why})"
+    lines = [line]
     for key, value in rest.items():
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown = value
+        if not isinstance(value, str):
+            shown = json.dumps(value, ensure_ascii=False)
         lines.append(f"{key}: {shown}")
     return "\n".join(lines)
 
@@ -1342,44 +1397,44 @@ def render_request(payload: dict[str, Any]) -> str:
 def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Return each question, with its options, that a model's own question tool asks; none for
     any other tool."""
-    given = payload.get("tool_input")
-    if payload.get("tool_name") not in QUESTION_TOOLS or not isinstance(given, dict):
+    if payload.get("tool_name") not in QUESTION_TOOLS:
         return []
+    message = value_at(payload, "tool_input.message")
+    if isinstance(message, str):
+        return _form_questions(message, value_at(payload, "tool_input.requestedSchema.properties"))
     questions = []
-    if isinstance(given.get("message"), str):  # Copilot: a form
-        for title, options in _form_fields(given):
-            questions.append((title, options))
-        if len(questions) < 2:
-            return [(given["message"], questions[0][1] if questions else [])]
-        questions[0] = (f"{given['message']}: {questions[0][0]}", questions[0][1])
-    else:
-        listed = given.get("questions")
-        for one in listed if isinstance(listed, list) else ():
-            if isinstance(one, dict):
-                text = str(one.get("question") or one.get("header") or "")
-                questions.append((text, _labels(one.get("options"))))
+    for asked in objects_at(payload, "tool_input.questions"):
+        text = text_at(asked, "question") or text_at(asked, "header")
+        questions.append((text, _labels(asked, "options")))
     return questions
 
 
-def _form_fields(form: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return the title and the choices of each field of a form."""
-    schema = form.get("requestedSchema")
-    fields = schema.get("properties") if isinstance(schema, dict) else None
-    found = []
-    for name, field in (fields if isinstance(fields, dict) else {}).items():
-        if isinstance(field, dict):
-            items = field.get("items")
-            choices = field.get("enum") or (items.get("enum") if isinstance(items, dict) else None)
-            found.append((str(field.get("title") or name), _labels(choices)))
-    return found
+def _form_questions(message: str, fields: Any) -> list[tuple[str, list[str]]]:
+    """Return the questions of a form, which Copilot's model asks by: one for each field."""
+    questions = []
+    if isinstance(fields, dict):
+        for name, field in fields.items():
+            if isinstance(field, dict):
+                choices = _labels(field, "enum") or _labels(field, "items.enum")
+                questions.append((text_at(field, "title") or name, choices))
+    if not questions:
+        return [(message, [])]
+    title, choices = questions[0]
+    if len(questions) > 1:
+        message = f"{message}: {title}"
+    return [(message, choices), *questions[1:]]
 
 
-def _labels(options: Any) -> list[str]:
-    """Return the words of options, which are words or objects with a label."""
+def _labels(entry: dict[str, Any], keys: str) -> list[str]:
+    """Return the words of the options that stand there: words, or objects with a label."""
+    options = value_at(entry, keys)
     labels = []
-    for option in options if isinstance(options, list) else ():
-        label = option.get("label") if isinstance(option, dict) else option
-        labels.append(str(label or ""))
+    if isinstance(options, list):
+        for option in options:
+            if isinstance(option, dict):
+                labels.append(text_at(option, "label"))
+            else:
+                labels.append(str(option or ""))
     return labels
 
 
@@ -1390,25 +1445,23 @@ OWN_TOOLS = ("mcp__cao__", "cao/")
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
     """Tell whether a hook asks what cao answers by what the hook prints."""
     name = payload.get("hook_event_name")
-    if name == "PermissionRequest":
-        return row.asks == "hook"
-    return name in ("PreToolUse", "BeforeTool") and bool(questions_in(payload))
+    if name in _BEFORE_TOOLS:
+        return bool(questions_in(payload))
+    return name == "PermissionRequest" and row.asks == "hook"
 
 
 def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     """Return the ways to answer what a hook asks; none: by words alone."""
     questions = questions_in(payload)
-    if not questions:
-        options = [Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")]
-        given = payload.get("tool_input")
-        command = given.get("command") if isinstance(given, dict) else ""
-        # A * in a rule of Claude Code's is a wildcard: it would allow more than was asked.
-        if row.always and "*" not in str(command):
-            options.append(Option("always", "the same again, in this session"))
-        return tuple(options)
     if len(questions) > 1:
         return ()
-    return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
+    if questions:
+        return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
+    yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
+    # A * in a rule of Claude Code's is a wildcard: it would allow more than was asked.
+    if row.always and "*" not in text_at(payload, "tool_input.command"):
+        return yes, no, Option("always", "the same again, in this session")
+    return yes, no
 
 
 def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) -> dict[str, Any]:
@@ -1420,14 +1473,19 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     lines = words.split("\n", max(0, len(questions) - 1))  # one question takes all of them
     replies = dict(zip((question for question, _ in questions), lines))
     name, message = payload.get("hook_event_name"), words
-    if answer == "no" and not words:
+    if len(questions) > 1:
+        pairs = "; ".join(f"{question} = {line}" for question, line in replies.items())
+        message = f"The user answered: {pairs}"
+    elif questions:
+        message = f"The user answered: {words}"
+    elif answer == "no" and not words:
         message = "The user refused this."
-    if questions:
-        said = "; ".join(f"{q} = {a}" for q, a in replies.items()) if questions[1:] else words
-        message = f"The user answered: {said}"
+
     if row.name in ("opencode", "pi", "demo"):  # their plugins of ours
-        reply = {"answer": answer, "message": message}
-        return {**reply, "answers": [[line] for line in lines]} if questions else reply
+        reply: dict[str, Any] = {"answer": answer, "message": message}
+        if questions:
+            reply["answers"] = [[line] for line in lines]
+        return reply
     if name == "BeforeTool":  # Gemini CLI 0.61.0
         return {"decision": "deny", "reason": message}
     if name == "PreToolUse":
@@ -1459,11 +1517,13 @@ def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str
     return {"hookSpecificOutput": {"hookEventName": payload["hook_event_name"], **said}}
 
 
-def failed_event(text: str, code: Any = "", source: str = "transcript") -> Event:
+def failed_event(text: str, code: Any = "") -> Event:
     """Return the failure that a CLI tells in its own words."""
     reason = classify_failure(f"{code} {text}")
-    again = retry_time(text) if reason == "rate_limit" else ""
-    return Event("failed", text, reason, source, retry_at=again)
+    retry_at = ""
+    if reason == "rate_limit":
+        retry_at = retry_time(text)
+    return Event("failed", text, reason, "transcript", retry_at=retry_at)
 
 
 def classify_failure(text: str) -> str:
@@ -1483,7 +1543,9 @@ def retry_time(text: str) -> str:
     begins = r"(?i)(?:resets?|try again|retry(?= (?:after|in|at)\b)|available)\s+(?:again\s+)?"
     rest = r"(?:(?!\.(?!\d))[^;·|\n])*"
     match = re.search(rf"{begins}((?:at |in )?{rest}\d{rest})", text)
-    return match[1].strip() if match else ""
+    if not match:
+        return ""
+    return match[1].strip()
 
 
 # ---- what they write: state files, titles, transcripts ----
@@ -1492,13 +1554,12 @@ def retry_time(text: str) -> str:
 def read_status_json(text: str) -> Look:
     """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
     try:
-        found = json.loads(text)
+        status = json.loads(text)
     except (ValueError, RecursionError):
         return Look("unknown", "status_file", "not JSON")
-    found = found if isinstance(found, dict) else {}
-    words = {"idle": "idle", "busy": "busy", "waiting": "asking"}
-    state = words.get(str(found.get("status")), "unknown")
-    return Look(state, "status_file", str(found.get("waitingFor") or ""))
+    states = {"idle": "idle", "busy": "busy", "waiting": "asking"}
+    state = states.get(text_at(status, "status"), "unknown")
+    return Look(state, "status_file", text_at(status, "waitingFor"))
 
 
 def read_title(titles: dict[str, str], title: str) -> Look:
@@ -1506,22 +1567,11 @@ def read_title(titles: dict[str, str], title: str) -> Look:
     return Look(titles.get(title[:1], "unknown"), "title", title.strip())
 
 
-def _jsonl(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the objects in lines; the last line of a file may be half written."""
-    for line in lines:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
 def read_log(text: str) -> list[dict[str, Any]]:
     """Return the entries of a session's log; what is none is left out."""
     return [
         entry
-        for entry in _jsonl(text.split("\n"))
+        for entry in map(parse_object, text.split("\n"))
         if isinstance(entry.get("at"), (int, float)) and isinstance(entry.get("event"), str)
     ]
 
@@ -1538,15 +1588,16 @@ def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str 
     def read(lines: Sequence[str]) -> Event | None:
         last: Event | None = None
         said: str | None = None
-        for entry in _jsonl(lines):
-            found = entry_says(entry, said)
-            if found is ...:
+        for entry in map(parse_object, lines):
+            event = entry_says(entry, said)
+            if event is ...:
                 continue
-            if found and found.reason == "blocked" and last and last.kind == "ended":
+            if event and event.reason == "blocked" and last and last.kind == "ended":
                 continue
-            said = found.text if found and found.kind == "said" else None
-            last = found if said is None else None
-            if found and found.kind == final:
+            last, said = event, None
+            if event and event.kind == "said":
+                last, said = None, event.text
+            if event and event.kind == final:
                 break
         return last
 
@@ -1567,23 +1618,27 @@ _STOPPED = Event("interrupted", source="transcript")
 def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
     """2.1.332 fires no Stop where a hook of the user's refused the prompt, or said
     `continue: false` before or after a tool."""
-    message, refused = entry.get("message"), entry.get("promptSubmitEnding")
-    ending = refused.get("ending") if isinstance(refused, dict) else None
-    if isinstance(ending, dict) and str(ending.get("kind")).endswith("_by_hook"):
-        return _blocked(ending.get("reason"))
-    stopped = entry.get("attachment")
-    if isinstance(stopped, dict) and stopped.get("type") == "hook_stopped_continuation":
-        return ... if entry.get("isSidechain") else _blocked(stopped.get("message"))
-    if entry.get("isSidechain") or not isinstance(message, dict):
+    ending = value_at(entry, "promptSubmitEnding.ending")
+    if text_at(ending, "kind").endswith("_by_hook"):
+        return _blocked(value_at(ending, "reason"))
+    if entry.get("isSidechain"):
         return ...
-    text = block_text(message.get("content"))
+    if value_at(entry, "attachment.type") == "hook_stopped_continuation":
+        return _blocked(value_at(entry, "attachment.message"))
+    if not isinstance(entry.get("message"), dict):
+        return ...
+    text = block_text(value_at(entry, "message.content"))
     if entry.get("type") == "user":
-        return _STOPPED if text.startswith("[Request interrupted by user") else None
+        if text.startswith("[Request interrupted by user"):
+            return _STOPPED
+        return None
     if entry.get("isApiErrorMessage"):
         return failed_event(text)
     if entry.get("type") != "assistant":
         return ...
-    return _ended(text) if message.get("stop_reason") == "end_turn" and text else None
+    if text and value_at(entry, "message.stop_reason") == "end_turn":
+        return _ended(text)
+    return None
 
 
 def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
@@ -1592,69 +1647,82 @@ def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
     payload = entry.get("payload")
     if entry.get("type") != "event_msg" or not isinstance(payload, dict):
         return ...
-    kind, error = payload.get("type"), payload.get("error")
-    if kind == "task_complete" and error:
-        error = error if isinstance(error, dict) else {"message": error}
-        return failed_event(str(error.get("message")), error.get("codex_error_info"))
-    if kind == "task_complete":
-        if payload.get("last_agent_message") is None:  # 0.171.0: a hook refused the prompt
-            words = "the turn ended without an answer: a hook of yours may have refused the prompt"
-            return Event("failed", words, "blocked", "transcript")
-        return _ended(str(payload["last_agent_message"]))
-    return {"task_started": None, "turn_aborted": _STOPPED}.get(str(kind), ...)
+    if payload.get("type") == "task_started":
+        return None
+    if payload.get("type") == "turn_aborted":
+        return _STOPPED
+    if payload.get("type") != "task_complete":
+        return ...
+    if error := payload.get("error"):
+        message = error
+        if isinstance(error, dict):
+            message = error.get("message")
+        return failed_event(str(message), value_at(error, "codex_error_info"))
+    answer = payload.get("last_agent_message")
+    if answer is None:  # 0.171.0: a hook refused the prompt
+        text = "the turn ended without an answer: a hook of yours may have refused the prompt"
+        return Event("failed", text, "blocked", "transcript")
+    return _ended(str(answer))
 
 
 def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
-    kind, text = entry.get("type"), entry.get("content")
-    if kind == "gemini":
-        return _ended(str(text)) if text and not entry.get("toolCalls") else None
+    kind, text = entry.get("type"), text_at(entry, "content")
+    if kind == "gemini" and text and not entry.get("toolCalls"):
+        return _ended(text)
+    if kind in ("gemini", "user"):
+        return None
     if kind == "error":
-        return failed_event(str(text))
-    refused = re.match(r"Agent execution (?:blocked|stopped): (.*)", str(text), re.S)
+        return failed_event(text)
+    refused = re.match(r"Agent execution (?:blocked|stopped): (.*)", text, re.S)
     if refused and kind in ("warning", "info"):
         return _blocked(refused[1])
     if kind == "info" and text == "Request cancelled.":
         return _STOPPED  # final: it writes all it knows anew
-    return None if kind == "user" else ...
+    return ...
 
 
 def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
     """0.24.4 writes neither the API's errors there, as a turn's end, nor interruptions."""
-    message = entry.get("message")
-    if not isinstance(message, dict):
+    if not isinstance(entry.get("message"), dict):
         return ...
-    parts = [p for p in message.get("parts") or () if isinstance(p, dict)]
-    text = "".join(str(p.get("text") or "") for p in parts if not p.get("thought"))
-    calls = any("functionCall" in p for p in parts)
-    return _ended(text) if text and message.get("role") == "model" and not calls else None
+    parts = objects_at(entry, "message.parts")
+    text = "".join(text_at(part, "text") for part in parts if not part.get("thought"))
+    calls = any("functionCall" in part for part in parts)
+    if text and not calls and value_at(entry, "message.role") == "model":
+        return _ended(text)
+    return None
 
 
 def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
-    kind, reason, error = (entry.get(key) for key in ("type", "reason", "error"))
-    message = entry.get("message")
-    message = message if isinstance(message, dict) else {}
+    kind = entry.get("type")
     if kind == "agent.message.appended":
-        inner = message.get("message") or {}
-        words = Event("said", block_text(inner.get("content")))
-        return words if inner.get("role") == "assistant" else ...
-    origin = message.get("origin")
-    if isinstance(origin, dict) and origin.get("blocked"):  # 2.1.0; no hook tells of it
-        text = block_text(message.get("content"))
+        if value_at(entry, "message.message.role") != "assistant":
+            return ...
+        return Event("said", block_text(value_at(entry, "message.message.content")))
+    if value_at(entry, "message.origin.blocked"):  # 2.1.0; no hook tells of it
+        text = block_text(value_at(entry, "message.content"))
         return _blocked(re.sub(r"</?hook_result[^>]*>", "", text).strip())
-    if kind == "turn.ended" and reason == "failed":
-        return failed_event(str(error.get("message") if isinstance(error, dict) else error or ""))
-    if kind == "turn.ended":
-        return _ended(said or "") if reason == "completed" else _STOPPED
-    return None if kind == "turn.prompt" else ...
+    if kind == "turn.prompt":
+        return None
+    if kind != "turn.ended":
+        return ...
+    if entry.get("reason") == "failed":
+        return failed_event(text_at(entry, "error.message"))
+    if entry.get("reason") == "completed":
+        return _ended(said or "")
+    return _STOPPED
 
 
 def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
     """After an error pi may try again, so that one is told by its event alone."""
-    message = entry.get("message")
-    if not isinstance(message, dict):
+    if not isinstance(entry.get("message"), dict):
         return ...
-    ended = _ended(block_text(message.get("content")))
-    return {"stop": ended, "aborted": _STOPPED}.get(str(message.get("stopReason")))
+    reason = value_at(entry, "message.stopReason")
+    if reason == "stop":
+        return _ended(block_text(value_at(entry, "message.content")))
+    if reason == "aborted":
+        return _STOPPED
+    return None
 
 
 def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
@@ -1662,46 +1730,42 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
         return ...  # a sub-agent's
-    if kind == "assistant.message":
-        return None if data.get("toolRequests") else Event("said", str(data.get("content") or ""))
-    if kind == "assistant.turn_end":
-        return ... if said is None else _ended(said)
+    if kind == "assistant.message" and not data.get("toolRequests"):
+        return Event("said", text_at(data, "content"))
+    if kind in ("assistant.message", "user.message", "assistant.turn_start"):
+        return None
+    if kind == "assistant.turn_end" and said is not None:
+        return _ended(said)
     if kind == "hook.end" and data.get("hookType") == "userPromptSubmitted":
-        output = data.get("output")
-        if isinstance(output, dict) and output.get("decision") == "block":
-            return _blocked(output.get("reason"))
-        return ...
-    if kind == "session.error":
+        if value_at(data, "output.decision") == "block":
+            return _blocked(value_at(data, "output.reason"))
+    elif kind == "session.error":
         code = f"{data.get('errorType')} {data.get('statusCode')}"
-        return failed_event(str(data.get("message") or ""), code)
-    ends = {"user.message": None, "assistant.turn_start": None, "abort": _STOPPED}
-    return ends.get(str(kind), ...)
-
-
-def value_at(entry: Any, keys: str) -> Any:
-    """Return what stands in an entry at keys like "message.usage", None where nothing does."""
-    for key in keys.split("."):
-        entry = entry.get(key) if isinstance(entry, dict) else None
-    return entry
+        return failed_event(text_at(data, "message"), code)
+    elif kind == "abort":
+        return _STOPPED
+    return ...
 
 
 def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
     """Return the request an entry tells of: its id, when it was, its input, cached and output
     tokens. None where it tells of none."""
-    found = tuple(value_at(entry, keys) for keys in where.id.split())
+    request = tuple(value_at(entry, keys) for keys in where.id.split())
     at, usage = value_at(entry, where.at), value_at(entry, where.usage)
-    if None in found or not isinstance(at, (str, int)) or not isinstance(usage, dict):
+    if None in request or not isinstance(at, (str, int)) or not isinstance(usage, dict):
         return None
 
     def count(words: str) -> int:
         total = 0
         for word in words.split():
             number = value_at(usage, word.lstrip("-"))
-            if isinstance(number, int):
-                total += -number if word[0] == "-" else number
+            if isinstance(number, int) and word[0] == "-":
+                total -= number
+            elif isinstance(number, int):
+                total += number
         return total
 
-    return found, at, (count(where.input), count(where.cached), count(where.output))
+    return request, at, (count(where.input), count(where.cached), count(where.output))
 
 
 # ---- what only one of them needs ----
@@ -6609,7 +6673,7 @@ class Meter:
             return
         lines = lines[: lines.rfind(b"\n") + 1]
         self.marks[path] = (offset + len(lines), inode)
-        for entry in _jsonl(lines.decode(errors="replace").split("\n")):
+        for entry in map(parse_object, lines.decode(errors="replace").split("\n")):
             self.agents.update(map(str, value_at(entry, self.where.agents) or ()))
             if found := read_tokens(self.where, entry):
                 key, at, counts = found

@@ -872,10 +872,12 @@ def test_a_half_written_last_line_counts_for_nothing(path):
     assert read(path, whole[:-1]) == read(path, whole)  # the newline alone may be missing
 
 
-@pytest.mark.parametrize("provider", ["claude", "codex", "gemini", "qwen"])
+@pytest.mark.parametrize("provider", [n for n, row in cao.PROVIDERS.items() if row.program])
 def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
     lines = ["", "null", "5", "[]", '"x"', "{}", "{", '{"type":"user"}', '{"type":"event_msg"}',
-             '{"type":"assistant","message":null}', '{"type":"event_msg","payload":5}']  # fmt: skip
+             '{"type":"assistant","message":null}', '{"type":"event_msg","payload":5}',
+             '{"type":"assistant","message":{"parts":5}}',
+             '{"type":"agent.message.appended","message":{"message":5}}']  # fmt: skip
     assert cao.PROVIDERS[provider].read_transcript([]) is None
     assert cao.PROVIDERS[provider].read_transcript(lines) is None
 
