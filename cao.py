@@ -571,6 +571,13 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that was probably meant, or ""."""
+    import difflib
+
+    return "".join(difflib.get_close_matches(word, list(known), 1))
+
+
 def render_slug(text: str, most: int = 30) -> str:
     """Return text as a name: lower case letters, digits and single hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-")
@@ -2718,7 +2725,8 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     granted = grant.get("profiles")
     if granted is not None and not is_listed(profile.name, granted):
         what = f"your profile's grant does not allow {profile.name!r} as a worker"
-        raise UsageError(what, "one of: " + ", ".join(map(str, granted)))
+        listed = ", ".join(map(str, granted))
+        raise UsageError(what, f"one of: {listed}" if granted else "do it yourself: it allows none")
     if profile.provider == "command" and granted is None:
         what = f"{profile.name!r} runs a program of its own, which no grant can hold"
         raise UsageError(what, "name it in the grant's `profiles:` if it may run all the same")
@@ -6055,6 +6063,8 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
         raise UsageError("the answer is empty", listed or "write some words")
     if len(chosen) == 1:
         return "words", chosen[0].text
+    if options and low.isdigit():
+        raise UsageError(f"{low} is none of the options", f"{listed}; or words of your own")
     lines = answer.strip().count("\n") + 1
     asks = asked["lines"]
     if asks > 1 and lines != asks:
@@ -6374,7 +6384,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             raise CaoError(what, f"commit and push them, or move them out of {path}")
         _git(path, "add", "-A")
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
-            message = f"Uncommitted work of {name}"
+            message = f"Add {name}'s work{_last_task(boss.store, name)}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
         was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
         branch = f"refs/heads/{session.worktree}"
@@ -6391,6 +6401,15 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         raise CaoError(what, error.fix) from None
     now = _git(top, "rev-parse", "HEAD")
     return {"session": name, "into": into, **facts, "was": was, "now": now}
+
+
+def _last_task(store: Store, name: str) -> str:
+    """Return the beginning of a session's last task and its name, for a commit's message."""
+    for entry in reversed(_listdir(f"{store.folder(name)}/inbox/cur")):
+        message = store.taken(name, entry)
+        if message and message.kind == "task":
+            return f": {shorten(visible(message.text), 50)}\n\nTask: {message.task}"
+    return ""
 
 
 def _try_merge(top: str, commit: str, resolve: str) -> str:
@@ -6550,6 +6569,13 @@ def head_of(task: str) -> str:
     return f"Result of {task} ("
 
 
+def next_step(result: Result) -> str:
+    """Return what to do about a task that was cut short, or ""."""
+    if result.outcome != "timeout":
+        return ""
+    return f"To go on, give {result.session} a follow-up task, with a longer timeout."
+
+
 def render_result(result: Result) -> str:
     """Return a result as text: one line of facts, then the whole answer."""
     facts = [
@@ -6569,6 +6595,7 @@ def render_result(result: Result) -> str:
         parts.append(result.answer)
     elif result.detail:
         parts.append(result.detail)
+    parts += filter(None, [next_step(result)])
     if result.outcome != "done" and result.screen:
         parts += ["Its last screen:", tail_lines(result.screen, 15)]
     if result.check:
@@ -9015,13 +9042,16 @@ class Flow(NamedTuple):
         return os.path.normpath(f"{os.path.dirname(self.file)}/{path}" if path[:1] != "/" else path)
 
 
+_SCHEDULE_FORM = (
+    "write it like '0 9 * * 1-5' (minute hour day month weekday) or @daily, as in crontab(5)"
+)
 _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
     ("name", r"\w[\w-]{0,63}", "use letters, digits, - and _"),
     (  # crontab judges the fields: here, nothing but five of them may get into its line
         "schedule",
         r"[\w*,/~-]+([ \t]+[\w*,/~-]+){4}"
         "|@(reboot|yearly|annually|monthly|weekly|daily|midnight|hourly)",
-        "write it like '0 9 * * 1-5' (minute hour day month weekday) or @daily, as in crontab(5)",
+        _SCHEDULE_FORM,
     ),
     ("agent_profile", r".+", "name a profile, like developer"),
     ("max_tokens", r"([1-9]\d*)?", "write a number above 0: 200000"),
@@ -9326,7 +9356,8 @@ class Schedule:
                 text += line
             ran = run_crontab("-", text) if text else run_crontab("-r")
             if ran.status:
-                raise CaoError(f"crontab refused: {ran.err.strip()}", "the crontab is as it was")
+                what = f"crontab refused, and is as it was: {ran.err.strip()}"
+                raise CaoError(what, f"if it is the schedule, {_SCHEDULE_FORM}")
         finally:
             os.close(lock)
 
@@ -9820,13 +9851,15 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
     say("Now with real agents:  cao handoff claude 'Which tests fail, and why?'")
 
 
-def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
-    """Return the evidence for a session's state, as data in the order to read it."""
+def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the evidence for a session's state: in words, in the order to read it; and as
+    facts for a program."""
     view = boss.read_session(name, PANE_LINES)
     state = boss.store.load_state(name)
     look, event = view["evidence"].get("look"), view["evidence"].get("event")
     group = state.get("group") or {}
     alive = bool(group) and is_running(group)
+    has_runner = boss.store.is_locked(name)
     last_event = last_look = ""
     if event:
         ago = render_seconds(max(0.0, time.time() - event["at"]))
@@ -9836,7 +9869,7 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),
-        "lock": "held: its runner lives" if boss.store.is_locked(name) else "free: no runner",
+        "lock": "held: its runner lives" if has_runner else "free: no runner",
         "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
         "last event": last_event,
         "last look": last_look,
@@ -9850,7 +9883,9 @@ def explain(boss: Orchestrator, name: str) -> dict[str, Any]:
         "exit status": state.get("exit_status"),
         "transcript": state.get("transcript"),
     }
-    return {key: value for key, value in found.items() if value not in (None, "")}
+    words = {key: value for key, value in found.items() if value not in (None, "")}
+    child = {"pid": group["id"], "alive": alive} if group else None
+    return words, {**view, "runner_alive": has_runner, "child": child}
 
 
 def _drop_worktree(store: Store, name: str) -> bool:
@@ -10559,6 +10594,10 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
     row, effort = PROVIDERS[profile.provider], profile.effort
     if effort and not row.program:
         effort += "  (not passed on)"
+    unknown = list(profile.unknown)
+    for at, key in enumerate(unknown):
+        if meant := nearest(key, PROFILE_KEYS):
+            unknown[at] = f"{key} ({meant}?)"
     facts: dict[str, Any] = {
         "name": profile.name,
         "from": profile.source,
@@ -10573,7 +10612,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "keep": "never closes by itself" if profile.keep else "",
         "mcp servers": " ".join(map(str, profile.settings.get("mcpServers") or {})),
         "environment": " ".join(sorted(worker_environment(row.env_pass, profile.settings))),
-        "unknown keys": " ".join(profile.unknown),
+        "unknown keys": " ".join(unknown),
         "read, not used": " ".join(
             key
             for key in profile.settings
@@ -10594,43 +10633,52 @@ _UNUSED_KEYS = (
 ).split()
 
 
-def doctor(store: Store) -> tuple[list[list[str]], bool]:
-    """Return rows (what, state, detail) on this machine, and whether cao can work."""
+def _finding(what: str, state: str, detail: str, **facts: Any) -> dict[str, Any]:
+    """Return a row of `cao doctor`; facts: the detail's, for a program."""
+    return {"what": what, "state": state, "detail": detail, **facts}
+
+
+def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
+    """Return rows (see _finding) on this machine, and whether cao can work."""
     from concurrent.futures import ThreadPoolExecutor
 
-    rows, state = [["python", "ok", sys.version.split()[0]]], "missing"
+    python = sys.version.split()[0]
+    rows, state = [_finding("python", "ok", python, version=python)], "missing"
     try:
         program = find_tmux()
         state = "broken"
         version = check_tmux(program)
-        Orchestrator(store, Caller("")).tmux.pane_of(
-            "doctor"
-        )  # TmuxError where its socket cannot be reached
-        rows.append(["tmux", "ok", f"{version}  {program}"])
+        # TmuxError where its socket cannot be reached
+        Orchestrator(store, Caller("")).tmux.pane_of("doctor")
+        about = f"{version}  {program}"
+        rows.append(_finding("tmux", "ok", about, version=version, path=program))
         good = True
     except CaoError as error:
-        rows.append(["tmux", state, str(error).replace("\n", "; ")])
+        rows.append(_finding("tmux", state, str(error).replace("\n", "; ")))
         good = False
-    rows.append(["runtime directory", "ok", store.home])
+    rows.append(_finding("runtime directory", "ok", store.home, path=store.home))
     for name, fault in Schedule(store).stale_lines().items():
-        rows.append(["crontab", "stale", f"flow {name}: {fault}; try: cao clean"])
+        about = f"flow {name}: {fault}; try: cao clean"
+        rows.append(_finding("crontab", "stale", about, flow=name))
     clis = [row for row in PROVIDERS.values() if row.program]
     with ThreadPoolExecutor(len(clis)) as pool:  # some take ten seconds to say their version
         rows += pool.map(_doctor_cli, clis)
     return rows, good
 
 
-def _doctor_cli(row: Provider) -> list[str]:
+def _doctor_cli(row: Provider) -> dict[str, Any]:
     try:
         program = find_program(row.program)
     except CaoError:
-        return [row.name, "missing", f"no {row.program} on PATH, nor where CLIs usually are"]
+        about = f"no {row.program} on PATH, nor where CLIs usually are"
+        return _finding(row.name, "missing", about)
     try:
         ran = run([program, "--version"], DOCTOR_S)
         words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
-        login = _login_state(row, program) + _first_run(row)
+        logged_in, login = _login_state(row, program)
+        login += _first_run(row)
     except CaoError as error:
-        return [row.name, "broken", error.what]
+        return _finding(row.name, "broken", error.what, path=program)
     match = re.search(r"\d+(?:\.\d+)+", words)
     version = match[0] if match else words
     state = proven = "unproven"
@@ -10641,18 +10689,22 @@ def _doctor_cli(row: Provider) -> list[str]:
             state = "ok"
         elif _version(version) < _version(row.proven):
             state = "older"
-    return [row.name, state, f"{version}, {proven}, {login}  {program}"]
+    about = f"{version}, {proven}, {login}  {program}"
+    facts = {"version": version, "proven": row.proven, "logged_in": logged_in, "path": program}
+    return _finding(row.name, state, about, **facts)
 
 
-def _login_state(row: Provider, program: str) -> str:
-    """Return whether a CLI is logged in, by its environment, its files or its own word."""
+def _login_state(row: Provider, program: str) -> tuple[bool | None, str]:
+    """Return whether a CLI is logged in, None where nothing tells, and that in words: by its
+    environment, its files or its own word."""
     for sign in row.login_signs:
         if os.path.exists(os.path.expanduser(sign)) if sign[0] == "~" else os.environ.get(sign):
-            return f"logged in ({sign})"
+            return True, f"logged in ({sign})"
     if not row.login_status:
-        return "login unknown"
-    good = run([program, *row.login_status], DOCTOR_S).status == 0
-    return "logged in" if good else f"not logged in (try: {row.login})"
+        return None, "login unknown"
+    if run([program, *row.login_status], DOCTOR_S).status == 0:
+        return True, "logged in"
+    return False, f"not logged in (try: {row.login})"
 
 
 def _first_run(row: Provider) -> str:
@@ -10665,7 +10717,7 @@ def _first_run(row: Provider) -> str:
     return "" if own.get("hasCompletedOnboarding") else ", its first run is to come (try: claude)"
 
 
-def doctor_there(host: str) -> tuple[list[list[str]], bool]:
+def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
     """Return what `doctor` returns on another machine, which gets this cao.py by that."""
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
@@ -10675,13 +10727,13 @@ def doctor_there(host: str) -> tuple[list[list[str]], bool]:
     status = link.end()
     if not said:
         raise CaoError(f"{host} cannot be reached: ssh ended with {status}", f"ssh {host} true")
-    rows = [list(map(str, row.values())) for row in json.loads(said)]
-    return rows, rows[1][1] == "ok"
+    rows = json.loads(said)
+    return rows, rows[1]["state"] == "ok"
 
 
-def prove_live(boss: Orchestrator, target: str) -> list[str]:
-    """Do one real turn of a CLI in the current directory; return the row (what, state,
-    detail) that names the signals that came, and those that did not."""
+def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
+    """Do one real turn of a CLI in the current directory; return the row (see _finding) that
+    names the signals that came, and those that did not."""
     task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
     found = boss.await_tasks([task], LIVE_S + 10)
     found.told()
@@ -10705,7 +10757,8 @@ def prove_live(boss: Orchestrator, target: str) -> list[str]:
         if names:
             parts.append(f"{word}: {' '.join(names)}")
     good = result.outcome == "done" and not missing
-    return [target, "ok" if good else "look", "; ".join(parts)]
+    verdict = "ok" if good else "look"
+    return _finding(target, verdict, "; ".join(parts), outcome=result.outcome, signals=signals)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -10947,6 +11000,8 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
         if key == "answer" or (value not in ("", (), None) and key not in left_out)
     }
     data["file"] = store.result_path(result.task)
+    if step := next_step(result):
+        data["next"] = step
     if session := store.peek(result.session):
         data["cwd"] = session.cwd
     if len(result.answer) > most:
@@ -11031,7 +11086,7 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
         views = [v for v in views if v["session"] in reach]
     profiles = usable_profiles(call.boss.store, current_directory())
     lines = [render_session(view) for view in views] or ["No session is running."]
-    lines.append("Profiles for new sessions: " + ", ".join(profiles))
+    lines.append("Profiles for new sessions: " + ", ".join(map(one_line, profiles)))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})
 
 
@@ -11208,8 +11263,8 @@ def _print(ask: Ask, data: Any, text: str) -> None:
     print(json.dumps(as_facts(data), ensure_ascii=False, indent=1) if ask.args.json else text)
 
 
-def _print_facts(ask: Ask, facts: dict[str, Any]) -> None:
-    _print(ask, facts, _facts_table(facts))
+def _print_explained(ask: Ask, words: dict[str, Any], facts: dict[str, Any]) -> None:
+    _print(ask, {**words, "facts": facts}, _facts_table(words))
 
 
 def _facts_table(facts: dict[str, Any]) -> str:
@@ -11332,13 +11387,16 @@ def cmd_run(ask: Ask) -> int:
         if ask.args.task is not None:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
+    tasks: list[str] = []  # its name, known before it is given
+    options = _given_options(ask)._replace(named=tasks.append)
+    kept = ask.args.keep_on_failure
     still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how CI cancels
-    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
-    session, kept = ask.store.session_of(task), ask.args.keep_on_failure
     tell = _progress(ask, still_wanted)
-    made = ask.args.target != session
-    print(f"cao: task {task}", file=sys.stderr)
     try:
+        task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), options)
+        session = ask.store.session_of(task)
+        made = ask.args.target != session
+        print(f"cao: task {task}", file=sys.stderr)
         found = see_through(
             ask.boss,
             task,
@@ -11349,11 +11407,13 @@ def cmd_run(ask: Ask) -> int:
     except BaseException:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # once is enough: what is kept is said below
-        if made and not kept:
-            ask.boss.end(session)
-        elif not ask.boss.take_back(session, task):  # it may wait behind another's
-            ask.boss.stop_session(session, True)
-        _say_kept(ask, session)
+        for task in filter(ask.store.was_given, tasks):
+            session = ask.store.session_of(task)
+            if ask.args.target != session and not kept:
+                ask.boss.end(session)
+            elif not ask.boss.take_back(session, task):  # it may wait behind another's
+                ask.boss.stop_session(session, True)
+            _say_kept(ask, session)
         raise
     done = bool(found.results) and found.results[0].outcome == "done"
     if made and (done or not kept):
@@ -11436,10 +11496,9 @@ def cmd_show(ask: Ask) -> None:
     env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
     scope["environment"] = " ".join(sorted(env))
     scope = {key: value for key, value in scope.items() if value}
-    words = (
-        f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}\n{view['screen']}"
-    )
-    _print(ask, {**view, "scope": scope}, words)
+    head = f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}"
+    screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # blank lines: one
+    _print(ask, {**view, "scope": scope}, f"{head}{screen}".rstrip("\n"))
 
 
 def cmd_diff(ask: Ask) -> int:
@@ -11609,7 +11668,7 @@ def cmd_trace(ask: Ask) -> None:
 
 
 def cmd_why(ask: Ask) -> None:
-    _print_facts(ask, explain(ask.boss, ask.args.session))
+    _print_explained(ask, *explain(ask.boss, ask.args.session))
 
 
 def cmd_logs(ask: Ask) -> None:
@@ -11674,30 +11733,34 @@ def cmd_config(ask: Ask) -> None:
 
 def cmd_profiles(ask: Ask) -> None:
     if ask.args.profile:
-        profile = ask.boss.profile(ask.args.profile, current_directory())
-        _print_facts(ask, explain_profile(profile))
+        shown = ask.boss.profile(ask.args.profile, current_directory())
+        facts = {k: v for k, v in shown._asdict().items() if k not in ("prompt", "settings")}
+        _print_explained(ask, explain_profile(shown), facts)
         return
-    rows = []
+    rows: list[tuple[str, str, str, str, str]] = []
     for name, path in sorted(find_profiles(ask.store.home, current_directory()).items()):
         try:
-            found = load_profile(name, ask.store, current_directory())
+            profile = load_profile(name, ask.store, current_directory())
         except NotAllowedError as error:
-            rows.append([name, "not allowed", error.fix, path])
+            rows.append((name, "not allowed", error.fix, path, "not allowed"))
             continue
         except CaoError as error:
-            rows.append([name, "broken", error.what, path])
+            rows.append((name, "broken", error.what, path, "broken"))
             continue
-        if found:
-            words = found.description + unproven(found.provider)
-            rows.append([name, found.provider, words, path])
-    rows += [
-        [name, name, "that CLI with a neutral profile" + unproven(name), "built in"]
-        for name in PROVIDERS
-        if name != "command"
+        if profile:
+            about = profile.description + unproven(profile.provider)
+            rows.append((name, profile.provider, about, path, "ok"))
+    for name in PROVIDERS:
+        if name != "command":
+            about = "that CLI with a neutral profile" + unproven(name)
+            rows.append((name, name, about, "built in", "ok"))
+    keys = ("name", "provider", "description", "source", "state")
+    most = 40 if sys.stdout.isatty() else MAX_MESSAGE_BYTES
+    cells = [
+        [one_line(name), provider, shorten(about, most), one_line(path)]
+        for name, provider, about, path, _ in rows
     ]
-    keys = ("name", "provider", "description", "source")
-    shown = [[name, provider, shorten(words, 40), path] for name, provider, words, path in rows]
-    _print(ask, [dict(zip(keys, row)) for row in rows], render_table(shown))
+    _print(ask, [dict(zip(keys, row)) for row in rows], render_table(cells))
 
 
 def cmd_allow(ask: Ask) -> None:
@@ -11708,6 +11771,9 @@ def cmd_allow(ask: Ask) -> None:
             facts = {**explain_profile(profile), **profile.settings}
             table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
             print(f"{table}\n", file=sys.stderr)
+        repository = find_repository(folder)[0]
+        if args.check and not args.remove and repository != folder:
+            print(f"cao: allowed in the whole repository {one_line(repository)}", file=sys.stderr)
         if not args.remove and not args.host:
             print("cao: a check like pytest runs files that workers may write", file=sys.stderr)
     allowed = ask.store.allowed()
@@ -11768,6 +11834,9 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
     except CaoError as error:  # it may come later
         what = f"flow {flow.name} could not run now: {error.what}"
         _say_error(CaoError(what, error.fix))
+    for key in flow.unknown:
+        if meant := nearest(key, Flow._fields):
+            _say_error(CaoError(f"flow {flow.name}: the key {key!r} is not known", meant))
     plan.add(flow, passed)
     return flow.name
 
@@ -11827,16 +11896,19 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 
 def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # "": each CLI that is there
-    rows, good = ([], True) if live else doctor(ask.store)
-    bad = EXIT_TMUX
+    rows: list[dict[str, Any]] = []
+    good, bad = True, EXIT_TMUX
+    if not live:
+        rows, good = doctor(ask.store)
     if ask.args.host:
         rows, good = doctor_there(ask.args.host)
     if live is not None:
-        there = [row[0] for row in rows if row[1] not in ("missing", "broken")]
+        there = [row["what"] for row in rows if row["state"] not in ("missing", "broken")]
         names = [live] if live else [name for name in there if name in PROVIDERS]
         rows = [prove_live(ask.boss, name) for name in names]
-        good, bad = all(row[1] == "ok" for row in rows), EXIT_FAILED
-    _print(ask, [dict(zip(("what", "state", "detail"), row)) for row in rows], render_table(rows))
+        good, bad = all(row["state"] == "ok" for row in rows), EXIT_FAILED
+    table = render_table([[str(row[key]) for key in ("what", "state", "detail")] for row in rows])
+    _print(ask, rows, table)
     return EXIT_DONE if good else bad
 
 
@@ -12034,7 +12106,8 @@ VERBS = (
     Verb("allow", cmd_allow, "let the profiles of a directory be used, or a check be run there",
          "cao allow; cao allow --check 'pytest -q'",
          (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
-          _only("check", "Let agents give this check there.", metavar="COMMAND"),
+          _only("check", "Let agents give this check in DIR's whole repository.",
+                metavar="COMMAND"),
           _only("host", "Let agents work on this machine.", metavar="HOST", default=""),
           _flag("list", "Show all that is allowed."),
           _flag("remove", "Take the check or host away, or all allowed in DIR's repository."))),
@@ -12685,7 +12758,11 @@ class McpServer:
 
     def allow_by_form(self, call: Call, check: str, cwd: str) -> bool:
         """Ask the person to allow a check in a directory's repository; tell whether they did."""
-        text = f"cao: may agents run this check in {one_line(cwd)}, unasked? {check}"
+        repository = find_repository(cwd)[0]
+        where = one_line(repository)
+        if repository != cwd:
+            where = f"the whole repository {where}"
+        text = f"cao: may agents run this check in {where}, unasked? {check}"
         form = Form(self, call.boss, text, ["no", "yes"])
         if "yes" in form.options and self.has_person():
             self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
@@ -13060,13 +13137,12 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             """Raise UsageError, with the option or choice that was probably meant."""
-            import difflib
-
             known = [*self._option_string_actions]
             known += [str(word) for action in self._actions for word in action.choices or ()]
-            wrong = re.search(r"(?:arguments: |choice: )'?([^\s'=]+)", message)
-            near = difflib.get_close_matches(wrong[1], known, 1) if wrong else []
-            fix = f"{near[0]} ({self.prog} --help has all)" if near else f"{self.prog} --help"
+            # Of several arguments that are not known, the option is the one that was mistyped.
+            wrong = re.search(r"(?:arguments: (?:[^-].*? (?=-))?|choice: )'?([^\s'=]+)", message)
+            meant = nearest(wrong[1], known) if wrong else ""
+            fix = f"{meant} ({self.prog} --help has all)" if meant else f"{self.prog} --help"
             raise UsageError(message, fix)
 
     form = argparse.RawDescriptionHelpFormatter
@@ -13093,10 +13169,8 @@ def run_command(argv: Sequence[str]) -> int:
             argv = [*argv[1:], "--help"]
         parser, commands = command_line(argv[0])
         if argv[0] not in commands and argv[0][:1] != "-":
-            import difflib
-
-            near = difflib.get_close_matches(argv[0], commands, 1) or ["--help"]
-            raise UsageError(f"{argv[0]!r} is no command", f"cao {near[0]}")
+            meant = nearest(argv[0], commands) or "--help"
+            raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
         if argv[0] in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
             args = commands[argv[0]].parse_intermixed_args(argv[1:])

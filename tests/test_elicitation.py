@@ -378,6 +378,18 @@ def test_a_person_may_allow_a_check_when_it_is_given(connect, place, tool):
     assert len(client.forms()) == 1
 
 
+def test_the_person_sees_that_a_check_is_allowed_in_the_whole_repository(connect, place):
+    (place.work / ".git").mkdir()
+    (place.work / "sub").mkdir()
+    client, sub = connect(), str(place.work / "sub")
+    client.post_call("assign", target="demo", task="demo: say x", check="test -d .", cwd=sub)
+    said = client.form()["params"]["message"].replace("\n", "")
+    where = f"the whole repository {place.work}/.git"
+    assert said == f"cao: may agents run this check in {where}, unasked? test -d ."
+    done = place.run("allow", "--check", "test -d .", cwd=place.work / "sub")
+    assert f"cao: allowed in {where}\n" in done.stderr
+
+
 @pytest.mark.parametrize("how", ["no", "decline", "late", "long"])
 def test_a_check_that_no_person_allows_is_refused_with_the_ways(connect, place, how):
     client = connect(CAO_CALL_CEILING_S="1" if how == "late" else "20")

@@ -697,6 +697,98 @@ def test_a_dialog_that_a_person_closes_in_the_pane_is_asked_no_more(place):
     assert place.ok("wait", task) == "chosen: 1\nwent on\n"
 
 
+@pytest.mark.parametrize("answer", ["0", "3", "70"])
+def test_a_number_that_is_no_options_is_not_taken_for_words(place, answer):
+    session, task = assign(place, "demo: ask Which?|red|blue")
+    place.until_state(session, "asking")
+    done = place.run("answer", session, answer)
+    assert (done.returncode, "1: red; 2: blue" in done.stderr) == (2, True)
+    place.ok("answer", session, f"number {answer}")
+    assert place.ok("wait", task) == f"number {answer}\n"
+
+
+def test_a_timeout_says_how_to_go_on(place):
+    done = place.run("handoff", "demo", "demo: sleep 60", "--timeout", "1s")
+    (session,) = place.live()
+    assert f"give {session} a follow-up task, with a longer timeout" in done.stderr
+    assert done.returncode == 5
+    again = place.run("handoff", session, "demo: say on", "--timeout", "1m")
+    assert again.stdout == "on\n"
+
+
+BLANK = """
+step = DemoAgent.step
+def blank(self, verb, rest):
+    if verb == "blank":
+        self.show("\\x1b[2J\\x1b[H" + "\\n" * 30 + "the last line\\n")
+        return "shown"
+    return step(self, verb, rest)
+DemoAgent.step = blank
+"""
+
+
+def test_blank_lines_of_a_screen_are_shown_as_one(place):
+    put_loader(place, BLANK)
+    session, task = assign(place, "demo: blank")
+    assert place.ok("wait", task) == "shown\n"
+    shown = place.ok("show", session)
+    assert "\n\n\n" not in shown
+    assert "the last line" in shown
+    assert "\n" * 20 in json.loads(place.ok("show", session, "--json"))["screen"]
+
+
+def test_facts_are_there_for_programs_beside_the_words(place):
+    session, _ = assign(place, "demo: say done")
+    place.until_state(session, "idle")
+    facts = json.loads(place.ok("why", session, "--json"))["facts"]
+    assert (facts["state"], facts["runner_alive"], facts["child"]["alive"]) == ("idle", True, True)
+    assert facts["evidence"]["event"]["kind"] == "ended"
+    place.profile("odd", "---\nprovider: demo\nallowedTools: [fs_read]\ndescripton: x\n---\n")
+    words = json.loads(place.ok("profiles", "odd", "--json"))
+    assert (words["facts"]["tools"], words["facts"]["unknown"]) == (["fs_read"], ["descripton"])
+    assert words["unknown keys"] == "descripton (description?)"
+    place.profile("shut", "no head")
+    rows = {row["name"]: row["state"] for row in json.loads(place.ok("profiles", "--json"))}
+    assert (rows["odd"], rows["shut"]) == ("ok", "broken")
+
+
+def test_profiles_are_whole_lines_in_a_pipe(place):
+    long = "what it does, " * 20 + "to the end"
+    place.profile("a\nforged  row", f"---\nprovider: demo\ndescription: {long}\n---\n")
+    listed = place.ok("profiles")
+    assert long in listed
+    assert [line for line in listed.splitlines() if "forged" in line[:20]] == [
+        line for line in listed.splitlines() if line.startswith('"a\\nforged  row"')
+    ]
+
+
+@pytest.mark.parametrize("target", ["demo", "a session"])
+def test_a_run_that_is_interrupted_before_it_names_its_task_takes_it_back(place, target):
+    script = f"""if True:
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import cao
+        assign = cao.Orchestrator.assign
+        def strikes(*how):
+            task = assign(*how)
+            os.kill(os.getpid(), signal.SIGINT)
+            return task
+        cao.Orchestrator.assign = strikes
+        sys.exit(cao.main(["run", *sys.argv[1:]]))"""
+    session = ""
+    if target != "demo":
+        session, busy = assign(place, "demo: sleep 3; say first")
+        place.until_state(session, "working")
+    done = subprocess.run([sys.executable, "-c", script, session or "demo", "demo: sleep 60"],
+                          check=False, env=place.env, cwd=place.work, capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert (done.returncode, "cao: task " in done.stderr) == (130, False), done.stderr
+    assert place.live() == ([session] if session else [])
+    if session:
+        assert place.store.waiting(session) == []
+        assert place.ok("wait", busy) == "first\n"
+
+
 def test_a_long_command_is_shown_whole(place):
     """What is cut out of it is what nobody has approved."""
     command = "echo " + " ".join(f"word{n:03}" for n in range(430)) + " end"
@@ -1440,6 +1532,8 @@ def test_a_session_that_is_told_to_end_while_it_starts_ends_at_once(place):
         (["answer", "nope"], 3, "there is no session 'nope'"),
         (["ls", "--asking"], 0, "no session asks anything"),
         (["wait"], 0, "nothing is open"),
+        (["handoff", "demo", "--timout", "5"], 2, "try: --timeout ("),
+        (["handoff", "demo", "mend", "it", "--timout", "5"], 2, "try: --timeout ("),
         (["launch", "nope"], 3, "claude, "),  # not the one name that is a little like it
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

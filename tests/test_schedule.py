@@ -53,6 +53,13 @@ def flow_text(body="demo: say done", **settings) -> str:
     return f"---\n{head}\n---\n{body}\n"
 
 
+def test_a_flows_mistyped_key_is_named_with_the_nearest(place):
+    (place.work / "f.md").write_text(flow_text(timout="5m", engine="v2"))
+    done = place.run("schedule", "add", "f.md")
+    words = "cao: flow daily: the key 'timout' is not known\n     try: timeout\n"
+    assert (done.returncode, done.stderr) == (0, words)
+
+
 @pytest.mark.parametrize(("settings", "words"), [
     ({"name": "a/b"}, "'name' cannot be 'a/b'"), ({"name": "-x"}, "'name' cannot be '-x'"),
     ({"name": '"a\\nb"'}, "'name' cannot be"), ({"name": "ü"}, "'name' cannot be 'ü'"),
@@ -603,6 +610,7 @@ def test_what_crontab_refuses_leaves_all_as_it_was_and_is_said_in_its_words(
     deep = {"CAO_HOME": str(plan.place.folder) + f"/{'h' * 200}" * 5} if "name" in settings else {}
     done = plan.place.run("schedule", "add", "f.md", **deep)
     assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    assert "write it like '0 9 * * 1-5' (minute hour day month weekday)" in done.stderr
     assert crontab() == FOREIGN
     assert plan.place.ok("schedule", "list", **deep).startswith("no flow yet")
 

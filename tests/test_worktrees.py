@@ -1006,6 +1006,15 @@ def test_an_orphan_with_work_in_it_stays(repo):
     assert (path / "new.txt").exists()
 
 
+def test_the_commit_of_what_was_uncommitted_says_whose_work_it_is_and_on_which_task(repo):
+    session, path = worker(repo)
+    (path / "more.txt").write_text("more\n")
+    (task,) = repo.store.results(session)
+    repo.ok("merge", session)
+    message = git(path, "log", "-1", "--format=%B").strip()
+    assert message == f"Add {session}'s work: demo: say ready\n\nTask: {task}"
+
+
 # ---- git before 2.38 ----
 
 
