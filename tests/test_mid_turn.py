@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 
@@ -285,3 +286,17 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
         again = talk.bodies()[-1].count("[perhaps for the second time]\\nfor the agent itself")
         assert talk.bodies()[-1].count("\\nfor the agent itself") == 1 + again
         assert again == 0 or cli == "qwen"
+
+    # kill -9 of the runner behind a hand-over: its sender hears that it may have come.
+    talk.begin(f"{talk.gate('g')} & {talk.gate('h')};say went on", "g")
+    runner = int(place.tmux("list-panes", "-t", f"={session}:", "-F", "#{pane_pid}"))
+    os.kill(runner, signal.SIGSTOP)
+    talk.send("before the kill")
+    talk.open("g")
+    until(lambda: all(name.endswith("~") for name in inbox(place, session)), show=talk.show)
+    os.kill(runner, signal.SIGKILL)
+    until(lambda: verbs.state_of(session)["state"], "ended")
+    assert place.store.load_result(talk.task).outcome == "lost"
+    notices = [m.text for m in place.store.waiting("person") if m.kind == "notice"]
+    assert "may not have been delivered" in notices[-1]
+    assert "before the kill" in notices[-1]

@@ -145,8 +145,7 @@ def test_whoever_is_killed_the_others_go_on_in_order(place, queued, victim):
     sessions, tasks = queued
     os.kill(runner_of(place, sessions[victim]), signal.SIGKILL)
     if victim:
-        until(lambda: place.result(tasks[victim])["outcome"] if sessions[victim] not in
-              place.live() or place.ok("ls") else "", "lost")  # fmt: skip
+        until(lambda: place.ok("ls") and place.store.has_result(tasks[victim]))
         place.ok("stop", sessions[0])
     wanted = ["done"] * 4
     wanted[0] = "stopped"
