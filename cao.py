@@ -1210,14 +1210,19 @@ def _mode(launch: Launch) -> list[str]:
     """Return the flags of a session's permissions."""
     row, mode = PROVIDERS[launch.profile.provider], effective_permissions(launch.profile)
     words = row.permission_words[mode]
-    return words.split() if words[0] == "-" else []
+    if words[0] != "-":
+        return []
+    return words.split()
 
 
-def _hook(launch: Launch, timeout: int = 30, awaits: bool = False) -> dict[str, Any]:
-    """Return our hook as Claude-shaped settings have it; awaits: it ends when the CLI has
-    asked for cao's tools, for one that connects MCP servers beside its first turn."""
-    argv = (*launch.hook, "await-tools") if awaits else launch.hook
-    return {"type": "command", "command": quote_argv(argv), "timeout": timeout}
+def _hook(launch: Launch, timeout: int = 30, *arguments: str) -> dict[str, Any]:
+    """Return our hook as Claude-shaped settings have it.
+
+    With the argument "await-tools" it ends when the CLI has asked for cao's tools: for a CLI
+    that connects its MCP servers beside its first turn.
+    """
+    command = quote_argv((*launch.hook, *arguments))
+    return {"type": "command", "command": command, "timeout": timeout}
 
 
 def _message_hook(launch: Launch, timeout: int = 30) -> dict[str, Any]:
@@ -1804,10 +1809,13 @@ def _start_claude(launch: Launch) -> Start:
     }
     if profile.trust:
         env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
+    settings: dict[str, Any] = {}
     config = profile.settings.get("claudeConfig")
-    settings = dict(config) if isinstance(config, dict) else {}
-    hooks = {event: _hook(launch, awaits=event == "SessionStart") for event in _CLAUDE_HOOKS}
-    hooks["PermissionRequest"]["timeout"] = ASK_TIMEOUT_S
+    if isinstance(config, dict):
+        settings.update(config)
+    hooks = {event: _hook(launch) for event in _CLAUDE_HOOKS}
+    hooks["SessionStart"] = _hook(launch, 30, "await-tools")
+    hooks["PermissionRequest"] = _hook(launch, ASK_TIMEOUT_S)
     hooks.update(dict.fromkeys(TOOL_ENDS[:2], _message_hook(launch)))
     settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     if profile.permissions == "all":
@@ -1824,10 +1832,12 @@ def _start_codex(launch: Launch) -> Start:
     lacks = lacking(profile)
     if "fs_write" in lacks:
         mode[1] = "read-only"
-    argv = [*(["resume"] if launch.resume else []), "--no-daemon", *mode]
+    argv = ["--no-daemon", *mode]
+    if launch.resume:
+        argv.insert(0, "resume")
     if "web_fetch" in lacks:
         argv += PROVIDERS["codex"].tools["web_fetch"]
-    argv += _given({"--profile": str(profile.settings.get("codexProfile") or "")})
+    argv += _given({"--profile": text_at(profile.settings, "codexProfile")})
     config: dict[str, Any] = {}
     if profile.trust:  # answers a question that is the user's: only under `trust: yes`
         config["projects"] = {launch.cwd: {"trust_level": "trusted"}}
@@ -1861,16 +1871,14 @@ def _start_codex(launch: Launch) -> Start:
 def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of hooks.state that trusts one hook of ours, and no other.
 
-    What 0.169.0 writes itself after "Trust all": a hash of the hook's canonical JSON. So no
-    --dangerously-bypass-hook-trust, under which a hostile repository's hooks run too.
+    It is what 0.169.0 itself writes after "Trust all": a hash of the hook's canonical JSON. So
+    cao needs no --dangerously-bypass-hook-trust, under which a hostile repository's hooks run.
     """
-    import hashlib
-
     name = re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
     record = {"event_name": name, "hooks": [{"async": False, **hook}]}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    sha = hashlib.sha256(text.encode()).hexdigest()
-    return {f"/<session-flags>/config.toml:{name}:0:0": {"trusted_hash": f"sha256:{sha}"}}
+    entry = {"trusted_hash": f"sha256:{sha256_of(text)}"}
+    return {f"/<session-flags>/config.toml:{name}:0:0": entry}
 
 
 _GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
@@ -1908,8 +1916,10 @@ def _start_gemini(launch: Launch) -> Start:
         "tools": {"exclude": _taken(launch.profile)},
     }
     if effort := launch.profile.effort:  # a level (Gemini 3: low, high), or a budget in tokens
-        key, value = ("Budget", int(effort)) if effort.isdigit() else ("Level", effort.upper())
-        config = {"generateContentConfig": {"thinkingConfig": {f"thinking{key}": value}}}
+        thinking: dict[str, Any] = {"thinkingLevel": effort.upper()}
+        if effort.isdigit():
+            thinking = {"thinkingBudget": int(effort)}
+        config = {"generateContentConfig": {"thinkingConfig": thinking}}
         override = {"match": {"overrideScope": "core"}, "modelConfig": config}
         settings["modelConfigs"] = {"overrides": [override]}
     extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
@@ -1931,7 +1941,9 @@ def _gemini_login(launch: Launch) -> str:
         return "gemini-api-key"
     own = launch.own.get(".gemini/settings.json", "")
     chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', own)
-    return chosen[1] if chosen else "oauth-personal"
+    if chosen:
+        return chosen[1]
+    return "oauth-personal"
 
 
 def _start_qwen(launch: Launch) -> Start:
@@ -1946,8 +1958,6 @@ def _start_qwen(launch: Launch) -> Start:
     env = {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json"}
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
-    hook, asks = ([{"hooks": [_hook(launch, t * 1000)]}] for t in (30, ASK_TIMEOUT_S))
-    messages = [{"hooks": [_message_hook(launch, 30_000)]}]
     settings: dict[str, Any] = {
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
@@ -1955,9 +1965,9 @@ def _start_qwen(launch: Launch) -> Start:
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
         "hooks": {
-            **dict.fromkeys(_CLAUDE_HOOKS, hook),
-            **dict.fromkeys(TOOL_ENDS[:2], messages),
-            "PermissionRequest": asks,
+            **{event: [{"hooks": [_hook(launch, 30_000)]}] for event in _CLAUDE_HOOKS},
+            **{event: [{"hooks": [_message_hook(launch, 30_000)]}] for event in TOOL_ENDS[:2]},
+            "PermissionRequest": [{"hooks": [_hook(launch, ASK_TIMEOUT_S * 1000)]}],
         },
         "permissions": {"deny": _taken(launch.profile)},
     }
@@ -1984,12 +1994,13 @@ def _start_kimi(launch: Launch) -> Start:
     modes = r"(?m)^\s*(default_permission_mode|default_plan_mode|yolo)\s*=.*\n?"
     users = re.sub(modes, "", own.get("config.toml", ""))
     config = ['default_permission_mode = "manual"', users, _OURS]
+    command = _toml(quote_argv(launch.hook))
     for event in _KIMI_HOOKS:
-        only = 'matcher = "AskUserQuestion"' if event == "PreToolUse" else ""
-        limit = 600 if only else 30  # 600 is the most; with more it has no hooks at all (2.1.0)
-        command = quote_argv(launch.hook)
-        hook = f"event = {_toml(event)}\ncommand = {_toml(command)}\ntimeout = {limit}"
-        config += ["[[hooks]]", hook, only]
+        config += ["[[hooks]]", f'event = "{event}"\ncommand = {command}']
+        if event == "PreToolUse":  # 600 is the most; with more it has no hooks at all (2.1.0)
+            config += ['timeout = 600\nmatcher = "AskUserQuestion"']
+        else:
+            config += ["timeout = 30\n"]
     servers = {}
     known = ("command", "args", "env", "url", "headers", "cwd")  # no keys of Claude's own
     for name, server in _servers(launch).items():
@@ -2014,13 +2025,12 @@ def _start_kimi(launch: Launch) -> Start:
 
 def _kimi_folder_key(folder: str) -> str:
     """Return the file name under which Kimi Code 2.1.0 remembers that a folder is trusted."""
-    import hashlib
-
     folder = folder.rstrip("/")
     slug = re.sub(r"[^a-z0-9._-]+", "-", folder.rpartition("/")[2].lower()).strip("-")
     slug = slug[:40].strip("-")
-    slug = "workspace" if slug in ("", ".", "..") else slug
-    return f"wd_{slug}_{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+    if slug in ("", ".", ".."):
+        slug = "workspace"
+    return f"wd_{slug}_{sha256_of(folder)[:12]}"
 
 
 # pi 0.73.1 asks for no permission, so its extension does; and an error of a kind that passes
@@ -2094,8 +2104,7 @@ def _start_pi(launch: Launch) -> Start:
     flags = {"--session": launch.resume, "--model": profile.model, "--thinking": profile.effort}
     argv = _given(flags)
     if lacking(profile):
-        own = _left(profile)
-        argv += ["--tools", ",".join(own)] if own else ["--no-tools"]
+        argv += _given({"--tools": ",".join(_left(profile))}) or ["--no-tools"]
     argv += ["--extension", f"{folder}/extension.js"]
     argv += ["--append-system-prompt", f"{folder}/system.md"]
     if launch.prompt:
@@ -2119,13 +2128,15 @@ def _start_pi(launch: Launch) -> Start:
 
 
 def _start_kiro(launch: Launch) -> Start:
-    profile = launch.profile
+    profile, tools = launch.profile, ["*"]
+    if lacking(profile):
+        tools = [*profile.tools, "@cao"]
     command = [{"command": quote_argv(launch.hook)}]
     agent = {
         "name": "cao",
         "prompt": launch.system,
         "mcpServers": _servers(launch),
-        "tools": [*profile.tools, "@cao"] if lacking(profile) else ["*"],
+        "tools": tools,
         "allowedTools": ["@cao"],
         "hooks": dict.fromkeys(("agentSpawn", "userPromptSubmit", "stop"), command),
     }
@@ -2150,25 +2161,28 @@ def _start_copilot(launch: Launch) -> Start:
     ]
     if launch.prompt:
         argv.append(f"--interactive={launch.prompt}")
-    # A session's start is told with its first prompt.
-    events = ("SessionStart", "UserPromptSubmit", "PermissionRequest", "PreToolUse", "Stop")
-    hooks = {event: [_hook(launch, awaits=event == "SessionStart")] for event in events}
-    for event in ("PermissionRequest", "PreToolUse"):
-        hooks[event][0]["timeoutSec"] = ASK_TIMEOUT_S
-    hooks["PreToolUse"][0]["matcher"] = "ask_user"
-    # 1.0.102 fires it for what its flags allow too: nobody is to be asked about that.
+    asks = {**_hook(launch), "timeoutSec": ASK_TIMEOUT_S}
+    hooks = {
+        "SessionStart": [_hook(launch, 30, "await-tools")],  # fired with the first prompt
+        "UserPromptSubmit": [_hook(launch)],
+        "PreToolUse": [{**asks, "matcher": "ask_user"}],
+        **{event: [_message_hook(launch)] for event in TOOL_ENDS[:2]},
+        "Stop": [_hook(launch)],
+    }
+    # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
-    if mode == "edits":
-        hooks["PermissionRequest"][0]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
-    elif mode != "ask":
-        del hooks["PermissionRequest"]
-    hooks.update((event, [_message_hook(launch)]) for event in TOOL_ENDS[:2])
-    told = "copilot/.github/instructions/cao.instructions.md"
+    if mode == "ask":
+        hooks["PermissionRequest"] = [asks]
+    elif mode == "edits":
+        other_tools = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
+        hooks["PermissionRequest"] = [{**asks, "matcher": other_tools}]
     files = {
         "mcp.json": {"mcpServers": _servers(launch)},
         "copilot/plugin.json": {"name": "cao", "version": VERSION, "hooks": "h.json"},
         "copilot/h.json": {"version": 1, "hooks": hooks},
-        told: f'---\napplyTo: "**"\n---\n{launch.system}\n',
+        "copilot/.github/instructions/cao.instructions.md": (
+            f'---\napplyTo: "**"\n---\n{launch.system}\n'
+        ),
     }
     return Start(argv, {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{folder}/copilot"}, files)
 
@@ -2272,15 +2286,17 @@ def _start_opencode(launch: Launch) -> Start:
     """Its configuration is laid over the user's own, for this launch only."""
     profile, folder, servers = launch.profile, launch.folder, {}
     for name, server in _servers(launch).items():
-        entry = {"type": "remote", "url": server["url"]} if "url" in server else {
-            "type": "local",
-            "command": [server.get("command"), *server.get("args", [])],
-            "environment": server.get("env", {}),
-        }  # fmt: skip
+        if "url" in server:
+            entry = {"type": "remote", "url": server["url"]}
+        else:
+            argv = [server.get("command"), *server.get("args", [])]
+            entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
     words = PROVIDERS["opencode"].permission_words[profile.permissions].split()
-    wide = "allow" if profile.permissions == "all" else "ask"
-    config = {
+    outside = "ask"
+    if profile.permissions == "all":
+        outside = "allow"
+    config: dict[str, Any] = {
         "autoupdate": False,
         "instructions": [f"{folder}/system.md"],
         "plugin": [f"file://{folder}/opencode.js"],
@@ -2289,11 +2305,13 @@ def _start_opencode(launch: Launch) -> Start:
         "permission": {
             **dict(word.split("=") for word in words),
             **dict.fromkeys(_taken(profile), "deny"),
-            "external_directory": {"*": wide, f"{folder}/**": "allow"},
+            "external_directory": {"*": outside, f"{folder}/**": "allow"},
         },
-        **({"model": profile.model} if profile.model else {}),
-        **({"agent": {"build": {"variant": profile.effort}}} if profile.effort else {}),
     }
+    if profile.model:
+        config["model"] = profile.model
+    if profile.effort:
+        config["agent"] = {"build": {"variant": profile.effort}}
     env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
@@ -2575,30 +2593,30 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "demo", "",
-        lambda launch: Start(
-            ["demo-agent", launch.folder, *([launch.prompt] if launch.prompt else [])]
-        ),
+        lambda launch: Start(["demo-agent", launch.folder, *filter(None, [launch.prompt])]),
         status="{folder}/status.json", tokens=_OWN_TOKENS,
         composer=r"^demo>(?!(?:.*\n)*?a number chooses)(.*)", untypable=r"(?!)", resumes=False,
         asks="hook", always=True, shows=True,
     ),
     Provider(
         "command", "", lambda launch: Start(launch.profile.settings["command"][1:]),
-        typed_bytes=1000, argv_bytes=0, piece=(0, 1000), untypable=r"\n|[^ -~]",
+        typed_bytes=1000, argv_bytes=0, piece=(1, 1000), untypable=r"\n|[^ -~]",
         by_output=True, resumes=False,
     ),
 )}
 # fmt: on
 ENV_OF_ALL = [name for row in PROVIDERS.values() for name in row.env_pass]
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
-_CLIS = "codex_cli gemini_cli qwen_cli copilot_cli opencode_cli kimi_cli kiro_cli"
-ALIASES.update((name, name[:-4]) for name in _CLIS.split())
+for _name in "codex gemini qwen copilot opencode kimi kiro".split():
+    ALIASES[f"{_name}_cli"] = _name
 
 
 def unproven(name: str) -> str:
     """Return the words to set behind a provider that was never run by us, else ""."""
     row = PROVIDERS[name]
-    return " (unproven: written from its documents)" if row.program and not row.proven else ""
+    if row.proven or not row.program:
+        return ""
+    return " (unproven: written from its documents)"
 
 
 def provider_name(name: str) -> str:
@@ -2611,26 +2629,22 @@ def typing_fault(provider: Provider, text: str) -> str:
     size = len(text.encode(errors="surrogatepass"))
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
-    found = re.search(provider.untypable, text)
-    at = found.start() if found else first_fragile(text)
-    letters = found[0] if found else text[at : at + 1]
-    return f"typing would not keep {letters!r} at character {at}" if at >= 0 else ""
+    match = re.search(provider.untypable, text)
+    if match:
+        at, letters = match.start(), match[0]
+    else:
+        at = first_fragile(text)
+        letters = text[at : at + 1]
+    if at < 0:
+        return ""
+    return f"typing would not keep {letters!r} at character {at}"
 
 
 def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
-    """Return text in pieces with at most so many newlines and characters each."""
-    pieces, start = [], 0
-    while start < len(text):
-        end = min(len(text), start + characters)
-        at = start
-        for _ in range(newlines + 1):
-            at = text.find("\n", at, end) + 1
-            if not at:
-                break
-        else:
-            end = max(at - 1, start + 1)  # the newline that is one too many opens the next piece
-        pieces.append(text[start:end])
-        start = end
+    """Return text in pieces with at most so many newlines (1 or more) and characters each."""
+    pieces = []
+    for lines in re.findall(rf"(?:.*\n){{0,{newlines}}}.*", text):
+        pieces += [lines[at : at + characters] for at in range(0, len(lines), characters)]
     return pieces
 
 
@@ -2656,9 +2670,10 @@ def parse_profile(text: str, name: str, source: str) -> Profile:
     for what, fix in _profile_faults(settings):
         raise CaoError(f"{source}: {what}", fix)
     texts = ("provider", "prompt", "description", "model", "effort", "approve", "permissions")
-    fields: dict[str, Any] = {key: str(settings.get(key) or "") for key in texts}
+    fields: dict[str, Any] = {key: text_at(settings, key) for key in texts}
     fields["provider"] = provider_name(fields["provider"])
-    fields["prompt"] = body or fields["prompt"]
+    if body:
+        fields["prompt"] = body
     if not fields["permissions"]:
         fields["permissions"] = _PERMISSION_MODES.get(str(settings.get("permissionMode")), "ask")
     for key in ("trust", "keep"):
@@ -2694,14 +2709,17 @@ def effective_permissions(profile: Profile) -> str:
     """Return the permissions a CLI is started with: not `all`, where that would end the
     sandbox which holds back some of its tools."""
     row = PROVIDERS[profile.provider]
-    needed = row.tools_bind_shell and not row.tools.keys().isdisjoint(lacking(profile))
-    return "auto" if needed and profile.permissions == "all" else profile.permissions
+    bound = row.tools_bind_shell and not row.tools.keys().isdisjoint(lacking(profile))
+    if bound and profile.permissions == "all":
+        return "auto"
+    return profile.permissions
 
 
 def program_of(profile: Profile) -> str:
     """Return the program that an agent is; "" where it is cao.py itself (the demo)."""
-    own = profile.settings.get("command") if profile.provider == "command" else None
-    return str(own[0]) if own else PROVIDERS[profile.provider].program
+    if profile.provider == "command":
+        return str(profile.settings["command"][0])
+    return PROVIDERS[profile.provider].program
 
 
 def may_write(profile: Profile) -> bool:
@@ -2712,8 +2730,9 @@ def may_write(profile: Profile) -> bool:
 def may_run_anything(profile: Profile) -> bool:
     """Tell whether an agent runs any command unasked and outside a sandbox. Then a check that
     comes with its task can do nothing that the agent could not do itself."""
-    shell = effective_permissions(profile) == "all" and "execute_bash" in profile.tools
-    return shell and "sandbox" not in str(profile.settings.get("claudeConfig"))
+    if "execute_bash" not in profile.tools or effective_permissions(profile) != "all":
+        return False
+    return "sandbox" not in str(profile.settings.get("claudeConfig"))
 
 
 def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
@@ -2750,15 +2769,22 @@ def explain_scope(profile: Profile) -> dict[str, str]:
     if held and "execute_bash" in profile.tools and not row.tools_bind_shell:
         told.append(f"its shell: not to {' or '.join(TOOL_WORDS[word] for word in held)}")
     mode = effective_permissions(profile)
-    flag = row.permission_words.get(mode) or "this program knows no permissions"
+    flag = row.permission_words.get(mode, "this program knows no permissions")
+    label, tools, grants = "told only", "all", ""
+    if not row.program:
+        label = "not held, not told"
+    if lacks:
+        tools = " ".join(profile.tools)
+    if "grant" in profile.settings:
+        grants = json.dumps(profile.settings["grant"])
     return {
         "role": profile.role,
         "permissions": f"{mode}  ({flag})",
-        "tools": " ".join(profile.tools) if lacks else "all",
+        "tools": tools,
         "held back by its CLI": "  ".join(f"{word} ({' '.join(row.tools[word])})" for word in held),
-        "told only" if row.program else "not held, not told": ", ".join(told),
+        label: ", ".join(told),
         "clipped by grant": ", ".join(profile.clipped),
-        "grants": json.dumps(profile.settings["grant"]) if "grant" in profile.settings else "",
+        "grants": grants,
     }
 
 
@@ -2820,7 +2846,9 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     given, shapes = dict(settings), dict(_SHAPES)
     for outer, known in (("grant", GRANT_KEYS), ("env", ENV_KEYS), ("mcpServers", None)):
         inner = settings.get(outer)
-        for key, value in inner.items() if isinstance(inner, dict) else ():
+        if not isinstance(inner, dict):
+            continue
+        for key, value in inner.items():
             given[f"{outer}: {key}"] = value
             if known is None:
                 shapes[f"{outer}: {key}"] = dict
@@ -2832,7 +2860,7 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield what, f"{own}, and name that under 'profiles:'"
             elif key not in known:
                 yield f"'{outer}': {key!r} does not exist", "one of: " + ", ".join(known)
-    provider = provider_name(str(settings.get("provider") or ""))
+    provider = provider_name(text_at(settings, "provider"))
     if provider and provider not in PROVIDERS:
         what = f"provider {settings['provider']!r} is not supported"
         yield what, "one of: " + ", ".join(PROVIDERS)
@@ -2861,7 +2889,7 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield what, "command: [python3, -i, -q]"
     for key in ("ready", "busy", "asking", "answer"):
         try:
-            re.compile(str(settings.get(key) or ""))
+            re.compile(text_at(settings, key))
         except (re.error, OverflowError, RecursionError) as error:
             yield f"'{key}' is not a regular expression: {error}", "quote it with '…'"
 
@@ -9039,7 +9067,7 @@ class Flow(NamedTuple):
 
     def beside(self, path: str) -> str:
         """Return a path of the file's, which may be relative to where the file is."""
-        return os.path.normpath(f"{os.path.dirname(self.file)}/{path}" if path[:1] != "/" else path)
+        return os.path.normpath(os.path.join(os.path.dirname(self.file), path))
 
 
 _SCHEDULE_FORM = (
@@ -9067,6 +9095,7 @@ _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
         "leave it out: cron never runs what it missed. A systemd timer with Persistent=true"
         " does, and launchd: let these call cao schedule run NAME",
     ),
+    ("provider", "|".join({"", *PROVIDERS} - {"command"}), ", ".join(PROVIDERS)),
 )
 
 
@@ -9076,20 +9105,19 @@ def parse_flow(text: str, file: str) -> Flow:
     given = dict(Flow._field_defaults, name=os.path.basename(file).partition(".")[0], schedule="")
     given.update({key: value for key, value in settings.items() if value is not None})
     given["provider"] = provider_name(str(given["provider"]))
-    zones = (os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2], time.tzname[0])
-    more = (
-        ("provider", "|".join({"", *PROVIDERS} - {"command"}), ", ".join(PROVIDERS)),
-        (
-            "timezone",
-            "|".join(map(re.escape, ("", *zones))),
+    for key, form, fix in _FLOW_FORMS:
+        if not re.fullmatch(form, str(given[key]), re.A):
+            seen = "left out"
+            if given[key]:
+                seen = repr(given[key])
+            raise CaoError(f"{file}: {key!r} cannot be {seen}", fix)
+    zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
+    if str(given["timezone"]) not in ("", zone, time.tzname[0]):
+        raise CaoError(
+            f"{file}: 'timezone' cannot be {given['timezone']!r}",
             "leave it out, and write the schedule in this machine's time: cron goes by that."
             " OnCalendar= of a systemd timer may name a zone",
-        ),
-    )
-    for key, form, fix in (*_FLOW_FORMS, *more):
-        if not re.fullmatch(form, str(given[key]), re.A):
-            seen = repr(given[key]) if given[key] else "left out"
-            raise CaoError(f"{file}: {key!r} cannot be {seen}", fix)
+        )
     if not isinstance(given["on_failure"], (list, tuple)):
         what = f"{file}: 'on_failure' cannot be {given['on_failure']!r}"
         raise CaoError(what, "write it like  on_failure: [program, argument]")
@@ -9112,8 +9140,14 @@ def fill_variables(prompt: str, given: dict[str, Any], source: str) -> str:
             f"{source}: nothing gives a value to {', '.join(f'[[{name}]]' for name in missing)}",
             'let the script print {"execute": true, "output": {"' + missing[0] + '": …}}',
         )
-    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in given.items()}
-    return re.sub(r"\[\[(\w+)\]\]", lambda match: words[match[1]], prompt)
+
+    def fill(variable: re.Match[str]) -> str:
+        value = given[variable[1]]
+        if isinstance(value, str):
+            return value
+        return json.dumps(value)
+
+    return re.sub(r"\[\[(\w+)\]\]", fill, prompt)
 
 
 def run_script(flow: Flow) -> dict[str, Any] | None:
@@ -9128,7 +9162,9 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
             f"the script {script} ended with exit status {ran.status} and printed: {printed}",
             'it must exit 0 and print {"execute": true, "output": {…}}, or false',
         )
-    return output if execute else None
+    if not execute:
+        return None
+    return output
 
 
 def see_through(
@@ -9196,9 +9232,11 @@ def has_crontab() -> bool:
 def read_crontab() -> str:
     """Return the user's crontab. Raises CaoError where it is not known."""
     ran = run_crontab("-l")
-    words = ran.err.strip()
-    if ran.status and (ran.out or not NO_CRONTAB.fullmatch(words.split("\n")[-1])):
-        what = f"crontab -l ended with exit status {ran.status}: {words or 'it said nothing'}"
+    error = ran.err.strip()
+    if not error:
+        error = "it said nothing"
+    if ran.status and (ran.out or not NO_CRONTAB.fullmatch(error.split("\n")[-1])):
+        what = f"crontab -l ended with exit status {ran.status}: {error}"
         raise CaoError(what, "crontab -l must work first; nothing was changed")
     if not re.search(r"\\[rb]", ran.out):
         return ran.out
@@ -9250,12 +9288,15 @@ class Schedule:
         return [name for name in _listdir(self.folder) if self._added(name)]
 
     def _added(self, name: str) -> Flow | None:
+        """Return a flow as it was when it was added, None where there is none."""
+        if name not in _listdir(self.folder):  # it may be a path to somewhere else
+            return None
         flow: Flow | None = self.store.read_record(f"{self.folder}/{name}/flow.json", Flow)
         return flow
 
     def load(self, name: str) -> Flow:
         """Return a flow as its file is now, or, with `fault`, as it was when it was added."""
-        added = self._added(name) if name in _listdir(self.folder) else None
+        added = self._added(name)
         if added is None:
             raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
         try:
@@ -9287,24 +9328,28 @@ class Schedule:
 
     def view(self, name: str, lines: dict[str, re.Match[str]]) -> dict[str, Any]:
         """Return what there is to say of a flow, as data; lines are those of lines()."""
-        flow, runs = self.load(name), self.runs(name)
-        line = lines.get(name)
+        flow, line = self.load(name), lines.get(name)
+        fields = last_run = None
+        if line:
+            fields = line[2]
+        if runs := self.runs(name):
+            last_run = runs[-1]
         if flow.fault:
             state = "broken"
         elif not line:
             state = "not scheduled"
         elif line[1]:
             state = "off"
-        elif line[2] != flow.schedule:
+        elif fields != flow.schedule:
             state = "on, but its file was changed"
         else:
             state = "on"
         return {
             "name": name,
             "state": state,
-            "crontab": line[2] if line else None,
+            "crontab": fields,
             "added_at": iso_time(written_at(f"{self.folder}/{name}/flow.json")),
-            "last_run": runs[-1] if runs else None,
+            "last_run": last_run,
             **flow._asdict(),
         }
 
@@ -9354,7 +9399,10 @@ class Schedule:
                 text += "\n"  # without, crontab refuses all of it
             if not count:
                 text += line
-            ran = run_crontab("-", text) if text else run_crontab("-r")
+            word = "-r"  # remove it
+            if text:
+                word = "-"
+            ran = run_crontab(word, text)
             if ran.status:
                 what = f"crontab refused, and is as it was: {ran.err.strip()}"
                 raise CaoError(what, f"if it is the schedule, {_SCHEDULE_FORM}")
@@ -9458,10 +9506,10 @@ class Schedule:
             try:
                 where = flow.beside(flow.working_directory)
                 ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
-                words = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
+                note = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
             except CaoError as error:
-                words = str(error)
-            record["notes"] = [f"on_failure: {words}"]
+                note = str(error)
+            record["notes"] = [f"on_failure: {note}"]
         record["ended_at"] = iso_time(time.time())
         self._save(record)
         for old in self.runs(flow.name)[:-KEEP_RUNS]:
@@ -9477,7 +9525,9 @@ class Schedule:
         """Run the script, give the task and wait for its end."""
         if flow.fault:
             raise CaoError(flow.fault)
-        given = run_script(flow) if flow.script else {}
+        given: dict[str, Any] | None = {}
+        if flow.script:
+            given = run_script(flow)
         if given is None:
             record.update(outcome="skipped", reason="script")
             return
@@ -9487,20 +9537,24 @@ class Schedule:
             self._save(record)
 
         boss, where = self._boss(), flow.beside(flow.working_directory)
-        timeout_s = parse_seconds(flow.timeout)
-        options = TaskOptions(where, timeout_s=timeout_s, provider=flow.provider, named=named)
-        options = options._replace(max_tokens=int(flow.max_tokens or 0))
+        options = TaskOptions(
+            where,
+            timeout_s=parse_seconds(flow.timeout),
+            provider=flow.provider,
+            named=named,
+            max_tokens=int(flow.max_tokens or 0),
+        )
         boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
         try:
             found = see_through(boss, record["task"], on_look=lambda _: on_look())
         finally:
             boss.end(self.store.session_of(record["task"]))
         for ask in found.asking:
-            words = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
-            record.update(outcome="failed", reason="asking", detail=words)
+            detail = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
+            record.update(outcome="failed", reason="asking", detail=detail)
         for result in found.results:
-            record.update(outcome=result.outcome, reason=result.reason)
-            record.update(detail=result.detail, answer=result.answer, usage=result.usage)
+            record.update(outcome=result.outcome, reason=result.reason, detail=result.detail)
+            record.update(answer=result.answer, usage=result.usage)
         found.told()  # whoever asks for the task by its name gets its result all the same
 
 
