@@ -1600,7 +1600,7 @@ def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str 
     def read(lines: Sequence[str]) -> Event | None:
         last: Event | None = None
         said: str | None = None
-        for entry in map(parse_object, lines):
+        for entry in filter(None, map(parse_object, lines)):
             event = entry_says(entry, said)
             if event is ...:
                 continue
