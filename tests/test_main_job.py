@@ -2206,8 +2206,11 @@ def quick(self, name, **fields):
         hook(self, name, **fields)
         name = "Stop"
 DemoAgent.hook = quick
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(
-    read_transcript=_reader(lambda entry, _: _ended(entry["text"]) if entry["text"] else None))
+def says(entry, _):
+    if "text" not in entry:
+        return ...  # the file's last line is empty
+    return _ended(entry["text"]) if entry["text"] else None
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(read_transcript=_reader(says))
 """
 
 
