@@ -579,7 +579,7 @@ def test_a_result_is_fetched_from_a_session_that_has_ended_meanwhile(far):
 
 @pytest.mark.parametrize("what", [resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE])
 def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
-    task = assign(far, "demo: sleep 1; say it is kept")
+    task = assign(far, "demo: sleep 5; say it is kept")
     session = working(far, task)
     until(lambda: "esc to interrupt" in far.screen(session))
     runner, before = runner_of(far, session), {*connections(far)}
@@ -602,7 +602,7 @@ def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
 
 
 def test_what_that_machine_refuses_for_a_while_ends_no_work_there(far):
-    task = assign(far, "demo: sleep 1; say it is kept")
+    task = assign(far, "demo: sleep 5; say it is kept")
     session = working(far, task)
     until(lambda: "esc to interrupt" in far.screen(session))
     for pid in far.machine.pids("python3", "exec(input())"):

@@ -1090,7 +1090,7 @@ def frozen(talk: Talk, what) -> None:
 @pytest.mark.tmux
 @pytest.mark.parametrize("named", [False, True], ids=["wait", "handoff"])
 def test_a_result_that_comes_with_the_cancellation_is_not_lost(talk, place, named):
-    script = "demo: sleep 1; say precious"
+    script = "demo: sleep 3; say precious"
     if named:
         key = talk.post_call("handoff", target="demo", task=script)
     else:

@@ -320,7 +320,7 @@ def test_a_message_that_the_cli_took_is_not_reported_though_its_runner_never_kne
 
 
 def test_a_message_beside_one_that_a_wait_is_telling_is_still_delivered(place):
-    boss, _ = assign(place, "demo: sleep 1")
+    boss, _ = assign(place, "demo: sleep 3")
     place.until_state(boss, "working")
     sender = me(place)
     for key in ("1-slower", "2-quicker"):

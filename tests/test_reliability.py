@@ -76,7 +76,7 @@ def test_a_system_call_of_the_runner_that_fails_ends_no_worker(bare, call, error
 
 @pytest.mark.parametrize("who", ["runner", "cli", "tmux", "caller"])
 def test_a_process_that_is_stopped_for_a_while_costs_nothing(place, who):
-    caller = place.start("handoff", "demo", "demo: sleep 1; say fine")
+    caller = place.start("handoff", "demo", "demo: sleep 3; say fine")
     (session,) = until(place.live, lambda names: len(names) == 1)
     place.until_state(session, "working")
     pid = {

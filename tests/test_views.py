@@ -302,7 +302,7 @@ def test_watch_sees_the_death_of_an_idle_runner(place, terminal):
 
 @pytest.mark.tmux
 def test_watch_rings_the_bell_when_one_asks_or_ends_and_not_before(place, terminal):
-    session = begin(place, "sleep 1; ask Which?|red|blue; sleep 1; say chosen")
+    session = begin(place, "sleep 3; ask Which?|red|blue; sleep 3; say chosen")
     shown = terminal(80, 24, "watch")
     for state in ("asking", "idle"):
         shown.sees("working")
