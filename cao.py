@@ -6554,6 +6554,9 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
 # so too, or a moment has passed without a sign of work. An open question forbids it.
 
 
+PERHAPS_AGAIN = "[perhaps for the second time]\n"
+
+
 class Delivery(NamedTuple):
     """Messages on their way into the conversation, and the step they have reached."""
 
@@ -6570,14 +6573,17 @@ def render_message(message: Message) -> str:
     sender."""
     if message.kind == "notice":
         return f"Notice from cao: {message.text}"
-    if message.kind == "message":
-        again = PERHAPS_AGAIN if message.id.endswith("~") else ""
-        return f"Message from {message.sender}:\n{again}{message.text}"
-    return message.text
+    if message.kind != "message":
+        return message.text
+
+    text = message.text
+    if message.id.endswith("~"):
+        text = PERHAPS_AGAIN + text
+    return f"Message from {message.sender}:\n{text}"
 
 
 def head_of_message(message: Message) -> str:
-    """Return how the text of a message begins that a hook hands over."""
+    """Return the first line of a message that a hook hands over."""
     return f"Message from {message.sender} ({message.id.rstrip('~')}):\n"
 
 
@@ -6587,13 +6593,16 @@ def by_file(store: Store, name: str, message: Message, text: str) -> str:
     path = store.launch_file(name, f"{letters}{message.id}.md")
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     store.write(path, text)
-    what = "Your task" if message.kind == "task" else f"A message from {message.sender}"
+
+    what = f"A message from {message.sender}"
+    if message.kind == "task":
+        what = "Your task"
     size = len(text.encode(errors="surrogatepass"))
     return f"{what} is in the file {path} ({size} bytes). Read all of it and do what it says."
 
 
 def head_of(task: str) -> str:
-    """Return how the text of a task's result begins."""
+    """Return the first words of a task's result, as text."""
     return f"Result of {task} ("
 
 
@@ -6606,10 +6615,9 @@ def next_step(result: Result) -> str:
 
 def render_result(result: Result) -> str:
     """Return a result as text: one line of facts, then the whole answer."""
-    facts = [
-        result.outcome,
-        *([result.reason] if result.reason not in ("", result.outcome) else []),
-    ]
+    facts = [result.outcome]
+    if result.reason not in ("", result.outcome):
+        facts.append(result.reason)
     if result.exit_status is not None:
         facts.append(f"exit status {result.exit_status}")
     if result.retry_at:
@@ -6617,25 +6625,37 @@ def render_result(result: Result) -> str:
     facts.append(render_seconds(result.seconds))
     if result.usage:
         facts.append(render_tokens(result.usage))
-    head = f"{head_of(result.task)}{', '.join(facts)})"
-    parts = [f"{head}:", *(f"[{note}]" for note in result.notes)]
+
+    parts = [f"{head_of(result.task)}{', '.join(facts)}):"]
+    parts += [f"[{note}]" for note in result.notes]
     if result.answer or result.outcome == "done":
         parts.append(result.answer)
     elif result.detail:
         parts.append(result.detail)
-    parts += filter(None, [next_step(result)])
+    step = next_step(result)
+    if step:
+        parts.append(step)
     if result.outcome != "done" and result.screen:
         parts += ["Its last screen:", tail_lines(result.screen, 15)]
-    if result.check:
-        status = result.check.get("exit_status")
-        how = "was broken off" if status is None else f"ended with {status}"
-        parts.append(f"Check `{result.check['command']}` {how}, try {result.check['tries']}.")
-        parts += [f"Its output ends with:\n{result.check['tail']}"] if status else []
-    if result.worktree:
-        parts.append(
-            f"Branch {result.worktree['branch']}: {result.worktree['diffstat'] or 'no change'}"
-            f"{', with uncommitted changes' if result.worktree['dirty'] else ''}"
-        )
+
+    check = result.check
+    if check:
+        status = check.get("exit_status")
+        ending = f"ended with {status}"
+        if status is None:
+            ending = "was broken off"
+        parts.append(f"Check `{check['command']}` {ending}, try {check['tries']}.")
+        if status:
+            parts.append(f"Its output ends with:\n{check['tail']}")
+
+    worktree = result.worktree
+    if worktree:
+        changes = worktree["diffstat"]
+        if not changes:
+            changes = "no change"
+        if worktree["dirty"]:
+            changes += ", with uncommitted changes"
+        parts.append(f"Branch {worktree['branch']}: {changes}")
     return "\n".join(parts)
 
 
@@ -6661,8 +6681,6 @@ def rare_look_s(since: float) -> float:
     return min(LOOK_S, max(0.05, (time.monotonic() - since) / 20))
 
 
-PERHAPS_AGAIN = "[perhaps for the second time]\n"
-
 # By a runner: it may write to a terminal of which its CLI is the foreground.
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 
@@ -6683,16 +6701,16 @@ def utc_stamp(at: float) -> str:
 
 
 class Meter:
-    """Counts the tokens of a session, by what its CLI writes of each request to the model.
+    """Counts the tokens of a session, from what its CLI writes about each request to the model.
 
-    Owns what was read of the files, and up to where.
+    It owns what was read of the CLI's files, and how far each was read.
     """
 
     def __init__(self, where: Tokens) -> None:
         self.where = where
         self.marks: dict[str, tuple[int, int]] = {}  # file -> read up to here; its inode
         self.requests: dict[tuple[str, Any], tuple[str, tuple[int, ...]]] = {}
-        self.agents: set[str] = set()
+        self.agents = {""}  # the ids of sub-agents; "": for files that are named after none
 
     def read(self, transcript: str, folder: str, conversation: str) -> None:
         """Read what is new in a transcript, and in the files of its sub-agents."""
@@ -6705,19 +6723,20 @@ class Meter:
             "conversation": conversation,
         }
         facts = {key: glob.escape(path) for key, path in facts.items()}
-        done, files = {""}, {transcript}
+        done: set[str] = set()
+        files = {transcript}
         while files:  # one may name a sub-agent, which has another
-            for path in files - done:
+            for path in files:
                 self._read(path)
             done |= files
-            forms = [self.where.more.format(**facts, agent=name) for name in self.agents or ("",)]
+            forms = [self.where.more.format(**facts, agent=name) for name in self.agents]
             files = {os.path.normpath(path) for form in forms for path in glob.glob(form)} - done
 
     def _read(self, path: str) -> None:
         size, inode = file_mark(path)
-        offset, was = self.marks.get(path, (0, inode))
-        if inode != was or size < offset:
-            offset = 0  # it was written anew
+        offset, known_inode = self.marks.get(path, (0, inode))
+        if inode != known_inode or size < offset:
+            offset = 0  # the file was replaced
         if size == offset:
             return
         try:
@@ -6726,14 +6745,19 @@ class Meter:
                 lines = file.read()
         except OSError:
             return
+
         lines = lines[: lines.rfind(b"\n") + 1]
         self.marks[path] = (offset + len(lines), inode)
         for entry in map(parse_object, lines.decode(errors="replace").split("\n")):
-            self.agents.update(map(str, value_at(entry, self.where.agents) or ()))
-            if found := read_tokens(self.where, entry):
-                key, at, counts = found
-                stamp = at if isinstance(at, str) else utc_stamp(at / 1000)
-                self.requests[path, key] = (stamp, counts)
+            agents = value_at(entry, self.where.agents)
+            if agents:
+                self.agents.update(map(str, agents))
+            request = read_tokens(self.where, entry)
+            if request:
+                key, at, counts = request
+                if not isinstance(at, str):
+                    at = utc_stamp(at / 1000)
+                self.requests[path, key] = (at, counts)
 
     def used_since(self, stamp: str) -> dict[str, int] | None:
         """Return the tokens of the requests since then; None while there is no file."""
@@ -6761,52 +6785,58 @@ class ScreenProgram:
         self.overflow = 0  # all the lines tmux keeps, where the turn printed as many
 
     def _pattern(self, key: str) -> str:
-        return str(self.settings.get(key) or "")
+        value = self.settings.get(key)
+        return str(value) if value else ""
 
     def begin_turn(self) -> None:
         """Note where what the turn prints will begin."""
-        size, most = self._history()
-        if size > most // 4:  # when it is full tmux drops lines, and counts the others anew
+        _, size, most = self._position()
+        if size > most // 4:  # a full history loses lines, and tmux counts the others anew
             self.tmux.run("clear-history", "-t", self.pane)
         self.overflow = 0
-        self.printed_from = self._cursor_line()
+        self.printed_from, _, _ = self._position()
 
     def look(self, now: float) -> Look:
         """Return what the program does now."""
+        screen = ""
         try:
-            found = self.read_screen(self.tmux.capture(self.pane, join=True))
+            screen = self.tmux.capture(self.pane, join=True)
         except CaoError:
-            found = self.read_screen("")
-        if found.state != "idle":
+            pass  # as an empty one it says nothing
+        look = self.read_screen(screen)
+        if look.state != "idle":
             self.ready_at = 0.0
         elif not self.ready_at:
             self.ready_at = now
-        return found
+        return look
 
     def is_ready(self, now: float) -> bool:
         """Tell whether the screen has said ready for a moment."""
-        return bool(self.ready_at) and now - self.ready_at >= SETTLE_S / 2
+        return self.ready_at > 0 and now - self.ready_at >= SETTLE_S / 2
 
     def answer(self) -> str | None:
         """Return what the turn has printed; None where it has printed nothing yet."""
-        self.ready_at, line = 0.0, self._cursor_line()
+        self.ready_at = 0.0
+        line, size, most = self._position()
         if line == self.printed_from:
             return None
-        cleared = line < self.printed_from  # with what was above, our prompt line too
-        size, most = self._history()
+
         if size >= most * 9 // 10:  # tmux drops a tenth
             self.overflow = most
-        first = -size if cleared else self.printed_from - size
-        printed = self.tmux.capture(self.pane, first=str(first), join=True)
-        return self.parse_printed("\n" * cleared + printed)
+        if line < self.printed_from:  # it cleared the screen, and with it our prompt line
+            return self.parse_printed("\n" + self._lines_from(-size))
+        return self.parse_printed(self._lines_from(self.printed_from - size))
+
+    def _lines_from(self, first: int) -> str:
+        return self.tmux.capture(self.pane, first=str(first), join=True)
 
     def type_exit(self) -> bool:
-        """Type what ends the program, where its profile says what."""
+        """Type what ends the program; tell whether its profile says what that is."""
         words = strip_controls(self._pattern("exit"))
         if words:
             self.tmux.paste(self.pane, [words])
             self.tmux.keys(self.pane, "Enter")
-        return bool(words)
+        return words != ""
 
     def read_screen(self, screen: str) -> Look:
         """Return the state that the profile's own patterns see on a screen."""
@@ -6817,15 +6847,23 @@ class ScreenProgram:
             return Look("asking", "screen", match[0].strip())
         if busy and (match := re.search(busy, screen, re.M)):
             return Look("busy", "screen", f"busy: {match[0]!r}")
-        if lines and re.search(self._pattern("ready"), lines[-1]):
+        if not lines:
+            return Look("unknown", "screen", "empty screen")
+        if re.search(self._pattern("ready"), lines[-1]):
             return Look("idle", "screen", f"ready: {lines[-1]!r}")
-        return Look("unknown", "screen", f"last line: {lines[-1]!r}" if lines else "empty screen")
+        return Look("unknown", "screen", f"last line: {lines[-1]!r}")
 
     def parse_printed(self, printed: str) -> str:
         """Return the answer in what was printed after the prompt line."""
         if pattern := self._pattern("answer"):
-            last = (re.findall(pattern, printed, re.M) or [""])[-1]
-            return str(last[0] if isinstance(last, tuple) else last)
+            answers = re.findall(pattern, printed, re.M)
+            if not answers:
+                return ""
+            answer = answers[-1]
+            if isinstance(answer, tuple):  # of a pattern with several groups the first counts
+                answer = answer[0]
+            return str(answer)
+
         lines = printed.rstrip("\n").split("\n")
         while lines and not lines[-1].strip():
             lines.pop()
@@ -6833,15 +6871,19 @@ class ScreenProgram:
             lines.pop()
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
 
-    def _cursor_line(self) -> int:
-        """Return the pane's cursor line, counted from the top of its history."""
-        history, line = self.tmux.ask(self.pane, "#{history_size} #{cursor_y}").split()
-        return int(history) + int(line)
+    def _position(self) -> tuple[int, int, int]:
+        """Return the pane's cursor line, counted from the top of its history, how many lines
+        that history has, and how many tmux keeps."""
+        form = "#{cursor_y} #{history_size} #{history_limit}"
+        row, size, most = map(int, self.tmux.ask(self.pane, form).split())
+        return row + size, size, most
 
-    def _history(self) -> tuple[int, int]:
-        """Return how many lines the pane's history has, and how many tmux keeps of it."""
-        size, most = self.tmux.ask(self.pane, "#{history_size} #{history_limit}").split()
-        return int(size), int(most)
+
+def task_facts(task: Message | None) -> dict[str, str]:
+    """Return what a session's state.json says about its open task."""
+    if not task:
+        return {"task": "", "task_message": "", "task_line": ""}
+    return {"task": task.task, "task_message": task.id, "task_line": shorten(task.text, 120)}
 
 
 class Runner:
@@ -6855,30 +6897,33 @@ class Runner:
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
+        self.folder = store.folder(self.name)
         self.boss = Orchestrator(store, Caller(""))
-        profile = self.boss.launched(session.name)
-        path = store.launch_file(session.name, "launch.json")
+        profile = self.boss.launched(self.name)
+        path = store.launch_file(self.name, "launch.json")
         launch = store.read_record(path, Launch)
         if not launch or not profile:
             raise CaoError(f"{path} cannot be read", "start a new session")
         self.launch = launch._replace(profile=profile)
         self.row = PROVIDERS[session.provider]
-        self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
+        self.env = store.read_json(store.launch_file(self.name, "env.json")) or {}
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
         self.program: ScreenProgram | None = None  # provider: command
         if self.row.by_output:
-            self.program = ScreenProgram(self.boss.tmux, self.pane, self.launch.profile)
+            self.program = ScreenProgram(self.boss.tmux, self.pane, profile)
         self.child, self.exit_status = 0, None  # type: int, int | None
         self.group: dict[str, Any] | None = None  # the CLI's, as note_process has it
         self.phase, self.since = "starting", time.time()
         # What ends in _at below is by time.monotonic(): no clock that is set, and no machine
         # that sleeps, makes anything due.
         self.phase_at = time.monotonic()  # the same moment as since
-        self.conversation = self.launch.resume or session.conversation
+        self.conversation = session.conversation
+        if launch.resume:
+            self.conversation = launch.resume
         self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None
-        self.turns: list[str] = []
+        self.turns: list[str] = []  # the last text of each earlier turn of the task
         self.task_at = self.turn_at = self.paused_s = self.look_at = 0.0
         self.task_exact, self.tries = "", 0
         self.begun = False  # has a turn ever begun?
@@ -6889,8 +6934,7 @@ class Runner:
         self.claims: dict[str, Claim] = {}  # on what is on its way, until the CLI has taken it
         self.typed_before: list[str] = []  # by the run before, which died before it knew more
         self.last_sent = ""
-        self.said = ""  # the turn's last words, from a CLI whose end event has none
-        self.ending: Event | None = None
+        self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
         self.held_end: Event | None = None  # the turn's, while its workers are out
         self.questions: dict[str, Question] = {}  # those that are open
@@ -6902,17 +6946,19 @@ class Runner:
         self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
         self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, since when
         self.interrupted_at = 0.0  # a person's Esc, while a task is open
-        self.ordered, self.pressed_at = "", 0.0  # we interrupt: "interrupted" or "timeout"
+        self.ordered, self.pressed_at = "", 0.0  # why we interrupt: interrupted, timeout, budget
         self.idle_looks = self.signal = 0
         self.closing = False  # it was idle for long, and is at its end
         self.check: dict[str, Any] | None = None  # the check that runs, or has run
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something holds a message back
         self.evidence: dict[str, Any] = {}
-        self.meter = Meter(self.row.tokens) if self.row.tokens else None
+        self.meter: Meter | None = None
+        if self.row.tokens:
+            self.meter = Meter(self.row.tokens)
         self.began = ""  # when the task was taken, as utc_stamp
         self.usage: dict[str, int] | None = None  # of the task, or of the last there was
-        self.reply: dict[str, Any] | None = None
+        self.reply: dict[str, Any] | None = None  # what came of the last answer
         self.dealt: set[str] = set()  # events that are dealt with, and not removed yet
         self.undone: list[Callable[[], object]] = []  # what has to be done, once it can be
         self.failed = False  # something could not be done in this round
@@ -6925,38 +6971,43 @@ class Runner:
 
     def _facts(self) -> dict[str, Any]:
         """Return what state.json says now."""
-        open_for = self.task is not None and self.phase == "idle"
         shown = self.phase
         questions = [question._asdict() for question in self.questions.values()]
-        if open_for and self.interrupted_at and not self.delivery_open():
-            shown = "asking"
-            words = (
-                "a person interrupted the turn; the task goes on when the person or a message"
-                " starts another, and ends after a while"
-            )
-            name = f"interrupted-{self.since:.0f}"
-            asked = Question(name, "interrupted", words, (), self.since)
-            questions = [asked._asdict()]
-        elif open_for:
+        if self.task and self.phase == "idle":
             shown = "working"
-        d = self.delivery
-        way = {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at} if d else None
+            if self.interrupted_at and not self.delivery_open():
+                shown = "asking"
+                words = (
+                    "a person interrupted the turn; the task goes on when the person or a message"
+                    " starts another, and ends after a while"
+                )
+                name = f"interrupted-{self.since:.0f}"
+                asked = Question(name, "interrupted", words, (), self.since)
+                questions = [asked._asdict()]
+
+        delivering: tuple[str, ...] = ()
+        delivery, d = None, self.delivery
+        if d:
+            delivery = {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
+            if d.step != "taken":
+                delivering = d.messages
+        conversation = self.launch.resume
+        if self.begun:
+            conversation = self.conversation
         return {
             "state": shown,
             "since": self.since,
-            "task": self.task.task if self.task else "",
-            "task_message": self.task.id if self.task else "",
-            "task_line": shorten(self.task.text, 120) if self.task else "",
+            **task_facts(self.task),
             "last_line": self.last_line,
-            "delivering": d.messages if d and d.step != "taken" else (),
-            "delivery": way,
+            "delivering": delivering,
+            "delivery": delivery,
             "questions": questions,
             "may_close": self._may_close(),
             "group": self.group,
-            "conversation": self.conversation if self.begun else self.launch.resume,
+            "conversation": conversation,
             "transcript": self.transcript,
             "held_back": self.held_back,
-            "closing": self.closing and self.phase != "ended",
+            "closing": self.closing,
             "why": self.why,
             "exit_status": self.exit_status,
             "evidence": self.evidence,
@@ -6970,18 +7021,19 @@ class Runner:
         if facts == self.saved or self.undone:  # no state before the result it speaks of
             return
         self.store.save_state(self.name, facts)
-        if facts["state"] != self.saved.get("state"):
+        before, self.saved = self.saved, facts
+        if facts["state"] != before.get("state"):
             self._log("state", state=facts["state"], why=self.why)
-        changed = [k for k in ("state", "questions") if facts[k] != self.saved.get(k)]
-        self.saved = facts
-        poke = self.store.poke_up if changed else self.store.poke
+        poke = self.store.poke
+        if any(facts[key] != before.get(key) for key in ("state", "questions")):
+            poke = self.store.poke_up
         self._see_to(lambda: poke(self.name))
         if facts["may_close"]:
             self._see_to(self.store.poke_queue)
 
     def _see_to(self, action: Callable[[], object]) -> None:
         """Do what must not be lost: now, or in the first round in which the machine can (a disk
-        is full, there are no descriptors left). What is done twice by that must do no harm."""
+        is full, there are no descriptors left). It must do no harm when it is done twice."""
         self.undone.append(action)
         self._catch_up()
 
@@ -7021,30 +7073,28 @@ class Runner:
 
     # ---- what the CLI says ----
 
-    def _on_event(self, event: Event, at: float = 0.0) -> None:
-        at = at or time.time()
+    def _on_event(self, event: Event, at: float) -> None:
+        """Take in what the CLI, or a look at it, says."""
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
         self._log("event", kind=event.kind, source=event.source, reason=event.reason)
-        self.conversation = event.conversation or self.conversation
+        if event.conversation:
+            self.conversation = event.conversation
         if event.transcript and event.transcript != self.transcript:
             self.transcript, self.offset, self.inode = event.transcript, 0, 0
+
         if event.kind == "submitted":
             self._on_submitted(event)
-        elif event.kind == "said":
-            self.said = event.text
         elif event.kind == "ended" and self.phase != "idle":
-            self.ending = event._replace(text=event.text or self.said)
-            self.ending_at = time.monotonic()
-        elif event.kind == "failed":
-            self._end_turn("failed", event)
-        elif event.kind == "interrupted":
-            self._end_turn("interrupted", event)
+            self.ending, self.ending_at = event, time.monotonic()
+        elif event.kind in ("failed", "interrupted"):
+            self._end_turn(event)
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
-        d = self.delivery
-        late = d and d.exact.startswith("unknown")  # its state file was quicker than its hook
-        ours = bool(d and (d.step != "taken" or late) and same_prompt(d.text, event.text))
+        d, ours = self.delivery, False
+        # "unknown": the CLI's state file told of it before its hook did.
+        if d and (d.step != "taken" or d.exact.startswith("unknown")):
+            ours = same_prompt(d.text, event.text)
         if d and ours:
             self._taken(first_difference(d.text, event.text))
         else:
@@ -7077,9 +7127,9 @@ class Runner:
         for question in list(self.questions.values()):
             if question.where != "hook":  # of a hook the lock says when it is over
                 self._close_question(question)
-        self.said = ""
-        self.paused_s += time.monotonic() - self.interrupted_at if self.interrupted_at else 0.0
-        self.interrupted_at = 0.0
+        if self.interrupted_at:
+            self.paused_s += time.monotonic() - self.interrupted_at
+            self.interrupted_at = 0.0
         self.turn_at = time.monotonic()
         self._set_phase("working")
 
@@ -7087,19 +7137,22 @@ class Runner:
 
     def _on_asked(self, event: Event, payload: dict[str, Any]) -> None:
         """A hook asks: it waits for the answer (a lock says how long), or we press its keys."""
-        where, name = self.row.asks, str(payload.get("cao_question") or "")
+        where, name = self.row.asks, str(payload.get("cao_question", ""))
         if where == "keys" and not name:
             name = random_letters(6)
         elif not name or self.store.is_free(self._question_path(name)):
             return  # withdrawn; or it asks in its terminal, where the screen will say so
         else:
             where, self.look_at = "hook", 0.0
-            for question in [q for q in self.questions.values() if q.kind == "screen"]:
-                self._close_question(question)  # its dialog was seen before it was heard
+            for question in list(self.questions.values()):
+                if question.kind == "screen":  # its dialog was seen before it was heard
+                    self._close_question(question)
             self.boss.when_free(self._question_path(name), self.wake.poke)
-        questions, agent = questions_in(payload), agent_of(payload)
-        kind = "question" if questions else "permission"
-        options, lines = options_of(self.row, payload), max(1, len(questions))
+
+        kind, lines = "permission", 1
+        if questions := questions_in(payload):
+            kind, lines = "question", len(questions)
+        options, agent = options_of(self.row, payload), agent_of(payload)
         question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
         self.questions[name] = question
         self._answer_ourselves(question)  # before anybody else hears of it
@@ -7107,7 +7160,7 @@ class Runner:
             self._ask(question)
 
     def _question_path(self, name: str) -> str:
-        return f"{self.store.folder(self.name)}/questions/{name}"
+        return f"{self.folder}/questions/{name}"
 
     def _ask(self, question: Question) -> None:
         if question.id in self.questions:
@@ -7117,24 +7170,28 @@ class Runner:
             self.asked_from = self.phase
         self._log("asking", question=question.id, kind=question.kind)
         self._set_phase("asking", f"asks: {shorten(question.text, 80)}")
-        task = self.task.task if self.task else ""
-        self.boss.notify(self.name, "asking", question.text, task)
+        self.boss.notify(self.name, "asking", question.text, task_facts(self.task)["task"])
 
     def _close_question(self, question: Question, answer: str = "") -> None:
         """A question is over: answered, or withdrawn."""
-        if question.where == "hook" and not answer:
-            self._see_to(lambda: self._reply(question, {}))  # it lets go
+        event, words = "answered", answer
+        if not answer:
+            event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
+            if question.where == "hook":
+                self._see_to(lambda: self._reply(question, {}))  # it lets go
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
         if order:
-            words = answer or "it asks this no more: answered elsewhere, or withdrawn"
             self.reply = {"id": order["id"], "ok": bool(answer), "text": words}
-        self._log("answered" if answer else "withdrawn", question=question.id)
-        for client in [] if self._unseen() else list(self.popups):
-            self.boss.tmux.close_popup(client)
+        self._log(event, question=question.id)
+
+        if not self._unseen():
+            for client in list(self.popups):
+                self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
-            began = self.asked_from == "starting" and self.begun
-            self._set_phase("working" if began else self.asked_from)
+            if self.asked_from == "starting" and self.begun:
+                self.asked_from = "working"
+            self._set_phase(self.asked_from)
 
     def _reply(self, question: Question, reply: dict[str, Any]) -> None:
         """Give a hook its answer, {}: to let go."""
@@ -7142,9 +7199,10 @@ class Runner:
         self.store.poke(self.name)
 
     def _unseen(self) -> list[str]:
-        """Return the ids of the questions that no dialog of the CLI's shows."""
-        questions = self.questions.values()
-        return [q.id for q in questions if q.where == "hook" and (q.agent or not self.row.shows)]
+        """Return the ids of the questions that no dialog of the CLI's shows: Claude Code 2.1.332
+        shows none for a sub-agent."""
+        asked_by_hook = [q for q in self.questions.values() if q.where == "hook"]
+        return [q.id for q in asked_by_hook if q.agent or not self.row.shows]
 
     def _show_popups(self) -> None:
         """Ask whoever is attached and can type what the CLI itself shows no dialog of."""
@@ -7159,7 +7217,7 @@ class Runner:
         def ask(client: str) -> None:
             self.boss.tmux.popup(client, argv)
             self.popups.discard(client)
-            self.store.put_event(self.store.folder(self.name), closed)
+            self.store.put_event(self.folder, closed)
 
         for client in set(self.boss.tmux.clients(self.name)) - self.popups:
             self.popups.add(client)
@@ -7170,27 +7228,36 @@ class Runner:
         for question in list(self.questions.values()):
             path = self._question_path(question.id)
             if question.where == "hook" and self.store.is_free(path):
-                said = self.orders.get(question.id, {}).get("said", "")
-                taken = os.path.exists(f"{path}.taken")
+                answer = ""
+                if os.path.exists(f"{path}.taken"):
+                    answer = self.orders.get(question.id, {}).get("said", "")
                 for ending in ("", ".reply", ".taken"):
                     _unlink(path + ending)
-                self._close_question(question._replace(where=""), said if taken else "")
+                self._close_question(question._replace(where=""), answer)
 
     # ---- a turn's and a task's end ----
 
-    def _end_turn(self, how: str, event: Event) -> None:
-        """A turn ended: done, failed or interrupted. Decide what that means for the task."""
+    def _end_turn(self, event: Event) -> None:
+        """A turn ended, failed or was interrupted. Decide what that means for the task."""
+        how = event.kind
+        if how == "ended":
+            how = "done"
         self._note_handed(done=how == "done")
-        if how == "done" and event.source.startswith("hook"):
-            event = self._whole_answer(event)
-        more = how == "done" and bool(self.store.owed(self.name) or self._supervisor_wrote())
+        more = False
+        if how == "done":
+            if event.source.startswith("hook"):
+                event = self._whole_answer(event)
+            more = self._more_to_come()
+
         self.ending = None
         for question in list(self.questions.values()):
             self._close_question(question)
         if self.delivery_open():
             self._taken("unknown: the CLI sent no prompt event")
         self.begun = True
-        self.last_line = shorten(tail_lines(event.text, 1) or f"({how})", 120)
+        self.last_line = f"({how})"
+        if event.text.strip():
+            self.last_line = shorten(tail_lines(event.text, 1), 120)
         self._set_phase("idle", f"turn {how}")
         self._log(
             "turn_ended",
@@ -7202,20 +7269,24 @@ class Runner:
         ordered, self.ordered = self.ordered, ""
         if not self.task:
             return
+
         if how == "failed":
-            auth = event.reason == "auth"
-            detail = f"{event.text}; try: {self.row.login}" if auth else event.text
-            if event.reason == "blocked" and event.source == "transcript" and self.row.failure:
-                detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
+            detail = event.text
+            ends_session = event.reason == "auth"  # until a person has logged in
+            if ends_session:
+                detail += f"; try: {self.row.login}"
+            if event.reason == "blocked":
+                ends_session = self.row.deaf
+                if event.source == "transcript" and self.row.failure:
+                    detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
             self._end_task(
                 "failed",
                 source=event.source,
-                reason=event.reason or "api_error",
+                reason=event.reason,
                 detail=detail,
                 retry_at=event.retry_at,
             )
-            # Nothing it could do until a person has logged in, or it is started again.
-            if auth or (event.reason == "blocked" and self.row.deaf):
+            if ends_session:
                 self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, source=event.source, reason="by_order")
@@ -7250,16 +7321,23 @@ class Runner:
             return event
         if not event.text:
             return event._replace(text=whole.text, source=f"{event.source}+transcript")
-        same = whole.text.strip() == event.text.strip()
-        return event._replace(text=whole.text) if same else event
+        if whole.text.strip() == event.text.strip():
+            return event._replace(text=whole.text)
+        return event
 
-    def _supervisor_wrote(self) -> bool:
-        """Tell whether the turn's end is not the task's: its sender, or a person who refused
-        something, has more to say."""
-        return any(
-            m.kind == "message" and self.task and m.sender in (self.task.sender, "cao")
-            for m in self.store.waiting(self.name)
-        )
+    def _more_to_come(self) -> bool:
+        """Tell whether the turn's end is not the task's: workers of its own are out, or its
+        sender, or a person who refused something, has more to say."""
+        if self.store.owed(self.name):
+            return True
+        for message in self.store.waiting(self.name):
+            if message.kind == "message" and self._is_of_task(message):
+                return True
+        return False
+
+    def _is_of_task(self, message: Message) -> bool:
+        """Tell whether a message belongs to the open task: from its sender, or from cao."""
+        return self.task is not None and message.sender in (self.task.sender, "cao")
 
     def _end_task(self, outcome: str, **fields: Any) -> None:
         """Write the open task's one result and tell its owner."""
@@ -7267,9 +7345,9 @@ class Runner:
         if not task:
             return
         self._count_tokens()
-        answer = str(fields.get("answer") or "")
-        changed = self.task_exact.startswith("differs")
-        notes = [f"reached the CLI changed: {self.task_exact}"] if changed else []
+        notes = []
+        if self.task_exact.startswith("differs"):
+            notes.append(f"reached the CLI changed: {self.task_exact}")
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
         try:
             if self.session.worktree:
@@ -7287,14 +7365,16 @@ class Runner:
         if self.program and self.program.overflow:
             words = f"it printed as much as tmux keeps ({self.program.overflow} lines)"
             notes.append(f"{words}: the beginning of its answer may be gone")
+
         self._end_check()
         if self.check:
             keys = ("command", "exit_status", "tail", "tries")
             fields["check"] = {k: self.check[k] for k in keys if k in self.check}
-        if outcome not in ("done",) and "screen" not in fields:
+        if outcome != "done":
             fields["screen"] = tail_lines(self._screen(), PANE_LINES)
-        if outcome == "interrupted" and "source" not in fields:
-            fields["source"] = str(self.evidence.get("interrupted") or "")
+        if outcome == "interrupted":
+            fields.setdefault("source", self.evidence.get("interrupted", ""))
+        answer = fields.get("answer", "")
         result = Result(
             task.task,
             self.name,
@@ -7329,12 +7409,15 @@ class Runner:
         It finds the answer, byte for byte, in the file CAO_ANSWER: that of this try, for one
         check runs at a time. Where that cannot be written the check has failed.
         """
+        import shlex
         import threading
 
         assert self.task is not None
         self._end_check()
-        check: dict[str, Any] = {"command": self.task.check, "tries": self.tries + 1}
-        check["answer"], self.check = event, check
+        command, tries = self.task.check, self.tries + 1
+        check: dict[str, Any] = {"command": command, "tries": tries, "answer": event}
+        self.check = check
+        env = {**self.env, "CAO_ANSWER": self.store.launch_file(self.name, "answer")}
 
         def note_group(pid: int) -> None:
             check["group"] = (pid, start_mark(pid))
@@ -7342,10 +7425,15 @@ class Runner:
                 end_group(*check["group"])
 
         def work() -> None:
-            check.update(run_check(check["command"], self.session.cwd, env, note_group))
+            how: dict[str, Any] = {"cwd": self.session.cwd, "env": env, "started": note_group}
+            try:
+                argv = shlex.split(command)
+                ran = run(argv, TASK_TIMEOUT_S, tail_bytes=CHECK_TAIL_BYTES, **how)
+                check.update(tail=tail_lines(ran.out, 60), exit_status=ran.status)
+            except (CaoError, OSError, ValueError) as error:  # ValueError: of an older cao's check
+                check.update(tail=str(error), exit_status=127)
             self.wake.poke()
 
-        env = {**self.env, "CAO_ANSWER": self.store.launch_file(self.name, "answer")}
         try:
             self.store.write(env["CAO_ANSWER"], event.text)
         except CaoError as error:
@@ -7377,17 +7465,19 @@ class Runner:
             )
         else:
             self.turns.append(event.text)
-            words = (
-                f"The check `{check['command']}` ended with exit status {check['exit_status']}."
-                f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}"
-            )
-            now = time.time()
             self.check = None
-            note = Message(
-                self.store.new_id(self.name, "check"), "message", "cao", self.name, words, now
+            note = self._own_message(
+                "check",
+                f"The check `{check['command']}` ended with exit status {check['exit_status']}."
+                f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}",
             )
             # From cao itself: it fits into a full inbox too.
             self._see_to(lambda: self.store.put_once(note))
+
+    def _own_message(self, what: str, text: str) -> Message:
+        """Return a message from cao to the agent."""
+        name = self.store.new_id(self.name, what)
+        return Message(name, "message", "cao", self.name, text, time.time())
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session, for the first reason there is."""
@@ -7398,35 +7488,45 @@ class Runner:
     def _leave(self, outcome: str, reason: str, detail: str) -> None:
         """Answer what is open, end what is left, keep the last screen."""
         self._note_handed()
-        screen = self._screen(history=True)
+        screen = self._screen(first="-200")
         self._count_tokens()
-        base = Result("", self.name, outcome, exit_status=self.exit_status, exact=self.task_exact)
-        base = base._replace(usage=self.usage)
-        base = base._replace(turns=tuple(self.turns), screen=tail_lines(screen, PANE_LINES))
+        base = Result(
+            "",
+            self.name,
+            outcome,
+            turns=tuple(self.turns),
+            exit_status=self.exit_status,
+            exact=self.task_exact,
+            screen=tail_lines(screen, PANE_LINES),
+            usage=self.usage,
+        )
         try:
-            self.store.write(f"{self.store.folder(self.name)}/screen.txt", screen)
+            self.store.write(f"{self.folder}/screen.txt", screen)
         except CaoError as error:
             self._note_failure(error)  # nothing depends on it
         self._release()
-        self.boss.answer_all(self.name, self._facts(), outcome, reason, detail, base)
-        self._end_check()
-        if outcome == "stopped" and self.exit_status is None:
-            self._say_exit()
-        if self.child:
-            mark = self.group["start"] if self.group else start_mark(self.child)  # begun just now
-            end_group(self.child, mark, 2.0 if outcome == "stopped" else 0.5)
-            if self.exit_status is None:
-                try:
-                    self.exit_status = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-                except ChildProcessError:
-                    self.exit_status = None
-        self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
-        self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
         facts = self._facts()
+        self.boss.answer_all(self.name, facts, outcome, reason, detail, base)
+        self._end_check()
+
+        grace_s = 0.5
+        if outcome == "stopped":
+            grace_s = 2.0
+            idle = self.phase == "idle"
+            if self.program and idle and not self._has_ended() and self.program.type_exit():
+                look_until(self._has_ended, 50)  # it may save what it has
+        if self.child:
+            if not self.group:  # begun just now
+                self.group = note_process(self.child)
+            end_group(self.child, self.group["start"], grace_s)
+            self._has_ended(0)
+        self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
+
+        self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
         self.task = None
         for question in list(self.questions.values()):
             self._close_question(question._replace(where=""))  # its hook is gone
-        self.phase, self.since = "ended", time.time()
+        self.phase, self.since, self.closing = "ended", time.time(), False
         self.why = detail
         self._save()
         self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
@@ -7434,16 +7534,18 @@ class Runner:
         self.store.poke_up(self.name)
         self.over = True
 
-    def _say_exit(self) -> None:
-        """Type what ends a `command` program, and give it a second to save what it has."""
-        until = time.monotonic() + 1
-        if not self.program or self.phase != "idle" or not self.program.type_exit():
-            return
-        while self.exit_status is None and time.monotonic() < until:
-            pid, status = os.waitpid(self.child, os.WNOHANG)
-            if pid:
+    def _has_ended(self, flags: int = os.WNOHANG | os.WUNTRACED) -> bool:
+        """Tell whether the CLI has ended; its exit status is noted. It is continued at once
+        where it was stopped: no shell is there to bring it back from Ctrl-Z."""
+        while self.child and self.exit_status is None:
+            pid, status = os.waitpid(self.child, flags)
+            if not pid:
+                break
+            if os.WIFSTOPPED(status):
+                os.killpg(self.child, signal.SIGCONT)
+            else:
                 self.exit_status = os.waitstatus_to_exitcode(status)
-            select.select([], [], [], 0.02)
+        return self.exit_status is not None
 
     # ---- looking ----
 
@@ -7452,8 +7554,7 @@ class Runner:
         if not self.transcript and self.row.transcript:
             import glob
 
-            found = glob.glob(self._own_file(self.row.transcript))
-            self.transcript = found[0] if found else ""
+            self.transcript = next(glob.iglob(self._own_file(self.row.transcript)), "")
         return self.transcript
 
     def _count_tokens(self) -> None:
@@ -7469,9 +7570,9 @@ class Runner:
         try:
             with open(self.transcript, "rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
-                self.inode = self.inode or inode
-                if inode != self.inode:  # Copilot 1.0.102: Esc took the prompt out of it
+                if self.inode not in (0, inode):  # Copilot 1.0.102: Esc took the prompt out of it
                     return Event("interrupted", source="transcript")
+                self.inode = inode
                 file.seek(self.offset)
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError as error:
@@ -7491,14 +7592,21 @@ class Runner:
         if self.begun and self.transcript:
             self.offset, self.inode = file_mark(self.transcript)
 
-    def _screen(self, *, ansi: bool = False, join: bool = False, history: bool = False) -> str:
-        """Return the pane's screen, "" where it is gone."""
+    def _screen(self, *, ansi: bool = False, first: str = "") -> str:
+        """Return the pane's screen, "" where it is gone; first: as Tmux.capture has it."""
         try:
-            return self.boss.tmux.capture(
-                self.pane, ansi=ansi, join=join, first="-200" if history else ""
-            )
+            return self.boss.tmux.capture(self.pane, ansi=ansi, first=first)
         except CaoError:
             return ""
+
+    def _see(self) -> tuple[str, str | None]:
+        """Return the text on the screen, and what stands in the input line: None where that line
+        is not on the screen, "" for a CLI of which nobody knows what its input line looks like."""
+        screen = self._screen(ansi=True)
+        text = strip_ansi(screen)
+        if not self.row.composer:
+            return text, ""
+        return text, parse_draft(screen, self.row.composer)
 
     def _status(self) -> Look:
         """Read the CLI's own state file, or its pane's title, where it has one."""
@@ -7508,33 +7616,37 @@ class Runner:
             look = read_title(self.row.titles, self.boss.tmux.ask(self.pane, "#{pane_title}"))
         else:
             return Look("unknown", "none", "this CLI keeps no state file")
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
+        self.evidence["look"] = look._asdict()
         return look
-
-    def _hook_missed(self, name: str) -> None:
-        """Say in the log that a hook did not come and the next source decided."""
-        self._log("hook_missed", hook=name)
 
     def _unheard(self) -> str:
         """Return what an error adds where no hook has come, of a CLI that has them."""
-        off = not self.heard and not self.program
-        return "; none of its hooks came: are they switched off?" if off else ""
+        if self.heard or self.program:
+            return ""
+        return "; none of its hooks came: are they switched off?"
 
     def _draft(self) -> str | None:
-        """Return what stands in the input line, None where there is none on the screen."""
-        return parse_draft(self._screen(ansi=True), self.row.composer)
+        """Return what stands in the input line, as `_see` does."""
+        return self._see()[1]
 
     def _shows_input(self) -> bool:
         """Tell whether the input line is on the screen; our own text in it may look as a dialog
         does, or be so long that its beginning has left the screen."""
+        if not self.row.composer:
+            return True
         screen, ours = self._screen(ansi=True), "".join(self.last_sent.split())
-        lines = [("".join(strip_ansi(line).split()), line) for line in screen.split("\n")]
-        others = "\n".join(line for words, line in lines if not words or words not in ours)
-        for text in (screen, others):
+        shown, others = "", []
+        for line in screen.split("\n"):
+            letters = "".join(strip_ansi(line).split())
+            shown += letters
+            if not letters or letters not in ours:
+                others.append(line)
+        for text in (screen, "\n".join(others)):
             if parse_draft(text, self.row.composer) is not None:
                 return True
-        shown = "".join(words for words, _ in lines)
-        return bool(ours) and ours[-40:] in shown and ours[:40] not in shown
+        if not ours or ours[:40] in shown:
+            return False
+        return ours[-40:] in shown
 
     def _swallowed(self) -> bool:
         """Wait until the input line shows what was typed; tell whether it got lost there.
@@ -7548,12 +7660,17 @@ class Runner:
             drafts.append(self._draft())
             return drafts[-1]
 
+        def is_back() -> bool:
+            if look() is None:
+                return self._shows_input()
+            return True
+
         if self.row.composer:
             look_until(look, 150)
         select.select([], [], [], self.row.settle_s)
         if self.row.composer and look() is None:
-            look_until(lambda: look() is not None or self._shows_input(), 500)
-        return drafts[-1:] == [""] and any(draft != "" for draft in drafts)
+            look_until(is_back, 500)
+        return drafts[-1:] == [""] and set(drafts) != {""}
 
     def _advance_ending(self, now: float) -> None:
         """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
@@ -7565,20 +7682,29 @@ class Runner:
         if look.state in ("busy", "asking"):
             return
         written = self._transcript_event()
+        if written and written.kind != "ended" and not event.text:
+            self._end_turn(written)  # Gemini CLI's hook says no more than: ended
+        elif self._has_second_sign(event, look, written, now - self.ending_at):
+            self._end_turn(event)
+
+    def _has_second_sign(
+        self, event: Event, look: Look, written: Event | None, waited_s: float
+    ) -> bool:
+        """Tell whether something beside its event confirms a turn's end."""
+        if written and written.kind == "ended":
+            return True
+        if look.state == "idle" and not self.transcript:
+            return True
         # A transcript has the tokens, too. On a busy machine Qwen Code 0.24.4 wrote it later than
         # its hook by more than SETTLE_S.
-        settle_s = UNSEEN_S if self.meter and self.transcript else SETTLE_S
-        if written and written.kind != "ended" and not event.text:
-            self._end_turn(written.kind, written)  # Gemini CLI's hook says no more than: ended
-        elif (
-            (written and written.kind == "ended")
-            or (look.state == "idle" and not self.transcript)
-            or (event.text and now - self.ending_at >= settle_s)
-            # Kimi Code 2.1.0 fires the Stop of a sub-agent with nothing that says so, and no second
-            # one where a user's hook has blocked the turn's end.
-            or (now - self.ending_at >= UNSEEN_S and not self._shows_work())
-        ):
-            self._end_turn("done", event)
+        settle_s = SETTLE_S
+        if self.meter and self.transcript:
+            settle_s = UNSEEN_S
+        if event.text and waited_s >= settle_s:
+            return True
+        # Kimi Code 2.1.0 fires the Stop of a sub-agent with nothing that says so, and no second
+        # one where a user's hook has blocked the turn's end.
+        return waited_s >= UNSEEN_S and not self._shows_work()
 
     def _look(self, now: float) -> None:
         """Look at what gives no event: at most once a second while a turn runs."""
@@ -7592,49 +7718,52 @@ class Runner:
             self._look_at_turn(now)
         elif self.phase == "asking":
             self._look_at_questions()
-        if self.phase == "working" and self.ending and now - self.ending_at > SETTLE_S:
-            self._advance_ending(now)
 
     def _look_at_start(self, now: float) -> None:
         """Find the composer, or a dialog of the first run."""
-        look = self._status()
-        slow = self.delivery_open() or not self.row.tells_state()
-        if look.state == "idle" and not self.row.titles and not self.delivery_open():
+        look, waited_s = self._status(), now - self.phase_at
+        has_prompt = self.delivery_open()  # on its command line
+        if has_prompt and waited_s < 1.0:
+            return  # events will tell
+        if has_prompt and waited_s > SUBMIT_S and self._began_unheard(look):
+            return
+        if look.state == "idle" and not self.row.titles and not has_prompt:
             self._set_phase("idle", "ready")
             return
-        late = self.delivery_open() and now - self.phase_at > SUBMIT_S
-        if late and self._began_unheard(look):
-            return
-        if slow and now - self.phase_at < 1.0 and self.delivery_open():
-            return  # it has its prompt: events will tell
-        screen = self._screen(ansi=True)
-        text = strip_ansi(screen)
-        ours = self.last_sent if self.delivery_open() else ""
-        out = re.search(self.row.logged_out, text) if self.row.logged_out else None
-        if out and out[0].strip() not in ours:
-            self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
-            return
+
+        text, draft = self._see()
+        if self.row.logged_out:
+            out = re.search(self.row.logged_out, text)
+            if out and out[0].strip() not in self.last_sent:
+                self._finish("failed", "auth", f"not logged in; try: {self.row.login}")
+                return
         if self._look_for_dialog(now):
             return
+
+        if has_prompt or not self.row.composer or draft is None:
+            return
+        if look.state in ("busy", "asking"):
+            return
         # A title says idle over a dialog too, and a second before the CLI takes a paste.
-        heard = self.heard or now - self.phase_at > 3 * STARTING_S
-        calm = look.state == "unknown" or (look.state == "idle" and heard)
-        watch = calm and not self.delivery_open() and self.row.composer
+        if look.state == "idle" and not self.heard and waited_s <= 3 * STARTING_S:
+            return
         # Qwen Code connects MCP servers beside its first turn, which then has no tool of ours.
         listed = self.store.launch_file(self.name, "tools-listed")
-        ready = not self.row.mcp or os.path.exists(listed) or now - self.phase_at > TOOLS_S
-        if watch and ready and parse_draft(screen, self.row.composer) is not None:
-            self._set_phase("idle", "its input line is drawn")
+        if self.row.mcp and waited_s <= TOOLS_S and not os.path.exists(listed):
+            return
+        self._set_phase("idle", "its input line is drawn")
 
     def _began_unheard(self, look: Look) -> bool:
         """See whether a turn runs, or is over, of which no prompt event came: a managed
         policy may switch our hooks off. Where they come, a later turn is theirs to tell."""
-        known = self.heard and self.begun
-        if look.state != "busy" and (known or not self._transcript_event()):
-            return False
+        if look.state != "busy":
+            if self.heard and self.begun:
+                return False
+            if not self._transcript_event():
+                return False
         if self._hook_under_way():
             return False
-        self._hook_missed("UserPromptSubmit")
+        self._log("hook_missed", hook="UserPromptSubmit")
         self._taken("unknown: the CLI sent no prompt event")
         self._begin_turn(marked=True)
         return True
@@ -7645,25 +7774,32 @@ class Runner:
         look = self._status()
         if self._look_for_dialog(now, look.state):
             return
-        if look.state == "asking":
-            self.idle_looks = 0  # its event is on the way, or its dialog is drawn just now
-        elif look.state == "busy":
+        if look.state in ("busy", "asking"):  # asking: its event, or its dialog, is on the way
             self.idle_looks = 0
-        elif look.state == "idle" or not self.row.tells_state():
-            self.idle_looks += look.state == "idle"
-            if self.idle_looks >= 2 and self._hook_under_way():
-                return  # it tells more than the look
-            event = self._transcript_event()
-            if event and self.idle_looks < 2 and event.reason != "blocked":
-                self.idle_looks += not self.row.tells_state()  # its hook may be on the way
-            elif event:
-                if event.kind == "ended":
-                    self._hook_missed("Stop")
-                self._on_event(event)
-            elif self.idle_looks >= 2:
-                self._on_event(self._untold_end(look))
-            elif not self.transcript and self.row.failure:
-                self._look_for_failure(now)
+            return
+        tells_state = self.row.tells_state()
+        if tells_state and look.state != "idle":
+            return
+        if look.state == "idle":
+            self.idle_looks += 1
+        if self.idle_looks >= 2 and self._hook_under_way():
+            return  # it tells more than the look
+
+        event = self._transcript_event()
+        if event and self.idle_looks < 2 and event.reason != "blocked":
+            if not tells_state:  # its hook may be on the way
+                self.idle_looks += 1
+        elif event:
+            if event.kind == "ended":
+                self._log("hook_missed", hook="Stop")
+            self._on_event(event, time.time())
+        elif self.idle_looks >= 2:
+            self._on_event(self._untold_end(look), time.time())
+        elif not self.transcript:  # the last resort: the screen's own words
+            words = self._shown_failure()
+            if words and not self._shows_work() and now - self.turn_at > LOOK_S:
+                failed = Event("failed", words, classify_failure(words), "screen")
+                self._on_event(failed, time.time())
 
     def _untold_end(self, look: Look) -> Event:
         """Return how a turn ended of which neither a hook nor the transcript tells the end: the
@@ -7678,37 +7814,37 @@ class Runner:
         return Event("failed", words, "unknown_end", look.source)
 
     def _shows_work(self) -> bool:
-        return bool(self.row.busy and re.search(self.row.busy, self._screen()))
+        if not self.row.busy:
+            return False
+        return re.search(self.row.busy, self._screen()) is not None
 
     def _shown_failure(self) -> str | None:
         """Return the screen's own words for how a turn ended, None where it has none."""
-        shown = re.findall(self.row.failure, self._screen(), re.M) if self.row.failure else []
-        return shown[-1] if shown else None
-
-    def _look_for_failure(self, now: float) -> None:
-        """The last resort: the screen's own words for a failed turn."""
-        words = self._shown_failure()
-        if words and not self._shows_work() and now - self.turn_at > LOOK_S:
-            self._on_event(Event("failed", words, classify_failure(words), "screen"))
+        shown: list[str | None] = [None]
+        if self.row.failure:
+            shown += re.findall(self.row.failure, self._screen(), re.M)
+        return shown[-1]
 
     def _look_for_dialog(self, now: float, state: str = "") -> bool:
         """Ask what a dialog without a hook asks: there is no input line on the screen, and
         nothing has moved for some seconds (but a clock or a spinner)."""
-        screen = self._screen(ansi=True)
-        text = strip_ansi(screen)
+        text, draft = self._see()
         picture = _MOVING.sub("", text)
         if self.row.retries and self.phase == "working":
-            attempts = re.findall(self.row.retries, text, re.M)
-            self.why = f"retrying, attempt {attempts[-1]}" if attempts else ""
+            self.why = ""
+            for attempt in re.findall(self.row.retries, text, re.M):
+                self.why = f"retrying, attempt {attempt}"
         # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again. So may
         # a spinner: pi 0.73.1 and Kimi Code 2.1.0 show one above a dialog, and while they work an
         # input line, as all of them do.
-        busy = state == "busy" and not self.row.titles
-        typing = not self.row.composer or parse_draft(screen, self.row.composer) is not None
+        if self.row.titles:
+            state = ""
         # A first screen is drawn in steps, which take long where a machine is busy.
-        known = self.begun or (self.row.trusts[0] and self.row.trusts[0] in text)
-        wait_s = SCREEN_S if known else 3 * SCREEN_S
-        if typing or busy or not picture.strip():
+        wait_s, trust_words = 3 * SCREEN_S, self.row.trusts[0]
+        if self.begun or (trust_words and trust_words in text):
+            wait_s = SCREEN_S
+
+        if draft is not None or state == "busy" or not picture.strip():
             self.still = ("", now)
         elif picture != self.still[0]:
             self.still = (picture, now)
@@ -7726,48 +7862,48 @@ class Runner:
         """Tell whether a hook has to say what was not read yet: it still runs, or has just left
         its event. On a busy machine a dialog is drawn, and even a turn over, seconds before."""
         # At a line's end: Codex has its hooks on its own command line.
-        running = rf"(?m)\bhook\W+{re.escape(self.store.folder(self.name))}\W*$"
-        return bool(re.search(running, command_lines()) or self.store.events(self.name))
+        running = rf"(?m)\bhook\W+{re.escape(self.folder)}\W*$"
+        if re.search(running, command_lines()):
+            return True
+        return self.store.events(self.name) != []  # read last: a hook that ends leaves its event
 
     def _look_at_questions(self) -> None:
         """See whether a person answered at the CLI's own dialog."""
         self._show_popups()
         look = self._status()
-        screen = self._screen(ansi=True)
-        text = strip_ansi(screen)
-        # Kimi Code 2.1.0 shows a sub-agent's spinner above its dialog.
-        dialog = parse_draft(screen, self.row.composer) is None
-        if self.row.tells_state():
-            dialog = look.state == "asking" or (look.state == "unknown" and dialog)
-        moved = _MOVING.sub("", text) != self.still[0]
+        text, draft = self._see()
+        dialog = draft is None
+        if look.state != "unknown":  # Kimi Code 2.1.0 shows a sub-agent's spinner above its dialog
+            dialog = look.state == "asking"
+        moved, unseen = _MOVING.sub("", text) != self.still[0], self._unseen()
         for question in list(self.questions.values()):
-            if question.where == "hook" and (question.agent or not self.row.shows):
-                continue  # its hook tells; Claude Code shows none for a sub-agent
-            if question.where == "hook" and question.id in self.orders:
-                continue  # its dialog goes when the hook takes the answer, and the hook tells
+            # A hook that takes an answer ends its dialog, and says so itself.
+            if question.id in unseen or question.id in self.orders:
+                continue
             # Looks are counted, no seconds: a machine that stood still has drawn nothing.
-            looks = UNSEEN_LOOKS if dialog else self.looks.get(question.id, 0) + 1
+            looks = UNSEEN_LOOKS
+            if not dialog:
+                looks = self.looks.get(question.id, 0) + 1
             self.looks[question.id] = looks
-            if (question.kind == "screen" and moved) or looks > UNSEEN_LOOKS:
+            if looks > UNSEEN_LOOKS or (question.kind == "screen" and moved):
                 self._close_question(question)
 
     def _may_close(self) -> bool:
-        # A result is typed first, unless the CLI takes none.
-        owed = self.store.running(self.name) if self.stuck else self.store.owed(self.name)
-        return (
-            self.phase == "idle"
-            and not self.session.keep
-            and not self.task
-            and not self.delivery_open()
-            and not owed
-            and not self.store.waiting(self.name)
-        )
+        if self.phase != "idle" or self.session.keep or self.task or self.delivery_open():
+            return False
+        owed = self.store.owed(self.name)
+        if self.stuck:  # a result is typed first, unless the CLI takes none
+            owed = self.store.running(self.name)
+        return not owed and not self.store.waiting(self.name)
 
     def _close_if_idle(self, now: float, asked: bool = False) -> None:
-        """End where nothing was to be done for long, or another waits for our slot. Who gives
-        a task looks, once it is put, whether we are at that, and starts us again; we look, once
-        that is said, for a task."""
-        if (asked or now - self.phase_at >= self.session.idle_close_s) and self._may_close():
+        """End where nothing was to be done for long, or another waits for our slot.
+
+        The caller who gives a task puts it into the inbox first, then reads `closing`. The runner
+        sets `closing` first, then reads the inbox. So one of the two always sees the other."""
+        if not asked and now - self.phase_at < self.session.idle_close_s:
+            return
+        if self._may_close():
             self.closing = True
             try:
                 self._save()
@@ -7792,34 +7928,37 @@ class Runner:
             return max(0.02, (now - self.ending_at) / 20)
         if self.program and self.program.ready_at:
             return 0.05
-        if self.phase == "starting" or self.held_back:
-            return rare_look_s(self.held_at if self.held_back else self.phase_at)
+        if self.held_back:
+            return rare_look_s(self.held_at)
+        if self.phase == "starting":
+            return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        dues = [self.phase_at + self.session.idle_close_s] if self._may_close() else []
+        dues = [now + 86400.0, now + self._left_s()]
+        if self._may_close():
+            dues.append(self.phase_at + self.session.idle_close_s)
         if self.interrupted_at:
             dues.append(self.interrupted_at + self.session.interrupted_s)
-        dues.append(now + self._left_s())
-        return max(0.01, min(*dues, now + 86400.0) - now)
+        return max(0.01, min(dues) - now)
 
     def _look_at_output(self, program: ScreenProgram, now: float) -> None:
         """Read the screen of a program that gives no events."""
         if self.phase == "idle" and not self.delivery_open():
             return
         look = program.look(now)
-        self.evidence["look"] = {"state": look.state, "source": look.source, "why": look.why}
-        if look.state != "asking":
-            for question in list(self.questions.values()):
-                self._close_question(question)
+        self.evidence["look"] = look._asdict()
         if look.state == "asking":
-            import zlib
-
-            name = f"{zlib.crc32(look.why.encode()):08x}"
+            name = sha256_of(look.why)[:8]
             self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
-        elif program.is_ready(now) and self.phase == "starting":
+            return
+        for question in list(self.questions.values()):
+            self._close_question(question)
+        if not program.is_ready(now):
+            return
+        if self.phase == "starting":
             self._set_phase("idle", look.why)
-        elif program.is_ready(now) and (answer := program.answer()) is not None:
-            self._end_turn("done", Event("ended", answer, source="screen"))
+        elif (answer := program.answer()) is not None:
+            self._end_turn(Event("ended", answer, source="screen"))
 
     # ---- life ----
 
@@ -7830,10 +7969,10 @@ class Runner:
         typed = launched.get("delivering") or ()
         self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
         self._save()  # from here on a free lock means that we are dead
-        # What the run before left unread; an order that was given just now counts.
-        events = self.store.events(self.name)
-        before = [e for e, at, said in events if at < since or "cao" not in said]
-        self.store.drop_events(self.name, before)
+        for entry, at, payload in self.store.events(self.name):
+            # What the run before left unread; an order that was given just now counts.
+            if at < since or "cao" not in payload:
+                self.store.drop_events(self.name, [entry])
         woken = hear_signals(self._on_signal)
         self.wake.listen(self.name)
         while self._round():
@@ -7842,7 +7981,7 @@ class Runner:
 
     def _keep_lock(self) -> None:
         """Take the session's lock again where somebody has put another file in its place."""
-        path = f"{self.store.folder(self.name)}/lock"
+        path = f"{self.folder}/lock"
         if file_mark(path)[1] != os.fstat(self.lock).st_ino:
             lock = self.store.lock_alone(path)
             if lock is not None:
@@ -7859,7 +7998,9 @@ class Runner:
         except FAILURES as error:
             self._note_failure(error)
             patience_s = LOOK_S / 4
-        if self.over or (self.signal and not self.leaving):
+        if self.over:
+            return
+        if self.signal and not self.leaving:
             return
         ready = readable([self.wake.fd, woken], patience_s)
         if self.program and ready == [self.wake.fd]:  # let output gather
@@ -7872,14 +8013,16 @@ class Runner:
     def _begin(self) -> None:
         """Start the CLI, with the first task on its command line where it takes one."""
         launch = self.launch
+        program = list(launch.mcp[:-1])  # cao.py itself, for the demo
         named = program_of(launch.profile)
         try:  # both were there when the session was made
-            found = find_program(named, self.env.get("PATH", "")) if named else ""
+            if named:
+                program = [find_program(named, self.env.get("PATH", ""))]
             os.chdir(self.session.cwd)
         except (CaoError, OSError) as error:
             self._finish("failed", "never_started", str(error))
             return
-        program = [found] if found else list(launch.mcp[:-1])
+
         first = next_delivery(self.store.waiting(self.name), None)
         takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
@@ -7929,7 +8072,7 @@ class Runner:
                 self._finish("failed", "never_started", self.trouble)
         if not self.failed:
             self.trouble = ""
-        elif not os.path.isdir(self.store.folder(self.name)):
+        elif not os.path.isdir(self.folder):
             raise CaoError(f"the folder of {self.name} is gone")  # and with it who could ask
         return not self.over
 
@@ -7966,24 +8109,18 @@ class Runner:
             self.boss.watch(name, self.wake.poke)
 
     def _reap(self) -> None:
-        """See whether the CLI ended; continue it at once if it was stopped (no shell is
-        there to bring it back from Ctrl-Z)."""
-        while self.child and self.exit_status is None and not self.leaving:
-            pid, status = os.waitpid(self.child, os.WNOHANG | os.WUNTRACED)
-            if not pid:
-                return
-            if os.WIFSTOPPED(status):
-                os.killpg(self.child, signal.SIGCONT)
-            else:
-                self.exit_status = os.waitstatus_to_exitcode(status)
-        if self.leaving or self.exit_status is None:
+        """See whether the CLI ended, and finish the session where it did."""
+        if self.leaving or not self._has_ended():
             return
         self._read_events()
-        task = None if self.store.owed(self.name) else self.task
-        if self.ending and task and not task.check:
+        if self.ending and self.task and not self.task.check and not self.store.owed(self.name):
             self._accept(self.ending)
-        reason = "exited" if self.begun else "never_started"
-        how = "signal" if self.exit_status < 0 else "exit status"
+        assert self.exit_status is not None
+        reason, how = "exited", "exit status"
+        if not self.begun:
+            reason = "never_started"
+        if self.exit_status < 0:
+            how = "signal"
         words = f"{self.row.name} ended by itself with {how} {abs(self.exit_status)}"
         self._finish("failed", reason, words)
 
@@ -8013,8 +8150,8 @@ class Runner:
         elif order == "answer":
             self._answer(payload)
         elif order == "popup_closed":  # the person wants the CLI's own dialog, or has answered
-            for question in [q for q in self.questions.values() if q.id in payload["questions"]]:
-                if question.id not in self.orders:
+            for question in list(self.questions.values()):
+                if question.id in payload["questions"] and question.id not in self.orders:
                     self._close_question(question)
         elif event := (self.row.read_event or read_hook)(payload):
             self.heard = True
@@ -8041,18 +8178,18 @@ class Runner:
             self._after_check()
         self._advance_timers(now)
         self._advance_held()
-        busy = self.delivery_open() or self.ending or self.check or self.undone
-        if self.phase == "idle" and not busy:
+        if self.delivery_open() or self.ending or self.check or self.undone:
+            return
+        if self.phase == "idle":
             self._deliver_next()
 
     def _advance_held(self) -> None:
         """Take the answer that came while workers were out, where nothing will start another
         turn: what they answered was taken by a `wait` of the agent's own."""
         event = self.held_end
-        idle = self.phase == "idle" and not self.interrupted_at and not self.delivery_open()
-        if not event or not idle or self.store.owed(self.name):
+        if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
-        if not self.store.waiting(self.name):
+        if not self.store.owed(self.name) and not self.store.waiting(self.name):
             self.held_end = None
             self.turns.pop()
             self._accept(event)
@@ -8064,7 +8201,7 @@ class Runner:
             return
         if self._began_unheard(self._status()):
             return
-        draft = self._draft() if self.row.composer else ""
+        draft = self._draft()
         if d.enters < 3:
             self.delivery, self.step_at = d._replace(enters=d.enters + 1), now
             if draft:
@@ -8079,28 +8216,43 @@ class Runner:
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
-        most, used = self.task.max_tokens if self.task else 0, self.usage or {}
-        if most and used and used["input"] + used["output"] > most:
-            self._interrupt("budget")
-        if self.phase == "working" and self._left_s() < 0:
-            self._interrupt("timeout")
-        elif self.task and self.phase == "idle" and self._left_s() < 0 and not self.delivery_open():
-            why = self.held_back or "it had not gone on"
-            why = "its workers had not answered" if self.held_end else why
-            why = "its check still ran" if self.check else why
-            words = f"no answer in {render_seconds(self.task.timeout_s)}: {why}"
-            self._end_task("timeout", reason="timeout", detail=words)
+        if self.task and self.task.max_tokens and self.usage:
+            used = self.usage["input"] + self.usage["output"]
+            if used > self.task.max_tokens:
+                self._interrupt("budget")
+        if self._left_s() < 0:
+            if self.phase == "working":
+                self._interrupt("timeout")
+            elif self.phase == "idle" and not self.delivery_open():
+                why = "it had not gone on"
+                if self.held_back:
+                    why = self.held_back
+                if self.held_end:
+                    why = "its workers had not answered"
+                if self.check:
+                    why = "its check still ran"
+                self._time_out(f": {why}")
         if self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S:
             self._look_at_interrupt(now)
-        late = self.phase == "starting" and not self.begun and now - self.phase_at > NEVER_STARTED_S
-        if late and self.task:
-            words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
-            self._finish("failed", "never_started", words)
-        elif late and self.store.waiting(self.name):
-            saw = (self.evidence.get("look") or {}).get("why") or "nothing said that it is"
-            words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
-            self._finish("failed", "never_started", words)
+
+        if self.phase == "starting" and not self.begun and now - self.phase_at > NEVER_STARTED_S:
+            words = ""
+            if self.task:
+                words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
+            elif self.store.waiting(self.name):
+                saw = self.evidence.get("look", {}).get("why")
+                if not saw:
+                    saw = "nothing said that it is"
+                words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
+            if words:
+                self._finish("failed", "never_started", words)
         self._close_if_idle(now)
+
+    def _time_out(self, why: str = "") -> None:
+        """End the open task: its time is over."""
+        if self.task:
+            words = f"no answer in {render_seconds(self.task.timeout_s)}{why}"
+            self._end_task("timeout", reason="timeout", detail=words)
 
     # ---- delivery ----
 
@@ -8110,16 +8262,18 @@ class Runner:
         text = "\n\n".join(map(render_message, messages))
         if self.program:  # a program, not an agent: no word of ours
             text = messages[0].text
-        size = len(text.encode(errors="surrogatepass"))
         if by_argv:
-            fault = size > self.row.argv_bytes or bool(re.match(self.row.no_prompt, text))
+            size = len(text.encode(errors="surrogatepass"))
+            exact = size <= self.row.argv_bytes and not re.match(self.row.no_prompt, text)
         else:
-            fault = bool(typing_fault(self.row, text))
-        return by_file(self.store, self.name, messages[0], text) if fault else text
+            exact = not typing_fault(self.row, text)
+        if exact:
+            return text
+        return by_file(self.store, self.name, messages[0], text)
 
-    def _take(self, messages: Sequence[Message], text: str, step: str) -> bool:
+    def _take(self, messages: Sequence[Message], text: str, step: str) -> Delivery | None:
         """Take messages and note them as on their way; those that another is telling (a
-        `wait` of the agent itself) are left out. False where none is left."""
+        `wait` of the agent itself) are left out. None where none is left."""
         ours = []
         for message in messages:
             if message.kind == "result":
@@ -8130,19 +8284,21 @@ class Runner:
                 self.claims[message.id] = claim
                 ours.append(message)
         if not ours:
-            return False
+            return None
         if len(ours) < len(messages):
             text = self._compose(ours)
-        self.delivery = Delivery(tuple(m.id for m in ours), text, step, time.time())
+
+        ids = tuple(message.id for message in ours)
+        delivery = self.delivery = Delivery(ids, text, step, time.time())
         self.step_at = time.monotonic()
         if ours[0].kind == "task":
             self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
             self.turns, self.tries = [], 0
             self.began, self.usage = utc_stamp(time.time()), None
         self._save()
-        self._log(step, messages=[m.id for m in ours], bytes=len(text))
+        self._log(step, messages=ids, bytes=len(text))
         self.last_sent = text
-        return True
+        return delivery
 
     def _letters(self) -> list[Message]:
         """Return what waits for the conversation, oldest first: messages, and results."""
@@ -8152,9 +8308,10 @@ class Runner:
         for task in self.store.owed(self.name):
             result = self.store.load_result(task)
             if result and not self._was_typed(task):
-                again = PERHAPS_AGAIN if task in self.typed_before else ""
+                text = render_result(result)
+                if task in self.typed_before:
+                    text = PERHAPS_AGAIN + text
                 who = (task, "result", result.session, self.name)
-                text = again + render_result(result)
                 later = (n for n, m in enumerate(letters) if m.sent_at > result.ended_at)
                 place = next(later, len(letters))
                 letters.insert(place, Message(*who, text, result.ended_at, task))
@@ -8165,18 +8322,19 @@ class Runner:
         transcript; then it is off the books."""
         if task not in self.typed_before:
             return False
-        taken = bool(self.transcript) and head_of(task) in self.store.read_text(self.transcript)
-        if taken:
-            self.store.discharge(self.name, task)
-            self.typed_before.remove(task)
-        return taken
+        if head_of(task) not in self.store.read_text(self.transcript):
+            return False
+        self.store.discharge(self.name, task)
+        self.typed_before.remove(task)
+        return True
 
     def _note_handed(self, *, done: bool = False) -> None:
         """Take off the books what a hook has handed over, if the transcript has it in the part
         of the turn that runs; done: that turn has ended well."""
+        if not done and self.row.mid_turn != "transcript":
+            return
         handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
-        proves = done or self.row.mid_turn == "transcript"
-        if not handed or not proves or not self._find_transcript():
+        if not handed or not self._find_transcript():
             return
         try:
             with open(self.transcript, "rb") as file:
@@ -8198,25 +8356,27 @@ class Runner:
         self._note_handed()
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
-            messages = [m for m in messages if m.sender in (self.task.sender, "cao")]
+            messages = [message for message in messages if self._is_of_task(message)]
         if self.program:
             messages = messages[:1]
         if not messages:
             self.held_back = ""
             return
-        obstacle = self._obstacle()
-        self.held_at = self.held_at if self.held_back else time.monotonic()
-        self.held_back = obstacle
-        if obstacle:
+        if not self.held_back:
+            self.held_at = time.monotonic()
+        self.held_back = self._obstacle()
+        if self.held_back:
             return
+
         text = self._compose(messages)
-        while len(messages) > 1 and "is in the file" in text[:200]:
+        if len(messages) > 1 and "is in the file" in text[:200]:
             messages = messages[:1]
             text = self._compose(messages)
         before = self.delivery, self.task
         try:
-            if self._take(messages, text, "claimed") and self.delivery:
-                self._type_text(self.delivery.messages, self.delivery.text)
+            delivery = self._take(messages, text, "claimed")
+            if delivery:
+                self._type_text(delivery.messages, delivery.text)
         except FAILURES:
             if not self.delivery or self.delivery.step in ("claimed", "taken"):
                 self._release()  # it was not typed whole: again, after the line was cleared
@@ -8231,19 +8391,18 @@ class Runner:
             return "a person is at the session"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"
-        if not self.row.composer:
-            return ""
         draft = self._draft()
         if draft is None:
-            self._look_for_dialog(
-                time.monotonic()
-            )  # Gemini CLI 0.61.0 ends a turn that loops with one
+            # Gemini CLI 0.61.0 ends a turn that loops with a dialog.
+            self._look_for_dialog(time.monotonic())
             return "its input line is not on the screen"
+        if not draft:
+            return ""
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
-        if draft and sent.startswith(draft) and len(draft) >= min(len(sent), 40):
+        if sent.startswith(draft) and len(draft) >= min(len(sent), 40):
             self.boss.tmux.keys(self.pane, *self.row.clear)  # our own prompt, put back by Esc
             return "clearing the input line"
-        return "a person has typed something" if draft else ""
+        return "a person has typed something"
 
     def _in_foreground(self) -> bool:
         try:
@@ -8254,7 +8413,6 @@ class Runner:
     def _type_text(self, ids: tuple[str, ...], text: str) -> None:
         """Type text and press Enter: each only after a look that it is safe."""
         tmux, row = self.boss.tmux, self.row
-        self.last_sent = text
         if self.program:
             self.program.begin_turn()
         self._mark_transcript()
@@ -8266,15 +8424,13 @@ class Runner:
             self._log("swallowed", messages=ids)
             tmux.keys(self.pane, *row.clear)
         self.delivery = Delivery(ids, text, "typed", time.time())
-        if not self._enter():
-            return
-        if self.program:
-            self._taken("claimed" if len(text) < 1000 and text.isprintable() else "")
+        if self._enter() and self.program:
+            self._taken("claimed")
             self._begin_turn()
 
     def _enter(self) -> bool:
         """Press Enter, never into a dialog or another program."""
-        if not self._in_foreground() or (self.row.composer and not self._shows_input()):
+        if not self._in_foreground() or not self._shows_input():
             self._log("enter_withheld")
             return False
         pressed_at = time.time()  # its hook may be here before tmux has told us
@@ -8286,66 +8442,61 @@ class Runner:
         return True
 
     def _undeliverable(self, d: Delivery) -> None:
+        """Give up what the CLI did not take as a prompt, and tell its senders."""
         on_the_way = [m for m in self.store.waiting(self.name) if m.id in d.messages]
-        stays = any(m.kind == "notice" for m in on_the_way)
-        stays = stays or any(task in d.messages for task in self.store.owed(self.name))
+        if any(task in d.messages for task in self.store.owed(self.name)):
+            self.stuck = True  # it is a result that the CLI did not take
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=d.messages)
         why = f"the CLI did not take it as a prompt{self._unheard()}"
         if self.task and self.task.id in d.messages:
             self._end_task("failed", reason="never_started", detail=why)
         for message in on_the_way:
-            self._see_to(partial(self._give_up, message, why))
-        self.stuck = self.stuck or stays
+            if message.kind == "message":
+                self._see_to(partial(self.boss.notify_undelivered, message, why))
+            if message.kind == "notice":
+                self.stuck = True
+            else:
+                self._see_to(partial(self.store.discharge, self.name, message.id))
         self._release()
-
-    def _give_up(self, message: Message, why: str) -> None:
-        """Take a message that could not be delivered off the books, and tell its sender."""
-        if message.kind == "message":
-            self.boss.notify_undelivered(message, why)
-        if message.kind != "notice":
-            self.store.discharge(self.name, message.id)
 
     # ---- orders ----
 
     def _interrupt(self, outcome: str) -> None:
         """End the turn that runs, by the CLI's own key."""
-        submitted = self.phase == "idle" and self.delivery_open()  # pressed again once it runs
-        if self.task and self.phase == "idle" and not submitted and outcome == "interrupted":
-            self.interrupted_at = 0.0  # no turn runs: its check does, or its workers
-            self._end_task("interrupted", reason="by_order")
+        if self.phase == "idle" and not self.delivery_open():
+            if self.task and outcome == "interrupted":  # no turn runs: its check or its workers do
+                self.interrupted_at = 0.0
+                self._end_task("interrupted", reason="by_order")
             return
-        again = self.ordered in (outcome, "timeout")
-        if again or not (submitted or self.phase in ("working", "asking")):
+        # idle: its prompt was submitted; the key is pressed again once the turn runs
+        if self.phase not in ("idle", "working", "asking"):
+            return
+        if self.ordered in (outcome, "timeout"):
             return
         self.ordered = outcome
         if outcome == "timeout":
-            self._end_task(
-                "timeout",
-                reason="timeout",
-                detail=f"no answer in {render_seconds(self.task.timeout_s) if self.task else ''}",
-            )
+            self._time_out()
         elif outcome == "budget" and self.task and self.usage:
             words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
             self._end_task("failed", reason="budget", detail=words)
         if self.program:
             self.boss.tmux.keys(self.pane, "C-c")
-            self._end_turn("interrupted", Event("interrupted", source="keys"))
-            return
-        self._press_interrupt()
+            self._end_turn(Event("interrupted", source="keys"))
+        else:
+            self._press_interrupt()
 
     def _look_at_interrupt(self, now: float) -> None:
         """Press again where the CLI still works (Kimi Code 2.1.0 is deaf between its prompt
         event and its first request); where it takes input again and did not tell the turn's
         end, that was it (Copilot 1.0.102 may rewrite its transcript before it was read)."""
-        screen = self._screen(ansi=True)
         if not self.row.busy:
             return
-        waits = parse_draft(screen, self.row.composer) is not None
-        if re.search(self.row.busy, strip_ansi(screen)):
+        text, draft = self._see()
+        if re.search(self.row.busy, text):
             self._press_interrupt()
-        elif waits and now - self.pressed_at > UNTOLD_S:
-            self._on_event(Event("interrupted", source="screen"))
+        elif draft is not None and now - self.pressed_at > UNTOLD_S:
+            self._on_event(Event("interrupted", source="screen"), time.time())
 
     def _press_interrupt(self) -> None:
         for key in self.row.interrupt:
@@ -8361,65 +8512,69 @@ class Runner:
         see _settle_questions."""
         question = self.questions.get(str(order.get("question")))
         if not question:
-            words = "it asks this no more"
+            fault = "it asks this no more"
         elif question.id in self.orders:
-            words = "another answer is on its way"
+            fault = "another answer is on its way"
         else:
             self.orders[question.id] = order
             try:
-                self._hand_over(order, question)
-                return
+                fault = self._hand_over(order, question)
             except FAILURES as error:  # who answers hears of it, and may try again
+                fault = str(error)
+            if fault:
                 self.orders.pop(question.id, None)
-                words = str(error)
-        self.reply = {"id": order["id"], "ok": False, "text": words}
+        if fault:
+            self.reply = {"id": order["id"], "ok": False, "text": fault}
 
-    def _hand_over(self, order: dict[str, Any], question: Question) -> None:
-        key, answer = str(order.get("key") or ""), str(order.get("answer") or "")
-        said = str(order.get("words") or "") or answer
-        order["said"] = f"no: {said}" if answer == "no" and said != "no" else said
+    def _hand_over(self, order: dict[str, Any], question: Question) -> str:
+        """Give an answer to the CLI; return why that did not work, or ""."""
+        keys, answer, words = (order.get(part, "") for part in ("key", "answer", "words"))
         if order.get("dialog"):
             self.orders.pop(question.id)
             self._close_question(question)
             self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
-        elif key:
-            self._press(question, key)
-        elif question.where == "hook":
-            self._reply(question, {"answer": answer, "words": order.get("words") or ""})
-        elif question.where == "typed":
-            self.boss.tmux.paste(self.pane, [strip_controls(said)])
-            self._press(question, "Enter")
-        elif answer == "yes":
-            self._press(question, "1")
-        else:  # Esc ends the turn, and the words begin the next
-            words = f"The user refused: {shorten(question.text, 200)}. {order['words']}".strip()
-            now = time.time()
-            name = self.store.new_id(self.name, "no")
-            self.store.put(Message(name, "message", "cao", self.name, words, now))
-            self.refused = True
-            self._press(question, "Escape")
+            return ""
 
-    def _press(self, question: Question, keys: str) -> None:
-        """Press keys in the dialog of a question, each once the one before has changed it."""
+        said = answer
+        if words:
+            said = words
+        if keys:
+            said = keys
+        elif answer == "no" and words not in ("", "no"):
+            said = f"no: {words}"
+        order["said"] = said
+
+        if question.where == "hook" and not keys:
+            self._reply(question, {"answer": answer, "words": words})
+            return ""
+        if question.where == "typed" and not keys:
+            keys = "Enter"
+            self.boss.tmux.paste(self.pane, [strip_controls(said)])
+        elif answer == "yes":
+            keys = "1"
+        elif not keys:  # Esc ends the turn, and the words begin the next
+            keys = "Escape"
+            text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
+            self.store.put(self._own_message("no", text))
+            self.refused = True
+        return self._press(question, keys)
+
+    def _press(self, question: Question, keys: str) -> str:
+        """Press keys in the dialog of a question, each once the one before has changed it;
+        return why that did not work, or ""."""
         # Its event comes before its dialog is drawn.
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
-            return
-        shows = look_until(lambda: self._dialog_shows(question), 150)
-        fault = ""
-        if not shows:
-            fault = "its dialog asks another of the open questions: answer that one first"
-        for key in () if fault else keys.split():
+            return ""
+        if not look_until(lambda: self._dialog_shows(question), 150):
+            return "its dialog asks another of the open questions: answer that one first"
+        for key in keys.split():
             before = self._screen()
             self.boss.tmux.keys(self.pane, key)
             if not self._changed(before):
-                fault = f"its dialog did not change at the key {key}"
-                break
-        if not fault:
-            self._close_question(question, self.orders.get(question.id, {}).get("said") or keys)
-            return
-        if order := self.orders.pop(question.id, None):
-            self.reply = {"id": order["id"], "ok": False, "text": fault}
+                return f"its dialog did not change at the key {key}"
+        self._close_question(question, self.orders.get(question.id, {}).get("said", keys))
+        return ""
 
     def _changed(self, before: str) -> bool:
         """Tell whether the screen changes within a while."""
@@ -8434,47 +8589,31 @@ class Runner:
         # Between its frame's lines; what stands above may quote it.
         dialog = re.split(r"(?m)^ ?[╭╰─]─{19}.*$", self._screen())[-2:-1]
         shown = "".join("".join(dialog).replace("│", "").split())
-        found = []
+        shown_ids = []
         for other in asked_by_keys:
             asked = other.text.partition("\n")[0].partition(": ")[2]
             if re.fullmatch(r"/\S+", asked):  # a path: the dialog names the file
                 asked = asked.rpartition("/")[2]
             if asked and "".join(asked.split()) in shown:
-                found.append(other.id)
-        return found == [question.id]
+                shown_ids.append(other.id)
+        return shown_ids == [question.id]
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
         a CLI asks about cao's own tools. Three times: what stays, or comes back, is for a
         person."""
-        words, key = self.row.trusts
-        ours = self.row.asks_own and question.text.startswith(OWN_TOOLS)
-        trusted = question.kind == "screen" and self.launch.profile.trust and words
-        what = question.id if ours else words  # a dialog that is drawn anew has a new id
-        if self.tried.count(what) >= 3 or not (ours or (trusted and words in question.text)):
+        trust_words, key = self.row.trusts
+        if self.row.asks_own and question.text.startswith(OWN_TOOLS):
+            what, key = question.id, "1"
+        elif not trust_words or question.kind != "screen" or not self.launch.profile.trust:
             return
-        self.tried.append(what)
-        self._press(question, "1" if ours else key)
-
-
-def run_check(
-    command: str, cwd: str, env: dict[str, str], started: Callable[[int], None]
-) -> dict[str, Any]:
-    """Run an acceptance check to its end; return its exit status and the end of its output."""
-    import shlex
-
-    try:
-        ran = run(
-            shlex.split(command),
-            TASK_TIMEOUT_S,
-            cwd=cwd,
-            env=env,
-            started=started,
-            tail_bytes=CHECK_TAIL_BYTES,
-        )
-    except (CaoError, OSError, ValueError) as error:  # ValueError: of a cao that did not look at it
-        return {"tail": str(error), "exit_status": 127}
-    return {"tail": tail_lines(ran.out, 60), "exit_status": ran.status}
+        elif trust_words in question.text:
+            what = trust_words  # a dialog that is drawn anew has a new id
+        else:
+            return
+        if self.tried.count(what) < 3:
+            self.tried.append(what)
+            self._press(question, key)
 
 
 def tmux_variables() -> dict[str, str]:
@@ -8485,7 +8624,7 @@ def tmux_variables() -> dict[str, str]:
 def keep_socket() -> bool:
     """Have the tmux server whose pane this is make its socket again, where it is gone (a
     cleaner of /tmp removes those of living servers; SIGUSR1: tmux(1)). False: no server."""
-    socket, server, _ = (os.environ.get("TMUX") or ",0,").rsplit(",", 2)
+    socket, server, _ = os.environ.get("TMUX", ",0,").rsplit(",", 2)
     if int(server) != os.getppid():
         return False
     try:
@@ -8666,10 +8805,12 @@ class Remote:
 
     def __init__(self, store: Store, session: Session) -> None:
         self.store, self.session, self.name = store, session, session.name
-        self.boss, self.wake = Orchestrator(store, Caller("")), Wake(store)
-        self.env = store.read_json(store.launch_file(session.name, "env.json")) or {}
+        self.folder, self.wake = store.folder(self.name), Wake(store)
+        self.boss = Orchestrator(store, Caller(""))
+        self.env = store.read_json(store.launch_file(self.name, "env.json")) or {}
         # As state.json has it; `conversation` is the name of the session there.
-        self.state = {**store.load_state(session.name), "group": None, "questions": []}
+        self.state = {"conversation": "", **store.load_state(self.name)}
+        self.state.update(group=None, questions=[])
         self.saved: dict[str, Any] = {}
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
@@ -8697,19 +8838,18 @@ class Remote:
         for entry in self.store.unanswered(self.name):  # taken by a runner before us
             self.task = self.store.taken(self.name, entry)
         while self._round():
-            due = self.ending or self.trouble or not self.link or time.monotonic() < self.retry_at
+            patience_s = None
+            if self.ending or self.trouble or not self.link or time.monotonic() < self.retry_at:
+                patience_s = LOOK_S
             inputs = [self.wake.fd, woken]
             if self.link and not self.trouble:
                 inputs.append(self.link.fd_in)
-            readable(inputs, LOOK_S if due else None)
+            readable(inputs, patience_s)
             drain_pipe(woken)
         return 0
 
     def _save(self) -> None:
-        task = self.task
-        self.state["task"] = task.task if task else ""
-        self.state["task_message"] = task.id if task else ""
-        self.state["task_line"] = shorten(task.text, 120) if task else ""
+        self.state.update(task_facts(self.task))
         if self.state != self.saved:
             if self.state["state"] != self.saved.get("state"):
                 self.state["since"] = time.time()
@@ -8730,7 +8870,7 @@ class Remote:
             self.trouble = ""
         except FAILURES as error:
             self.trouble = note_failure(self.store, self.name, error, self.trouble)
-            if not os.path.isdir(self.store.folder(self.name)):
+            if not os.path.isdir(self.folder):
                 raise CaoError(f"the folder of {self.name} is gone") from error
         return not self.over
 
@@ -8746,17 +8886,18 @@ class Remote:
         for entry, _, order in self.store.events(self.name):
             self.store.drop_events(self.name, [entry])  # first: an answer is given once
             self._on_order(order)
-        there = self.state.get("conversation")
+
+        there = self.state["conversation"]
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
             if there:
                 detail += f"; {self.session.host} did not say that {there} has ended, too"
             self._finish("stopped", reason, detail)
         elif now >= self.retry_at and not self.end:
-            if self.link and self.link.here:
-                self._sync(self.link)
-            elif not self.link:
+            if not self.link:
                 self._connect()
+            elif self.link.here:
+                self._sync(self.link)
         if not self.end:
             self._save()
             try:
@@ -8808,16 +8949,18 @@ class Remote:
     def _on_break(self, link: Link) -> None:
         """The connection broke, or never was: try again while the task has time."""
         host, now = self.session.host, time.monotonic()
-        said = self.store.read_text(f"{self.store.folder(self.name)}/runner.log")
-        what = f"{host} cannot be reached: ssh ended with {link.end()}: {tail_lines(said, 3)}"
-        what = self.trouble or what  # then it was we who ended it
+        words = tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3)
+        what = f"{host} cannot be reached: ssh ended with {link.end()}: {words}"
+        if self.trouble:  # then it was we who ended it
+            what = self.trouble
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.tries += 1
-        self.broken_at = self.broken_at or now
+        if not self.broken_at:
+            self.broken_at = now
         self.retry_at = now + min(RETRY_S, 2.0**self.tries / 2)
         self.store.log(self.name, "disconnected", why=what)
-        if not self.state.get("conversation") and not link.here:
+        if not self.state["conversation"] and not link.here:
             self._finish("failed", "never_started", f"{what}; try: cao doctor --host {host}")
         elif self.task and now - self.broken_at > self.task.timeout_s:
             self._finish("lost", "unreachable", f"{what}; the work may go on there")
@@ -8828,28 +8971,36 @@ class Remote:
 
     def _sync(self, link: Link) -> None:
         """Say what is wanted there; the answer comes once there is something to say."""
-        waiting = [m for m in self.store.waiting(self.name) if not self.ending]
+        waiting: list[Message] = []
+        if not self.ending:
+            waiting = self.store.waiting(self.name)
         if not self.task:
             self.task = next((m for m in waiting if m.kind == "task"), None)
-        tasks = [self.task] if self.task and self.task.id not in self.sent else []
-        letters = [m for m in waiting if m.kind != "task" and m.id not in self.sent]
-        if self.asked and not (tasks or letters or self.orders or self.kept):
+        messages = [m for m in waiting if m.kind != "task"]
+        if self.task:
+            messages.append(self.task)
+        unsent = [m for m in messages if m.id not in self.sent]
+        if self.asked and not unsent and not self.orders and not self.kept:
             return
+
+        there, cwd = self.state["conversation"], self.session.cwd
+        if there:
+            cwd = ""
         profile = self.boss.launched(self.name)
         wanted = {
-            "session": self.state.get("conversation") or "",
-            "cwd": "" if self.state.get("conversation") else self.session.cwd,
+            "session": there,
+            "cwd": cwd,
             "depth": self.session.depth,
             "profile": profile._asdict() if profile else {},
-            "tasks": [task._asdict() for task in tasks],
+            "tasks": [m._asdict() for m in unsent if m.kind == "task"],
             "task": self.far_task,
-            "letters": [self._letter(message) for message in letters],
+            "letters": [self._letter(m) for m in unsent if m.kind != "task"],
             "orders": self.orders,
             "kept": self.kept,
             "mark": self.mark,
         }
         self.asked += 1
-        self.sent.update(message.id for message in (*tasks, *letters))
+        self.sent.update(message.id for message in unsent)
         self.orders, self.kept = [], []
         link.call("sync", wanted)
 
@@ -8862,7 +9013,7 @@ class Remote:
     def _on_order(self, order: dict[str, Any]) -> None:
         if order.get("cao") == "stop":
             self._end("stopped", "the session was stopped")
-        elif self.link and self.link.here and self.state.get("conversation"):
+        elif self.link and self.link.here and self.state["conversation"]:
             self.orders.append({"id": "interrupt", **order})
         else:
             self._on_reply(order.get("id", ""), {"failed": "no connection now"})
@@ -8886,9 +9037,12 @@ class Remote:
             self._keep(make_record(message, Message))
         if facts["result"] and self.task and self.far_task:
             self._keep_result(make_record(facts["result"], Result))
+
         state, why, last_line = (str(facts[key]) for key in ("state", "why", "last_line"))
         if state == "ended" and not self.task:
-            reason, detail, _ = self.ending or ("stopped", why, 0.0)
+            reason, detail = "stopped", why
+            if self.ending:
+                reason, detail, _ = self.ending
             self._finish("stopped", reason, detail)
             return
         if state in ("idle", "ended") and self.task:
@@ -8897,15 +9051,15 @@ class Remote:
         for question in questions:
             for option in question.options:
                 "".join(Option(*option))
-        used = facts["usage"] or None
-        if used:
-            used = {key: int(used[key]) for key in ("input", "cached", "output")}
+        usage = None
+        if facts["usage"]:
+            usage = {key: int(facts["usage"][key]) for key in ("input", "cached", "output")}
         self.state["questions"] = [question._asdict() for question in questions]
-        self.state.update(state=state, why=why, last_line=last_line, usage=used)
+        self.state.update(state=state, why=why, last_line=last_line, usage=usage)
 
     def _on_reply(self, letter: str, reply: dict[str, Any]) -> None:
         """There is an answer to a task, a message or an order of ours."""
-        failed = str(reply.get("failed") or "")
+        failed = str(reply.get("failed", ""))
         words = f"{self.session.host}: {failed}"
         message = next((m for m in self.store.waiting(self.name) if m.id == letter), None)
         if self.task and letter == self.task.id:
@@ -8925,20 +9079,20 @@ class Remote:
                 self.boss.notify_undelivered(message, words)
             self.store.discharge(self.name, letter)
         else:
-            text = str(reply.get("answered") or words)
+            text = str(reply.get("answered", words))
             self.state["reply"] = {"id": letter, "ok": not failed, "text": text}
 
     def _keep(self, message: Message) -> None:
+        """Put a message of there into the supervisor's inbox here."""
         if not re.fullmatch(r"\d{20}-[a-z0-9.-]+", message.id):  # it is to be a file's name here
             raise ValueError(message.id)
-        sender, text = self.name, message.text
-        if message.kind == "notice":
-            sender = "cao"
-        elif message.sender != self.state["conversation"]:
-            text = f"(from {message.sender}) {text}"
-        here = message._replace(sender=sender, to=self.session.supervisor, text=text)
+        here = message._replace(to=self.session.supervisor, sender="cao")
+        if message.kind != "notice":
+            here = here._replace(kind="message", sender=self.name)
+            if message.sender != self.state["conversation"]:
+                here = here._replace(text=f"(from {message.sender}) {message.text}")
         try:
-            self.store.put_once(here._replace(kind="notice" if sender == "cao" else "message"))
+            self.store.put_once(here)
             self.kept.append(message.id)
         except (CaoError, OSError):  # that inbox is full, or gone: it stays there, and comes again
             self.mark, self.retry_at = "", time.monotonic() + LOOK_S
@@ -9013,13 +9167,13 @@ def hear_signals(note: Callable[[int, Any], None]) -> int:
 
 def run_session(store: Store, name: str) -> int:
     """Be a session's runner: the pane's own process."""
-    session = store.find(name)
+    session, folder = store.find(name), store.folder(name)
     # The pane dies with us: what we last said must not die with it.
-    path = f"{store.folder(name)}/runner.log"
+    path = f"{folder}/runner.log"
     if os.path.lexists(path) and not os.path.isfile(path):
         store.quarantine(path)
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
-    lock = store.lock_alone(f"{store.folder(name)}/lock")
+    lock = store.lock_alone(f"{folder}/lock")
     if lock is None:
         raise CaoError(f"session {name} has a runner already", f"cao why {name}")
     runner = (Remote if session.host else Runner)(store, session)
