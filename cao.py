@@ -6535,23 +6535,33 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
 
 # ==== 9. Runner =======================================================================
 #
-# The steps of a delivery. Killed at any of them, the message or result is told again or reported.
+# The steps of a delivery. A message or result whose runner is killed at any of them is delivered
+# again, or reported.
 #
-#   queued     in inbox/new, or a result that is unread; nobody has its lock
-#   claimed    the runner has its lock, and state.json names it
+#   queued     a message is in inbox/new, or a result is unread; nobody holds its lock
+#   claimed    the runner holds its lock, and state.json names it
 #   typed      it stands in the CLI's input line
 #   submitted  Enter was pressed, or the text was on the command line
-#   taken      the CLI's own event said so; the lock is freed and it is off the books
+#   taken      the CLI's own event confirmed it; the lock is freed and it is off the books
 #
-# Mid-turn, a message (no task, no result) is handed over by the CLI's hook at a tool's end:
-#   1. Its shell line starts our hook only where inbox/new has a message; not for a sub-agent's.
-#   2. The hook locks a message, renames it to ID~, prints it and leaves. It prints no ID~.
-#   3. `taken`: the turn's transcript has the id, so its next request has the text: inbox/cur/ID.
-#   4. A turn that ended without that leaves ID~: it is typed, marked as perhaps a second time.
-#   5. The name is all that is known, whoever is killed: nothing is lost, nor comes three times.
+# While a turn runs, the CLI's hook hands over messages (no tasks, no results) after a tool call:
+#   1. The hook's shell line starts cao only where inbox/new has a message.
+#   2. cao leaves out the calls of sub-agents. It locks a message, renames it to ID~ and prints it.
+#      A message that is ID~ already is not printed.
+#   3. taken: the transcript of that turn has the id, so the model's next request has the text.
+#      The message becomes inbox/cur/ID.
+#   4. A turn that ends without that leaves ID~. It is typed, marked as perhaps a second time.
+#   5. Only the file's name records this. So whoever is killed, nothing is lost, and nothing
+#      comes three times.
 #
-# A turn's end needs a second sign (`Runner._advance_ending`): the transcript or state file says
-# so too, or a moment has passed without a sign of work. An open question forbids it.
+# A turn's end (the CLI's hook) is believed at a second sign, and not while a question is open:
+#
+#   the state file or title says busy or asking   never: the turn goes on
+#   the transcript has the end as well            at once
+#   the state file or title says idle             at once, for a CLI without a transcript
+#   none of these, the hook had the answer        after SETTLE_S; after UNSEEN_S where the
+#                                                 transcript is to tell the tokens as well
+#   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work
 
 
 PERHAPS_AGAIN = "[perhaps for the second time]\n"
@@ -6650,9 +6660,7 @@ def render_result(result: Result) -> str:
 
     worktree = result.worktree
     if worktree:
-        changes = worktree["diffstat"]
-        if not changes:
-            changes = "no change"
+        changes = worktree["diffstat"] or "no change"
         if worktree["dirty"]:
             changes += ", with uncommitted changes"
         parts.append(f"Branch {worktree['branch']}: {changes}")
@@ -6685,14 +6693,14 @@ def rare_look_s(since: float) -> float:
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 
 
-# Tokens: counted from what the CLI wrote of each request; nothing is estimated.
+# Tokens are counted from what the CLI wrote about each request; nothing is estimated.
 #
-#   a request    counts once, by its id, however often it is written
-#   a task's     are those made between its taking and its end: so a resumed conversation's
-#                earlier ones are not, and those of its sub-agents, in files of their own, are
-#   input        is what no cache gave; what a cache gave stands by itself
-#   the budget   is looked at once a second; above it the turn is interrupted
-#   not counted  what the CLI writes nothing of (OpenCode's title, Gemini's routing)
+#   a request    counts once, by its id, however often the CLI writes it
+#   a task       has the requests between its taking and its end: also those of its sub-agents,
+#                which have files of their own, but none from before a conversation was resumed
+#   input        is what came from no cache; what came from a cache is counted apart
+#   the budget   is checked once a second; above it the turn is interrupted
+#   not counted  requests of which the CLI writes nothing (OpenCode's title, Gemini's routing)
 
 
 def utc_stamp(at: float) -> str:
@@ -6918,9 +6926,7 @@ class Runner:
         # What ends in _at below is by time.monotonic(): no clock that is set, and no machine
         # that sleeps, makes anything due.
         self.phase_at = time.monotonic()  # the same moment as since
-        self.conversation = session.conversation
-        if launch.resume:
-            self.conversation = launch.resume
+        self.conversation = launch.resume or session.conversation
         self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None
         self.turns: list[str] = []  # the last text of each earlier turn of the task
@@ -6953,9 +6959,7 @@ class Runner:
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something holds a message back
         self.evidence: dict[str, Any] = {}
-        self.meter: Meter | None = None
-        if self.row.tokens:
-            self.meter = Meter(self.row.tokens)
+        self.meter = Meter(self.row.tokens) if self.row.tokens else None
         self.began = ""  # when the task was taken, as utc_stamp
         self.usage: dict[str, int] | None = None  # of the task, or of the last there was
         self.reply: dict[str, Any] | None = None  # what came of the last answer
@@ -6991,9 +6995,6 @@ class Runner:
             delivery = {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
             if d.step != "taken":
                 delivering = d.messages
-        conversation = self.launch.resume
-        if self.begun:
-            conversation = self.conversation
         return {
             "state": shown,
             "since": self.since,
@@ -7004,7 +7005,7 @@ class Runner:
             "questions": questions,
             "may_close": self._may_close(),
             "group": self.group,
-            "conversation": conversation,
+            "conversation": self.conversation if self.begun else self.launch.resume,
             "transcript": self.transcript,
             "held_back": self.held_back,
             "closing": self.closing,
@@ -7239,9 +7240,7 @@ class Runner:
 
     def _end_turn(self, event: Event) -> None:
         """A turn ended, failed or was interrupted. Decide what that means for the task."""
-        how = event.kind
-        if how == "ended":
-            how = "done"
+        how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
         more = False
         if how == "done":
@@ -7317,12 +7316,11 @@ class Runner:
         """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
         the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give none."""
         whole = self._transcript_event()
-        if not whole or whole.kind != "ended":
-            return event
-        if not event.text:
-            return event._replace(text=whole.text, source=f"{event.source}+transcript")
-        if whole.text.strip() == event.text.strip():
-            return event._replace(text=whole.text)
+        if whole and whole.kind == "ended":
+            if not event.text:
+                return event._replace(text=whole.text, source=f"{event.source}+transcript")
+            if whole.text.strip() == event.text.strip():
+                return event._replace(text=whole.text)
         return event
 
     def _more_to_come(self) -> bool:
@@ -7425,10 +7423,15 @@ class Runner:
                 end_group(*check["group"])
 
         def work() -> None:
-            how: dict[str, Any] = {"cwd": self.session.cwd, "env": env, "started": note_group}
             try:
-                argv = shlex.split(command)
-                ran = run(argv, TASK_TIMEOUT_S, tail_bytes=CHECK_TAIL_BYTES, **how)
+                ran = run(
+                    shlex.split(command),
+                    TASK_TIMEOUT_S,
+                    cwd=self.session.cwd,
+                    env=env,
+                    started=note_group,
+                    tail_bytes=CHECK_TAIL_BYTES,
+                )
                 check.update(tail=tail_lines(ran.out, 60), exit_status=ran.status)
             except (CaoError, OSError, ValueError) as error:  # ValueError: of an older cao's check
                 check.update(tail=str(error), exit_status=127)
@@ -7607,6 +7610,10 @@ class Runner:
         if not self.row.composer:
             return text, ""
         return text, parse_draft(screen, self.row.composer)
+
+    def _keys(self, *names: str) -> None:
+        """Press keys in the pane, by tmux's names."""
+        self.boss.tmux.keys(self.pane, *names)
 
     def _status(self) -> Look:
         """Read the CLI's own state file, or its pane's title, where it has one."""
@@ -8030,8 +8037,7 @@ class Runner:
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
         if launch.resume:  # what stands in its transcript is of turns that were
-            self._transcript_event()
-            self.offset, self.inode = file_mark(self.transcript)[0], 0
+            self.offset, self.inode = file_mark(self._find_transcript())[0], 0
         if self.program:
             self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
         start = self.row.start(launch)
@@ -8208,7 +8214,7 @@ class Runner:
                 self._enter()
             return
         if draft:
-            self.boss.tmux.keys(self.pane, *self.row.clear)
+            self._keys(*self.row.clear)
         self._undeliverable(d)
 
     def _advance_timers(self, now: float) -> None:
@@ -8240,9 +8246,7 @@ class Runner:
             if self.task:
                 words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
             elif self.store.waiting(self.name):
-                saw = self.evidence.get("look", {}).get("why")
-                if not saw:
-                    saw = "nothing said that it is"
+                saw = self.evidence.get("look", {}).get("why") or "nothing said that it is"
                 words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
             if words:
                 self._finish("failed", "never_started", words)
@@ -8400,7 +8404,7 @@ class Runner:
             return ""
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
         if sent.startswith(draft) and len(draft) >= min(len(sent), 40):
-            self.boss.tmux.keys(self.pane, *self.row.clear)  # our own prompt, put back by Esc
+            self._keys(*self.row.clear)  # our own prompt, put back by Esc
             return "clearing the input line"
         return "a person has typed something"
 
@@ -8412,17 +8416,16 @@ class Runner:
 
     def _type_text(self, ids: tuple[str, ...], text: str) -> None:
         """Type text and press Enter: each only after a look that it is safe."""
-        tmux, row = self.boss.tmux, self.row
         if self.program:
             self.program.begin_turn()
         self._mark_transcript()
         for _ in range(3):
-            tmux.paste(self.pane, split_pieces(text, *row.piece))
+            self.boss.tmux.paste(self.pane, split_pieces(text, *self.row.piece))
             self._log("typed", messages=ids, bytes=len(text))
             if not self._swallowed():
                 break
             self._log("swallowed", messages=ids)
-            tmux.keys(self.pane, *row.clear)
+            self._keys(*self.row.clear)
         self.delivery = Delivery(ids, text, "typed", time.time())
         if self._enter() and self.program:
             self._taken("claimed")
@@ -8434,7 +8437,7 @@ class Runner:
             self._log("enter_withheld")
             return False
         pressed_at = time.time()  # its hook may be here before tmux has told us
-        self.boss.tmux.keys(self.pane, "Enter")
+        self._keys("Enter")
         if self.delivery:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
             self.step_at = time.monotonic()
@@ -8481,7 +8484,7 @@ class Runner:
             words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
             self._end_task("failed", reason="budget", detail=words)
         if self.program:
-            self.boss.tmux.keys(self.pane, "C-c")
+            self._keys("C-c")
             self._end_turn(Event("interrupted", source="keys"))
         else:
             self._press_interrupt()
@@ -8500,7 +8503,7 @@ class Runner:
 
     def _press_interrupt(self) -> None:
         for key in self.row.interrupt:
-            self.boss.tmux.keys(self.pane, key)
+            self._keys(key)
             select.select([], [], [], 0.2)  # OpenCode 1.18.33 reads two at once as another key
         self.pressed_at = time.monotonic()
         self.look_at = self.pressed_at + 0.3
@@ -8570,7 +8573,7 @@ class Runner:
             return "its dialog asks another of the open questions: answer that one first"
         for key in keys.split():
             before = self._screen()
-            self.boss.tmux.keys(self.pane, key)
+            self._keys(key)
             if not self._changed(before):
                 return f"its dialog did not change at the key {key}"
         self._close_question(question, self.orders.get(question.id, {}).get("said", keys))
@@ -8666,15 +8669,16 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
 
 # ---- workers on another machine ----
 #
-# The runner of such a session, here, is the MCP client of `cao mcp --near`, there. Of what they
-# share, each is kept where it was until the other side has it:
+# The runner of such a session, here, is the MCP client of `cao mcp --near`, there. Whatever one
+# side sends, it keeps until the other side has it:
 #
-#   a task     is given there with its own name as request_id: given again at every connection
-#              until its result is here, it is the same task
-#   a result   is read there by the task's name; it goes off the books there once it is a file here
-#   a message  has one id on both sides: it is put once, and stays in inbox/new until it was
-#   a state    is what that side last said; without a connection it is `unknown`, never an end
-#   an end     ends the session there; where that could not be said, the result says so
+#   a task     is given there with its name here as request_id. It is given again at every
+#              connection until its result is here, and stays the same task
+#   a result   is read there by the task's name; it is off the books there once it is a file here
+#   a message  has the same id on both sides: it is put once, and stays in inbox/new until then
+#   a state    is what the other side last reported; without a connection it is `unknown`, never
+#              an end
+#   an end     ends the session there too; where that could not be confirmed, the result says so
 
 # Sent to that machine's Python, which runs it: cao itself follows where it is not there yet.
 _FAR_START = """\
@@ -8814,7 +8818,6 @@ class Remote:
         self.saved: dict[str, Any] = {}
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
-        self.tries = 0  # since the connection broke
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
         self.asked = 0  # calls that wait for something to happen there
         self.task: Message | None = None
@@ -8931,7 +8934,7 @@ class Remote:
                 if "structuredContent" in result:
                     self.asked -= 1
                     self._on_facts(result["structuredContent"])
-                    self.tries, self.broken_at = 0, 0.0
+                    self.broken_at = 0.0
         except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
             self._finish("lost", "runner_died", words)
@@ -8951,14 +8954,11 @@ class Remote:
         host, now = self.session.host, time.monotonic()
         words = tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3)
         what = f"{host} cannot be reached: ssh ended with {link.end()}: {words}"
-        if self.trouble:  # then it was we who ended it
-            what = self.trouble
+        what = self.trouble or what  # then it was we who ended it
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
-        self.tries += 1
-        if not self.broken_at:
-            self.broken_at = now
-        self.retry_at = now + min(RETRY_S, 2.0**self.tries / 2)
+        self.broken_at = self.broken_at or now
+        self.retry_at = now + min(RETRY_S, max(1.0, now - self.broken_at))  # 1, 1, 2, 4, 8 … s
         self.store.log(self.name, "disconnected", why=what)
         if not self.state["conversation"] and not link.here:
             self._finish("failed", "never_started", f"{what}; try: cao doctor --host {host}")

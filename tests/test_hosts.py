@@ -186,6 +186,15 @@ def working(far, task):
     return session
 
 
+def asking(far, task):
+    """Return a task and its worker's session here, which shows what is asked there."""
+    task = assign(far, task)
+    session = task.partition(".")[0]
+    far.until_state(session, "asking")
+    until(lambda: "Go on?" in far.screen(session))
+    return task, session
+
+
 def said_of_link(far, session):
     return [e["event"] for e in far.log(session) if e["event"] in ("connected", "disconnected")]
 
@@ -283,11 +292,12 @@ def test_messages_go_both_ways(far):
 
 
 def test_a_message_for_a_full_inbox_stays_there_until_it_fits(far):
-    task = assign(far, "demo: sleep 2; tell it fits; ask Which?|a|b; say done")
-    session = task.partition(".")[0]
+    handoff(far, "demo: say ready")
+    (session,) = far.live()
     client = far.store.find(session).supervisor
     for n in range(cao.MAX_WAITING):
         far.store.put(cao.Message(f"{n:020d}-x", "message", "x", client, f"letter {n}"))
+    far.ok("assign", session, "demo: tell it fits; ask Which?|a|b; say done")
     until(lambda: far.log(session), lambda log: log[-1].get("state") == "asking")
     found = json.loads(far.run("wait", "--json").stdout)["messages"]
     letters = [message["text"] for message in found]
@@ -579,16 +589,16 @@ def test_a_result_is_fetched_from_a_session_that_has_ended_meanwhile(far):
 
 @pytest.mark.parametrize("what", [resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE])
 def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
-    task = assign(far, "demo: sleep 5; say it is kept")
-    session = working(far, task)
-    until(lambda: "esc to interrupt" in far.screen(session))
+    task, session = asking(far, "demo: ask Go on?|a|b; say it is kept")
     runner, before = runner_of(far, session), {*connections(far)}
     _, most = limits = resource.prlimit(runner, what)
     resource.prlimit(runner, what, (3 if what == resource.RLIMIT_NOFILE else 0, most))
-    # The result comes, and cannot be written; the connection is made again, or cannot be.
-    until(lambda: before - {*connections(far)})
+    far.machine.cao("answer", *far.machine.sessions(), "a")
+    # What comes cannot be written: the connection is made again. Or its runner sees nothing.
+    log = far.home / f"sessions/{session}/runner.log"
+    until(lambda: before - {*connections(far)} or "open files" in log.read_text())
     resource.prlimit(runner, what, limits)
-    assert wait(far, task)["answer"] == "it is kept"
+    assert wait_all(far, task)["answer"] == "a\nit is kept"
     assert runner_of(far, session) == runner
     assert far.ok("handoff", session, "demo: say more") == "more\n"
     resource.prlimit(runner, what, (3 if what == resource.RLIMIT_NOFILE else 0, most))
@@ -602,13 +612,12 @@ def test_a_full_disk_here_costs_nothing_of_the_work_there(far, what):
 
 
 def test_what_that_machine_refuses_for_a_while_ends_no_work_there(far):
-    task = assign(far, "demo: sleep 5; say it is kept")
-    session = working(far, task)
-    until(lambda: "esc to interrupt" in far.screen(session))
+    task, session = asking(far, "demo: ask Go on?|a|b; say it is kept")
     for pid in far.machine.pids("python3", "exec(input())"):
         limit = f"import resource as r; r.prlimit({pid}, r.RLIMIT_NOFILE, (3, 3))"
         far.machine.in_it("python3", "-c", limit)
-    assert wait(far, task)["answer"] == "it is kept"
+    far.machine.cao("answer", *far.machine.sessions(), "a")
+    assert wait_all(far, task)["answer"] == "a\nit is kept"
     why = [entry["why"] for entry in far.log(session) if entry["event"] == "disconnected"]
     assert "Too many open files" in why[0]
     assert "cannot be reached" not in why[0]
