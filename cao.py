@@ -6166,6 +6166,10 @@ def _git(
 ) -> str:
     """Run git in a directory and return what it printed. Raises CaoError with its words."""
     settings = [word for one in (*_GIT_PLAIN, *setting) for word in ("-c", one)]
+    if not os.path.lexists(
+        f"{cwd}/.GIT"
+    ):  # a repository from macOS: git would see one of two files
+        settings += ["-c", "core.ignoreCase=false"]
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), "-C", cwd, *settings, "--no-optional-locks", *args]
     env = {**git_environment(), "LC_ALL": "C"}
@@ -6460,8 +6464,13 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
 
 
 def _keep_unsaved(top: str, tree: str) -> None:
-    """Raise where the files that a merge adds would take the place of ignored files, or of a
-    submodule that is checked out: git overwrites those without a word."""
+    """Raise where a merge would overwrite changes that are not committed, ignored files, or a
+    submodule that is checked out.
+
+    `git merge` says the first too, but of a file marked assume-unchanged only after the loss;
+    the others it overwrites without a word.
+    """
+    _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
     new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
     if not (added := set(_git_names(top, *new))):
         return
@@ -6520,7 +6529,9 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    plain = [f"branch.{into}.mergeOptions="]
+    plain = []
+    if "=" not in into:  # git takes no such branch's name on its command line
+        plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
     try:
         _git(top, *merge, timeout_s=None, setting=plain, started=note_group)

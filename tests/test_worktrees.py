@@ -215,6 +215,13 @@ def dirty_in_the_way(repo, path):
     (repo.work / "a.txt").write_text("not committed\n")
 
 
+def unseen_in_the_way(repo, path):
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+    git(repo.work, "update-index", "--assume-unchanged", "a.txt")
+    (repo.work / "a.txt").write_text("of another length, or git goes by the second\n")
+    (path / "a.txt").write_text("theirs\n")
+
+
 def new_file_in_the_way(repo, path):
     (path / "new.txt").write_text("theirs\n")
     (repo.work / "new.txt").write_text("ours\n")
@@ -374,6 +381,7 @@ def stashing(repo, path):
         (conflicting, 1, "conflict in a.txt", "Merge main into your branch"),
         (dirty_in_the_way, 1, "a.txt", "git status"),
         (staged_in_the_way, 1, "a.txt", "git status"),
+        (unseen_in_the_way, 1, "a.txt", "git status"),
         (new_file_in_the_way, 1, "new.txt", "git status"),
         (detached, 2, "on no branch (detached HEAD)", "switch"),
         (merging("repository"), 1, "unmerged files", "git status"),
@@ -630,6 +638,11 @@ def unlisted(repo, path):
     (path / "new.txt").write_text("new\n")
 
 
+def of_the_same_letters(repo, path):
+    git(path, "config", "core.ignoreCase", "true")  # the repository was made on macOS
+    (path / "A.txt").write_text("new\n")
+
+
 def believed_unchanged(flag):
     def make(repo, path):
         git(path, "update-index", flag, "a.txt")
@@ -659,6 +672,7 @@ def with_a_bare_dot_git(repo, path):
     ("make", "said"),
     [
         (unlisted, "holds uncommitted changes"),
+        (of_the_same_letters, "holds uncommitted changes"),
         (nested_repository, "the repository app/scaffold"),
         (nested_and_committed, "the repository scaffold"),
         (nested_among_our_files, "the repository sub"),
@@ -817,6 +831,13 @@ def test_a_strategy_that_the_user_has_set_for_a_branch_does_not_merge_nothing(re
     git(repo.work, "config", "branch.main.mergeOptions", "-s ours")
     repo.ok("merge", session)
     assert (repo.work / "new.txt").exists()
+
+
+def test_a_branch_with_any_name_can_be_merged_into(repo):
+    git(repo.work, "checkout", "-q", "-b", "my_fix=é")
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    assert "my_fix=é now has" in repo.ok("merge", session)
 
 
 def test_of_two_branches_that_keep_the_same_commits_one_stays(repo):
