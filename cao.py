@@ -1069,7 +1069,7 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #
 #     def _start_mycli(launch: Launch) -> Start:  # its command line, variables and files
 #         argv = [*_given({"--model": launch.profile.model}), *_mode(launch), launch.prompt]
-#         hooks = {event: [_hook(launch)] for event in ("UserPromptSubmit", "Stop")}
+#         hooks = _hooks(launch, "UserPromptSubmit Stop")
 #         return Start(argv, {}, {"settings.json": {"hooks": hooks}})
 #
 #     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
@@ -1121,7 +1121,10 @@ class Provider(NamedTuple):
     # the first letter of its pane's title -> its state, where the title says that
     titles: dict[str, str] = {}  # noqa: RUF012 - never written to
     read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
-    read_transcript: Callable[[Sequence[str]], Event | None] = lambda _: None
+    # What an entry of its transcript tells, and what the agent said last: an Event (`said`, or
+    # the turn's end), None where the turn goes on, or ... where it tells nothing of that.
+    entry_says: Callable[[dict[str, Any], str | None], Any] = lambda *_: ...
+    last_kind: str = ""  # after an Event of this kind no entry counts
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     tokens: Tokens | None = None  # None: it does not tell how many it uses
     composer: str = ""  # regex on the input line and those below it, its group the draft
@@ -1170,6 +1173,27 @@ class Provider(NamedTuple):
         variable, below = self.home
         return env.get(variable) or f"{env.get('HOME', '')}/{below}".rstrip("/")
 
+    def read_transcript(self, lines: Sequence[str]) -> Event | None:
+        """Return how the turn in a transcript's lines ended, None where they do not say so.
+
+        A hook that stops a turn which has its answer (Gemini CLI 0.61.0: AfterAgent, Claude Code
+        2.1.332: Stop) takes nothing from it.
+        """
+        last: Event | None = None
+        said: str | None = None
+        for entry in filter(None, map(parse_object, lines)):
+            event = self.entry_says(entry, said)
+            if event is ...:
+                continue
+            if event and event.reason == "blocked" and last and last.kind == "ended":
+                continue
+            last, said = event, None
+            if event and event.kind == "said":
+                last, said = None, event.text
+            if event and event.kind == self.last_kind:
+                break
+        return last
+
 
 def _toml(value: Any) -> str:
     """Return value as TOML, for Codex's -c."""
@@ -1215,39 +1239,45 @@ def _mode(launch: Launch) -> list[str]:
     return words.split()
 
 
-def _hook(launch: Launch, timeout: int = 30, *arguments: str) -> dict[str, Any]:
-    """Return our hook as Claude-shaped settings have it.
+def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, Any]]:
+    """Return our hook for each of these events, as Claude-shaped settings have it.
 
-    With the argument "await-tools" it ends when the CLI has asked for cao's tools: for a CLI
-    that connects its MCP servers beside its first turn.
+    second: what one is in the CLI's timeouts, where they count milliseconds.
     """
-    command = quote_argv((*launch.hook, *arguments))
-    return {"type": "command", "command": command, "timeout": timeout}
+    hooks = {}
+    for event in events.split():
+        command, timeout_s = quote_argv(launch.hook), 30
+        if event in TOOL_ENDS:
+            command = _message_command(launch)
+        if event in _ASKS:
+            timeout_s = ASK_TIMEOUT_S
+        hooks[event] = {"type": "command", "command": command, "timeout": timeout_s * second}
+    return hooks
 
 
-def _message_hook(launch: Launch, timeout: int = 30) -> dict[str, Any]:
-    """Return the hook at the end of a tool call. Its shell starts us only where a message
+def _message_command(launch: Launch) -> str:
+    """Return the command at the end of a tool call. Its shell starts us only where a message
     waits: by their names, of all in an inbox, these alone end in a hyphen and four letters."""
     script = 'for m in "$0"/inbox/new/*-????; do if [ -e "$m" ]; then exec "$@"; fi; done'
-    command = quote_argv(("sh", "-c", script, launch.hook[-1], *launch.hook))
-    return {"type": "command", "command": command, "timeout": timeout}
+    return quote_argv(("sh", "-c", script, launch.hook[-1], *launch.hook))
 
 
-def _taken(profile: Profile) -> list[str]:
-    """Return a CLI's own names of the tools that an agent may not use."""
+# Behind the command of a hook: it ends when the CLI has asked for cao's tools. For a CLI that
+# connects its MCP servers beside its first turn.
+_AWAIT_TOOLS = " 'await-tools'"
+
+
+def _own_names(profile: Profile, words: Iterable[str]) -> list[str]:
+    """Return a CLI's own names of its tools for some of TOOL_WORDS."""
     tools = PROVIDERS[profile.provider].tools
-    return [name for word in lacking(profile) for name in tools.get(word, ())]
-
-
-def _left(profile: Profile) -> list[str]:
-    """Return a CLI's own names of the tools that an agent has."""
-    return [n for word in profile.tools for n in PROVIDERS[profile.provider].tools.get(word, ())]
+    return [name for word in words for name in tools.get(word, ())]
 
 
 # ---- what they say: hooks ----
 
 _CLAUDE_HOOKS = (
-    "SessionStart UserPromptSubmit PermissionRequest Stop StopFailure SessionEnd".split()
+    "SessionStart UserPromptSubmit PermissionRequest PostToolUse PostToolUseFailure Stop"
+    " StopFailure SessionEnd"
 )
 _HOOK_KINDS = {
     "SessionStart": "started",
@@ -1266,6 +1296,7 @@ _HOOK_KINDS = {
 # Before a tool call (the second is Gemini CLI's name), and after it (the third is).
 _BEFORE_TOOLS = ("PreToolUse", "BeforeTool")
 TOOL_ENDS = ("PostToolUse", "PostToolUseFailure", "AfterTool")
+_ASKS = ("PermissionRequest", *_BEFORE_TOOLS)  # a hook that may have to wait for a person
 # The tools by which the CLIs' models ask a question of their own; that is no permission.
 QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "ask_user", "question")
 
@@ -1500,11 +1531,9 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         return reply
     if name == "BeforeTool":  # Gemini CLI 0.61.0
         return {"decision": "deny", "reason": message}
-    if name == "PreToolUse":
+    if name == "PreToolUse":  # Copilot 1.0.102, Kimi Code 2.1.0
         denied = {"permissionDecision": "deny", "permissionDecisionReason": message}
-        if row.name == "copilot":  # 1.0.102
-            return denied
-        return {"hookSpecificOutput": {"hookEventName": name, **denied}}  # Kimi Code 2.1.0
+        return _hook_output(row, payload, denied)
     decision: dict[str, Any] = {"behavior": "allow"}
     if questions and row.name == "claude":  # 2.1.332: a bare allow is ignored
         decision["updatedInput"] = {**payload["tool_input"], "answers": replies}
@@ -1518,15 +1547,19 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         decision["updatedPermissions"] = [grant]
     if row.name == "copilot":
         return decision
-    return {"hookSpecificOutput": {"hookEventName": "PermissionRequest", "decision": decision}}
+    return _hook_output(row, payload, {"decision": decision})
 
 
 def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str, Any]:
     """Return what a hook at the end of a tool call prints, for the model to read text."""
-    said = {"additionalContext": text}
+    return _hook_output(row, payload, {"additionalContext": text})
+
+
+def _hook_output(row: Provider, payload: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+    """Return what a hook has to say, as the CLI takes it: as it is, or inside an object."""
     if row.name in ("copilot", "opencode", "pi"):
-        return said
-    return {"hookSpecificOutput": {"hookEventName": payload["hook_event_name"], **said}}
+        return output
+    return {"hookSpecificOutput": {"hookEventName": payload["hook_event_name"], **output}}
 
 
 def failed_event(text: str, code: Any = "") -> Event:
@@ -1586,34 +1619,6 @@ def read_log(text: str) -> list[dict[str, Any]]:
         for entry in map(parse_object, text.split("\n"))
         if isinstance(entry.get("at"), (int, float)) and isinstance(entry.get("event"), str)
     ]
-
-
-def _reader(entry_says: Callable[[dict[str, Any], str | None], Any], final: str = "") -> Any:
-    """Return what reads a transcript's lines: how the turn in them ended, or None.
-
-    entry_says takes an entry, and what the agent said last, and returns an Event (`said`, or
-    the turn's end), None where the turn goes on, or ... where it says nothing of that. final:
-    a kind of Event after which nothing counts. A hook that stops a turn which has its answer
-    (Gemini CLI 0.61.0: AfterAgent, Claude Code 2.1.332: Stop) takes nothing from it.
-    """
-
-    def read(lines: Sequence[str]) -> Event | None:
-        last: Event | None = None
-        said: str | None = None
-        for entry in filter(None, map(parse_object, lines)):
-            event = entry_says(entry, said)
-            if event is ...:
-                continue
-            if event and event.reason == "blocked" and last and last.kind == "ended":
-                continue
-            last, said = event, None
-            if event and event.kind == "said":
-                last, said = None, event.text
-            if event and event.kind == final:
-                break
-        return last
-
-    return read
 
 
 def _ended(text: str) -> Event:
@@ -1689,7 +1694,7 @@ def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
     if refused and kind in ("warning", "info"):
         return _blocked(refused[1])
     if kind == "info" and text == "Request cancelled.":
-        return _STOPPED  # final: it writes all it knows anew
+        return _STOPPED
     return ...
 
 
@@ -1800,7 +1805,8 @@ def _start_claude(launch: Launch) -> Start:
         f"--allowedTools=mcp__cao,Read(/{folder}/**)",
     ]
     if lacking(profile):
-        argv.append("--tools=" + ",".join((*_CLAUDE_HARMLESS, *_left(profile))))
+        names = _own_names(profile, profile.tools)
+        argv.append("--tools=" + ",".join((*_CLAUDE_HARMLESS, *names)))
     argv += _given({"--": launch.prompt})
     env = {
         "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
@@ -1813,10 +1819,8 @@ def _start_claude(launch: Launch) -> Start:
     config = profile.settings.get("claudeConfig")
     if isinstance(config, dict):
         settings.update(config)
-    hooks = {event: _hook(launch) for event in _CLAUDE_HOOKS}
-    hooks["SessionStart"] = _hook(launch, 30, "await-tools")
-    hooks["PermissionRequest"] = _hook(launch, ASK_TIMEOUT_S)
-    hooks.update(dict.fromkeys(TOOL_ENDS[:2], _message_hook(launch)))
+    hooks = _hooks(launch, _CLAUDE_HOOKS)
+    hooks["SessionStart"]["command"] += _AWAIT_TOOLS
     settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     if profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
@@ -1824,7 +1828,9 @@ def _start_claude(launch: Launch) -> Start:
     return Start(argv, env, files)
 
 
-_CODEX_HOOKS = "SessionStart UserPromptSubmit PermissionRequest Stop Interrupt SessionEnd".split()
+_CODEX_HOOKS = (
+    "SessionStart UserPromptSubmit PermissionRequest Stop Interrupt SessionEnd PostToolUse"
+)
 
 
 def _start_codex(launch: Launch) -> Start:
@@ -1853,10 +1859,9 @@ def _start_codex(launch: Launch) -> Start:
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
     trusted: dict[str, Any] = {}
-    limits = {"Interrupt": 3, "SessionEnd": 3, "PermissionRequest": ASK_TIMEOUT_S}
-    hooks = {event: _hook(launch, limits.get(event, 30)) for event in _CODEX_HOOKS}
-    hooks["PostToolUse"] = _message_hook(launch)
-    for event, hook in hooks.items():
+    for event, hook in _hooks(launch, _CODEX_HOOKS).items():
+        if event in ("Interrupt", "SessionEnd"):
+            hook["timeout"] = 3
         config[f"hooks.{event}"] = [{"hooks": [hook]}]
         trusted.update(_codex_trust(event, hook))
     config["hooks.state"] = trusted
@@ -1881,7 +1886,7 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     return {f"/<session-flags>/config.toml:{name}:0:0": entry}
 
 
-_GEMINI_HOOKS = ("SessionStart", "BeforeAgent", "Notification", "AfterAgent", "SessionEnd")
+_GEMINI_HOOKS = "SessionStart BeforeAgent Notification BeforeTool AfterTool AfterAgent SessionEnd"
 
 
 def _start_gemini(launch: Launch) -> Start:
@@ -1894,7 +1899,12 @@ def _start_gemini(launch: Launch) -> Start:
     env = {"GEMINI_CLI_HOME": f"{launch.folder}/home", "NO_BROWSER": "true"}
     if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
         env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
-    hook = {**_hook(launch, 30_000), "name": "cao"}  # what it shows while one runs
+    groups: dict[str, Any] = {}
+    for event, hook in _hooks(launch, _GEMINI_HOOKS, 1000).items():
+        hook["name"] = "cao"  # what it shows while one runs
+        groups[event] = {"hooks": [hook]}
+    # A question of its model's is answered there; no other tool is of interest.
+    groups["BeforeTool"]["matcher"] = "ask_user"
     servers = _servers(launch)
     del servers["cao"]["alwaysLoad"]
     servers["cao"]["trust"] = True  # its tools run without a question
@@ -1903,17 +1913,10 @@ def _start_gemini(launch: Launch) -> Start:
         # At "low", the default, it tries again without end after a 500, and says nothing.
         "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
         "hooksConfig": {"enabled": True},
-        "hooks": {
-            **{event: [{"hooks": [hook]}] for event in _GEMINI_HOOKS},
-            # A question of its model's is answered there; of no other tool do we want to hear.
-            "BeforeTool": [
-                {"matcher": "ask_user", "hooks": [{**hook, "timeout": ASK_TIMEOUT_S * 1000}]}
-            ],
-            "AfterTool": [{"hooks": [{**_message_hook(launch, 30_000), "name": "cao"}]}],
-        },
+        "hooks": {event: [group] for event, group in groups.items()},
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
-        "tools": {"exclude": _taken(launch.profile)},
+        "tools": {"exclude": _own_names(launch.profile, lacking(launch.profile))},
     }
     if effort := launch.profile.effort:  # a level (Gemini 3: low, high), or a budget in tokens
         thinking: dict[str, Any] = {"thinkingLevel": effort.upper()}
@@ -1965,11 +1968,10 @@ def _start_qwen(launch: Launch) -> Start:
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
         "hooks": {
-            **{event: [{"hooks": [_hook(launch, 30_000)]}] for event in _CLAUDE_HOOKS},
-            **{event: [{"hooks": [_message_hook(launch, 30_000)]}] for event in TOOL_ENDS[:2]},
-            "PermissionRequest": [{"hooks": [_hook(launch, ASK_TIMEOUT_S * 1000)]}],
+            event: [{"hooks": [hook]}]
+            for event, hook in _hooks(launch, _CLAUDE_HOOKS, 1000).items()
         },
-        "permissions": {"deny": _taken(launch.profile)},
+        "permissions": {"deny": _own_names(launch.profile, lacking(launch.profile))},
     }
     if launch.profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
@@ -2104,7 +2106,8 @@ def _start_pi(launch: Launch) -> Start:
     flags = {"--session": launch.resume, "--model": profile.model, "--thinking": profile.effort}
     argv = _given(flags)
     if lacking(profile):
-        argv += _given({"--tools": ",".join(_left(profile))}) or ["--no-tools"]
+        names = _own_names(profile, profile.tools)
+        argv += _given({"--tools": ",".join(names)}) or ["--no-tools"]
     argv += ["--extension", f"{folder}/extension.js"]
     argv += ["--append-system-prompt", f"{folder}/system.md"]
     if launch.prompt:
@@ -2146,6 +2149,11 @@ def _start_kiro(launch: Launch) -> Start:
     return Start(argv, {"HOME": f"{launch.folder}/home"}, files)
 
 
+_COPILOT_HOOKS = (
+    "SessionStart UserPromptSubmit PermissionRequest PreToolUse PostToolUse PostToolUseFailure Stop"
+)
+
+
 def _start_copilot(launch: Launch) -> Start:
     profile, folder = launch.profile, launch.folder
     argv = ["--no-auto-update", *_mode(launch)]
@@ -2157,29 +2165,26 @@ def _start_copilot(launch: Launch) -> Start:
         *_given({"--model": profile.model, "--reasoning-effort": profile.effort}),
         *("--additional-mcp-config", f"@{folder}/mcp.json", "--allow-tool=cao"),
         *("--plugin-dir", f"{folder}/copilot", "--add-dir", folder),
-        *_taken(profile),
+        *_own_names(profile, lacking(profile)),
     ]
     if launch.prompt:
         argv.append(f"--interactive={launch.prompt}")
-    asks = {**_hook(launch), "timeoutSec": ASK_TIMEOUT_S}
-    hooks = {
-        "SessionStart": [_hook(launch, 30, "await-tools")],  # fired with the first prompt
-        "UserPromptSubmit": [_hook(launch)],
-        "PreToolUse": [{**asks, "matcher": "ask_user"}],
-        **{event: [_message_hook(launch)] for event in TOOL_ENDS[:2]},
-        "Stop": [_hook(launch)],
-    }
+    hooks = _hooks(launch, _COPILOT_HOOKS)
+    hooks["SessionStart"]["command"] += _AWAIT_TOOLS  # it is fired with the first prompt
+    hooks["PreToolUse"]["matcher"] = "ask_user"
+    for event in ("PermissionRequest", "PreToolUse"):
+        hooks[event]["timeoutSec"] = ASK_TIMEOUT_S
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
-    if mode == "ask":
-        hooks["PermissionRequest"] = [asks]
-    elif mode == "edits":
-        other_tools = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
-        hooks["PermissionRequest"] = [{**asks, "matcher": other_tools}]
+    if mode == "edits":
+        hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
+    elif mode != "ask":
+        del hooks["PermissionRequest"]
+    plugin = {"version": 1, "hooks": {event: [hook] for event, hook in hooks.items()}}
     files = {
         "mcp.json": {"mcpServers": _servers(launch)},
         "copilot/plugin.json": {"name": "cao", "version": VERSION, "hooks": "h.json"},
-        "copilot/h.json": {"version": 1, "hooks": hooks},
+        "copilot/h.json": plugin,
         "copilot/.github/instructions/cao.instructions.md": (
             f'---\napplyTo: "**"\n---\n{launch.system}\n'
         ),
@@ -2304,7 +2309,7 @@ def _start_opencode(launch: Launch) -> Start:
         "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
         "permission": {
             **dict(word.split("=") for word in words),
-            **dict.fromkeys(_taken(profile), "deny"),
+            **dict.fromkeys(_own_names(profile, lacking(profile)), "deny"),
             "external_directory": {"*": outside, f"{folder}/**": "allow"},
         },
     }
@@ -2355,7 +2360,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--permission-mode auto", "all": "--permission-mode bypassPermissions",
         },
         status="{home}/sessions/{pid}.json",
-        read_transcript=_reader(_claude_says),
+        entry_says=_claude_says,
         tokens=Tokens(
             "message.id", "timestamp", "message.usage",
             "input_tokens cache_creation_input_tokens", "cache_read_input_tokens",
@@ -2385,7 +2390,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "-s workspace-write -a never",
             "all": "--dangerously-bypass-approvals-and-sandbox",
         },
-        read_transcript=_reader(_codex_says),
+        entry_says=_codex_says,
         tokens=Tokens(  # it repeats a count, but never a total
             "payload.info.total_token_usage.total_tokens", "timestamp",
             "payload.info.last_token_usage",
@@ -2420,7 +2425,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         },
         titles={"◇": "idle", "✦": "busy", "⏲": "busy", "✋": "asking"},
         read_event=read_gemini_hook,
-        read_transcript=_reader(_gemini_says, final="interrupted"),
+        entry_says=_gemini_says,
+        last_kind="interrupted",  # after that it writes all it knows anew
         tokens=Tokens(
             "id", "timestamp", "tokens", "input -cached tool", "cached", "output thoughts",
             "{dir}/{conversation}/*.jsonl",
@@ -2449,7 +2455,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--approval-mode auto", "all": "--approval-mode yolo",
         },
         titles={"Q": "idle", "◐": "busy", "✳": "asking"},
-        read_transcript=_reader(_qwen_says),
+        entry_says=_qwen_says,
         tokens=Tokens(
             "uuid", "timestamp", "usageMetadata", "promptTokenCount -cachedContentTokenCount",
             "cachedContentTokenCount", "candidatesTokenCount",
@@ -2481,7 +2487,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "ask": "no flag", "edits": "--allow-tool=write", "auto": "--allow-all-tools",
             "all": "--allow-all",
         },
-        read_transcript=_reader(_copilot_says),
+        entry_says=_copilot_says,
         tokens=Tokens(
             "id", "timestamp", "data.usage", "inputTokens -cacheReadTokens", "cacheReadTokens",
             "outputTokens",
@@ -2528,7 +2534,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             **dict.fromkeys(("ask", "edits"), "default_permission_mode manual"),
             "auto": "--yolo", "all": "--auto",
         },
-        read_transcript=_reader(_kimi_says),
+        entry_says=_kimi_says,
         tokens=Tokens(
             "agentId time usageScope", "time", "usage", "inputOther inputCacheCreation",
             "inputCacheRead", "output", "{dir}/../*/wire.jsonl",
@@ -2562,7 +2568,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "all": "nothing is asked",
         },
         mcp=False,
-        read_transcript=_reader(_pi_says),
+        entry_says=_pi_says,
         tokens=Tokens(
             "id", "timestamp", "message.usage", "input cacheWrite", "cacheRead", "output"
         ),

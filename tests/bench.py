@@ -437,7 +437,7 @@ def bench_start(
         return timed(lambda: subprocess.run(argv, env=place.env, input=b"{}", check=True))
 
     hook = [*forms["installed"][:-1], "hook", str(place.folder)]  # no session's: nothing is put
-    waits = ["sh", "-c", cao._message_hook(SimpleNamespace(hook=hook))["command"]]
+    waits = ["sh", "-c", cao._message_command(SimpleNamespace(hook=hook))]
     for number in range(rounds + 1):  # the first round warms the caches, and is not counted
         times = {"plain": ran([place.python, "-c", "pass"]), "hook": ran(hook)}
         times["no message"] = ran(waits)

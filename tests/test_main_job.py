@@ -2206,11 +2206,8 @@ def quick(self, name, **fields):
         hook(self, name, **fields)
         name = "Stop"
 DemoAgent.hook = quick
-def says(entry, _):
-    if "text" not in entry:
-        return ...  # the file's last line is empty
-    return _ended(entry["text"]) if entry["text"] else None
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(read_transcript=_reader(says))
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(
+    entry_says=lambda entry, _: _ended(entry["text"]) if entry["text"] else None)
 """
 
 

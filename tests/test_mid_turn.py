@@ -35,7 +35,7 @@ def test_the_hook_is_started_only_where_a_message_waits(tmp_path, shell, names, 
     profile = cao.parse_profile("---\nprovider: demo\n---\n", "p", "p.md")
     argv = ("touch", str(ran), str(folder))
     launch = cao.Launch("n", "/f", "/w", profile, "", argv, ("m",), {}, "id")
-    command = cao._message_hook(launch)["command"]
+    command = cao._message_command(launch)
     done = subprocess.run([shell, "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr, ran.exists()) == ("", "", starts)
 

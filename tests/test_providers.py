@@ -976,7 +976,7 @@ def test_a_providers_row_is_whole(row):
     assert (
         not row.resumes
         or row.name == "opencode"  # its conversations are in a database
-        or row.read_transcript is not cao.Provider._field_defaults["read_transcript"]
+        or row.entry_says is not cao.Provider._field_defaults["entry_says"]
     )
 
 
@@ -1220,7 +1220,7 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
     for event, snake in names.items():
         command = cao.quote_argv(launch().hook)
         if event == "PostToolUse":  # by a shell line that starts ours where a message waits
-            command = cao._message_hook(launch())["command"]
+            command = cao._message_command(launch())
         timeout_s = {"interrupt": 3, "session_end": 3, "permission_request": 86400}.get(snake, 30)
         assert json.dumps(command, ensure_ascii=False) in hooks[event]
         assert f'"timeout":{timeout_s}' in hooks[event].replace('" ', '"').replace("=", ":")
