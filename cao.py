@@ -132,6 +132,7 @@ STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
 UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
+CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
 SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
@@ -1103,66 +1104,84 @@ class Provider(NamedTuple):
     name: str
     program: str  # "": cao.py itself, or what the profile names
     start: Callable[[Launch], Start]
+    proven: str = ""  # the version that the tests run; "": we never ran it
+
+    # ---- its files and its login ----
+
     # Where the user's own files of it are: in the folder that a variable names, else below HOME.
     home: tuple[str, str] = ("", "")
-    # A CLI that can only be told things by a home of its own has that here in launch/, with
-    # links to some of the user's files (the login), and settings made of others (launch.own).
+    # A CLI that takes our settings only from its home gets a home of its own: this folder in
+    # launch/. It has links to some of the user's files (the login), and settings that are made
+    # of others of them (launch.own).
     shadow: str = ""
     links: tuple[str, ...] = ()
     own_files: tuple[str, ...] = ()
     env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
-    # a word of TOOL_WORDS -> what holds an agent to it, in this CLI's own words (its tools, or
-    # flags that take them away); a word not here is only told
+    login: str = ""  # the command that logs in
+    login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
+    login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
+    resumes: bool = True  # it can continue a conversation by its id
+
+    # ---- what an agent may do ----
+
+    mcp: bool = True  # it takes MCP servers
+    # A word of TOOL_WORDS -> how this CLI enforces it: its own names of these tools, or flags
+    # that take them away. Where a word is missing, the restriction is stated but not enforced.
     tools: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never written to
-    tools_bind_shell: bool = False  # what is taken away its shell cannot do either
-    # permission -> its flags, or, without a dash, words on what is done instead
+    tools_bind_shell: bool = False  # its shell cannot do what was taken away either
+    # permission -> its flags, or, without a dash, what happens instead, in words
     permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
+    # The words of its folder-trust dialog, and the key that trusts for this session only. It is
+    # pressed under `trust: yes`, for a CLI that has no flag for it.
+    trusts: tuple[str, str] = ("", "")
+
+    # ---- what it says: events, files, its pane's title ----
+
+    read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
+    by_output: bool = False  # no events: its output wakes the runner, the screen decides
     status: str = ""  # its own state file: {home}, {folder} or {pid}
     # the first letter of its pane's title -> its state, where the title says that
     titles: dict[str, str] = {}  # noqa: RUF012 - never written to
-    read_event: Callable[[dict[str, Any]], Event | None] | None = None  # else read_hook
-    # What an entry of its transcript tells, and what the agent said last: an Event (`said`, or
-    # the turn's end), None where the turn goes on, or ... where it tells nothing of that.
+    # What an entry of its transcript says, given the text that the agent said last: an Event
+    # (`said`, or the turn's end), None where the turn goes on, ... where it does not matter.
     entry_says: Callable[[dict[str, Any], str | None], Any] = lambda *_: ...
     last_kind: str = ""  # after an Event of this kind no entry counts
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     tokens: Tokens | None = None  # None: it does not tell how many it uses
-    composer: str = ""  # regex on the input line and those below it, its group the draft
-    mcp: bool = True  # it takes MCP servers
+
+    # ---- what it asks ----
+
     # How its questions are answered: its "hook" (or plugin) waits for the answer and hands it
     # over as data; or by "keys" of its dialog. "": by a person, in its terminal.
     asks: str = ""
     always: bool = False  # ... and it takes "always": not again in this session
-    shows: bool = False  # ... and what a person answers in its dialog meanwhile, it tells nobody
+    shows: bool = False  # ... and a person may answer in its dialog meanwhile, unheard by us
+    asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
+
+    # ---- what its screen shows: regexes ----
+
+    composer: str = ""  # the input line and those below it; its group is the draft
+    busy: str = ""  # it is still working
+    retries: str = ""  # a failed request is tried again; its group is the attempt
+    # How a turn ended of which nothing else tells. Its group is the reason of what failed or was
+    # refused; it is unset where a person took the prompt back.
+    failure: str = ""
+    logged_out: str = ""  # on the first screen: it runs, but nobody is logged in
+
+    # ---- what is typed, and what goes another way ----
+
     # Its model reads messages beside the result of its next tool call. They are taken once they
     # stand in its "transcript", or only at the "end" of a turn that was not interrupted.
     mid_turn: str = ""
-    asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
     deaf: bool = False  # after a hook of the user's refused a prompt it takes no other
-    logged_out: str = ""  # regex on the first screen: it runs, but nobody is logged in
-    busy: str = ""  # regex on the screen: still working
-    retries: str = ""  # regex on the screen: a failed request is tried again; group: the attempt
-    # regex on the screen: how a turn ended of which nothing else tells; its group: the words of
-    # what failed or was refused, none where a person took it back
-    failure: str = ""
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
     letters: str = ""  # ... in this folder in launch/, where it reads none but its own
-    argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
-    no_prompt: str = r"\s*[!/]"  # what begins so is none on its command line
     untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
+    argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
+    no_prompt: str = r"\s*[!/]"  # a text that begins so is no prompt on its command line
     interrupt: tuple[str, ...] = ("Escape",)
-    clear: tuple[str, ...] = ("C-u",)
-    # words of its folder-trust dialog, and the key that trusts for this session only: pressed
-    # under `trust: yes`, for a CLI that has no flag for it
-    trusts: tuple[str, str] = ("", "")
-    login: str = ""  # the command that logs in
-    login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
-    login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
-    resumes: bool = True  # it goes on with a conversation by its id
-    by_output: bool = False  # no events: its output wakes the runner, the screen decides
-    proven: str = ""  # the version the tests run; "": never run by us
 
     def tells_state(self) -> bool:
         """Tell whether the CLI itself says where it stands, beside its events."""
@@ -1233,10 +1252,10 @@ def _given(flags: dict[str, str]) -> list[str]:
 def _mode(launch: Launch) -> list[str]:
     """Return the flags of a session's permissions."""
     row, mode = PROVIDERS[launch.profile.provider], effective_permissions(launch.profile)
-    words = row.permission_words[mode]
-    if words[0] != "-":
+    flags = row.permission_words[mode]
+    if flags[0] != "-":
         return []
-    return words.split()
+    return flags.split()
 
 
 def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, Any]]:
@@ -1625,8 +1644,8 @@ def _ended(text: str) -> Event:
     return Event("ended", text, source="transcript")
 
 
-def _blocked(words: Any) -> Event:
-    return Event("failed", f"a hook of yours refused it: {words}", "blocked", "transcript")
+def _blocked(reason: Any) -> Event:
+    return Event("failed", f"a hook of yours refused it: {reason}", "blocked", "transcript")
 
 
 _STOPPED = Event("interrupted", source="transcript")
@@ -1772,11 +1791,11 @@ def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[i
     if None in request or not isinstance(at, (str, int)) or not isinstance(usage, dict):
         return None
 
-    def count(words: str) -> int:
+    def count(counts: str) -> int:
         total = 0
-        for word in words.split():
-            number = value_at(usage, word.lstrip("-"))
-            if isinstance(number, int) and word[0] == "-":
+        for keys in counts.split():
+            number = value_at(usage, keys.lstrip("-"))
+            if isinstance(number, int) and keys[0] == "-":
                 total -= number
             elif isinstance(number, int):
                 total += number
@@ -1942,8 +1961,8 @@ def _gemini_login(launch: Launch) -> str:
         return "vertex-ai"
     if launch.env.get("GEMINI_API_KEY"):
         return "gemini-api-key"
-    own = launch.own.get(".gemini/settings.json", "")
-    chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', own)
+    settings = launch.own.get(".gemini/settings.json", "")
+    chosen = re.search(r'"selectedType"\s*:\s*"([\w-]+)"', settings)
     if chosen:
         return chosen[1]
     return "oauth-personal"
@@ -1989,13 +2008,14 @@ _OURS = "# What follows is cao's, for this session alone."
 
 
 def _start_kimi(launch: Launch) -> Start:
-    """A home of its own, with the user's settings and ours behind them: Kimi Code 2.1.0 takes
-    hooks, servers and rules from there alone. In its system prompt is that home's AGENTS.md."""
-    own = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
+    """Kimi Code 2.1.0 takes hooks, servers and rules from its home alone, so it gets a home of
+    its own, with the user's settings and ours behind them. Its system prompt has that home's
+    AGENTS.md."""
+    users = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
     # A session that is to ask must not begin in a mode that the user chose for another.
     modes = r"(?m)^\s*(default_permission_mode|default_plan_mode|yolo)\s*=.*\n?"
-    users = re.sub(modes, "", own.get("config.toml", ""))
-    config = ['default_permission_mode = "manual"', users, _OURS]
+    settings = re.sub(modes, "", users.get("config.toml", ""))
+    config = ['default_permission_mode = "manual"', settings, _OURS]
     command = _toml(quote_argv(launch.hook))
     for event in _KIMI_HOOKS:
         config += ["[[hooks]]", f'event = "{event}"\ncommand = {command}']
@@ -2010,7 +2030,7 @@ def _start_kimi(launch: Launch) -> Start:
         servers[name]["toolTimeoutMs"] = TOOL_TIMEOUT_S * 1000
     files: dict[str, Any] = {
         "kimi/config.toml": "\n".join(config) + "\n",
-        "kimi/AGENTS.md": f"{own.get('AGENTS.md', '')}\n{_OURS}\n\n{launch.system}\n",
+        "kimi/AGENTS.md": f"{users.get('AGENTS.md', '')}\n{_OURS}\n\n{launch.system}\n",
         "kimi/mcp.json": {"mcpServers": servers},
         # No dialog may come between a prompt and its Enter.
         "kimi/tui.toml": "disable_feedback_survey = true\ncache_expiry_hint = false\n",
@@ -2116,8 +2136,8 @@ def _start_pi(launch: Launch) -> Start:
     free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
     text = json.dumps({"hook": launch.hook, **facts})
-    # No MCP in pi: the same verbs by its shell.
-    words = (
+    # pi has no MCP: its agent uses the same verbs by its shell.
+    note = (
         "You have no MCP tools. In their place is a shell command:\n"
         f"    sh {script} handoff TARGET 'TASK'\n"
         "and so assign, send, wait, ls, answer, stop; --help says more. Quote with ' only."
@@ -2125,7 +2145,7 @@ def _start_pi(launch: Launch) -> Start:
     files = {
         "extension.js": _PI_EXTENSION % json.dumps(text),
         "cao.sh": f'exec {quote_argv(launch.mcp[:-1])} "$@"\n',
-        "system.md": f"{launch.system}\n\n{words}\n",
+        "system.md": f"{launch.system}\n\n{note}\n",
     }
     return Start(argv, {"PI_SKIP_VERSION_CHECK": "1"}, files)
 
@@ -2297,7 +2317,7 @@ def _start_opencode(launch: Launch) -> Start:
             argv = [server.get("command"), *server.get("args", [])]
             entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
-    words = PROVIDERS["opencode"].permission_words[profile.permissions].split()
+    rules = PROVIDERS["opencode"].permission_words[profile.permissions].split()
     outside = "ask"
     if profile.permissions == "all":
         outside = "allow"
@@ -2308,7 +2328,7 @@ def _start_opencode(launch: Launch) -> Start:
         "mcp": servers,
         "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
         "permission": {
-            **dict(word.split("=") for word in words),
+            **dict(rule.split("=") for rule in rules),
             **dict.fromkeys(_own_names(profile, lacking(profile)), "deny"),
             "external_directory": {"*": outside, f"{folder}/**": "allow"},
         },
@@ -2755,25 +2775,25 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     if profile.provider == "command" and granted is None:
         what = f"{profile.name!r} runs a program of its own, which no grant can hold"
         raise UsageError(what, "name it in the grant's `profiles:` if it may run all the same")
-    settings, took = dict(profile.settings), []
+    settings, removed = dict(profile.settings), []
     permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
     if permissions != profile.permissions:
-        took.append(f"permissions {profile.permissions} -> {permissions}")
+        removed.append(f"permissions {profile.permissions} -> {permissions}")
     if grant and granted is None:
         for key in OWN_SETTINGS:  # they could undo all of the above
             if settings.pop(key, None):
-                took.append(key)
-    clipped = (*profile.clipped, *took)
+                removed.append(key)
+    clipped = (*profile.clipped, *removed)
     return profile._replace(permissions=permissions, settings=settings, clipped=clipped)
 
 
 def explain_scope(profile: Profile) -> dict[str, str]:
     """Return what an agent may, what its CLI holds it to, and what it is only told."""
     row, lacks = PROVIDERS[profile.provider], lacking(profile)
-    held = [word for word in lacks if word in row.tools]
-    told = [word for word in lacks if word not in row.tools]
-    if held and "execute_bash" in profile.tools and not row.tools_bind_shell:
-        told.append(f"its shell: not to {' or '.join(TOOL_WORDS[word] for word in held)}")
+    enforced = [word for word in lacks if word in row.tools]
+    stated = [word for word in lacks if word not in row.tools]
+    if enforced and "execute_bash" in profile.tools and not row.tools_bind_shell:
+        stated.append(f"its shell: not to {' or '.join(TOOL_WORDS[word] for word in enforced)}")
     mode = effective_permissions(profile)
     flag = row.permission_words.get(mode, "this program knows no permissions")
     label, tools, grants = "told only", "all", ""
@@ -2783,12 +2803,13 @@ def explain_scope(profile: Profile) -> dict[str, str]:
         tools = " ".join(profile.tools)
     if "grant" in profile.settings:
         grants = json.dumps(profile.settings["grant"])
+    names = (f"{word} ({' '.join(row.tools[word])})" for word in enforced)
     return {
         "role": profile.role,
         "permissions": f"{mode}  ({flag})",
         "tools": tools,
-        "held back by its CLI": "  ".join(f"{word} ({' '.join(row.tools[word])})" for word in held),
-        label: ", ".join(told),
+        "held back by its CLI": "  ".join(names),
+        label: ", ".join(stated),
         "clipped by grant": ", ".join(profile.clipped),
         "grants": grants,
     }
@@ -2847,8 +2868,8 @@ _CHOICES = {
 
 
 def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (what, fix) of what in a frontmatter must not pass; only the first is to be
-    trusted, as what comes later takes for granted what was looked at before."""
+    """Yield (what, fix) of each value that must not pass. Only the first is to be trusted: the
+    later ones take for granted that the earlier ones are right."""
     given, shapes = dict(settings), dict(_SHAPES)
     for outer, known in (("grant", GRANT_KEYS), ("env", ENV_KEYS), ("mcpServers", None)):
         inner = settings.get(outer)
@@ -8231,7 +8252,7 @@ class Runner:
                 self._enter()
             return
         if draft:
-            self._keys(*self.row.clear)
+            self._keys(CLEAR_LINE)
         self._undeliverable(d)
 
     def _advance_timers(self, now: float) -> None:
@@ -8421,7 +8442,7 @@ class Runner:
             return ""
         sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
         if sent.startswith(draft) and len(draft) >= min(len(sent), 40):
-            self._keys(*self.row.clear)  # our own prompt, put back by Esc
+            self._keys(CLEAR_LINE)  # our own prompt, put back by Esc
             return "clearing the input line"
         return "a person has typed something"
 
@@ -8442,7 +8463,7 @@ class Runner:
             if not self._swallowed():
                 break
             self._log("swallowed", messages=ids)
-            self._keys(*self.row.clear)
+            self._keys(CLEAR_LINE)
         self.delivery = Delivery(ids, text, "typed", time.time())
         if self._enter() and self.program:
             self._taken("claimed")
@@ -9338,7 +9359,7 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
     return output
 
 
-def see_through(
+def run_to_end(
     boss: Orchestrator,
     task: str,
     *,
@@ -9346,18 +9367,22 @@ def see_through(
     on_found: Callable[[Waited], None] = lambda _: None,
     on_look: Callable[[Waited], None] = lambda _: None,
 ) -> Waited:
-    """Wait for a task's result, or, unless patient, for a question. on_found hears what comes
-    on the way: messages and new questions."""
-    told: set[str] = set()
+    """Wait for a task's result, or, unless patient, for a question.
+
+    on_found is called with what comes before it: messages and new questions.
+    """
+    asked: set[str] = set()
     while True:
-        known = set(told)
-        found = boss.await_tasks([task], 1e8, told=told, on_look=on_look)
-        new = [ask for ask in found.asking if ask["question"]["id"] not in known]
-        found = found._replace(asking=tuple(new))
-        if found.results or (found.asking and not patient):
-            return found
-        on_found(found)
-        found.told()
+        asked_before = set(asked)
+        waited = boss.await_tasks([task], 1e8, told=asked, on_look=on_look)
+        new = [ask for ask in waited.asking if ask["question"]["id"] not in asked_before]
+        waited = waited._replace(asking=tuple(new))
+        if waited.results:
+            return waited
+        if new and not patient:
+            return waited
+        on_found(waited)
+        waited.told()
 
 
 def read_flow(file: str) -> str:
@@ -9366,8 +9391,8 @@ def read_flow(file: str) -> str:
         with open(file, encoding="utf-8", errors="replace") as opened:
             return opened.read()
     except OSError as error:
-        words = f"the file {file} cannot be read: {error.strerror}"
-        raise UsageError(words, "check the path") from None
+        what = f"the file {file} cannot be read: {error.strerror}"
+        raise UsageError(what, "check the path") from None
 
 
 # ---- the crontab ----
@@ -9528,8 +9553,8 @@ class Schedule:
 
     def lines(self) -> dict[str, re.Match[str]]:
         """Return the crontab lines of the flows by their names."""
-        found = re.finditer(self.line, read_crontab(), re.M | re.A)
-        return {match[3]: match for match in found}
+        matches = re.finditer(self.line, read_crontab(), re.M | re.A)
+        return {match[3]: match for match in matches}
 
     def put_line(self, flow: Flow) -> None:
         """Let cron run a flow by this cao.py. In its line every path is data."""
@@ -9562,8 +9587,8 @@ class Schedule:
         lock = os.open(os.path.expanduser("~"), os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            own = self.line.replace(r"[\w-]+", name)
-            text, count = re.subn(own, lambda _: line, read_crontab(), flags=re.M | re.A)
+            pattern = self.line.replace(r"[\w-]+", name)
+            text, count = re.subn(pattern, lambda _: line, read_crontab(), flags=re.M | re.A)
             if not count and not line:
                 return
             if text and not text.endswith("\n"):
@@ -9664,10 +9689,10 @@ class Schedule:
         boss = self._boss()
         try:
             boss.end(self.store.session_of(record["task"]))
-            found = boss.await_tasks([record["task"]], STOP_S)
-            for result in found.results:
+            waited = boss.await_tasks([record["task"]], STOP_S)
+            for result in waited.results:
                 record["answer"] = result.answer
-            found.told()
+            waited.told()
         except CaoError:
             pass  # there was no task yet, or its session is gone
 
@@ -9717,16 +9742,16 @@ class Schedule:
         )
         boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
         try:
-            found = see_through(boss, record["task"], on_look=lambda _: on_look())
+            waited = run_to_end(boss, record["task"], on_look=lambda _: on_look())
         finally:
             boss.end(self.store.session_of(record["task"]))
-        for ask in found.asking:
+        for ask in waited.asking:
             detail = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=detail)
-        for result in found.results:
+        for result in waited.results:
             record.update(outcome=result.outcome, reason=result.reason, detail=result.detail)
             record.update(answer=result.answer, usage=result.usage)
-        found.told()  # whoever asks for the task by its name gets its result all the same
+        waited.told()  # whoever asks for the task by its name gets its result all the same
 
 
 # ==== 11. Views =====================================================================
@@ -10062,7 +10087,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
     tell("you hand a task to a supervisor, an agent in a tmux session of its own")
     task = boss.assign("demo", _DEMO, TaskOptions(timeout_s=120))
     try:
-        found = see_through(boss, task, patient=True, on_found=answer, on_look=tell_changes)
+        found = run_to_end(boss, task, patient=True, on_found=answer, on_look=tell_changes)
         tell_changes(found)
     finally:
         boss.end(store.session_of(task))
@@ -11622,7 +11647,7 @@ def cmd_run(ask: Ask) -> int:
         session = ask.store.session_of(task)
         made = ask.args.target != session
         print(f"cao: task {task}", file=sys.stderr)
-        found = see_through(
+        found = run_to_end(
             ask.boss,
             task,
             patient=os.isatty(0) and os.isatty(2),
