@@ -6974,35 +6974,41 @@ class Runner:
         self.stuck = False  # it took no prompt: results wait until a turn has begun
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
-        self.step_at = 0.0  # since when it is at its step, or Enter was pressed again
-        self.claims: dict[str, Claim] = {}  # on what is on its way, until the CLI has taken it
-        self.typed_before: list[str] = []  # by the run before, which died before it knew more
+        self.step_at = 0.0  # since when the delivery is at its step, or Enter was pressed again
+        self.claims: dict[
+            str, Claim
+        ] = {}  # the locks on what is delivered, until the CLI has taken it
+        self.typed_before: list[str] = []  # results that an earlier runner typed before it died
         self.last_sent = ""
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        self.held_end: Event | None = None  # the turn's, while its workers are out
-        self.questions: dict[str, Question] = {}  # those that are open
-        self.asked_from = "starting"  # the phase in which the first of them was asked
-        self.orders: dict[str, dict[str, Any]] = {}  # id of a question -> the answer on its way
-        self.looks: dict[str, int] = {}  # id -> the looks that saw no dialog of it yet
-        self.tried: list[str] = []  # what we have answered ourselves, each time
+        self.held_end: Event | None = (
+            None  # the end of a turn whose agent still awaits its own workers
+        )
+        self.questions: dict[str, Question] = {}  # the open ones
+        self.asked_from = "starting"  # the phase before the first of them was asked
+        self.orders: dict[
+            str, dict[str, Any]
+        ] = {}  # id of a question -> the answer that was ordered
+        self.looks: dict[str, int] = {}  # id -> how many looks saw no dialog for it
+        self.tried: list[str] = []  # what cao answered by itself, an entry for each time
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
-        self.refused = False  # we pressed Esc for a person's no: the turn goes on with the words
-        self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, since when
-        self.interrupted_at = 0.0  # a person's Esc, while a task is open
-        self.ordered, self.pressed_at = "", 0.0  # why we interrupt: interrupted, timeout, budget
+        self.refused = False  # cao pressed Esc for a person's "no": the words begin a new turn
+        self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, and since when
+        self.interrupted_at = 0.0  # when a person pressed Esc while a task was open
+        self.ordered, self.pressed_at = "", 0.0  # why cao interrupts: interrupted, timeout, budget
         self.idle_looks = self.signal = 0
-        self.closing = False  # it was idle for long, and is at its end
-        self.check: dict[str, Any] | None = None  # the check that runs, or has run
+        self.closing = False  # it was idle for long, and is about to end
+        self.check: dict[str, Any] | None = None  # the check that runs or has run
         self.held_back = self.why = self.last_line = ""
-        self.held_at = 0.0  # since when something holds a message back
+        self.held_at = 0.0  # since when something prevents typing
         self.evidence: dict[str, Any] = {}
         self.meter = Meter(self.row.tokens) if self.row.tokens else None
         self.began = ""  # when the task was taken, as utc_stamp
-        self.usage: dict[str, int] | None = None  # of the task, or of the last there was
+        self.usage: dict[str, int] | None = None  # of the open task, else of the last one
         self.reply: dict[str, Any] | None = None  # what came of the last answer
-        self.dealt: set[str] = set()  # events that are dealt with, and not removed yet
-        self.undone: list[Callable[[], object]] = []  # what has to be done, once it can be
+        self.dealt: set[str] = set()  # events that were handled, but not removed yet
+        self.undone: list[Callable[[], object]] = []  # what could not be done yet, oldest first
         self.failed = False  # something could not be done in this round
         self.trouble = ""  # ... and why: it is logged once
         self.leaving = self.over = False
@@ -7028,11 +7034,12 @@ class Runner:
                 questions = [asked._asdict()]
 
         delivering: tuple[str, ...] = ()
-        delivery, d = None, self.delivery
-        if d:
-            delivery = {"messages": d.messages, "step": d.step, "exact": d.exact, "at": d.at}
-            if d.step != "taken":
-                delivering = d.messages
+        delivery = None
+        if self.delivery:
+            keys = ("messages", "step", "exact", "at")
+            delivery = {key: getattr(self.delivery, key) for key in keys}
+            if self.delivery_open():
+                delivering = self.delivery.messages
         return {
             "state": shown,
             "since": self.since,
@@ -7057,7 +7064,9 @@ class Runner:
     def _save(self) -> None:
         """Write state.json where it changed, and wake whom it concerns."""
         facts = self._facts()
-        if facts == self.saved or self.undone:  # no state before the result it speaks of
+        if (
+            facts == self.saved or self.undone
+        ):  # the result is written before the state that mentions it
             return
         self.store.save_state(self.name, facts)
         before, self.saved = self.saved, facts
@@ -7130,27 +7139,28 @@ class Runner:
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
-        d, ours = self.delivery, False
-        # "unknown": the CLI's state file told of it before its hook did.
-        if d and (d.step != "taken" or d.exact.startswith("unknown")):
-            ours = same_prompt(d.text, event.text)
-        if d and ours:
-            self._taken(first_difference(d.text, event.text))
+        delivery, ours = self.delivery, False
+        # "unknown": the CLI's state file showed the turn before its hook came.
+        if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
+            ours = same_prompt(delivery.text, event.text)
+        if delivery and ours:
+            self._taken(first_difference(delivery.text, event.text))
         else:
             self.last_line = shorten(f"> {event.text}", 120)
-        # Before ours was typed the transcript was marked; by now a short turn may stand in it.
+        # The transcript was marked before our prompt was typed: a short turn may be over by now.
         self._begin_turn(marked=ours)
 
     def _taken(self, exact: str) -> None:
-        d = self.delivery
-        if not d:
+        """Note that the CLI has taken what was delivered: it is off the books."""
+        if not self.delivery:
             return
-        self.delivery = d._replace(step="taken", at=time.time(), exact=exact)
-        for letter in d.messages:
+        self.delivery = self.delivery._replace(step="taken", at=time.time(), exact=exact)
+        messages = self.delivery.messages
+        for letter in messages:
             if letter in self.claims:
                 self._see_to(self.claims.pop(letter).told)
-        self._log("taken", messages=d.messages, exact=exact)
-        if self.task and self.task.id in d.messages:
+        self._log("taken", messages=messages, exact=exact)
+        if self.task and self.task.id in messages:
             self.task_exact = exact
 
     def _release(self) -> None:
@@ -7164,7 +7174,7 @@ class Runner:
         self.begun, self.stuck = True, False
         self.held_end = self.ending = None
         for question in list(self.questions.values()):
-            if question.where != "hook":  # of a hook the lock says when it is over
+            if question.where != "hook":  # a hook's lock tells when its question is over
                 self._close_question(question)
         if self.interrupted_at:
             self.paused_s += time.monotonic() - self.interrupted_at
@@ -7180,11 +7190,13 @@ class Runner:
         if where == "keys" and not name:
             name = random_letters(6)
         elif not name or self.store.is_free(self._question_path(name)):
-            return  # withdrawn; or it asks in its terminal, where the screen will say so
+            return  # it was withdrawn, or the CLI asks in its terminal, and the screen will show it
         else:
             where, self.look_at = "hook", 0.0
             for question in list(self.questions.values()):
-                if question.kind == "screen":  # its dialog was seen before it was heard
+                if (
+                    question.kind == "screen"
+                ):  # the dialog of this question, seen before its hook came
                     self._close_question(question)
             self.boss.when_free(self._question_path(name), self.wake.poke)
 
@@ -7194,7 +7206,7 @@ class Runner:
         options, agent = options_of(self.row, payload), agent_of(payload)
         question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
         self.questions[name] = question
-        self._answer_ourselves(question)  # before anybody else hears of it
+        self._answer_ourselves(question)  # before it is shown to anybody
         if self.questions.pop(name, None):
             self._ask(question)
 
@@ -7217,7 +7229,7 @@ class Runner:
         if not answer:
             event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
             if question.where == "hook":
-                self._see_to(lambda: self._reply(question, {}))  # it lets go
+                self._see_to(lambda: self._reply(question, {}))  # the hook ends without an answer
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
         if order:
@@ -7269,7 +7281,7 @@ class Runner:
             if question.where == "hook" and self.store.is_free(path):
                 answer = ""
                 if os.path.exists(f"{path}.taken"):
-                    answer = self.orders.get(question.id, {}).get("said", "")
+                    answer = self.orders.get(question.id, {}).get("as_text", "")
                 for ending in ("", ".reply", ".taken"):
                     _unlink(path + ending)
                 self._close_question(question._replace(where=""), answer)
@@ -7280,11 +7292,11 @@ class Runner:
         """A turn ended, failed or was interrupted. Decide what that means for the task."""
         how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
-        more = False
+        goes_on = False
         if how == "done":
             if event.source.startswith("hook"):
                 event = self._whole_answer(event)
-            more = self._more_to_come()
+            goes_on = self._more_to_come()
 
         self.ending = None
         for question in list(self.questions.values()):
@@ -7309,7 +7321,7 @@ class Runner:
 
         if how == "failed":
             detail = event.text
-            ends_session = event.reason == "auth"  # until a person has logged in
+            ends_session = event.reason == "auth"  # it can do nothing until a person has logged in
             if ends_session:
                 detail += f"; try: {self.row.login}"
             if event.reason == "blocked":
@@ -7332,7 +7344,7 @@ class Runner:
         elif how == "interrupted":
             self.interrupted_at = time.monotonic()
             self.evidence["interrupted"] = event.source
-        elif more:
+        elif goes_on:
             self.turns.append(event.text)
             self.held_end = event
         else:
@@ -7428,7 +7440,7 @@ class Runner:
         self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self._see_to(lambda: self.boss.conclude(result, task.sender))
-        if task.id in self.claims:  # it ended before the CLI had taken it
+        if task.id in self.claims:  # it ended before the CLI took it
             self._see_to(self.claims.pop(task.id).told)
         self._log(
             "result",
@@ -7457,7 +7469,7 @@ class Runner:
 
         def note_group(pid: int) -> None:
             check["group"] = (pid, start_mark(pid))
-            if self.check is not check:  # its task was over before it began
+            if self.check is not check:  # its task ended before the check began
                 end_group(*check["group"])
 
         def work() -> None:
@@ -7471,7 +7483,7 @@ class Runner:
                     tail_bytes=CHECK_TAIL_BYTES,
                 )
                 check.update(tail=tail_lines(ran.out, 60), exit_status=ran.status)
-            except (CaoError, OSError, ValueError) as error:  # ValueError: of an older cao's check
+            except (CaoError, OSError, ValueError) as error:  # ValueError: an older cao let it pass
                 check.update(tail=str(error), exit_status=127)
             self.wake.poke()
 
@@ -7496,7 +7508,7 @@ class Runner:
         self.tries += 1
         if check["exit_status"] == 0:
             self._accept(event, checked=True)
-        elif self.tries > task.check_retries or self.program:  # it could not read it
+        elif self.tries > task.check_retries or self.program:  # a program cannot read the output
             self._end_task(
                 "failed",
                 answer=event.text,
@@ -7512,7 +7524,7 @@ class Runner:
                 f"The check `{check['command']}` ended with exit status {check['exit_status']}."
                 f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}",
             )
-            # From cao itself: it fits into a full inbox too.
+            # A message from cao itself fits into a full inbox too.
             self._see_to(lambda: self.store.put_once(note))
 
     def _own_message(self, what: str, text: str) -> Message:
@@ -7555,9 +7567,9 @@ class Runner:
             grace_s = 2.0
             idle = self.phase == "idle"
             if self.program and idle and not self._has_ended() and self.program.type_exit():
-                look_until(self._has_ended, 50)  # it may save what it has
+                look_until(self._has_ended, 50)  # it may save its work
         if self.child:
-            if not self.group:  # begun just now
+            if not self.group:  # it was started in this round
                 self.group = note_process(self.child)
             end_group(self.child, self.group["start"], grace_s)
             self._has_ended(0)
@@ -7619,7 +7631,7 @@ class Runner:
         except OSError as error:
             if error.errno in _PASSING:
                 raise
-            return None  # it is made with the first words
+            return None  # the CLI makes the file with its first words
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
@@ -7740,15 +7752,15 @@ class Runner:
             return True
         if look.state == "idle" and not self.transcript:
             return True
-        # A transcript has the tokens, too. On a busy machine Qwen Code 0.24.4 wrote it later than
-        # its hook by more than SETTLE_S.
+        # The transcript has the tokens, too. On a busy machine Qwen Code 0.24.4 wrote it more than
+        # SETTLE_S after its hook.
         settle_s = SETTLE_S
         if self.meter and self.transcript:
             settle_s = UNSEEN_S
         if event.text and waited_s >= settle_s:
             return True
-        # Kimi Code 2.1.0 fires the Stop of a sub-agent with nothing that says so, and no second
-        # one where a user's hook has blocked the turn's end.
+        # Kimi Code 2.1.0 does not mark the Stop of a sub-agent as such, and fires no second Stop
+        # where a user's hook has blocked the turn's end.
         return waited_s >= UNSEEN_S and not self._shows_work()
 
     def _look(self, now: float) -> None:
@@ -7767,9 +7779,9 @@ class Runner:
     def _look_at_start(self, now: float) -> None:
         """Find the composer, or a dialog of the first run."""
         look, waited_s = self._status(), now - self.phase_at
-        has_prompt = self.delivery_open()  # on its command line
+        has_prompt = self.delivery_open()  # the first task was on its command line
         if has_prompt and waited_s < 1.0:
-            return  # events will tell
+            return  # its events will tell
         if has_prompt and waited_s > SUBMIT_S and self._began_unheard(look):
             return
         if look.state == "idle" and not self.row.titles and not has_prompt:
@@ -7828,7 +7840,7 @@ class Runner:
         if look.state == "idle":
             self.idle_looks += 1
         if self.idle_looks >= 2 and self._hook_under_way():
-            return  # it tells more than the look
+            return  # the hook knows more than the look
 
         event = self._transcript_event()
         if event and self.idle_looks < 2 and event.reason != "blocked":
@@ -7884,7 +7896,7 @@ class Runner:
         # input line, as all of them do.
         if self.row.titles:
             state = ""
-        # A first screen is drawn in steps, which take long where a machine is busy.
+        # A busy machine takes long to draw the first screen, step by step.
         wait_s, trust_words = 3 * SCREEN_S, self.row.trusts[0]
         if self.begun or (trust_words and trust_words in text):
             wait_s = SCREEN_S
@@ -7906,11 +7918,11 @@ class Runner:
     def _hook_under_way(self) -> bool:
         """Tell whether a hook has to say what was not read yet: it still runs, or has just left
         its event. On a busy machine a dialog is drawn, and even a turn over, seconds before."""
-        # At a line's end: Codex has its hooks on its own command line.
+        # Only at a line's end: Codex has its hooks on its own command line.
         running = rf"(?m)\bhook\W+{re.escape(self.folder)}\W*$"
         if re.search(running, command_lines()):
             return True
-        return self.store.events(self.name) != []  # read last: a hook that ends leaves its event
+        return self.store.events(self.name) != []  # read last: a hook that has ended left its event
 
     def _look_at_questions(self) -> None:
         """See whether a person answered at the CLI's own dialog."""
@@ -7925,7 +7937,7 @@ class Runner:
             # A hook that takes an answer ends its dialog, and says so itself.
             if question.id in unseen or question.id in self.orders:
                 continue
-            # Looks are counted, no seconds: a machine that stood still has drawn nothing.
+            # Looks are counted, not seconds: a machine that stood still has drawn nothing.
             looks = UNSEEN_LOOKS
             if not dialog:
                 looks = self.looks.get(question.id, 0) + 1
@@ -7937,7 +7949,7 @@ class Runner:
         if self.phase != "idle" or self.session.keep or self.task or self.delivery_open():
             return False
         owed = self.store.owed(self.name)
-        if self.stuck:  # a result is typed first, unless the CLI takes none
+        if self.stuck:  # it takes no results: those do not keep it open
             owed = self.store.running(self.name)
         return not owed and not self.store.waiting(self.name)
 
@@ -8015,7 +8027,7 @@ class Runner:
         self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
         self._save()  # from here on a free lock means that we are dead
         for entry, at, payload in self.store.events(self.name):
-            # What the run before left unread; an order that was given just now counts.
+            # Drop what an earlier runner left unread, but not an order that was given just now.
             if at < since or "cao" not in payload:
                 self.store.drop_events(self.name, [entry])
         woken = hear_signals(self._on_signal)
@@ -8035,7 +8047,7 @@ class Runner:
 
     def _wait(self, woken: int) -> None:
         """Wait until something happens or is due."""
-        # The tmux commands of this round ended with a signal each: no reason for another.
+        # Each tmux command of this round ended with a signal: none is a reason for another round.
         drain_pipe(woken)
         try:
             self._reap()
@@ -8060,7 +8072,7 @@ class Runner:
         launch = self.launch
         program = list(launch.mcp[:-1])  # cao.py itself, for the demo
         named = program_of(launch.profile)
-        try:  # both were there when the session was made
+        try:  # both existed when the session was made
             if named:
                 program = [find_program(named, self.env.get("PATH", ""))]
             os.chdir(self.session.cwd)
@@ -8074,7 +8086,7 @@ class Runner:
             text = self._compose(first, by_argv=True)
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
-        if launch.resume:  # what stands in its transcript is of turns that were
+        if launch.resume:  # its transcript has earlier turns
             self.offset, self.inode = file_mark(self._find_transcript())[0], 0
         if self.program:
             self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
@@ -8093,7 +8105,7 @@ class Runner:
         self.failed = False
         try:
             if self.child and not self.group:
-                self.group = note_process(self.child)  # once: without /proc it is a process
+                self.group = note_process(self.child)  # once: without /proc it starts a process
             self._reap()
             if self.signal == signal.SIGHUP:
                 words = "the tmux server or the session's pane is gone"
@@ -8240,20 +8252,20 @@ class Runner:
 
     def _advance_delivery(self, now: float) -> None:
         """No prompt event yet: look, press Enter once or twice more, or give up."""
-        d = self.delivery
-        if not d or self.phase != "idle" or now - self.step_at < SUBMIT_S:
+        delivery = self.delivery
+        if not delivery or self.phase != "idle" or now - self.step_at < SUBMIT_S:
             return
         if self._began_unheard(self._status()):
             return
         draft = self._draft()
-        if d.enters < 3:
-            self.delivery, self.step_at = d._replace(enters=d.enters + 1), now
+        if delivery.enters < 3:
+            self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
             if draft:
                 self._enter()
             return
         if draft:
             self._keys(CLEAR_LINE)
-        self._undeliverable(d)
+        self._undeliverable(delivery)
 
     def _advance_timers(self, now: float) -> None:
         """Do what is due by the clock alone."""
@@ -8302,7 +8314,7 @@ class Runner:
         """Return the text to send; what cannot be typed exactly goes into a file that the
         worker may read, named by one line."""
         text = "\n\n".join(map(render_message, messages))
-        if self.program:  # a program, not an agent: no word of ours
+        if self.program:  # for a program, not an agent: no word of ours
             text = messages[0].text
         if by_argv:
             size = len(text.encode(errors="surrogatepass"))
@@ -8345,7 +8357,7 @@ class Runner:
     def _letters(self) -> list[Message]:
         """Return what waits for the conversation, oldest first: messages, and results."""
         letters = self.store.waiting(self.name)
-        if self.stuck:  # who sent a task or a message is told that it failed; these stay
+        if self.stuck:  # the senders of tasks and messages learn that they failed; the rest stays
             return [m for m in letters if m.kind in ("task", "message")]
         for task in self.store.owed(self.name):
             result = self.store.load_result(task)
@@ -8384,8 +8396,8 @@ class Runner:
                 written = file.read().decode(errors="replace")
         except OSError:
             return
-        # Claude Code 2.1.332 writes down too what a hook printed, of one that failed as well:
-        # there the line's end is escaped twice.
+        # Claude Code 2.1.332 also writes down what a hook printed, even one that failed: there the
+        # line's end is escaped twice.
         taken = [m.id for m in handed if json.dumps(head_of_message(m))[1:-1] in written]
         for letter in taken:
             self.store.discharge(self.name, letter)
@@ -8421,7 +8433,7 @@ class Runner:
                 self._type_text(delivery.messages, delivery.text)
         except FAILURES:
             if not self.delivery or self.delivery.step in ("claimed", "taken"):
-                self._release()  # it was not typed whole: again, after the line was cleared
+                self._release()  # a part was typed: again, once the line is cleared
                 self.delivery, self.task = before
             raise
 
@@ -8440,7 +8452,8 @@ class Runner:
             return "its input line is not on the screen"
         if not draft:
             return ""
-        sent = self.last_sent.split("\n")[0].strip()  # all of it, or as much as a line shows
+        # The draft may be all of it, or as much as a line shows.
+        sent = self.last_sent.split("\n")[0].strip()
         if sent.startswith(draft) and len(draft) >= min(len(sent), 40):
             self._keys(CLEAR_LINE)  # our own prompt, put back by Esc
             return "clearing the input line"
@@ -8474,7 +8487,7 @@ class Runner:
         if not self._in_foreground() or not self._shows_input():
             self._log("enter_withheld")
             return False
-        pressed_at = time.time()  # its hook may be here before tmux has told us
+        pressed_at = time.time()  # its hook may come before tmux returns
         self._keys("Enter")
         if self.delivery:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
@@ -8482,15 +8495,15 @@ class Runner:
             self._log("submitted", messages=self.delivery.messages)
         return True
 
-    def _undeliverable(self, d: Delivery) -> None:
+    def _undeliverable(self, delivery: Delivery) -> None:
         """Give up what the CLI did not take as a prompt, and tell its senders."""
-        on_the_way = [m for m in self.store.waiting(self.name) if m.id in d.messages]
-        if any(task in d.messages for task in self.store.owed(self.name)):
-            self.stuck = True  # it is a result that the CLI did not take
+        on_the_way = [m for m in self.store.waiting(self.name) if m.id in delivery.messages]
+        if any(task in delivery.messages for task in self.store.owed(self.name)):
+            self.stuck = True  # the CLI did not take a result
         self.delivery, self.ordered = None, ""
-        self._log("undeliverable", messages=d.messages)
+        self._log("undeliverable", messages=delivery.messages)
         why = f"the CLI did not take it as a prompt{self._unheard()}"
-        if self.task and self.task.id in d.messages:
+        if self.task and self.task.id in delivery.messages:
             self._end_task("failed", reason="never_started", detail=why)
         for message in on_the_way:
             if message.kind == "message":
@@ -8560,7 +8573,7 @@ class Runner:
             self.orders[question.id] = order
             try:
                 fault = self._hand_over(order, question)
-            except FAILURES as error:  # who answers hears of it, and may try again
+            except FAILURES as error:  # whoever answers is told, and may try again
                 fault = str(error)
             if fault:
                 self.orders.pop(question.id, None)
@@ -8576,24 +8589,22 @@ class Runner:
             self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
             return ""
 
-        said = answer
-        if words:
-            said = words
+        as_text = words or answer
         if keys:
-            said = keys
+            as_text = keys
         elif answer == "no" and words not in ("", "no"):
-            said = f"no: {words}"
-        order["said"] = said
+            as_text = f"no: {words}"
+        order["as_text"] = as_text
 
         if question.where == "hook" and not keys:
             self._reply(question, {"answer": answer, "words": words})
             return ""
         if question.where == "typed" and not keys:
             keys = "Enter"
-            self.boss.tmux.paste(self.pane, [strip_controls(said)])
+            self.boss.tmux.paste(self.pane, [strip_controls(as_text)])
         elif answer == "yes":
             keys = "1"
-        elif not keys:  # Esc ends the turn, and the words begin the next
+        elif not keys:  # Esc ends the turn, and the words begin the next one
             keys = "Escape"
             text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
             self.store.put(self._own_message("no", text))
@@ -8603,7 +8614,7 @@ class Runner:
     def _press(self, question: Question, keys: str) -> str:
         """Press keys in the dialog of a question, each once the one before has changed it;
         return why that did not work, or ""."""
-        # Its event comes before its dialog is drawn.
+        # The event comes before the dialog is drawn.
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
             return ""
@@ -8614,7 +8625,7 @@ class Runner:
             self._keys(key)
             if not self._changed(before):
                 return f"its dialog did not change at the key {key}"
-        self._close_question(question, self.orders.get(question.id, {}).get("said", keys))
+        self._close_question(question, self.orders.get(question.id, {}).get("as_text", keys))
         return ""
 
     def _changed(self, before: str) -> bool:
@@ -8627,7 +8638,7 @@ class Runner:
         asked_by_keys = [q for q in self.questions.values() if q.where == "keys"]
         if len(asked_by_keys) < 2:
             return True
-        # Between its frame's lines; what stands above may quote it.
+        # Between the lines of its frame; the text above may quote it.
         dialog = re.split(r"(?m)^ ?[╭╰─]─{19}.*$", self._screen())[-2:-1]
         shown = "".join("".join(dialog).replace("│", "").split())
         shown_ids = []
@@ -8748,7 +8759,7 @@ sys.exit(cao.main(ARGV))
 _FAR_PYTHON = """exec "$SHELL" -lc 'exec python3 -I -S -c "exec(input())"'"""
 
 
-# What comes of words that are not as cao writes them: 1e999 is infinite, [[[[… too deep.
+# What reading raises for words that cao does not write: 1e999 is infinite, [[[[… too deep.
 _FALSE_WORDS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": ""}}'
 
@@ -8857,13 +8868,13 @@ class Remote:
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
-        self.asked = 0  # calls that wait for something to happen there
+        self.asked = 0  # calls that wait there for something to happen
         self.task: Message | None = None
-        self.far_task = ""  # its name there, as this connection has heard it
+        self.far_task = ""  # its name there, as this connection reported it
         self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
         self.orders: list[dict[str, Any]] = []  # to be sent
-        self.mark = ""  # of what we have seen of there
-        self.kept: list[str] = []  # messages and results of there that are files here
+        self.mark = ""  # of what this side has seen of the other
+        self.kept: list[str] = []  # messages and results from there that are files here
         self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
         self.child, self.lock = 0, -1  # the ssh in our pane; the session's, from run_session
         self.trouble = ""  # what this machine refused: it is tried again
@@ -8976,7 +8987,7 @@ class Remote:
         except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
             self._finish("lost", "runner_died", words)
-        except FAILURES:  # it says all of it again, by the next connection
+        except FAILURES:  # the next connection repeats all of it
             os.kill(link.pid, signal.SIGTERM)
             raise
         if link.here and not here:
@@ -9144,9 +9155,14 @@ class Remote:
     def _end_task(self, result: Result) -> None:
         task = self.task
         assert task is not None
-        result = result._replace(task=task.task, session=self.name, host=self.session.host)
-        took_s = round(seconds_since(task), 3)
-        self.boss.conclude(result._replace(seconds=took_s, ended_at=time.time()), task.sender)
+        result = result._replace(
+            task=task.task,
+            session=self.name,
+            host=self.session.host,
+            seconds=round(seconds_since(task), 3),
+            ended_at=time.time(),
+        )
+        self.boss.conclude(result, task.sender)
         self.store.discharge(self.name, task.id)
         self.task, self.far_task, self.state["reattached"] = None, "", 0
         self.store.log(self.name, "result", task=task.task, outcome=result.outcome)
@@ -9206,7 +9222,7 @@ def hear_signals(note: Callable[[int, Any], None]) -> int:
 def run_session(store: Store, name: str) -> int:
     """Be a session's runner: the pane's own process."""
     session, folder = store.find(name), store.folder(name)
-    # The pane dies with us: what we last said must not die with it.
+    # The pane dies with this process; its last words must outlive both.
     path = f"{folder}/runner.log"
     if os.path.lexists(path) and not os.path.isfile(path):
         store.quarantine(path)
