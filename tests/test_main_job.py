@@ -302,8 +302,8 @@ class Hook:
 
 @pytest.fixture
 def busy(place):
-    """A session in whose turn hooks ask."""
-    put_loader(place, NO_DIALOG)
+    """A session in whose turn hooks ask. Its screen stands still, and is no dialog for that."""
+    put_loader(place, NO_DIALOG + "SCREEN_S = 600.0\n")
     session, task = assign(place, "demo: sleep 300")
     place.until_state(session, "working")
     return session, task
