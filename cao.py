@@ -9775,16 +9775,18 @@ class Schedule:
 
 def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
     """Return what a session asks as text, with its options."""
-    way = f" (by way of {' > '.join(path)})" if len(path) > 1 else ""
+    by_way = ""
+    if len(path) > 1:
+        by_way = f" (by way of {' > '.join(path)})"
     # Further in than the options, and than the next question: no line of it passes for these.
     text = question["text"].replace("\n", "\n    ")
-    lines = [f"{session}{way} asks ({question['kind']}, {question['id']}): {text}"]
+    lines = [f"{session}{by_way} asks ({question['kind']}, {question['id']}): {text}"]
     return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
 
 
 def render_questions(view: dict[str, Any]) -> str:
     """Return all that a session asks, whole."""
-    asked = view.get("questions") or ()
+    asked = view.get("questions", ())
     return "".join(render_question(view["session"], question) + "\n" for question in asked)
 
 
@@ -9794,13 +9796,16 @@ def how_to_answer(
     """Return who may answer a question, and how: in the words of a shell, or of a tool too.
 
     approves: a permission is its supervisor's to give."""
-    if question["kind"] == "question" or (question["kind"] == "permission" and approves):
-        tool = "the tool answer, or " if by_tool else ""
+    kind = question["kind"]
+    if kind == "question" or (kind == "permission" and approves):
+        tool = ""
+        if by_tool:
+            tool = "the tool answer, or "
         return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
-    if question["kind"] == "screen":
+    if kind == "screen":
         way = f"cao attach {session}, or by keys: cao answer {session} --key Down --key Enter"
         return f"A person has to answer in its terminal: {way}. The work goes on then; then wait."
-    if question["kind"] == "interrupted":
+    if kind == "interrupted":
         return "The person, or a message to it, starts its next turn. Then wait."
     way = f"cao answer {session} yes, or no, or 'no: WORDS'"
     if not by_tool:
@@ -9822,7 +9827,7 @@ def render_session(view: dict[str, Any]) -> str:
         line += f"  {render_tokens(view['usage'])}"
     if view["state"] in ("unknown", "working", "queued") and view.get("why"):
         line += f"  {view['why']}"
-    for question in view.get("questions") or ():
+    for question in view.get("questions", ()):
         line += f"  asks: {shorten(question['text'], 60)}"
     return line
 
@@ -9841,8 +9846,8 @@ class DemoAgent:
         self.store, self.launch_folder = store, launch_folder
         self.folder = os.path.dirname(launch_folder)
         name = os.path.basename(self.folder)
-        session = store.load(name)
-        self.boss = Orchestrator(store, Caller(name, session.depth if session else 0, worker=True))
+        depth = store.find(name).depth
+        self.boss = Orchestrator(store, Caller(name, depth, worker=True))
         self.heard: list[Waited] = []  # told when the turn's answer is
         self.keys = b""
         self.saved = termios.tcgetattr(0)
@@ -9938,16 +9943,14 @@ class DemoAgent:
 
         self.keep_trying(note_prompt)
         self.hook("UserPromptSubmit", prompt=prompt)
-        named = re.search(r" is in the file (\S+) \(\d+ bytes\)", prompt)
-        prompt = self.store.read_text(named[1]) if named else prompt
+        if named := re.search(r" is in the file (\S+) \(\d+ bytes\)", prompt):
+            prompt = self.store.read_text(named[1])
         match = re.search(r"^demo: ?(.*)$", prompt, re.M)
         # A step may hold another agent's script in braces.
         steps, below = [f"say {self.summary(prompt)}"], ""
         if match:
-            steps, below = (
-                re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1]),
-                prompt[match.end() + 1 :],
-            )
+            steps = re.findall(r"(?:\{[^{}]*\}|[^;{}])+", match[1])
+            below = prompt[match.end() + 1 :]
         answers = []
         for step in steps:
             verb, _, rest = step.strip().partition(" ")
@@ -9956,14 +9959,14 @@ class DemoAgent:
             if verb == "fail":
                 self.hook("StopFailure", error="server_error", last_assistant_message=rest)
                 return None
-            said = below if verb == "echo" else self.step(verb, rest)
-            if said is None:
+            answer = below if verb == "echo" else self.step(verb, rest)
+            if answer is None:
                 self.show("interrupted\n")
                 self.status("idle")
                 self.hook("Interrupt")
                 return None
-            if said:
-                answers.append(said)
+            if answer:
+                answers.append(answer)
         answer = "\n".join(answers)
         self.show(f"* {shorten(answer, 160)}\n")
         self.hook("Stop", last_assistant_message=answer)
@@ -9983,7 +9986,9 @@ class DemoAgent:
             return rest
         if verb == "sleep":
             self.show(f"working {rest} s (esc to interrupt)\n")
-            return None if self.pressed_escape(float(rest)) else ""
+            if self.pressed_escape(float(rest)):
+                return None
+            return ""
         if verb in ("ask", "permit"):
             question, *options = (part.strip() for part in rest.split("|"))
             return self.ask(verb, question, options or ["Yes", "No"])
@@ -10120,38 +10125,45 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
 def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the evidence for a session's state: in words, in the order to read it; and as
     facts for a program."""
-    view = boss.read_session(name, PANE_LINES)
-    state = boss.store.load_state(name)
+    view, state = boss.read_session(name, PANE_LINES), boss.store.load_state(name)
     look, event = view["evidence"].get("look"), view["evidence"].get("event")
-    group = state.get("group") or {}
-    alive = bool(group) and is_running(group)
-    has_runner = boss.store.is_locked(name)
-    last_event = last_look = ""
+    has_runner, group = boss.store.is_locked(name), state.get("group")
+    facts = {**view, "runner_alive": has_runner, "child": None}
+    lock, child, exit_status = "free: no runner", "", ""
+    last_event = last_look = title = ""
+    if has_runner:
+        lock = "held: its runner lives"
+    if group:
+        alive = is_running(group)
+        facts["child"] = {"pid": group["id"], "alive": alive}
+        child = f"{group['id']} {'alive' if alive else 'gone'}"
     if event:
         ago = render_seconds(max(0.0, time.time() - event["at"]))
         last_event = f"{event['kind']} by {event['source']}, {ago} ago"
     if look:
         last_look = f"{look['state']} by {look['source']} {look['why']}".strip()
-    found: dict[str, Any] = {
+    if view["kind"] == "agent":
+        title = boss.tmux.title_of(name)
+    if state.get("exit_status") is not None:
+        exit_status = str(state["exit_status"])
+    words = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),
-        "lock": "held: its runner lives" if has_runner else "free: no runner",
-        "child": f"{group.get('id')} {'alive' if alive else 'gone'}" if group else None,
+        "lock": lock,
+        "child": child,
         "last event": last_event,
         "last look": last_look,
-        "title": (boss.tmux.title_of(name) if view["kind"] == "agent" else "") or None,
+        "title": title,
         "screen": last_words(view["screen"], 200),
         "held back": state.get("held_back"),
         "asks": "; ".join(question["text"] for question in state.get("questions") or ()),
         "task": state.get("task"),
-        "waiting messages": view["waiting_messages"] or None,
-        "waits for": " ".join(boss.store.running(name)) or None,
-        "exit status": state.get("exit_status"),
+        "waiting messages": view["waiting_messages"],
+        "waits for": " ".join(boss.store.running(name)),
+        "exit status": exit_status,
         "transcript": state.get("transcript"),
     }
-    words = {key: value for key, value in found.items() if value not in (None, "")}
-    child = {"pid": group["id"], "alive": alive} if group else None
-    return words, {**view, "runner_alive": has_runner, "child": child}
+    return {key: value for key, value in words.items() if value}, facts
 
 
 def _drop_worktree(store: Store, name: str) -> bool:
@@ -10260,8 +10272,11 @@ def session_rows(
     """Return each session as one line in three parts: its place in the tree, its state, and
     the rest: age, task, and what it asks or said last. live: it stands for long on a screen,
     and an age that does not grow there would be wrong."""
-    hosts = [f"@{v['host']}" if "host" in v else "" for v in views]
-    names = ["  " * v["depth"] + v["session"] + host for v, host in zip(views, hosts)]
+    names = []
+    for view in views:
+        names.append("  " * view["depth"] + view["session"])
+        if "host" in view:
+            names[-1] += f"@{view['host']}"
     wide = min(max(map(len, names), default=0), columns * 3 // 8)
     rest = max(0, columns - wide - 2 - 9 - 2 - 12)
     rows = []
@@ -10270,20 +10285,23 @@ def session_rows(
         if live and state not in ("working", "starting"):
             form = "since %H:%M" if view["for_s"] < 20 * 3600 else "since %b %d"
             age = time.strftime(form, time.localtime(time.time() - view["for_s"]))
-        task, said = view.get("task_line") or "", view.get("last_line") or ""
-        if view.get("questions"):
-            said = f"asks: {view['questions'][0]['text']}"
-            if len(view["questions"]) > 1:
-                said = f"asks {len(view['questions'])} things: {view['questions'][0]['text']}"
+        task, last = view.get("task_line", ""), view.get("last_line", "")
+        asked = view.get("questions")
+        if asked:
+            last = f"asks: {asked[0]['text']}"
+            if len(asked) > 1:
+                last = f"asks {len(asked)} things: {asked[0]['text']}"
         urgent = state == "asking"
         if state in ("unknown", "working", "queued") and view.get("why"):
-            said, urgent = view["why"], True
-        facts = ""
+            last, urgent = view["why"], True
+        tokens = ""
         if view.get("usage"):
-            facts += f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
-        parts = [(facts + task, rest * 2 // 5), (said, rest - rest * 2 // 5 - 2)]
+            tokens = f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
+        parts = [(tokens + task, rest * 2 // 5), (last, rest - rest * 2 // 5 - 2)]
         if rest < 70:  # room for one of them
-            parts = [(said if urgent else facts + (task or said), rest)]
+            if not urgent:
+                last = tokens + (task or last)
+            parts = [(last, rest)]
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
         rows.append((fit_columns(name, wide) + "  ", f"{state + ' ':9}", f"{age:12}  {words}"))
     return rows
@@ -10299,23 +10317,6 @@ def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
 
-# A key of `cao watch` -> what has to be typed for it.
-WATCH_VERBS = {"a": "answer", "s": "message", "i": "", "x": "end it and its workers: type yes"}
-WATCH_KEYS = "enter attach  r read  a answer  s send  i interrupt  x end  ? keys  q quit"
-PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
-WATCH_HELP = """\
-enter         attach to the session; its status line says how to come back
-r             read its screen
-a             read and answer what it asks
-s             send it a message
-i             interrupt its turn
-x             end it and its workers
-tab           select the next session that asks
-/             show only the sessions with these words; Esc shows all again
-up, down, page up, page down, j, k, g (first), G (last), mouse wheel
-              select a session; scroll where a text is shown
-Esc           go back
-q             go back; quit from the list"""
 WATCH_FILTERS = "session state profile provider supervisor cwd task_line last_line".split()
 READ_LINES = 1000  # of a session's screen and history
 ALL_LINES = 1 << 20  # a step to the first or last
@@ -10335,6 +10336,7 @@ class Watch:
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
         self.asked = ("", "")  # a question's page: title and text
+        self.over = False  # q was pressed in the list
         self.scroll = 0  # lines of the page below those that are shown
         self.unread = 0  # lines of the question that were not shown yet
         self.room = 1  # rows of the list, or lines of the page
@@ -10343,6 +10345,7 @@ class Watch:
         """Show and obey until q is pressed."""
         import curses
 
+        self.screen = screen
         self.wake.listen("")
         # All is drawn anew, also at the old size: the terminal may have been another between.
         signal.signal(signal.SIGWINCH, lambda _number, _frame: screen.clearok(True))
@@ -10364,13 +10367,14 @@ class Watch:
                     self.scroll = self.unread = ALL_LINES
             if self.look():
                 curses.beep()
-            self.draw(screen)
+            self.draw()
             busy = {"working", "starting"} & {*self.states.values()}
             ready = readable([0, self.wake.fd], LOOK_S if busy else None)
             if ready == [self.wake.fd]:
                 readable([0], 0.05)  # let pokes gather
             self.wake.drain()
-            if not self.take_keys(screen) or not os.isatty(0):
+            self.take_keys()
+            if self.over or not os.isatty(0):
                 return
 
     def look(self) -> bool:
@@ -10412,10 +10416,11 @@ class Watch:
         if self.views:
             self.selected = self.views[self.at]["session"]
 
-    def draw(self, screen: Any) -> None:
+    def draw(self) -> None:
         """Draw all: the counts, the list, the selected session, the keys; or a page of text."""
         import curses
 
+        screen = self.screen
         height, columns = screen.getmaxyx()
         columns -= 1  # writing the last cell of the last line is an error to curses
         screen.erase()
@@ -10458,7 +10463,9 @@ class Watch:
         put(len(shown) + 1, 0, title, curses.A_UNDERLINE)
         for y, line in enumerate(lines, len(shown) + 2):
             put(y, 0, line)
-        last = self.said or (PAGE_KEYS if self.page else WATCH_KEYS)
+        last = self.said
+        if not last:
+            last = PAGE_KEYS if self.page else LIST_KEYS
         if self.verb:
             label = f"{self.label} (Esc goes back): "
             if self.unread:
@@ -10472,7 +10479,8 @@ class Watch:
         """Return a title and all lines of the page; of the list, in so many lines what the
         selected session asks and the end of its screen."""
         if self.page == "help":
-            return "Keys", wrap_columns(WATCH_HELP, columns)
+            rows = [f"{key:13} {about}" for key, (_, about, _) in WATCH_KEYS.items()]
+            return "Keys", wrap_columns("\n".join(rows), columns)
         if self.page == "question":
             return self.asked[0], wrap_columns(self.asked[1], columns)
         if self.filter and not self.views:
@@ -10494,101 +10502,101 @@ class Watch:
         screen = view["screen"].split("\n")
         return title, [*asked, *screen[max(0, len(screen) + len(asked) - lines) :]]
 
-    def take_keys(self, screen: Any) -> bool:
-        """Do what the keys pressed since the last time say; False for q."""
+    def take_keys(self) -> None:
+        """Do what the keys pressed since the last time say."""
         import curses
 
-        while True:
+        while not self.over:
             try:
-                key = screen.get_wch()
-                if key in ("\r", curses.KEY_ENTER):
-                    key = "\n"
-                elif key == curses.KEY_MOUSE:
+                key = self.screen.get_wch()
+                if key == curses.KEY_MOUSE:
                     upwards = curses.getmouse()[4] & curses.BUTTON4_PRESSED
                     key = curses.KEY_UP if upwards else curses.KEY_DOWN
             except curses.error:
-                return True  # that was the last one; or a click, which is none of ours
+                return  # that was the last one; or a click, which is none of ours
+            if isinstance(key, int):
+                key = curses.keyname(key).decode()
+            key = KEY_NAMES.get(key, key)
             self.said = ""
             if self.verb:
                 self.type_key(key)
-            elif key in ("q", "\x1b") and self.page:
-                self.page = ""
-            elif key == "q":
-                return False
-            elif key == "\x1b":
-                self.filter = ""
-            elif key == "/":
-                self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
-            elif key == "?":
-                self.page, self.scroll = "help", ALL_LINES
-            elif key == "r":
-                self.page, self.scroll = "screen", 0
-            elif key == "\n" and self.selected:
-                self.attach(screen)
-            elif key in WATCH_VERBS and self.selected:
-                self.begin(str(key))
+            elif key in WATCH_KEYS:
+                WATCH_KEYS[key][2](self, key)
             else:
                 self.move(key)
             if self.unread:
-                self.draw(screen)  # each line of a question is shown before it is answered
+                self.draw()  # each line of a question is shown before it is answered
+
+    def go_back(self, key: str) -> None:
+        """Leave a page; from the list, Esc ends the filter and q ends all."""
+        if self.page:
+            self.page = ""
+        elif key == "q":
+            self.over = True
+        else:
+            self.filter = ""
+
+    def show_page(self, key: str) -> None:
+        """Show a session's screen, from its end, or the help, from its start."""
+        self.page, self.scroll = "screen", 0
+        if key == "?":
+            self.page, self.scroll = "help", ALL_LINES
+
+    def type_filter(self, _key: str) -> None:
+        """Begin to type the words of the filter."""
+        self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
 
     def begin(self, verb: str) -> None:
         """Begin a verb: what has to be typed for it is for the session as it is now."""
-        self.target, self.typed = (self.selected, ""), ""
-        questions = self.views[self.at].get("questions") or []
-        if verb == "a" and not questions:
-            self.said = f"{self.selected} asks nothing"
+        if not self.selected:
             return
-        self.verb, self.label = verb, f"{self.selected}: {WATCH_VERBS[verb]}"
-        if verb == "a":
-            self.target = self.selected, questions[0]["id"]
-            where = self.views[self.at]["cwd"]
-            self.asked = f"in {where}", render_question(self.selected, questions[0])
-            self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
-        elif verb == "i":
+        view, self.typed = self.views[self.at], ""
+        self.verb, self.target = verb, (self.selected, "")
+        if verb == "i":
             self.obey()
+        elif verb == "s":
+            self.label = f"{self.selected}: message"
+        elif verb == "x":
+            self.label = f"{self.selected}: end it and its workers: type yes"
+        elif not view.get("questions"):
+            self.verb, self.said = "", f"{self.selected} asks nothing"
+        else:
+            question = view["questions"][0]
+            self.label = f"{self.selected}: answer"
+            self.target = self.selected, question["id"]
+            self.asked = f"in {view['cwd']}", render_question(self.selected, question)
+            self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
 
-    def move(self, key: str | int) -> None:
+    def select_asking(self, _key: str) -> None:
+        """Select the next session that asks; they come first in the list."""
+        asking = [view["state"] for view in self.views].count("asking")
+        if self.page or not asking:
+            return
+        self.select(self.at + 1 if self.at + 1 < asking else 0)
+
+    def move(self, key: str) -> None:
         """Select another session, or scroll the page."""
-        import curses
-
-        steps: dict[str | int, int] = {
-            "j": 1,
-            "k": -1,
-            "g": -ALL_LINES,
-            "G": ALL_LINES,
-            curses.KEY_DOWN: 1,
-            curses.KEY_UP: -1,
-            curses.KEY_NPAGE: self.room,
-            curses.KEY_PPAGE: -self.room,
-        }
-        step = steps.get(key, 0)
+        step = STEPS.get(key, 0)
+        if key.endswith("PAGE"):
+            step *= self.room
         if self.page:
             self.scroll = max(0, self.scroll - step)
-        elif key == "\t":
-            asking = [view["state"] for view in self.views].count("asking")  # they come first
-            if self.at + 1 < asking:
-                self.select(self.at + 1)
-            elif asking:
-                self.select(0)
         else:
             self.select(self.at + step)
 
-    def type_key(self, key: str | int) -> None:
+    def type_key(self, key: str) -> None:
         """Take a key for the line that is being typed; Enter does it, Esc leaves it."""
-        import curses
-
-        if key == "\x1b":
+        if key == "Esc":
             self.typed = ""
-        elif key in (curses.KEY_BACKSPACE, "\x7f", "\b"):
+        elif key in ("KEY_BACKSPACE", "\x7f", "\b"):
             self.typed = self.typed[:-1]
-        elif isinstance(key, str) and key.isprintable():
+        elif len(key) == 1 and key.isprintable():
             self.typed += key
         elif self.page:
             self.move(key)
         if self.verb == "/":
             self.filter = self.typed
-        if key == "\x1b" or (key == "\n" and not self.unread):
+        if key == "Esc" or (key == "enter" and not self.unread):
             self.obey()
 
     def obey(self) -> None:
@@ -10614,10 +10622,12 @@ class Watch:
             self.page = ""
         self.verb, self.unread = "", 0
 
-    def attach(self, screen: Any) -> None:
+    def attach(self, _key: str) -> None:
         """Give the terminal to the selected session until the person detaches."""
         import curses
 
+        if not self.selected:
+            return
         try:
             argv = attach_argv(self.boss, self.selected)
             curses.endwin()
@@ -10625,7 +10635,33 @@ class Watch:
             self.said = f"tmux ended with exit status {status}" if status else ""
         except CaoError as error:
             self.said = error.what
-        screen.clear()
+        self.screen.clear()
+
+
+STEPS = {  # how far a key moves: in lines, or for the last two in screens
+    "KEY_UP": -1, "k": -1, "KEY_DOWN": 1, "j": 1, "g": -ALL_LINES, "G": ALL_LINES,
+    "KEY_PPAGE": -1, "KEY_NPAGE": 1,
+}  # fmt: skip
+KEY_NAMES = {"\n": "enter", "\r": "enter", "KEY_ENTER": "enter", "\t": "tab", "\x1b": "Esc"}
+# A key's name, what it does (for the last line, if that has room for it; for the help), and how.
+WATCH_KEYS: dict[str, tuple[str, str, Callable[[Watch, str], None]]] = {
+    "enter": ("attach", "attach to the session; its status line says how to come back",
+              Watch.attach),
+    "r": ("read", "read its screen", Watch.show_page),
+    "a": ("answer", "read and answer what it asks", Watch.begin),
+    "s": ("send", "send it a message", Watch.begin),
+    "i": ("interrupt", "interrupt its turn", Watch.begin),
+    "x": ("end", "end it and its workers", Watch.begin),
+    "tab": ("", "select the next session that asks", Watch.select_asking),
+    "/": ("", "show only the sessions with these words; Esc shows all again", Watch.type_filter),
+    "up, down, page up, page down, j, k, g (first), G (last), mouse wheel":
+        ("", "\n              select a session; scroll where a text is shown", Watch.move),
+    "Esc": ("", "go back", Watch.go_back),
+    "?": ("keys", "show the keys", Watch.show_page),
+    "q": ("quit", "go back; quit from the list", Watch.go_back),
+}  # fmt: skip
+LIST_KEYS = "  ".join(f"{key} {word}" for key, (word, _, _) in WATCH_KEYS.items() if word)
+PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
 
 
 # ---- trace: what sessions did, for Perfetto, speedscope and chrome://tracing ----
@@ -10834,17 +10870,19 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
             "[mcp_servers.cao]", f"command = {_toml(command)}", f"args = {_toml(args)}",
             f"env_vars = {_toml(passed)}", "startup_timeout_sec = 60", "tool_timeout_sec = 600",
         ]  # fmt: skip
-        return "\n".join([*lines, f"env = {_toml(env)}"] if env else lines)
-    if client.key == "continue":
-        entry: dict[str, Any] = {"name": "cao", "type": "stdio", "command": command, "args": args}
-        lines = [f"    {key}: {json.dumps(value)}" for key, value in {**entry, "env": env}.items()]
-        lines[0] = "  - name: cao"
-        return "\n".join(["name: cao", "version: 0.0.1", "schema: v1", "mcpServers:", *lines])
-    if client.key == "goose":
+        if env:
+            lines.append(f"env = {_toml(env)}")
+        return "\n".join(lines)
+    entry: dict[str, Any]
+    if client.key in ("continue", "goose"):  # YAML, whose values may be JSON
+        head = ["extensions:", "  cao:"]
         entry = {"name": "cao", "type": "stdio", "cmd": command, "args": args, "envs": env}
         entry.update(enabled=True, timeout=300)
+        if client.key == "continue":
+            head = ["name: cao", "version: 0.0.1", "schema: v1", "mcpServers:", "  - name: cao"]
+            entry = {"type": "stdio", "command": command, "args": args, "env": env}
         lines = [f"    {key}: {json.dumps(value)}" for key, value in entry.items()]
-        return "\n".join(["extensions:", "  cao:", *lines])
+        return "\n".join([*head, *lines])
     if client.key == "mcp":  # OpenCode
         entry = {"type": "local", "command": list(argv), "enabled": True, "timeout": 600000}
         named = "environment"
@@ -10857,46 +10895,49 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
 
 def explain_profile(profile: Profile) -> dict[str, Any]:
     """Return what is effective and what is ignored of a profile, as data."""
-    row, effort = PROVIDERS[profile.provider], profile.effort
+    row, settings, effort = PROVIDERS[profile.provider], profile.settings, profile.effort
     if effort and not row.program:
         effort += "  (not passed on)"
     unknown = list(profile.unknown)
     for at, key in enumerate(unknown):
         if meant := nearest(key, PROFILE_KEYS):
             unknown[at] = f"{key} ({meant}?)"
+    trust = keep = ""
+    if profile.trust:
+        trust = "the folder-trust dialog may be answered"
+    if profile.keep:
+        keep = "never closes by itself"
+    unused = [key for key in settings if _KEYS_OF.get(key, row.name) != row.name]
     facts: dict[str, Any] = {
         "name": profile.name,
         "from": profile.source,
         "about": profile.description,
         "provider": profile.provider + unproven(profile.provider),
-        **{key: str(profile.settings.get(key) or "") for key in _COMMAND_KEYS},
+        **{key: str(settings[key]) for key in _COMMAND_KEYS if settings.get(key)},
         "model": profile.model,
         "effort": effort,
         **explain_scope(profile),
-        "trust": "the folder-trust dialog may be answered" if profile.trust else "",
+        "trust": trust,
         "approve": profile.approve,
-        "keep": "never closes by itself" if profile.keep else "",
-        "mcp servers": " ".join(map(str, profile.settings.get("mcpServers") or {})),
-        "environment": " ".join(sorted(worker_environment(row.env_pass, profile.settings))),
+        "keep": keep,
+        "mcp servers": " ".join(map(str, settings.get("mcpServers") or {})),
+        "environment": " ".join(sorted(worker_environment(row.env_pass, settings))),
         "unknown keys": " ".join(unknown),
-        "read, not used": " ".join(
-            key
-            for key in profile.settings
-            if key in _UNUSED_KEYS or _KEYS_OF.get(key, row.name) != row.name
-        ),
+        "read, not used": " ".join(unused),
     }
     return {key: value for key, value in facts.items() if value}
 
 
 _COMMAND_KEYS = ("command", "ready", "busy", "asking", "answer", "exit")
-_KEYS_OF = {  # keys that mean something to one provider only
-    "claudeConfig": "claude",
-    **dict.fromkeys(("codexConfig", "codexProfile"), "codex"),
-    **dict.fromkeys(_COMMAND_KEYS, "command"),
-}
 _UNUSED_KEYS = (
     "tags capabilities skills toolsSettings toolAliases resources hooks useLegacyMcpJson tools"
 ).split()
+_KEYS_OF = {  # keys that mean something to one provider only, or to none
+    "claudeConfig": "claude",
+    **dict.fromkeys(("codexConfig", "codexProfile"), "codex"),
+    **dict.fromkeys(_COMMAND_KEYS, "command"),
+    **dict.fromkeys(_UNUSED_KEYS, ""),
+}
 
 
 def _finding(what: str, state: str, detail: str, **facts: Any) -> dict[str, Any]:
@@ -10979,8 +11020,10 @@ def _first_run(row: Provider) -> str:
     if row.name != "claude":
         return ""
     folder = os.environ.get("CLAUDE_CONFIG_DIR") or os.path.expanduser("~")
-    own = parse_object((read_file(f"{folder}/.claude.json") or b"").decode(errors="replace"))
-    return "" if own.get("hasCompletedOnboarding") else ", its first run is to come (try: claude)"
+    content = read_file(f"{folder}/.claude.json") or b""
+    if parse_object(content.decode(errors="replace")).get("hasCompletedOnboarding"):
+        return ""
+    return ", its first run is to come (try: claude)"
 
 
 def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
@@ -11001,29 +11044,34 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
     """Do one real turn of a CLI in the current directory; return the row (see _finding) that
     names the signals that came, and those that did not."""
     task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
-    found = boss.await_tasks([task], LIVE_S + 10)
-    found.told()
+    waited = boss.await_tasks([task], LIVE_S + 10)
+    waited.told()
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
-    look = (state.get("evidence") or {}).get("look") or {}
+    evidence = state.get("evidence") or {}
     row = PROVIDERS[boss.store.find(name).provider]
     boss.end(name)
-    result = next(iter(found.results), Result(task, name, "unfinished"))
+    result = next(iter(waited.results), Result(task, name, "unfinished"))
     signals = {
-        "prompt": bool(result.exact) and not result.exact.startswith("unknown"),
+        "prompt": result.exact[:7] not in ("", "unknown"),
         "end": result.source.startswith("hook"),
-        "state": look.get("state", "unknown") != "unknown" or not row.tells_state(),
-        "tools": os.path.exists(boss.store.launch_file(name, "tools-listed")) or not row.mcp,
+        "state": True,
+        "tools": True,
     }
-    came = [signal for signal in signals if signals[signal]]
-    missing = [signal for signal in signals if not signals[signal]]
-    parts = [f"asks: {ask['question']['text']}" for ask in found.asking]
+    if row.tells_state():
+        look = evidence.get("look") or {"state": "unknown"}
+        signals["state"] = look["state"] != "unknown"
+    if row.mcp:
+        signals["tools"] = os.path.exists(boss.store.launch_file(name, "tools-listed"))
+    parts = [f"asks: {ask['question']['text']}" for ask in waited.asking]
     parts.append(f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}")
-    for word, names in (("came", came), ("missing", missing)):
+    for word, came in (("came", True), ("missing", False)):
+        names = [signal for signal in signals if signals[signal] == came]
         if names:
             parts.append(f"{word}: {' '.join(names)}")
-    good = result.outcome == "done" and not missing
-    verdict = "ok" if good else "look"
+    verdict = "look"
+    if result.outcome == "done" and all(signals.values()):
+        verdict = "ok"
     return _finding(target, verdict, "; ".join(parts), outcome=result.outcome, signals=signals)
 
 
@@ -11134,53 +11182,51 @@ class Tool(NamedTuple):
     arguments: Any = None  # name -> schema: those of its verb
 
 
-def check_arguments(tool: Tool, given: Any) -> dict[str, Any]:
+def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
     """Return a tool's arguments. Raises UsageError naming the one that is wrong, and what
     to write (JSON Schema 2020-12: the few words our own schemas use)."""
-    if not isinstance(given, dict):
-        raise UsageError(f"{tool.name}: the arguments must be an object", "e.g. {}")
-    example = ", ".join(f'"{name}": …' for name in tool.required)
     for name in tool.required:
         if name not in given:
+            example = ", ".join(f'"{name}": …' for name in tool.required)
             raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
-    kinds: dict[str, Any] = {"string": str, "boolean": bool, "number": (int, float), "array": list}
     arguments = {}
     for name, written in given.items():
         schema = tool.arguments.get(name)
         if schema is None:
             known = ", ".join(tool.arguments) or "none"
-            raise UsageError(
-                f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
-            )
+            what = f"{tool.name}: there is no argument {name!r}"
+            raise UsageError(what, f"the arguments are: {known}")
         if written is None and name not in tool.required:
             continue
         kind = str(schema["type"])
+        types, example = KINDS[kind]
         value = read_argument(kind, written)
-        wrong = not isinstance(value, kinds[kind]) or (kind == "number" and isinstance(value, bool))
-        if kind == "array" and not wrong:
-            wrong = not all(isinstance(item, str) for item in value)
-        if wrong:
-            raise UsageError(
-                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}",
-                f'write "{name}": {EXAMPLES[kind]}',
-            )
+        right = type(value) in types
+        if right and kind == "array":
+            right = all(isinstance(item, str) for item in value)
+        if not right:
+            what = f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}"
+            raise UsageError(what, f'write "{name}": {example}')
         least = schema.get("minimum", 0)
         if kind == "number" and not least <= value < 1e9:
-            raise UsageError(
-                f"{tool.name}: {name!r} is out of range: {value}",
-                f'write "{name}": a number, {least} or more',
-            )
+            what = f"{tool.name}: {name!r} is out of range: {value}"
+            raise UsageError(what, f'write "{name}": a number, {least} or more')
         arguments[name] = value
     return arguments
 
 
-EXAMPLES = {"string": '"…"', "boolean": "true", "number": "60", "array": '["…", "…"]'}
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # the types of JSON values, an example
+    "string": ((str,), '"…"'),
+    "boolean": ((bool,), "true"),
+    "number": ((int, float), "60"),
+    "array": ((list,), '["…", "…"]'),
+}
 
 
 def read_argument(kind: str, value: Any) -> Any:
     """Return an argument as its schema has it, where a model wrote it in another obvious form:
     "true", "60", 1 for "1", one name or "a, b" for a list."""
-    if kind == "string" and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if kind == "string" and type(value) in (int, float):
         return str(value)
     if not isinstance(value, str):
         return value
@@ -11204,68 +11250,75 @@ def view_waited(call: Call, found: Waited, known: frozenset[str] = frozenset()) 
 
     Claude Code and Codex show the model the data alone: what to do next stands there too.
     """
+    boss, store = call.boss, call.boss.store
     parts: list[str] = []
     data: dict[str, Any] = {}
     if found.results:
-        data["results"] = [
-            view_result(call.boss.store, r, call.answer_chars) for r in found.results
-        ]
-        for result, shown in zip(found.results, data["results"]):
-            text = render_result(result._replace(answer=shown["answer"]))
-            parts.append(f"{text}\n{shown['cut']}" if "cut" in shown else text)
+        data["results"] = []
+        for result in found.results:
+            shown = view_result(store, result, call.answer_chars)
+            data["results"].append(shown)
+            parts.append(render_result(result._replace(answer=shown["answer"])))
+            if "cut" in shown:
+                parts[-1] += f"\n{shown['cut']}"
     if found.messages:
-        parts += [render_message(message) for message in found.messages]
+        parts += map(render_message, found.messages)
         keys = ("kind", "sender", "text", "id")
-        data["messages"] = [{k: getattr(m, k) for k in keys} for m in found.messages]
+        data["messages"] = [{key: getattr(m, key) for key in keys} for m in found.messages]
     if found.asking:
         data["asking"] = []
         for ask in found.asking:
-            session = call.boss.store.peek(ask["session"])
+            session = store.peek(ask["session"])
             approves = session is not None and session.approve == "supervisor"
             how = how_to_answer(ask["session"], ask["question"], True, approves)
             data["asking"].append({**ask, "how": how})
             parts.append(f"{render_question(ask['session'], ask['question'], ask['path'])}\n{how}")
     if found.running:
         data["running"] = list(found.running)
-        states = [
-            f"{t} ({call.boss.state_of(call.boss.store.session_of(t)).get('state')})"
-            for t in found.running
-        ]
-        names = json.dumps(list(found.running))
-        data["next"] = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
+        names = json.dumps(data["running"])
+        step = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
         if found.asking:
             hows = " ".join(f"Question {a['question']['id']}: {a['how']}" for a in data["asking"])
-            data["next"] = f"{hows} Call wait with tasks {names}."
-        if found.asking and known.issuperset(ask["question"]["id"] for ask in found.asking):
-            data["next"] += " Nobody has answered so far: you may end your turn and wait later."
-        parts.append(f"Still running: {', '.join(states)}. {data['next']} stop_session ends it.")
+            step = f"{hows} Call wait with tasks {names}."
+            if known.issuperset(ask["question"]["id"] for ask in found.asking):
+                step += " Nobody has answered so far: you may end your turn and wait later."
+        data["next"] = step
+        states = [
+            f"{task} ({boss.state_of(store.session_of(task)).get('state')})"
+            for task in found.running
+        ]
+        parts.append(f"Still running: {', '.join(states)}. {step} stop_session ends it.")
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
-        if unread := call.boss.left_by_others():
+        if unread := boss.left_by_others():
             data["next"] = (
                 "Perhaps you gave these tasks, before a restart: to get their results, call wait"
                 f" with tasks {json.dumps(unread)}."
             )
             parts.append(data["next"])
-    kinds = (("asking", found.asking), ("running", found.running), ("done", found.results))
-    data["outcome"] = next((word for word, there in kinds if there), "nothing")
+    data["outcome"] = "nothing"
     if len(found.results) == 1:
         data["outcome"] = found.results[0].outcome
+    elif found.asking:
+        data["outcome"] = "asking"
+    elif found.running:
+        data["outcome"] = "running"
+    elif found.results:
+        data["outcome"] = "done"
     left = (*found.running, *(result.task for result in found.results))
     return Answer("\n\n".join(parts), data, left, found.claims)
 
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     """Return a result as data for a program; a long answer is cut, and says so."""
-    left_out = ["screen", "ended_at"]
-    left_out += [] if result.told_at else ["told_at"]
-    left_out += ["exact"] if result.exact == "exact" else []
-    data = {
-        key: value
-        for key, value in result._asdict().items()
-        if key == "answer" or (value not in ("", (), None) and key not in left_out)
-    }
-    data["file"] = store.result_path(result.task)
+    data = {key: value for key, value in result._asdict().items() if value not in ("", (), None)}
+    for key in ("screen", "ended_at"):
+        data.pop(key, None)
+    if not result.told_at:
+        data.pop("told_at", None)
+    if result.exact == "exact":
+        del data["exact"]
+    data.update(answer=result.answer, file=store.result_path(result.task))
     if step := next_step(result):
         data["next"] = step
     if session := store.peek(result.session):
@@ -11302,15 +11355,18 @@ def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     how = f'Call wait with tasks ["{task}"] for the result.'
     if me and me.kind == "agent":
         how = "The result will arrive in your conversation by itself."
-    queued = f" It {receipt['why']}." if "why" in receipt else ""
-    text = f"Task {task} is with session {session.name}, in {session.cwd}.{queued} {how}"
-    return Answer(text, {**receipt, "cwd": session.cwd, "next": how}, (task,))
+    text = f"Task {task} is with session {session.name}, in {session.cwd}."
+    if "why" in receipt:
+        text += f" It {receipt['why']}."
+    return Answer(f"{text} {how}", {**receipt, "cwd": session.cwd, "next": how}, (task,))
 
 
 def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
     receipt = call.boss.send_message(given["target"], given["message"])
-    exact = f", {receipt['exact']}" if receipt.get("exact") else ""
-    return Answer(f"Message to {receipt['to']}: {receipt['step']}{exact}.", receipt)
+    text = f"Message to {receipt['to']}: {receipt['step']}"
+    if receipt.get("exact"):
+        text += f", {receipt['exact']}"
+    return Answer(f"{text}.", receipt)
 
 
 def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
@@ -11358,14 +11414,17 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
 
 def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
     view = call.boss.read_session(given["session"], int(given.get("lines", PANE_LINES)))
-    head = render_session(view) + (f"  ({view['why']})" if view.get("why") else "")
+    head = render_session(view)
+    if view.get("why"):
+        head += f"  ({view['why']})"
     return Answer(f"{head}\n{render_questions(view)}{view['screen']}", view)
 
 
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
-    done = call.boss.answer(given["session"], given["answer"], given.get("question") or "")
-    tasks = call.boss.store.running(call.boss.caller.name)
-    done["next"] = f"Call wait with tasks {json.dumps(tasks)}." if tasks else "Call wait."
+    done = call.boss.answer(given["session"], given["answer"], given.get("question", ""))
+    done["next"] = "Call wait."
+    if tasks := call.boss.store.running(call.boss.caller.name):
+        done["next"] = f"Call wait with tasks {json.dumps(tasks)}."
     text = f"{done['session']} got the answer: {done['answered']}. Call wait to go on."
     return Answer(text, done)
 
@@ -11449,17 +11508,16 @@ def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     """Return what the near side is to know of its session here."""
     store = boss.store
     messages = [message._asdict() for message in store.waiting(boss.caller.name)]
-    facts: dict[str, Any] = {"messages": messages, "questions": []}
+    facts: dict[str, Any] = {"messages": messages, "questions": [], "result": None}
     facts.update(state="", why="", last_line="", usage=None)
-    result = store.load_result(task) if task else None
-    facts["result"] = result._asdict() if result else None
+    if task and (result := store.load_result(task)):
+        facts["result"] = result._asdict()
     if session:
         state = boss.state_of(session)
         facts.update((key, state.get(key) or "") for key in ("state", "why", "last_line", "usage"))
         for name, question in boss.asked_below(session):
             facts["state"] = "asking"
-            who = {} if name == session else {"agent": name}
-            facts["questions"].append({**question, **who})
+            facts["questions"].append(question if name == session else {**question, "agent": name})
     return facts
 
 
@@ -11488,8 +11546,12 @@ def render_tool(tool: Tool) -> dict[str, Any]:
     }
 
 
+def _note(text: str) -> None:
+    print(f"cao: {text}", file=sys.stderr)
+
+
 def _say_error(error: CaoError) -> None:
-    print(f"cao: {error.what}", file=sys.stderr)
+    _note(error.what)
     if error.fix:
         fix = error.fix
         for tool, command in _COMMAND_OF.items():
@@ -11566,15 +11628,17 @@ def _report(ask: Ask, found: Waited) -> int:
     """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
     if ask.args.json:
         records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in found.results]
-        said = [message._asdict() for message in found.messages]
+        messages = [message._asdict() for message in found.messages]
         data = {"results": records, "asking": found.asking, "running": found.running}
-        _print(ask, {**data, "messages": said}, "")
+        _print(ask, {**data, "messages": messages}, "")
     else:
         for result in found.results:
-            done = result.outcome == "done"
-            alone = done and len(found.results) == 1
-            words = result.answer if alone else render_result(result)
-            print(words, file=sys.stdout if done else sys.stderr)
+            if result.outcome != "done":
+                print(render_result(result), file=sys.stderr)
+            elif len(found.results) > 1:
+                print(render_result(result))
+            else:
+                print(result.answer)
         _say_found(found)
     sys.stdout.flush()  # raises where it could not be printed
     found.told()
@@ -11599,14 +11663,11 @@ def _say_found(found: Waited) -> None:
 def cmd_handoff(ask: Ask) -> int:
     task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
     session, tell = ask.store.session_of(task), _progress(ask, lambda: None)
-    print(f"cao: task {task}", file=sys.stderr)
+    _note(f"task {task}")
     try:
         return _report(ask, ask.boss.await_tasks([task], 1e8, on_look=lambda _: tell(session)))
     except KeyboardInterrupt:
-        print(
-            f"cao: the task goes on; cao wait {task} gets its answer, cao stop {session} ends it",
-            file=sys.stderr,
-        )
+        _note(f"the task goes on; cao wait {task} gets its answer, cao stop {session} ends it")
         raise
 
 
@@ -11621,13 +11682,16 @@ def _progress(ask: Ask, still_wanted: Callable[[], None]) -> Callable[[str], Non
         news = re.sub(r"[^\w ]", "", words)  # a spinner is none
         if news != seen:
             seen = news
-            print(f"cao: {time.monotonic() - started:5.1f} s  {words}", file=sys.stderr)
+            _note(f"{time.monotonic() - started:5.1f} s  {words}")
 
     return tell
 
 
-def end_by(*numbers: int) -> Callable[[], None]:
-    """Let signals end us as Ctrl-C does, those that nohup or a shell had us ignore left out.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a person, CI, a terminal end us
+
+
+def end_by_signals() -> Callable[[], None]:
+    """Let ENDINGS end us as Ctrl-C does, those that nohup or a shell had us ignore left out.
 
     Returns what is to be called now and then: it raises once more where Python dropped the
     KeyboardInterrupt, as it does with one that falls into a destructor.
@@ -11642,7 +11706,7 @@ def end_by(*numbers: int) -> Callable[[], None]:
         if came:
             raise KeyboardInterrupt
 
-    for number in numbers:
+    for number in ENDINGS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
     return still_wanted
@@ -11656,13 +11720,13 @@ def cmd_run(ask: Ask) -> int:
     tasks: list[str] = []  # its name, known before it is given
     options = _given_options(ask)._replace(named=tasks.append)
     kept = ask.args.keep_on_failure
-    still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how CI cancels
+    still_wanted = end_by_signals()
     tell = _progress(ask, still_wanted)
     try:
         task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), options)
         session = ask.store.session_of(task)
         made = ask.args.target != session
-        print(f"cao: task {task}", file=sys.stderr)
+        _note(f"task {task}")
         found = run_to_end(
             ask.boss,
             task,
@@ -11671,7 +11735,7 @@ def cmd_run(ask: Ask) -> int:
             on_look=lambda _: tell(session),
         )
     except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ENDINGS:
             signal.signal(number, signal.SIG_IGN)  # once is enough: what is kept is said below
         for task in filter(ask.store.was_given, tasks):
             session = ask.store.session_of(task)
@@ -11681,8 +11745,8 @@ def cmd_run(ask: Ask) -> int:
                 ask.boss.stop_session(session, True)
             _say_kept(ask, session)
         raise
-    done = bool(found.results) and found.results[0].outcome == "done"
-    if made and (done or not kept):
+    outcomes = [result.outcome for result in found.results]
+    if made and (outcomes == ["done"] or not kept):
         ask.boss.end(session)
     for one in found.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
@@ -11700,19 +11764,19 @@ def cmd_run(ask: Ask) -> int:
 
 def _say_kept(ask: Ask, session: str) -> None:
     """Say on stderr what is left of a run."""
-    facts, folder = ask.store.load(session), ask.store.folder(session)
-    lives = ask.boss.state_of(session).get("state") != "ended"
-    kept = [f"session {session}: cao attach {session}, cao stop {session}" if lives else folder]
+    facts, kept = ask.store.load(session), [ask.store.folder(session)]
+    if ask.boss.state_of(session).get("state") != "ended":
+        kept = [f"session {session}: cao attach {session}, cao stop {session}"]
     if facts and facts.worktree:
         kept.append(f"branch {facts.worktree} in {ask.store.home}/worktrees/{session}")
-    print(f"cao: kept: {'; '.join(kept)}", file=sys.stderr)
+    _note(f"kept: {'; '.join(kept)}")
 
 
 def cmd_assign(ask: Ask) -> None:
     task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
     receipt = ask.boss.receipt(task)
     if "why" in receipt:
-        print(f"cao: {receipt['session']} {receipt['why']}", file=sys.stderr)
+        _note(f"{receipt['session']} {receipt['why']}")
     _print(ask, receipt, task)
 
 
@@ -11728,7 +11792,7 @@ def cmd_wait(ask: Ask) -> int:
     every = ask.args.all or not tasks
     found = ask.boss.await_tasks(tasks, limit, want_all=every)
     if found == Waited():
-        print("cao: nothing is open that was given out from this directory", file=sys.stderr)
+        _note("nothing is open that was given out from this directory")
     return _report(ask, found)
 
 
@@ -11737,10 +11801,12 @@ def cmd_ls(ask: Ask) -> None:
     if ask.args.asking:
         views = [v for v in views if v["state"] == "asking"]
     if ask.args.json or not views:
-        _print(ask, views, f"no session {'asks anything' if ask.args.asking else 'is running'}")
+        what = "asks anything" if ask.args.asking else "is running"
+        _print(ask, views, f"no session {what}")
         return
-    terminal = sys.stdout.isatty()
-    columns = os.get_terminal_size(1).columns if terminal else 200
+    terminal, columns = sys.stdout.isatty(), 200
+    if terminal:
+        columns = os.get_terminal_size(1).columns
     for name, state, rest in session_rows(views, columns):
         line = name + state + rest
         if not terminal:  # an agent reads it: no padding
@@ -11755,13 +11821,14 @@ def cmd_ls(ask: Ask) -> None:
 def cmd_show(ask: Ask) -> None:
     name = ask.args.session
     view = ask.boss.read_session(name, ask.args.lines or PANE_LINES)
-    profile, session = ask.boss.launched(name), ask.store.load(name)
-    scope = explain_scope(profile) if profile else {}
+    scope = {}
+    if profile := ask.boss.launched(name):
+        scope = {key: value for key, value in explain_scope(profile).items() if value}
+    session = ask.store.load(name)
     if session and session.worktree:
         scope["worktree"] = f"{session.worktree}  {worktree_path(ask.store, name)}"
-    env = ask.store.read_json(ask.store.launch_file(name, "env.json")) or {}
-    scope["environment"] = " ".join(sorted(env))
-    scope = {key: value for key, value in scope.items() if value}
+    if env := ask.store.read_json(ask.store.launch_file(name, "env.json")):
+        scope["environment"] = " ".join(sorted(env))
     head = f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}"
     screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # blank lines: one
     _print(ask, {**view, "scope": scope}, f"{head}{screen}".rstrip("\n"))
@@ -11840,7 +11907,7 @@ def cmd_answer(ask: Ask) -> None:
         (view["session"], question)
         for view in ask.boss.list_sessions()
         if ask.args.session in (None, view["session"])
-        for question in view.get("questions") or ()
+        for question in view.get("questions", ())
     ]
     if not asking:
         print("no session asks anything", file=sys.stderr)
@@ -11850,7 +11917,11 @@ def cmd_answer(ask: Ask) -> None:
         if question["kind"] in ("interrupted", "screen"):
             print(how_to_answer(name, question), file=sys.stderr)
             continue
-        while text := _typed_line("answer (nothing: skip it): "):
+        while True:
+            print("answer (nothing: skip it): ", end="", file=sys.stderr, flush=True)
+            text = sys.stdin.readline().strip()
+            if not text:
+                break
             try:
                 done = ask.boss.answer(name, text, question["id"])
             except CaoError as error:
@@ -11858,11 +11929,6 @@ def cmd_answer(ask: Ask) -> None:
                 continue
             _print(ask, done, f"{done['session']}: {done['answered']}")
             break
-
-
-def _typed_line(label: str) -> str:
-    print(label, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
 
 
 def cmd_stop(ask: Ask) -> int:
@@ -11917,7 +11983,7 @@ def cmd_launch(ask: Ask) -> None:
         raise
     if not sys.stdout.isatty() or ask.args.detach:
         if not ask.args.detach:
-            print(f"cao: no terminal to attach to; later: cao attach {name}", file=sys.stderr)
+            _note(f"no terminal to attach to; later: cao attach {name}")
         _print(ask, {"session": name}, name)
         return
     ask.args.session = name
@@ -11944,7 +12010,7 @@ def cmd_logs(ask: Ask) -> None:
         ask.store.find(one)
     wake = Wake(ask.store)
     read: dict[str, int] = {}  # how much of each log was printed
-    still_wanted = end_by(signal.SIGTERM, signal.SIGHUP)  # else its links would stay
+    still_wanted = end_by_signals()  # else its links would stay
     try:
         if follow and not one:
             wake.listen("")  # sessions that start later
@@ -12039,9 +12105,9 @@ def cmd_allow(ask: Ask) -> None:
             print(f"{table}\n", file=sys.stderr)
         repository = find_repository(folder)[0]
         if args.check and not args.remove and repository != folder:
-            print(f"cao: allowed in the whole repository {one_line(repository)}", file=sys.stderr)
+            _note(f"allowed in the whole repository {one_line(repository)}")
         if not args.remove and not args.host:
-            print("cao: a check like pytest runs files that workers may write", file=sys.stderr)
+            _note("a check like pytest runs files that workers may write")
     allowed = ask.store.allowed()
     rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
     _print(ask, allowed, render_table(rows) or "nothing is allowed")
@@ -12059,7 +12125,7 @@ def cmd_clean(ask: Ask) -> None:
         lines.append(f"crontab line removed: flow {name}: {fault}")
     _print(ask, {"removed": removed, "kept": foreign, "crontab": stale}, "\n".join(lines))
     for words in foreign:
-        print(f"cao: kept: {words}", file=sys.stderr)
+        _note(f"kept: {words}")
 
 
 def cmd_demo(ask: Ask) -> None:
@@ -12137,16 +12203,17 @@ def _schedule_log(ask: Ask, plan: Schedule) -> None:
     records.sort(key=itemgetter("id"))  # which begins with its time
     rows = []
     for record in records:
-        words = shorten(record["answer"] or record["detail"] or record["reason"], 70)
-        head = [record["flow"], record["id"], record["outcome"] or "running"]
-        usage = record.get("usage")
-        used = render_tokens(usage) if usage else ""
-        rows.append([*head, render_seconds(record["seconds"]), used, words])
+        about = shorten(record["answer"] or record["detail"] or record["reason"], 70)
+        tokens = ""
+        if record.get("usage"):
+            tokens = render_tokens(record["usage"])
+        row = [record["flow"], record["id"], record["outcome"] or "running"]
+        rows.append([*row, render_seconds(record["seconds"]), tokens, about])
     _print(ask, records, render_table(rows) or "no run")
 
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
-    still_wanted = end_by(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    still_wanted = end_by_signals()
     record = plan.run(ask.args.name, still_wanted)
     outcome, good = record["outcome"], record["outcome"] in ("done", "skipped")
     if ask.args.json or outcome == "done":
@@ -12154,7 +12221,7 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
     elif not good or os.isatty(2):  # cron makes mail of whatever is said here
         words = shorten(strip_controls(record["detail"] or record["reason"]), 400)
         took = f"{render_seconds(record['seconds'])}, run {record['id']}"
-        print(f"cao: flow {record['flow']}: {outcome} {words} ({took})", file=sys.stderr)
+        _note(f"flow {record['flow']}: {outcome} {words} ({took})")
     if record["reason"] == "asking":
         return EXIT_ASKING
     return EXIT_DONE if good else _OUTCOME_EXIT.get(outcome, EXIT_FAILED)
@@ -12347,7 +12414,7 @@ VERBS = (
          "cao attach developer-7k2m  # C-b d leaves it as it is", (_SESSION,), False),
     Verb("watch", cmd_watch, "show all sessions as they change; answer, attach, stop",
          "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
-         + WATCH_KEYS.replace("  ", ", ").replace("tab next, ", ""), (), False),
+         + LIST_KEYS.replace("  ", ", "), (), False),
     Verb("launch", cmd_launch, "start a supervisor in tmux and attach to it",
          "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your tmux settings",
          (_only("profile", "Default: supervisor.", "?", default="supervisor"),
@@ -12502,8 +12569,8 @@ class Form:
     def is_over(self) -> bool:
         """Show the form when it is its turn; tell whether there is a response, or no question."""
         if self.ask:
-            state, key = self.boss.state_of(self.ask["session"]), self.ask["question"]["id"]
-            if key not in [question["id"] for question in state.get("questions") or ()]:
+            state, asked = self.boss.state_of(self.ask["session"]), self.ask["question"]["id"]
+            if asked not in [question["id"] for question in objects_at(state, "questions")]:
                 return True
         if not self.key and self.server.form_lock.acquire(blocking=False):
             self.key = self.server.request("elicitation/create", self.params)
@@ -12515,18 +12582,14 @@ class Form:
             return ""
         response = self.server.requests.pop(self.key)
         if response is None:
-            params = {"requestId": self.key}
-            note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
-            self.server.send(note)
+            self.server.notify("notifications/cancelled", {"requestId": self.key})
         self.key = ""
         self.server.form_lock.release()
         self.server.wake_calls()
-        try:
-            chosen = response["result"]["content"]["answer"]
-            accepted = response["result"]["action"] == "accept" and chosen in self.options
-        except (KeyError, TypeError):
-            return ""
-        return str(chosen) if accepted else ""
+        chosen = text_at(response, "result.content.answer")
+        if chosen in self.options and text_at(response, "result.action") == "accept":
+            return chosen
+        return ""
 
 
 class McpServer:
@@ -12540,7 +12603,7 @@ class McpServer:
         self.tools = {"sync": SYNC} if near else TOOLS
         self.writing = threading.Lock()
         self.version = ""  # of the handshake, once there was one
-        self.client: dict[str, Any] = {}
+        self.client_name = ""
         self.boss: Orchestrator | None = None
         self.opening = threading.Lock()
         self.signals: list[int] = []
@@ -12565,8 +12628,6 @@ class McpServer:
             try:
                 readable([self.fd_in, *self.signals])
                 chunk = os.read(self.fd_in, 1 << 16)
-            except InterruptedError:
-                continue
             except OSError:
                 chunk = b""
             if not chunk:
@@ -12599,12 +12660,9 @@ class McpServer:
 
     def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
         """Write one message as one line; claims: on what it tells."""
-        try:
-            line = json.dumps(message, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        except UnicodeEncodeError:  # a lone surrogate
-            line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        line = json.dumps(message, ensure_ascii=False, allow_nan=False) + "\n"
         with self.writing:
-            view = memoryview(line)
+            view = memoryview(line.encode(errors="backslashreplace"))  # for a lone surrogate
             try:
                 while view:
                     try:
@@ -12616,25 +12674,30 @@ class McpServer:
                 os._exit(0)  # the client is gone; nobody is left to tell
             Waited(claims=tuple(claims)).told()  # the whole line is written
 
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a notification."""
+        self.send({"jsonrpc": "2.0", "method": method, "params": params})
+
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message."""
         try:
             message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
-            self.send(_error(None, -32700, f"not JSON: {reason}"))
+        except RecursionError:
+            self.send(_error(None, -32700, "not JSON: nested too deeply"))
+            return
+        except ValueError as error:
+            self.send(_error(None, -32700, f"not JSON: {error!s:.120}"))
             return
         if isinstance(message, list):  # 2025-03-26 alone had batches
-            words = "batches were removed from MCP; send one message a line"
-            self.send(_error(None, -32600, words))
+            what = "batches were removed from MCP; send one message a line"
+            self.send(_error(None, -32600, what))
         else:
             self.handle(message)
 
     def handle(self, message: Any) -> None:
         """Answer one message; notifications and stray responses get none."""
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            key = message.get("id") if isinstance(message, dict) else None
-            self.send(_error(key, -32600, "not a JSON-RPC 2.0 message"))
+            self.send(_error(value_at(message, "id"), -32600, "not a JSON-RPC 2.0 message"))
             return
         method, params, key = message.get("method"), message.get("params", {}), message.get("id")
         if "id" not in message or "method" not in message:
@@ -12646,7 +12709,7 @@ class McpServer:
             elif "method" not in message and "result" not in message and "error" not in message:
                 self.send(_error(None, -32600, "neither a request nor a response"))
             return
-        if isinstance(key, bool) or not isinstance(key, (str, int)):
+        if type(key) not in (str, int):
             self.send(_error(None, -32600, "the id must be a string or an integer"))
             return
         try:
@@ -12702,7 +12765,7 @@ class McpServer:
             raise RpcError(-32602, f"_meta needs {_META}clientCapabilities, an object")
         info = meta.get(_META + "clientInfo")
         if isinstance(info, dict):
-            self.client = info
+            self.client_name = text_at(info, "name")
 
     def initialize(self, params: dict[str, Any]) -> dict[str, Any]:
         """Do the handshake: echo a version we know, else offer our newest."""
@@ -12712,9 +12775,9 @@ class McpServer:
         if self.version:
             raise RpcError(-32600, f"initialized already, with {self.version}")
         self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
-        info, capabilities = params.get("clientInfo"), params.get("capabilities")
-        self.client = info if isinstance(info, dict) else {}
-        self.capabilities = capabilities if isinstance(capabilities, dict) else {}
+        self.client_name = text_at(params, "clientInfo.name")
+        if isinstance(params.get("capabilities"), dict):
+            self.capabilities = params["capabilities"]
         return {
             "protocolVersion": self.version,
             "capabilities": _CAPABILITIES,
@@ -12744,26 +12807,30 @@ class McpServer:
             raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
         if not isinstance(given, dict) or not isinstance(given.get("goal", ""), str):
             raise RpcError(-32602, "the argument 'goal' must be a string")
-        profile = load_profile("supervisor", self.store, current_directory())
-        text = (profile.prompt if profile else "") or INSTRUCTIONS
-        text += f"\n\nThe goal: {given['goal']}" if given.get("goal") else ""
+        profile, text = load_profile("supervisor", self.store, current_directory()), INSTRUCTIONS
+        if profile and profile.prompt:
+            text = profile.prompt
+        if given.get("goal"):
+            text += f"\n\nThe goal: {given['goal']}"
         return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
 
     def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return the sessions as JSON, or an answer's whole text."""
         uri = params.get("uri")
-        modern = _META + "protocolVersion" in params.get("_meta", {})
         if uri == "cao://sessions":
             text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
             return {"contents": [{"uri": uri, "mimeType": "application/json", "text": text}]}
+        result = None
         try:
-            match = re.fullmatch(r"cao://answers/(.+)", uri) if isinstance(uri, str) else None
-            result = self.store.load_result(match[1]) if match else None
+            if isinstance(uri, str) and (match := re.fullmatch(r"cao://answers/(.+)", uri)):
+                result = self.store.load_result(match[1])
         except CaoError:
-            result = None
+            pass  # that is no task's name
         if not result:
-            # -32002 is for the handshake versions; 2026-07-28 forbids it.
-            raise RpcError(-32602 if modern else -32002, f"no resource {uri!r}", {"uri": uri})
+            code = -32002  # of the handshake versions; 2026-07-28 forbids it
+            if _META + "protocolVersion" in params.get("_meta", {}):
+                code = -32602
+            raise RpcError(code, f"no resource {uri!r}", {"uri": uri})
         return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
 
     # ---- tool calls ----
@@ -12783,7 +12850,7 @@ class McpServer:
         if not isinstance(arguments, dict):
             raise RpcError(-32602, "arguments must be an object")
         token = meta.get("progressToken")
-        if isinstance(token, bool) or not isinstance(token, (str, int)):
+        if type(token) not in (str, int):
             token = None
         cancelled = threading.Event()
         with self.ending:  # others may be looking through them
@@ -12856,17 +12923,15 @@ class McpServer:
                 self.unsaid += done.left
                 return None
             left, self.unsaid = self.unsaid, []
-        said = ""
-        if left:
-            names = ", ".join(left)
-            said = (
-                f"The call you cancelled left: {names}. The work goes on by itself; wait gets the"
-                " result, stop_session ends the session."
-            )
         text, data = done.text, done.data
-        if said:
-            text = f"{said}\n\n{text}"
-            data = {"earlier": said, **data} if data is not None else None
+        if left:
+            earlier = (
+                f"The call you cancelled left: {', '.join(left)}. The work goes on by itself; wait"
+                " gets the result, stop_session ends the session."
+            )
+            text = f"{earlier}\n\n{text}"
+            if data is not None:
+                data = {"earlier": earlier, **data}
         result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
         if data is not None:
             result["structuredContent"] = data
@@ -12890,13 +12955,13 @@ class McpServer:
             last[0] = passed
             parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
             text = f"{', '.join(parts)}, {render_seconds(passed)}"
-            said = {"progressToken": token, "progress": round(passed, 3), "message": text}
-            self.send({"jsonrpc": "2.0", "method": "notifications/progress", "params": said})
+            progress = {"progressToken": token, "progress": round(passed, 3), "message": text}
+            self.notify("notifications/progress", progress)
 
-        named = str(self.client.get("name") or "")
-        ceiling = seconds_setting("CAO_CALL_CEILING_S", CALL_CEILINGS_S.get(named, CALL_CEILING_S))
-        most = ANSWER_CHARS_BY_CLIENT.get(named, ANSWER_CHARS)
-        return Call(boss, self, self.told, ceiling, most, cancelled, look)
+        ceiling_s = CALL_CEILINGS_S.get(self.client_name, CALL_CEILING_S)
+        ceiling_s = seconds_setting("CAO_CALL_CEILING_S", ceiling_s)
+        most = ANSWER_CHARS_BY_CLIENT.get(self.client_name, ANSWER_CHARS)
+        return Call(boss, self, self.told, ceiling_s, most, cancelled, look)
 
     # ---- requests to the client, in the versions with a handshake ----
 
@@ -12923,10 +12988,11 @@ class McpServer:
         here = os.path.realpath(current_directory())
         if os.environ.get("CAO_SESSION"):
             return here
-        roots = self.list_roots() if isinstance(self.capabilities.get("roots"), dict) else []
+        roots = self.list_roots()
+        if any(os.path.commonpath((here, root)) == root for root in roots):
+            return here
         if roots:
-            open_here = any(os.path.commonpath((here, root)) == root for root in roots)
-            return here if open_here else str(roots[0])
+            return roots[0]
         if here in ("/", os.path.realpath(os.path.expanduser("~"))):
             what = f"cao was started in {here}, which is no place to work in"
             raise UsageError(what, "name the project's directory: cwd")
@@ -12936,15 +13002,13 @@ class McpServer:
         """Return the directories that the client has open; none where it does not say."""
         from urllib.parse import unquote
 
+        if not isinstance(self.capabilities.get("roots"), dict):
+            return []
         key = self.request("roots/list", {})
         self.wait_until(lambda: self.requests[key], ROOTS_S)
-        response = self.requests.pop(key) or {}
-        try:
-            uris = [str(root["uri"]) for root in response["result"]["roots"]]
-        except (KeyError, TypeError):
-            return []
-        found = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
-        return [os.path.realpath(path) for path in found if path != "/" and os.path.isdir(path)]
+        uris = [text_at(root, "uri") for root in objects_at(self.requests.pop(key), "result.roots")]
+        paths = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
+        return [os.path.realpath(path) for path in paths if path != "/" and os.path.isdir(path)]
 
     # ---- the client's form (elicitation) ----
 
@@ -12955,7 +13019,7 @@ class McpServer:
         able = isinstance(self.capabilities.get("elicitation"), dict)
         if not able or setting == "off" or os.environ.get("CAO_SESSION"):
             return False
-        own = FORM_CLIENTS.get(str(self.client.get("name")))
+        own = FORM_CLIENTS.get(self.client_name)
         if setting == "person" or own is None:
             return setting == "person"
         # Claude Code says sdk-cli for `claude -p`, where a program may answer.
@@ -13058,9 +13122,8 @@ class McpServer:
             if self.near:
                 caller, self.lock = open_near(self.store, self.near)
             elif not caller:
-                caller, self.lock = open_client(
-                    self.store, client_stem(str(self.client.get("name") or "")), delegates
-                )
+                stem = client_stem(self.client_name)
+                caller, self.lock = open_client(self.store, stem, delegates)
             self.boss = Orchestrator(self.store, caller)
             return self.boss
 
@@ -13136,9 +13199,12 @@ def _refuse_constant(word: str) -> NoReturn:
 
 def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
     """Return an error response; without a readable id it has none (2025-11-25 schema)."""
-    error = {"code": code, "message": message, **({"data": data} if data is not None else {})}
-    readable = isinstance(key, (str, int)) and not isinstance(key, bool)
-    return {"jsonrpc": "2.0", **({"id": key} if readable else {}), "error": error}
+    response: dict[str, Any] = {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
+    if data is not None:
+        response["error"]["data"] = data
+    if type(key) in (str, int):
+        response["id"] = key
+    return response
 
 
 def _modern(result: dict[str, Any]) -> dict[str, Any]:
@@ -13194,22 +13260,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     closed = open_closed_streams()
     try:
-        if argv[:1] == ["hook"]:
-            return cmd_hook(argv[1:])
+        word, given = "".join(argv[:1]), argv[1:]
+        if word == "hook":
+            return cmd_hook(given)
         if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
             return cmd_mcp("".join(argv[2:]))
-        if argv[:1] == ["complete"] and argv[1:]:
-            print(*complete(Store(runtime_home()), argv[1:]), sep="\n")
+        if word == "complete" and given:
+            print(*complete(Store(runtime_home()), given), sep="\n")
             return EXIT_DONE
         if argv == ["visible"]:
             show_visible()
             return EXIT_DONE
-        if argv[:1] == ["run-session"] and argv[1:]:
-            return run_session(Store(runtime_home()), argv[1])
-        if argv[:1] == ["demo-agent"] and argv[1:] and os.isatty(0):
-            return DemoAgent(Store(runtime_home()), argv[1]).run(argv[2] if argv[2:] else "")
+        if word == "run-session" and given:
+            return run_session(Store(runtime_home()), given[0])
+        if word == "demo-agent" and given and os.isatty(0):
+            return DemoAgent(Store(runtime_home()), given[0]).run("".join(given[1:2]))
         return run_command(argv)
     except CaoError as error:
         _say_error(error)
@@ -13275,8 +13342,9 @@ def cmd_hook(argv: Sequence[str]) -> int:
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
         payload = claude_shaped(parse_object(text))
-        session = store.load(name)
-        row = PROVIDERS.get(session.provider) if session else None
+        row = None
+        if session := store.load(name):
+            row = PROVIDERS.get(session.provider)
         if row and waits_at_hook(row, payload):
             if str(payload.get("tool_name")).startswith(OWN_TOOLS):  # cao's tools need no question
                 print(json.dumps(hook_reply(row, payload, "yes", "")))
@@ -13302,8 +13370,8 @@ def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any])
     try:
         reply = asking.wait()
         if reply.get("answer"):
-            said = hook_reply(row, payload, reply["answer"], reply.get("words") or "")
-            print(json.dumps(said), flush=True)
+            output = hook_reply(row, payload, reply["answer"], reply.get("words") or "")
+            print(json.dumps(output), flush=True)
     finally:
         asking.close()
 
@@ -13374,7 +13442,7 @@ def cmd_mcp(near: str = "") -> int:
     os.set_blocking(wakes, False)
     signal.set_wakeup_fd(wakes)
     server.signals.append(woken)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, leave)
     server.serve()
     os._exit(0)  # not sys.exit: a thread may be in the middle of a call

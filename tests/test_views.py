@@ -302,8 +302,12 @@ def test_watch_sees_the_death_of_an_idle_runner(place, terminal):
 
 @pytest.mark.tmux
 def test_watch_rings_the_bell_when_one_asks_or_ends_and_not_before(place, terminal):
-    session = begin(place, "sleep 3; ask Which?|red|blue; sleep 3; say chosen")
+    steps = "ask Begin?|yes|no; sleep 3; ask Which?|red|blue; sleep 3; say chosen"
+    session = begin(place, steps)
+    place.until_state(session, "asking")
     shown = terminal(80, 24, "watch")
+    shown.sees("asks: Begin")  # it asked before
+    place.ok("answer", session, "yes")
     for state in ("asking", "idle"):
         shown.sees("working")
         assert shown.tmux("show-option", "-gqv", "@rang") == ""
