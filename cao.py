@@ -11423,7 +11423,7 @@ def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
     done = call.boss.answer(given["session"], given["answer"], given.get("question", ""))
     done["next"] = "Call wait."
-    if tasks := call.boss.store.running(call.boss.caller.name):
+    if tasks := call.boss.store.owed(call.boss.caller.name):  # one may have ended just now
         done["next"] = f"Call wait with tasks {json.dumps(tasks)}."
     text = f"{done['session']} got the answer: {done['answered']}. Call wait to go on."
     return Answer(text, done)

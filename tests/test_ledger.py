@@ -735,6 +735,16 @@ def test_a_server_whose_view_of_a_result_fails_leaves_it_to_the_next_call(home, 
     claim.release()
 
 
+def test_after_an_answer_a_task_that_has_ended_by_then_is_named_to_wait_for(home, monkeypatch):
+    task = home.owe()
+    boss = cao.Orchestrator(home.store, cao.Caller("boss"))
+    done = {"session": home.store.session_of(task), "answered": "red"}
+    monkeypatch.setattr(cao.Orchestrator, "answer", lambda *_: dict(done))
+    call = cao.McpServer(home.store, 0, 1).make_call(boss)
+    said = cao._call_answer(call, {"session": done["session"], "answer": "red"})
+    assert said.data["next"] == f'Call wait with tasks ["{task}"].'
+
+
 # ---- telling, in a conversation ----
 
 RESUMES = """

@@ -880,6 +880,7 @@ DemoAgent.pressed_escape = deaf
 """)  # fmt: skip
     session, task = assign(place, "demo: sleep 60")
     until(lambda: "working 60 s" in place.screen(session))
+    place.until_state(session, "working")
     assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
     assert (
         json.loads(place.run("wait", "--json", task).stdout)["results"][0]["reason"] == "by_order"

@@ -2007,7 +2007,7 @@ def test_an_obedient_model_hears_that_its_worker_was_ended(connect, place, ended
 
 @pytest.mark.tmux
 def test_an_obedient_model_stops_waiting_for_a_person_who_does_not_come(connect, place):
-    talk = connect(CAO_CALL_CEILING_S="1")
+    talk = connect(CAO_CALL_CEILING_S="5")
     model = Obedient(talk, place, person=False)
     data = model.run("handoff", target="demo", task="demo: permit rm -rf build|Yes|No")
     assert (data["outcome"], model.calls) == ("asking", 2)
