@@ -3768,13 +3768,20 @@ def make_record(found: dict[str, Any], kind: Callable[..., Any]) -> Any:
     types = kind.__annotations__
     values = {name: _tuples(value) for name, value in found.items() if name in types}
     for name, value in values.items():
-        if not isinstance(value, _JSON_TYPES.get(types[name], object)):
+        if not fits(value, _JSON_TYPES.get(types[name], object)):
+            raise TypeError(name)
+        if types[name].startswith("dict") and not fits_where_given({name: value}, _FACTS):
             raise TypeError(name)
     return kind(**values)
 
 
 _NUMBER = (int, float)
 _PROCESS = {"id": int, "start": str}
+_FACTS: dict[str, Any] = {  # what has to be in a result's facts
+    "check": {"command": str, "tries": int, "tail": (str, type(None))},
+    "worktree": {"branch": str, "diffstat": str, "dirty": bool},
+    "usage": dict.fromkeys(("input", "cached", "output"), int),
+}
 _STATE: dict[str, Any] = {  # what has to be what, of state.json
     **dict.fromkeys("state why task task_message task_line last_line conversation".split(), str),
     **dict.fromkeys(("transcript", "held_back"), str),
@@ -3787,6 +3794,7 @@ _STATE: dict[str, Any] = {  # what has to be what, of state.json
     "delivery": {"messages": [str]},
     "reply": {"id": str, "ok": bool, "text": str},
     "evidence": {},
+    "usage": _FACTS["usage"],
 }
 _EVIDENCE = {
     "event": {"kind": str, "source": str, "at": _NUMBER},
@@ -6694,7 +6702,7 @@ def render_result(result: Result) -> str:
             ending = "was broken off"
         parts.append(f"Check `{check['command']}` {ending}, try {check['tries']}.")
         if status:
-            parts.append(f"Its output ends with:\n{check['tail']}")
+            parts.append(render_output(check["tail"]))
 
     worktree = result.worktree
     if worktree:
@@ -6703,6 +6711,13 @@ def render_result(result: Result) -> str:
             changes += ", with uncommitted changes"
         parts.append(f"Branch {worktree['branch']}: {changes}")
     return "\n".join(parts)
+
+
+def render_output(tail: str) -> str:
+    """Return the end of a check's output, in words."""
+    if not tail:
+        return "It printed nothing."
+    return f"Its output ends with:\n{tail}"
 
 
 def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Message]:
@@ -7522,7 +7537,7 @@ class Runner:
             note = self._own_message(
                 "check",
                 f"The check `{check['command']}` ended with exit status {check['exit_status']}."
-                f" Mend what it found, then answer again. Its output ends with:\n{check['tail']}",
+                f" Mend what it found, then answer again. {render_output(check['tail'])}",
             )
             # A message from cao itself fits into a full inbox too.
             self._see_to(lambda: self.store.put_once(note))
@@ -9482,6 +9497,11 @@ RUN: dict[str, Any] = {  # the record of a run
     "answer": "",
     "notes": (),
 }
+_RUN = {  # what has to be what in it
+    **dict.fromkeys("started_at ended_at task outcome reason detail answer".split(), str),
+    "seconds": _NUMBER,
+    "usage": _FACTS["usage"],
+}
 
 
 class Schedule:
@@ -9648,7 +9668,11 @@ class Schedule:
             key = {"flow": name, "id": run_id}
             # The lock first: a run that ends writes its outcome, then lets go of it.
             lock = self.store.lock(self._path(key, "lock"), shared=True)
-            record = {**RUN, **(self.store.read_json(self._path(key, "json")) or {}), **key}
+            written = self.store.read_json(self._path(key, "json")) or {}
+            if not fits_where_given(written, _RUN):
+                self.store.quarantine(self._path(key, "json"))
+                written = {}
+            record = {**RUN, **written, **key}
             if lock is not None:
                 os.close(lock)
                 if not record["outcome"]:

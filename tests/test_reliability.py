@@ -378,6 +378,7 @@ def test_what_stands_in_the_place_of_a_file_of_ours_is_moved_aside(store):
         {"questions": ["text"]}, {"questions": [{"id": "x"}]}, {"questions": {"a": 1}},
         {"group": {"id": "7", "start": 3}}, {"delivery": []}, {"evidence": {"event": {"at": "x"}}},
         {"task": 7}, {"since": "now"}, {"reply": {"id": 1}}, {"exit_status": "1"},
+        {"usage": True}, {"usage": {"input": 1}},
     ],
 )  # fmt: skip
 def test_a_state_of_other_types_is_put_aside(store, wrong):
@@ -386,4 +387,16 @@ def test_a_state_of_other_types_is_put_aside(store, wrong):
     assert store.load_state("worker-2222") == good
     store.save_state("worker-2222", {**good, **wrong})
     assert store.load_state("worker-2222") == {}
+    assert os.listdir(f"{store.home}/quarantine")
+
+
+@pytest.mark.parametrize("wrong", [{"usage": True}, {"answer": 7}, {"seconds": "x"}])
+def test_a_runs_record_of_other_types_is_put_aside(store, wrong):
+    runs = Path(store.home, "flows/nightly/runs")
+    runs.mkdir(parents=True)
+    good = {"outcome": "done", "answer": "hi", "usage": None}
+    for text in (good, {**good, **wrong}):
+        (runs / "20261128T095000.175714Z.json").write_text(json.dumps(text))
+        (record,) = cao.Schedule(store).runs("nightly")
+        assert record["outcome"] == ("done" if text is good else "lost")
     assert os.listdir(f"{store.home}/quarantine")

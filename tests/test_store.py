@@ -666,7 +666,12 @@ def test_an_object_that_is_no_message_does_not_stop_the_next(store, text):
     assert store.waiting("worker-3333") == [message(2)]
 
 
-@pytest.mark.parametrize("text", ["{}", "{", '{"task": 5, "session": "x", "outcome": "done"}'])
+@pytest.mark.parametrize("text", [
+    "{}", "{", '{"task": 5, "session": "x", "outcome": "done"}',
+    *(f'{{"task": "worker-3333.k3f9", "session": "worker-3333", "outcome": "done", {more}}}'
+      for more in ('"usage": true', '"usage": {"input": 1}', '"check": {"command": []}',
+                   '"worktree": {"a": {}}')),
+])  # fmt: skip
 def test_a_file_that_is_no_result_is_a_lost_one_that_says_where_it_is(store, text):
     """The task has ended, and gets no other result: its owner would wait for ever."""
     store.give(task())
