@@ -5674,8 +5674,6 @@ class Orchestrator:
         wake = Wake(self.store)
         until = time.monotonic() + timeout_s
         try:
-            for task in tasks or ():
-                self.task_session(task)
             if tasks is None:
                 wake.listen(self.caller.name)
             while True:
@@ -5709,8 +5707,10 @@ class Orchestrator:
             if self.store.has_result(task):
                 finished.append(task)
                 continue
-            running.append(task)
             session = self.store.session_of(task)
+            if tasks is not None:
+                self.task_session(task)  # others may have read its result, and cleaned it away
+            running.append(task)
             wake.listen(session)
             self.watch(session, wake.poke)
         return finished, running
@@ -10385,7 +10385,8 @@ class Watch:
         self.look()  # what was so before rings no bell
         while True:
             size = os.get_terminal_size()
-            if (size.lines, size.columns) != screen.getmaxyx():
+            # A terminal that was told no size says 0; curses then takes the usual one.
+            if 0 not in size and (size.lines, size.columns) != screen.getmaxyx():
                 curses.resizeterm(size.lines, size.columns)
                 if self.unread:  # its lines are others now: from the first again
                     self.scroll = self.unread = ALL_LINES
@@ -11828,9 +11829,10 @@ def cmd_ls(ask: Ask) -> None:
         what = "asks anything" if ask.args.asking else "is running"
         _print(ask, views, f"no session {what}")
         return
-    terminal, columns = sys.stdout.isatty(), 200
+    terminal = sys.stdout.isatty()
+    columns = 200
     if terminal:
-        columns = os.get_terminal_size(1).columns
+        columns = os.get_terminal_size(1).columns or columns
     for name, state, rest in session_rows(views, columns):
         line = name + state + rest
         if not terminal:  # an agent reads it: no padding

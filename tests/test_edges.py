@@ -276,6 +276,12 @@ def test_a_question_hides_nothing_on_a_terminal(place, asking, command):
         ).replace("\\u0007", "\x07")
 
 
+@pytest.mark.parametrize(("command", "keys"), [("ls", b""), ("watch", b"q")])
+def test_a_terminal_that_was_told_no_size_shows_the_sessions(place, asking, command, keys):
+    seen, code = on_terminal(place, command, until_seen="asking", keys=keys, columns=0)
+    assert (asking[1] in seen, code) == (True, 0), seen
+
+
 def test_an_answer_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place):
     task = place.ok("assign", "demo", "demo: say x").strip()
     place.ok("wait", task)

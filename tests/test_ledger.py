@@ -1036,6 +1036,20 @@ def test_clean_removes_both_once_the_result_was_told(home):
     assert {"boss", "worker-3333"}.isdisjoint(home.store.all_sessions())
 
 
+def test_a_wait_ends_when_others_have_read_the_result_and_cleaned_it_away(home):
+    task = home.give()
+    slow = home.start("wait", task, "--timeout", "20s")
+    folder = home.place.home / "wake"
+    until(lambda: [name for name in os.listdir(folder) if name.startswith(f"{slow.pid}-")])
+    os.kill(slow.pid, signal.SIGSTOP)
+    home.finish(task)
+    assert home.read()["told"] == [task]
+    home.place.ok("clean", "--older", "0s", CAO_CLIENT="other")
+    os.kill(slow.pid, signal.SIGCONT)
+    _, said = slow.communicate(timeout=60)
+    assert (slow.returncode, f"there is no task {task}" in said.decode()) == (3, True), said
+
+
 @pytest.mark.parametrize("fresh", ["out", "inbox/new", "result"])
 def test_a_client_made_long_ago_to_which_something_came_just_now_is_kept(home, fresh):
     """A shell's client has no lock, and its own folder does not change."""
