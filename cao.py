@@ -1075,22 +1075,22 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #
 #     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
 #
-# then what else Provider names and it can do (permissions, transcript), a folder of recorded
-# screens in tests/, a README line.
-# What a CLI really does stands, with the version measured, beside the code it explains.
+# Then add what else it can do (see the fields of Provider), a folder of recorded screens in
+# tests/ and a line in the README. A comment that tells what a CLI really does names the version
+# it was measured on.
 
 
 class Tokens(NamedTuple):
-    """Where a line of a CLI's transcript tells of a request to the model, and its tokens.
+    """The keys by which a line of a CLI's transcript tells of a request and its tokens.
 
-    Keys, with a dot before one that is inside the other. Several counts are added up; one with
-    a minus is taken off. A line without all that make up the id tells of none.
+    "a.b" is the key b inside a. Several counts in one string are added; one with a minus is
+    subtracted. A line that lacks a part of the id tells of no request.
     """
 
-    id: str  # tells a request from others, however often it is written
+    id: str  # identifies a request, however often it is written
     at: str  # when: ISO 8601 in UTC, or milliseconds since 1970
-    usage: str  # what holds the counts:
-    input: str  # without what came from a cache
+    usage: str  # the object that has the counts:
+    input: str  # without the tokens that came from a cache
     cached: str
     output: str
     # Globs of files beside the transcript: {stem} is its path without .jsonl, {dir} its folder.
@@ -1184,11 +1184,11 @@ class Provider(NamedTuple):
     interrupt: tuple[str, ...] = ("Escape",)
 
     def tells_state(self) -> bool:
-        """Tell whether the CLI itself says where it stands, beside its events."""
+        """Tell whether the CLI says its state in a file or title, besides its events."""
         return bool(self.status or self.titles)
 
     def home_in(self, env: dict[str, str]) -> str:
-        """Return where the files of its own are, for whoever has this environment."""
+        """Return the folder of the CLI's own files, for a user with this environment."""
         variable, below = self.home
         return env.get(variable) or f"{env.get('HOME', '')}/{below}".rstrip("/")
 
@@ -1261,7 +1261,7 @@ def _mode(launch: Launch) -> list[str]:
 def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, Any]]:
     """Return our hook for each of these events, as Claude-shaped settings have it.
 
-    second: what one is in the CLI's timeouts, where they count milliseconds.
+    second: 1000 for a CLI whose timeouts are milliseconds.
     """
     hooks = {}
     for event in events.split():
@@ -1275,14 +1275,17 @@ def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, 
 
 
 def _message_command(launch: Launch) -> str:
-    """Return the command at the end of a tool call. Its shell starts us only where a message
-    waits: by their names, of all in an inbox, these alone end in a hyphen and four letters."""
+    """Return the command of the hook at the end of a tool call.
+
+    Its shell starts cao only where a message waits: of the names in an inbox, only a message's
+    ends in a hyphen and four letters.
+    """
     script = 'for m in "$0"/inbox/new/*-????; do if [ -e "$m" ]; then exec "$@"; fi; done'
     return quote_argv(("sh", "-c", script, launch.hook[-1], *launch.hook))
 
 
-# Behind the command of a hook: it ends when the CLI has asked for cao's tools. For a CLI that
-# connects its MCP servers beside its first turn.
+# With this argument a hook ends only when the CLI has asked for cao's tools. It is for a CLI that
+# connects its MCP servers while its first turn runs.
 _AWAIT_TOOLS = " 'await-tools'"
 
 
@@ -1312,7 +1315,7 @@ _HOOK_KINDS = {
     "userPromptSubmit": "submitted",
     "stop": "ended",
 }
-# Before a tool call (the second is Gemini CLI's name), and after it (the third is).
+# The events before and after a tool call; the last name of each is Gemini CLI's.
 _BEFORE_TOOLS = ("PreToolUse", "BeforeTool")
 TOOL_ENDS = ("PostToolUse", "PostToolUseFailure", "AfterTool")
 _ASKS = ("PermissionRequest", *_BEFORE_TOOLS)  # a hook that may have to wait for a person
@@ -1369,11 +1372,12 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
 
 
 def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
-    """Return what a hook of Gemini CLI says (0.61.0): Claude-shaped, with names of its own."""
+    """Return what a hook of Gemini CLI 0.61.0 says: it is Claude-shaped, with other names."""
     details = payload.get("details")
     if payload.get("notification_type") != "ToolPermission" or not isinstance(details, dict):
-        # No text of AfterAgent's prompt_response: that is all of a turn's, with spaces between
-        # the pieces it came in, or none after a failure. The chat file has the last one.
+        # The text of AfterAgent's prompt_response is not used: it is all that was said in the
+        # turn, with spaces between the pieces, or empty after a failure. The chat file has the
+        # last answer.
         return read_hook(payload)
     if details.get("title") == "Ask User":  # answered at its BeforeTool hook
         return None
@@ -1384,7 +1388,7 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
 
 
 def agent_of(payload: dict[str, Any]) -> str:
-    """Return the id of the sub-agent that a hook speaks of, "" for the agent itself.
+    """Return the id of the sub-agent that fired a hook, "" for the agent itself.
 
     Claude Code 2.1.332, Codex 0.171.0 and Qwen Code 0.24.4 say agent_id, Copilot 1.0.102
     agentId; Kimi Code 2.1.0 calls the agent itself "main".
@@ -1400,10 +1404,14 @@ def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
     that asks for a permission."""
     if payload.get("hookName") != "permissionRequest":
         return payload
-    names = {"toolName": "tool_name", "toolInput": "tool_input", "sessionId": "session_id"}
-    names["agentId"] = "agent_id"
-    claudes = {ours: payload[theirs] for theirs, ours in names.items() if theirs in payload}
-    return {**payload, **claudes, "hook_event_name": "PermissionRequest"}
+    names = {
+        "tool_name": "toolName",
+        "tool_input": "toolInput",
+        "session_id": "sessionId",
+        "agent_id": "agentId",
+    }
+    fields = {name: payload[key] for name, key in names.items() if key in payload}
+    return {**payload, **fields, "hook_event_name": "PermissionRequest"}
 
 
 def block_text(content: Any) -> str:
@@ -1423,10 +1431,10 @@ def block_text(content: Any) -> str:
 
 
 def render_request(payload: dict[str, Any]) -> str:
-    """Return all of what a CLI asks, as a person likes to read it."""
+    """Return all that a CLI asks, in lines for a person."""
     questions = questions_in(payload)
     if len(questions) == 1:
-        return questions[0][0]  # its options are told beside it
+        return questions[0][0]  # Question.options has its options
     lines = []
     for question, options in questions:
         line = " ".join(question.split())
@@ -1457,8 +1465,8 @@ def render_request(payload: dict[str, Any]) -> str:
 
 
 def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return each question, with its options, that a model's own question tool asks; none for
-    any other tool."""
+    """Return the questions that a model asks by its question tool, each with its options; none
+    for any other tool."""
     if payload.get("tool_name") not in QUESTION_TOOLS:
         return []
     message = value_at(payload, "tool_input.message")
@@ -1500,12 +1508,12 @@ def _labels(entry: dict[str, Any], keys: str) -> list[str]:
     return labels
 
 
-# How the CLIs name a tool of our own server: all but Copilot 1.0.102 (the second) alike.
+# How the names of our own server's tools begin; the second is Copilot 1.0.102's.
 OWN_TOOLS = ("mcp__cao__", "cao/")
 
 
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
-    """Tell whether a hook asks what cao answers by what the hook prints."""
+    """Tell whether a hook asks something that cao answers by the hook's output."""
     name = payload.get("hook_event_name")
     if name in _BEFORE_TOOLS:
         return bool(questions_in(payload))
@@ -1513,7 +1521,7 @@ def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
 
 
 def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
-    """Return the ways to answer what a hook asks; none: by words alone."""
+    """Return the options for answering what a hook asks; none where words are the answer."""
     questions = questions_in(payload)
     if len(questions) > 1:
         return ()
@@ -1527,7 +1535,7 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
 
 
 def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) -> dict[str, Any]:
-    """Return what a hook prints to hand an answer over (each as its CLI takes it, measured).
+    """Return what a hook prints to hand over an answer, in the form its CLI takes (measured).
 
     answer: yes, no or always; for a question of the model's, words has a line for each.
     """
@@ -1570,19 +1578,19 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
 
 
 def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return what a hook at the end of a tool call prints, for the model to read text."""
+    """Return what a hook at the end of a tool call prints so that the model reads text."""
     return _hook_output(row, payload, {"additionalContext": text})
 
 
 def _hook_output(row: Provider, payload: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
-    """Return what a hook has to say, as the CLI takes it: as it is, or inside an object."""
+    """Return a hook's output in the form its CLI takes: bare, or inside an object."""
     if row.name in ("copilot", "opencode", "pi"):
         return output
     return {"hookSpecificOutput": {"hookEventName": payload["hook_event_name"], **output}}
 
 
 def failed_event(text: str, code: Any = "") -> Event:
-    """Return the failure that a CLI tells in its own words."""
+    """Return the failure that a CLI reports in text, with the API's code if there is one."""
     reason = classify_failure(f"{code} {text}")
     retry_at = ""
     if reason == "rate_limit":
@@ -1632,7 +1640,7 @@ def read_title(titles: dict[str, str], title: str) -> Look:
 
 
 def read_log(text: str) -> list[dict[str, Any]]:
-    """Return the entries of a session's log; what is none is left out."""
+    """Return the entries of a session's log, without the lines that are none."""
     return [
         entry
         for entry in map(parse_object, text.split("\n"))
@@ -1718,7 +1726,7 @@ def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """0.24.4 writes neither the API's errors there, as a turn's end, nor interruptions."""
+    """0.24.4 writes neither API errors nor interruptions there as the end of a turn."""
     if not isinstance(entry.get("message"), dict):
         return ...
     parts = objects_at(entry, "message.parts")
@@ -1750,7 +1758,7 @@ def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
 
 
 def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """After an error pi may try again, so that one is told by its event alone."""
+    """After an error pi may try again, so only its event says that the turn has failed."""
     if not isinstance(entry.get("message"), dict):
         return ...
     reason = value_at(entry, "message.stopReason")
@@ -1762,7 +1770,7 @@ def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
-    """1.0.102 calls each request to the model a turn: the last one's message asks for no tool."""
+    """1.0.102 calls each request to the model a turn. The last one's message asks for no tool."""
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
         return ...  # a sub-agent's
@@ -1784,8 +1792,8 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
 
 
 def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
-    """Return the request an entry tells of: its id, when it was, its input, cached and output
-    tokens. None where it tells of none."""
+    """Return the request that an entry tells of: its id, its time, and its input, cached and
+    output tokens. None where it tells of none."""
     request = tuple(value_at(entry, keys) for keys in where.id.split())
     at, usage = value_at(entry, where.at), value_at(entry, where.usage)
     if None in request or not isinstance(at, (str, int)) or not isinstance(usage, dict):
@@ -1806,8 +1814,9 @@ def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[i
 
 # ---- what only one of them needs ----
 
-# No list of Claude Code's tools that are taken away, but of those there are: the next version
-# has more. What starts agents or programs goes with the shell: they can do what it can.
+# Claude Code is given the list of tools that it may use, not of those that are taken away: the
+# next version has more of them. A tool that starts agents or programs goes with the shell, as
+# these can do what the shell can.
 _CLAUDE_HARMLESS = ("AskUserQuestion", "TodoWrite", "ToolSearch", "EnterPlanMode", "ExitPlanMode")
 
 
@@ -1864,7 +1873,7 @@ def _start_codex(launch: Launch) -> Start:
         argv += PROVIDERS["codex"].tools["web_fetch"]
     argv += _given({"--profile": text_at(profile.settings, "codexProfile")})
     config: dict[str, Any] = {}
-    if profile.trust:  # answers a question that is the user's: only under `trust: yes`
+    if profile.trust:  # this answers the trust dialog in the user's place
         config["projects"] = {launch.cwd: {"trust_level": "trusted"}}
     if profile.effort:
         config["model_reasoning_effort"] = profile.effort
@@ -1914,7 +1923,7 @@ def _start_gemini(launch: Launch) -> Start:
         *_mode(launch),
         *_given({"-m": launch.profile.model}),
     ]
-    # NO_BROWSER: a login is asked for in the terminal, where we see it.
+    # NO_BROWSER: the CLI asks for a login in the terminal, where cao sees it.
     env = {"GEMINI_CLI_HOME": f"{launch.folder}/home", "NO_BROWSER": "true"}
     if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
         env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
@@ -1929,7 +1938,7 @@ def _start_gemini(launch: Launch) -> Start:
     servers["cao"]["trust"] = True  # its tools run without a question
     settings = {
         "general": {"enableAutoUpdate": False, "enableAutoUpdateNotification": False},
-        # At "low", the default, it tries again without end after a 500, and says nothing.
+        # At "low", the default, it silently retries without end after a 500.
         "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
         "hooksConfig": {"enabled": True},
         "hooks": {event: [group] for event, group in groups.items()},
@@ -1949,7 +1958,7 @@ def _start_gemini(launch: Launch) -> Start:
         "home/.gemini/settings.json": settings,
         "home/.gemini/extensions/cao/gemini-extension.json": extension,
         "home/.gemini/extensions/cao/system.md": launch.system,
-        # Names the folder of the project's temporary files: one of those it may read.
+        # This names the folder of the project's temporary files, which it may read.
         "home/.gemini/projects.json": {"projects": {launch.cwd: "cao"}},
     }
     return Start(argv, env, files)
@@ -1976,7 +1985,7 @@ def _start_qwen(launch: Launch) -> Start:
         *_given({"-m": launch.profile.model, "--mcp-config": f"{folder}/mcp.json"}),
         *("--add-dir", folder, "--append-system-prompt", launch.system),
     ]
-    # Laid over the user's settings, which stay as they are.
+    # These settings are merged over the user's, which stay as they are.
     env = {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json"}
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
@@ -2055,8 +2064,8 @@ def _kimi_folder_key(folder: str) -> str:
     return f"wd_{slug}_{sha256_of(folder)[:12]}"
 
 
-# pi 0.73.1 asks for no permission, so its extension does; and an error of a kind that passes
-# is followed by a next try of pi's own, 2, 4 and 8 s later: that is not the end of the turn.
+# pi 0.73.1 asks for no permission, so our extension does. After an error of a kind that passes
+# pi tries again by itself, 2, 4 and 8 s later: such an error is not the end of the turn.
 _PI_EXTENSION = """\
 const { spawn, spawnSync } = require("node:child_process");
 const { readdirSync } = require("node:fs");
@@ -2212,9 +2221,9 @@ def _start_copilot(launch: Launch) -> Start:
     return Start(argv, {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{folder}/copilot"}, files)
 
 
-# OpenCode tells its plugins what happens; this one passes it on as Claude-shaped hooks, one
-# after another. 1.18.33 says session.idle twice after an error, and after a refused tool too:
-# a last message that did not finish is an interruption.
+# OpenCode tells its plugins what happens. This plugin passes it on as Claude-shaped hooks, one
+# after another. 1.18.33 sends session.idle twice after an error, and also after a refused tool.
+# So a last message that did not finish is an interruption.
 _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
 import { appendFileSync, readdirSync } from "node:fs"
@@ -2308,7 +2317,7 @@ export const cao = async ({ client }) => {
 
 
 def _start_opencode(launch: Launch) -> Start:
-    """Its configuration is laid over the user's own, for this launch only."""
+    """Its configuration is merged over the user's own, for this launch only."""
     profile, folder, servers = launch.profile, launch.folder, {}
     for name, server in _servers(launch).items():
         if "url" in server:
@@ -2341,7 +2350,7 @@ def _start_opencode(launch: Launch) -> Start:
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
     argv = _given({"--session": launch.resume})
-    # It takes no prompt beside a conversation: 1.18.33 leaves that one lying.
+    # 1.18.33 ignores a prompt that comes with the id of a conversation.
     if launch.prompt and not launch.resume:
         argv.append(f"--prompt={launch.prompt}")
     return Start(argv, env, {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)})
@@ -2349,10 +2358,10 @@ def _start_opencode(launch: Launch) -> Start:
 
 # ---- the rows ----
 
-# What our plugin for OpenCode, and the demo agent, write.
+# Our plugin for OpenCode and the demo agent write this file.
 _OWN_TOKENS = Tokens("id", "at", "usage", "input", "cached", "output", "{folder}/usage.jsonl")
-# Beside what else: blanks at the ends, ! and /, a last backslash, and a file's name that is
-# looked for still, when Enter takes the first that was found.
+# Blanks at the ends, a first ! or /, a last backslash, and a last @word: while the CLI still
+# looks for a file of that name, Enter takes the first one that was found.
 _TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z"
 
 # fmt: off
@@ -2387,7 +2396,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "output_tokens", "{stem}/subagents/*.jsonl",
         ),
         transcript="{home}/projects/*/{conversation}.jsonl",
-        # Of a long text it shows the end, below how many lines are above that.
+        # Of a long text it shows only the end, below a line with the number of lines above.
         composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
@@ -2397,7 +2406,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     Provider(
         "codex", "codex", _start_codex, login="codex login", login_status=("login", "status"),
         env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
-        # 0.169.0. It reads by its shell, so that stays; the sandbox holds the shell too.
+        # 0.169.0. It reads files by its shell, so the shell stays; the sandbox binds it, too.
         tools={
             "fs_write": ("-s read-only",),
             "web_fetch": (
@@ -2494,7 +2503,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
         env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
         home=("COPILOT_HOME", ".copilot"),
-        # A denial goes before what any other flag allows; for reading there is none.
+        # A denial wins over what any other flag allows. Reading cannot be denied.
         tools={
             "execute_bash": ("--deny-tool=shell",),
             "fs_write": ("--deny-tool=write",),
@@ -2534,13 +2543,13 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "ask": "edit=ask bash=ask webfetch=ask", "edits": "edit=allow bash=ask webfetch=ask",
             "auto": "edit=allow bash=allow webfetch=allow", "all": "*=allow",
         },
-        # The box above its agent's name; right of it, in a wide pane, is a side bar.
+        # The box above the agent's name. In a wide pane a side bar is to the right of it.
         composer=r" *┃ {0,2}(?:Ask anything.*|(\S(?:(?! {3}).)*)?)(?: {3}.*| *)\n"
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
         busy=r"esc (?:again to )?interrupt|\[retrying",
         retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED + r"|\t",
         interrupt=("Escape", "Escape"), proven="1.18.33",
-        # Its plugin of ours writes down what it handed over, once the conversation has it.
+        # Our plugin writes down which messages it handed over, once the conversation has them.
         transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn="transcript",
     ),
     Provider(
@@ -2548,8 +2557,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         env_pass=("KIMI_*", "MOONSHOT_*"),
         home=("KIMI_CODE_HOME", ".kimi-code"), shadow="kimi",
         links=("credentials", "device_id", "skills"), own_files=("config.toml", "AGENTS.md"),
-        # Asked or not, it writes unasked in a folder that git knows, and asks for cao's own
-        # tools: the [[permission.rules]] of 2.1.0 are read, but nothing comes of them.
+        # In every mode it writes without a question in a folder that git knows, and asks for
+        # cao's own tools: 2.1.0 reads [[permission.rules]], but they have no effect.
         permission_words={
             **dict.fromkeys(("ask", "edits"), "default_permission_mode manual"),
             "auto": "--yolo", "all": "--auto",
@@ -2603,8 +2612,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     Provider(
         "kiro", "kiro-cli", _start_kiro, login="kiro-cli login",
         env_pass=("KIRO_*", "AWS_*"),
-        # It takes hooks from the user's home or the project alone, and cao writes to neither: its
-        # HOME is a folder of ours, with links to what else it and git look for there.
+        # It takes hooks only from the user's home or the project, and cao writes to neither. So
+        # its HOME is a folder of ours, with links to what it and git look for there.
         shadow="home",
         links=(
             ".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library",
@@ -2638,7 +2647,7 @@ for _name in "codex gemini qwen copilot opencode kimi kiro".split():
 
 
 def unproven(name: str) -> str:
-    """Return the words to set behind a provider that was never run by us, else ""."""
+    """Return a note for a provider that we never ran, "" for the others."""
     row = PROVIDERS[name]
     if row.proven or not row.program:
         return ""
@@ -2646,7 +2655,7 @@ def unproven(name: str) -> str:
 
 
 def provider_name(name: str) -> str:
-    """Return cao's name for a provider that may be written as in the reference program."""
+    """Return cao's name of a provider, which may be given as the reference program writes it."""
     return ALIASES.get(name, name)
 
 
@@ -2732,8 +2741,8 @@ def lacking(profile: Profile) -> list[str]:
 
 
 def effective_permissions(profile: Profile) -> str:
-    """Return the permissions a CLI is started with: not `all`, where that would end the
-    sandbox which holds back some of its tools."""
+    """Return the permissions that a CLI is started with: `auto` in place of `all` where `all`
+    would end the sandbox that enforces the profile's limits."""
     row = PROVIDERS[profile.provider]
     bound = row.tools_bind_shell and not row.tools.keys().isdisjoint(lacking(profile))
     if bound and profile.permissions == "all":
@@ -9345,9 +9354,13 @@ def parse_flow(text: str, file: str) -> Flow:
         what = f"{file}: 'on_failure' cannot be {given['on_failure']!r}"
         raise CaoError(what, "write it like  on_failure: [program, argument]")
     fields: dict[str, Any] = {key: str(given[key]) for key in Flow._fields if key in given}
-    fields.update(file=file, prompt=prompt, fault="")
-    fields["on_failure"] = tuple(map(str, given["on_failure"]))
-    fields["unknown"] = tuple(sorted({*settings} - {*Flow._fields}))
+    fields.update(
+        file=file,
+        prompt=prompt,
+        fault="",
+        on_failure=tuple(map(str, given["on_failure"])),
+        unknown=tuple(sorted({*settings} - {*Flow._fields})),
+    )
     flow = Flow(**fields)
     if not flow.script:
         fill_variables(prompt, {}, file)
@@ -9515,6 +9528,10 @@ class Schedule:
 
     # ---- the flows ----
 
+    def _file(self, name: str, file: str) -> str:
+        """Return the path of one of a flow's files."""
+        return f"{self.folder}/{name}/{file}"
+
     def names(self) -> list[str]:
         """Return the names of the flows."""
         return [name for name in _listdir(self.folder) if self._added(name)]
@@ -9523,7 +9540,7 @@ class Schedule:
         """Return a flow as it was when it was added, None where there is none."""
         if name not in _listdir(self.folder):  # it may be a path to somewhere else
             return None
-        flow: Flow | None = self.store.read_record(f"{self.folder}/{name}/flow.json", Flow)
+        flow: Flow | None = self.store.read_record(self._file(name, "flow.json"), Flow)
         return flow
 
     def load(self, name: str) -> Flow:
@@ -9540,18 +9557,18 @@ class Schedule:
         """Enter a flow; it takes the place of one of that name. passed: more variables."""
         if has_crontab():
             self.put_line(flow)
-        os.makedirs(f"{self.folder}/{flow.name}/runs", 0o700, exist_ok=True)
+        os.makedirs(self._file(flow.name, "runs"), 0o700, exist_ok=True)
         wanted = [*ENV_DEFAULT, *PASSED_ON, *ENV_OF_ALL, *passed]
         env = {key: value for key, value in os.environ.items() if is_listed(key, wanted)}
         for file, content in (("env", env), ("flow.json", flow)):
-            self.store.write(f"{self.folder}/{flow.name}/{file}", dump(content), durable=True)
+            self.store.write(self._file(flow.name, file), dump(content), durable=True)
 
     def remove(self, name: str) -> None:
         """Forget a flow and its history. Raises CaoError while a run of it is under way."""
         import shutil
 
         self.load(name)
-        with FileLock(f"{self.folder}/{name}/lock"):
+        with FileLock(self._file(name, "lock")):
             if not all(record["outcome"] for record in self.runs(name)):
                 raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
             if has_crontab():
@@ -9580,7 +9597,7 @@ class Schedule:
             "name": name,
             "state": state,
             "crontab": fields,
-            "added_at": iso_time(written_at(f"{self.folder}/{name}/flow.json")),
+            "added_at": iso_time(written_at(self._file(name, "flow.json"))),
             "last_run": last_run,
             **flow._asdict(),
         }
@@ -9643,11 +9660,11 @@ class Schedule:
 
     def stale_lines(self) -> dict[str, str]:
         """Return why crontab lines of ours cannot run their flows, by these flows' names."""
-        stale = {}
         try:
             lines = self.lines()
         except CaoError:
-            lines = {}
+            return {}
+        stale = {}
         for name, line in lines.items():
             for path in re.findall(r" '(/[^']*)'(?= )", line[0]):  # of Python, and of cao.py
                 if not os.path.exists(path):
@@ -9661,16 +9678,16 @@ class Schedule:
     def runs(self, name: str) -> list[dict[str, Any]]:
         """Return the records of a flow's runs, the oldest first."""
         records = []
-        for entry in _listdir(f"{self.folder}/{name}/runs"):
+        for entry in _listdir(self._file(name, "runs")):
             run_id, _, ending = entry.rpartition(".")
             if ending != "json":
                 continue
             key = {"flow": name, "id": run_id}
             # The lock first: a run that ends writes its outcome, then lets go of it.
-            lock = self.store.lock(self._path(key, "lock"), shared=True)
-            written = self.store.read_json(self._path(key, "json")) or {}
+            lock = self.store.lock(self._run_file(key, "lock"), shared=True)
+            written = self.store.read_json(self._run_file(key, "json")) or {}
             if not fits_where_given(written, _RUN):
-                self.store.quarantine(self._path(key, "json"))
+                self.store.quarantine(self._run_file(key, "json"))
                 written = {}
             record = {**RUN, **written, **key}
             if lock is not None:
@@ -9684,7 +9701,7 @@ class Schedule:
     def run(self, name: str, on_look: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Run a flow now and return the run's record; on_look may end it by an exception."""
         flow = self.load(name)
-        env = self.store.read_json(f"{self.folder}/{name}/env") or {}
+        env = self.store.read_json(self._file(name, "env")) or {}
         for key, value in env.items():
             if key == "PATH" or key not in os.environ:
                 os.environ[key] = str(value)
@@ -9692,8 +9709,8 @@ class Schedule:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(started_at))
         run_id = f"{stamp}.{int(started_at % 1 * 1e6):06}Z"  # sorts by time
         record = {**RUN, "flow": name, "id": run_id, "started_at": iso_time(started_at)}
-        with FileLock(self._path(record, "lock")):
-            with FileLock(f"{self.folder}/{name}/lock"):
+        with FileLock(self._run_file(record, "lock")):
+            with FileLock(self._file(name, "lock")):
                 self._enter(flow, record)
             try:
                 if not record["outcome"]:
@@ -9707,11 +9724,11 @@ class Schedule:
             self._conclude(flow, record)
         return record
 
-    def _path(self, record: dict[str, Any], ending: str) -> str:
-        return f"{self.folder}/{record['flow']}/runs/{record['id']}.{ending}"
+    def _run_file(self, record: dict[str, Any], ending: str) -> str:
+        return self._file(record["flow"], f"runs/{record['id']}.{ending}")
 
     def _save(self, record: dict[str, Any]) -> None:
-        self.store.write(self._path(record, "json"), dump(record), durable=True)
+        self.store.write(self._run_file(record, "json"), dump(record), durable=True)
 
     def _enter(self, flow: Flow, record: dict[str, Any]) -> None:
         """Write a run's first record; report the runs before it whose process was killed."""
@@ -9749,8 +9766,8 @@ class Schedule:
         record["ended_at"] = iso_time(time.time())
         self._save(record)
         for old in self.runs(flow.name)[:-KEEP_RUNS]:
-            _unlink(self._path(old, "json"))
-            _unlink(self._path(old, "lock"))
+            _unlink(self._run_file(old, "json"))
+            _unlink(self._run_file(old, "lock"))
 
     def _boss(self) -> Orchestrator:
         if not self.store.load("schedule"):
