@@ -2360,9 +2360,9 @@ def _start_opencode(launch: Launch) -> Start:
 
 # Our plugin for OpenCode and the demo agent write this file.
 _OWN_TOKENS = Tokens("id", "at", "usage", "input", "cached", "output", "{folder}/usage.jsonl")
-# Blanks at the ends, a first ! or /, a last backslash, and a last @word: while the CLI still
-# looks for a file of that name, Enter takes the first one that was found.
-_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z"
+# A tab, blanks at the ends, a first ! or /, a last backslash, and a last @word: while the CLI
+# still looks for a file of that name, Enter takes the first one that was found.
+_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t"
 
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
@@ -2523,7 +2523,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         ),
         transcript="{home}/session-state/{conversation}/events.jsonl",
         composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
-        logged_out=r"(?m)^Please use /login ", untypable=_TYPED + r"|\t",
+        logged_out=r"(?m)^Please use /login ", untypable=_TYPED,
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
         trusts=("Do you trust the files in this folder?", "1"), proven="1.0.102",
         asks="hook", mid_turn="transcript",
@@ -2547,7 +2547,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r" *┃ {0,2}(?:Ask anything.*|(\S(?:(?! {3}).)*)?)(?: {3}.*| *)\n"
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
         busy=r"esc (?:again to )?interrupt|\[retrying",
-        retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED + r"|\t",
+        retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED,
         interrupt=("Escape", "Escape"), proven="1.18.33",
         # Our plugin writes down which messages it handed over, once the conversation has them.
         transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn="transcript",
@@ -2574,7 +2574,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         deaf=True,  # it queues the next one for ever
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
         argv_bytes=0,  # it takes no first prompt and stays
-        untypable=_TYPED + r"|\t", settle_s=0.2, proven="2.1.0",  # a tab is four blanks
+        untypable=_TYPED, settle_s=0.2, proven="2.1.0",  # a tab is four blanks
     ),
     Provider(
         "pi", "pi", _start_pi, login="pi, then /login",
