@@ -6462,6 +6462,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
             message = f"Add {name}'s work{_last_task(boss.store, name)}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
+        if _git(top, "branch", "--show-current") != into:  # a hook of that commit may be slow
+            raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
         was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
         branch = f"refs/heads/{session.worktree}"
         if _git(path, "rev-list", "-n1", "--ignore-missing", branch, "--not", "HEAD", was, "--"):

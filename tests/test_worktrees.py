@@ -840,6 +840,15 @@ def test_a_branch_with_any_name_can_be_merged_into(repo):
     assert "my_fix=é now has" in repo.ok("merge", session)
 
 
+def test_a_branch_that_was_left_while_a_hook_ran_is_not_merged_into_the_next(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    put_hook(repo, "pre-commit", f"unset $(git rev-parse --local-env-vars)\n"
+             f"git -C '{repo.work}' switch -q -c next")  # fmt: skip
+    refused(repo, "merge", session, code=1, said="is not on main any more", fix="cao merge")
+    assert not (repo.work / "new.txt").exists()
+
+
 def test_of_two_branches_that_keep_the_same_commits_one_stays(repo):
     one, path = worker(repo)
     git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
