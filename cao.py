@@ -6516,6 +6516,7 @@ def _keep_unsaved(top: str, tree: str) -> None:
     `git merge` says the first too, but of a file marked assume-unchanged only after the loss;
     the others it overwrites without a word.
     """
+    _git(top, "update-index", "-q", "--refresh", allowed=1)  # read-tree goes by the index alone
     _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
     new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
     if not (added := set(_git_names(top, *new))):

@@ -884,6 +884,14 @@ def test_what_git_cannot_read_any_more_is_discarded_by_yes(repo, broken):
     assert not path.exists()
 
 
+def test_a_file_that_was_touched_and_not_changed_is_in_no_merges_way(repo):
+    session, path = worker(repo)
+    (path / "a.txt").write_text("by the worker\n")
+    os.utime(repo.work / "a.txt", (1, 1))
+    repo.ok("merge", session)
+    assert (repo.work / "a.txt").read_text() == "by the worker\n"
+
+
 def test_signatures_and_colours_do_not_get_into_the_facts(repo):
     gpg = repo.folder / "gpg"
     gpg.write_text(
