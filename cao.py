@@ -3001,6 +3001,10 @@ class Ran(NamedTuple):
     out: str
     err: str
 
+    def fault(self) -> str:
+        """Return what it printed of why it failed."""
+        return self.err.strip() or self.out.strip() or f"exit status {self.status}"
+
 
 def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
     """Return which descriptors can be read, or were closed, after so many seconds at the most.
@@ -3010,7 +3014,10 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
+    timeout_ms = None
+    if timeout_s is not None:
+        timeout_ms = timeout_s * 1000
+    return [fd for fd, _ in poll.poll(timeout_ms)]
 
 
 def machine_fault(error: OSError) -> CaoError:
@@ -3055,20 +3062,24 @@ def run(
     """
     import subprocess
 
-    pipe = None if terminal else subprocess.PIPE
+    stdin = stdout = stderr = None  # ours
+    if not terminal:
+        stdin = stdout = stderr = subprocess.PIPE
+    if tail_bytes:
+        stdin, stderr = subprocess.DEVNULL, subprocess.STDOUT
     try:
         child = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL if tail_bytes else pipe,
-            stdout=pipe,
-            stderr=subprocess.STDOUT if tail_bytes else pipe,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             cwd=cwd,
             env=env,
             start_new_session=not terminal,
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL, a letter the locale lacks
-        words = getattr(error, "strerror", None) or error
-        raise CaoError(f"{argv[0]} could not be started: {words}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CaoError(f"{argv[0]} could not be started: {reason}") from error
     started(child.pid)
     tail, left_s = b"", timeout_s
     try:
@@ -3077,18 +3088,18 @@ def run(
             until = time.monotonic() + timeout_s
             tail = read_tail(child.stdout.fileno(), tail_bytes, until)
             left_s = max(0.0, until - time.monotonic())
-        data = None if terminal else text.encode(errors=errors)
-        out, err = child.communicate(data, left_s)
+        out, err = child.communicate(text.encode(errors=errors), left_s)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
             stream.close()  # not read to its end: who left the group may hold it for ever
-        output = tail + (error.output or b"") + (error.stderr or b"")
-        printed = output.decode(errors="replace").strip()
-        words = f", having printed: {tail_lines(printed, 5)}" if printed else ""
-        raise CaoError(f"{argv[0]} took longer than {timeout_s:.0f} s{words}") from error
-    out = tail + (out or b"")
+        output = b"".join(filter(None, (tail, error.output, error.stderr)))
+        what = f"{argv[0]} took longer than {timeout_s:.0f} s"
+        if printed := output.decode(errors="replace").strip():
+            what += f", having printed: {tail_lines(printed, 5)}"
+        raise CaoError(what) from error
+    out = tail + (out or b"")  # None: it was not ours to read
     return Ran(child.returncode, *((b or b"").decode(errors=errors) for b in (out, err)))
 
 
@@ -3102,9 +3113,9 @@ def find_program(name: str, path: str | None = None) -> str:
     if "/" in name:
         places, name = [""], os.path.expanduser(name)
     for place in places:
-        found = place + name
-        if os.access(found, os.X_OK) and os.path.isfile(found):
-            return os.path.abspath(found)
+        file = place + name
+        if os.access(file, os.X_OK) and os.path.isfile(file):
+            return os.path.abspath(file)
     if "/" in name:
         raise CaoError(f"{name} is not a program that can be run", "check the path")
     raise CaoError(
@@ -3154,9 +3165,11 @@ def programs_above() -> list[str]:
 
 def start_mark(pid: int, *, zombie: bool = True) -> str:
     """Return a mark of when a process started ("" if it is gone): pids are used again.
-    zombie: one that has ended, and of whose end nobody heard, counts too."""
+    zombie: count a process, too, that has ended and that its parent has not waited for."""
     if words := _stat_words(pid):
-        return "" if words[0] == b"Z" and not zombie else words[19].decode()
+        if words[0] == b"Z" and not zombie:
+            return ""
+        return words[19].decode()
     if os.path.isdir("/proc/self"):
         return ""
     return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
@@ -3169,17 +3182,26 @@ def note_process(pid: int) -> dict[str, Any]:
 
 def is_running(noted: dict[str, Any]) -> bool:
     """Tell whether a noted process is still there."""
-    return bool(noted["start"]) and start_mark(int(noted["id"]), zombie=False) == noted["start"]
+    start = str(noted["start"])
+    if not start:
+        return False
+    return start_mark(int(noted["id"]), zombie=False) == start
 
 
 def group_members(group: int) -> list[int]:
     """Return the pids in a process group; zombies are not counted."""
-    if not os.path.isdir("/proc/self"):
-        listed = run(["ps", "-A", "-o", "pid=,pgid=,stat="], 5).out.splitlines()
-        rows = map(str.split, listed)
-        return [int(r[0]) for r in rows if r[1] == str(group) and not r[2].startswith("Z")]
-    found = ((int(pid), _stat_words(pid)) for pid in os.listdir("/proc") if pid.isdigit())
-    return [pid for pid, w in found if w and int(w[2]) == group and w[0] != b"Z"]
+    processes: Iterable[Sequence[str]]  # pid, state, group
+    if os.path.isdir("/proc/self"):
+        pids = filter(str.isdigit, os.listdir("/proc"))
+        processes = ([pid, *map(bytes.decode, _stat_words(pid))] for pid in pids)
+    else:
+        listed = run(["ps", "-A", "-o", "pid=,stat=,ppid=,pgid="], 5).out
+        processes = map(str.split, listed.splitlines())
+    members = []
+    for pid, *facts in processes:
+        if facts and facts[2] == str(group) and not facts[0].startswith("Z"):
+            members.append(int(pid))
+    return members
 
 
 def command_lines() -> str:
@@ -3262,9 +3284,9 @@ class Tmux:
         ran = run(argv[:-1], None, text=text, env=self.env, cwd=cwd)
         if ran.status == 0:
             return ran.out
-        words = ran.err.strip() or f"exit status {ran.status}"
-        meaning = next((m for m, known in _TMUX_WORDS.items() if re.search(known, words)), "")
-        raise TmuxError(f"tmux: {words}", meaning)
+        fault = ran.fault()
+        meaning = next((m for m, known in _TMUX_WORDS.items() if re.search(known, fault)), "")
+        raise TmuxError(f"tmux: {fault}", meaning)
 
     def _run_there(self, *args: str) -> str | None:
         """Run a tmux command on what may be gone: None where it is."""
@@ -3292,13 +3314,14 @@ class Tmux:
 
     def pane_of(self, name: str) -> str:
         """Return the id of the one pane of a session ("%12"), or "" if it is gone."""
-        panes = self._run_there("list-panes", "-s", "-t", f"={name}", "-F", "#{pane_id}")
-        return panes.split()[0] if panes else ""
+        panes = self._run_there("list-panes", "-s", "-t", f"={name}", "-F", "#{pane_id}") or ""
+        return panes.partition("\n")[0]
 
     def capture(self, pane: str, *, first: str = "", ansi: bool = False, join: bool = False) -> str:
         """Return a pane's screen; first: the line to start at ("-100": of the history)."""
-        flags = ["-S", first] if first else []
-        flags += ["-e"] * ansi + ["-J"] * join
+        flags = ["-e"] * ansi + ["-J"] * join
+        if first:
+            flags += ["-S", first]
         screen = self.run("capture-pane", "-p", "-t", pane, *flags)
         if join:  # tmux 3.2a fills lines with blanks; a prompt may end in one
             screen = re.sub(r"(?m) {2,}$", " ", screen)
@@ -3310,8 +3333,8 @@ class Tmux:
 
     def title_of(self, name: str) -> str:
         """Return the title of a session's pane, "" where it is gone."""
-        form = ("display-message", "-p", "-t", f"={name}:", "#{pane_title}")
-        return (self._run_there(*form) or "").rstrip("\n")
+        title = self._run_there("display-message", "-p", "-t", f"={name}:", "#{pane_title}") or ""
+        return title.rstrip("\n")
 
     def paste(self, pane: str, pieces: Sequence[str]) -> None:
         """Paste pieces one after the other, each in brackets if the program asked for that.
@@ -3339,7 +3362,9 @@ class Tmux:
 
     def show_state(self, pane: str, state: str, questions: Sequence[dict[str, Any]]) -> None:
         """Have the status lines show a session's state and what it asks, where that is new."""
-        asks = f"asks: {questions[0]['text']}" if questions else ""
+        asks = ""
+        if questions:
+            asks = f"asks: {questions[0]['text']}"
         asks = shorten(visible(asks), 400).replace("#", "##")  # a single one may begin a style
         if (state, asks) != self.shown:
             option = ("set-option", "-t", pane)
@@ -3638,6 +3663,7 @@ def others_can_replace(facts: os.stat_result) -> bool:
         return False
     if facts.st_mode & 0o002:
         return True
+
     import grp
     import pwd
 
@@ -3645,7 +3671,9 @@ def others_can_replace(facts: os.stat_result) -> bool:
         user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(facts.st_gid)
     except KeyError:
         return True
-    return group.gr_name != user or not {user}.issuperset(group.gr_mem)
+    if group.gr_name != user:
+        return True
+    return not {user}.issuperset(group.gr_mem)
 
 
 def make_home(home: str) -> None:
@@ -3660,10 +3688,11 @@ def make_home(home: str) -> None:
             facts = os.lstat(path)  # the links on the way are known: see runtime_home
         except OSError as error:
             raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
-        which = here
+        which, owners = here, [os.getuid()]
         if path != home:
             which = f"{here} is not safe: {path}"
-        if facts.st_uid != os.getuid() and (facts.st_uid or path == home):
+            owners.append(0)
+        if facts.st_uid not in owners:
             raise CaoError(f"{which} belongs to another user", fix)
         if path == home and facts.st_mode & 0o022:
             raise CaoError(f"{which} can be written by others", f"chmod 700 {path}")
@@ -3705,8 +3734,8 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
 
     try:
         with open(path, encoding="utf-8", errors=errors, opener=open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+            facts = os.fstat(file.fileno())
+            if stat.S_ISREG(facts.st_mode) and facts.st_size <= MAX_FILE_BYTES:
                 return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
@@ -3734,10 +3763,10 @@ def written_at(path: str) -> float:
 def file_mark(path: str) -> tuple[int, int]:
     """Return a file's size and inode, zeros where there is none."""
     try:
-        found = os.stat(path)
+        facts = os.stat(path)
     except OSError:
         return 0, 0
-    return found.st_size, found.st_ino
+    return facts.st_size, facts.st_ino
 
 
 def _not_written(path: str, error: OSError) -> CaoError:
@@ -3757,8 +3786,9 @@ def read_file(path: str) -> bytes | None:
 
 def dump(record: Any) -> str:
     """Return a record as JSON that a person can read with cat."""
-    plain = record._asdict() if hasattr(record, "_asdict") else record
-    return json.dumps(plain, ensure_ascii=False) + "\n"
+    if hasattr(record, "_asdict"):
+        record = record._asdict()
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 # What a record's field may be in JSON, by its annotation.
@@ -3771,11 +3801,11 @@ _JSON_TYPES: dict[str, Any] = {
 }
 
 
-def make_record(found: dict[str, Any], kind: Callable[..., Any]) -> Any:
+def make_record(facts: dict[str, Any], kind: Callable[..., Any]) -> Any:
     """Return the record of a kind (a NamedTuple) in a JSON object. Raises TypeError where that
     lacks a field, or has a value of another type."""
     types = kind.__annotations__
-    values = {name: _tuples(value) for name, value in found.items() if name in types}
+    values = {name: _tuples(value) for name, value in facts.items() if name in types}
     for name, value in values.items():
         if not fits(value, _JSON_TYPES.get(types[name], object)):
             raise TypeError(name)
@@ -3813,22 +3843,23 @@ _EVIDENCE = {
 
 def fits(value: Any, shape: Any) -> bool:
     """Tell whether JSON is of a shape: a type, [the shape of each], or {key: shape}."""
-    if isinstance(shape, dict):
-        return isinstance(value, dict) and all(fits(value.get(k), shape[k]) for k in shape)
-    if isinstance(shape, list):
-        return isinstance(value, (list, tuple)) and all(fits(one, shape[0]) for one in value)
-    return isinstance(value, shape)
+    if isinstance(shape, dict) and isinstance(value, dict):
+        return all(fits(value.get(key), shape[key]) for key in shape)
+    if isinstance(shape, list) and isinstance(value, (list, tuple)):
+        return all(fits(one, shape[0]) for one in value)
+    return isinstance(shape, (type, tuple)) and isinstance(value, shape)
 
 
 def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
     """Tell whether all that is given, and is not null, has its shape."""
-    given = (key for key in shapes if values.get(key) is not None)
-    return all(fits(values[key], shapes[key]) for key in given)
+    return all(fits(values[key], shapes[key]) for key in shapes if values.get(key) is not None)
 
 
 def _tuples(value: Any) -> Any:
     """Return JSON's lists as the tuples of our records."""
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 class Store:
@@ -3862,8 +3893,11 @@ class Store:
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
+            place = os.rename
+            if once:
+                place = os.link
             try:
-                (os.link if once else os.rename)(temporary, path)
+                place(temporary, path)
             except IsADirectoryError:  # no file of ours
                 self.quarantine(path)
                 os.rename(temporary, path)
@@ -3894,9 +3928,9 @@ class Store:
         permission, too large) is moved to quarantine/ and logged: never deleted, never fatal.
         """
         try:
-            found = json.loads(read_regular(path))
-            if isinstance(found, dict):
-                return found
+            facts = json.loads(read_regular(path))
+            if isinstance(facts, dict):
+                return facts
         except FileNotFoundError:
             if not os.path.islink(path):  # to nowhere
                 return None
@@ -3910,31 +3944,31 @@ class Store:
 
         A file that lacks a field, or has a value of another type, is quarantined too.
         """
-        found = self.read_json(path)
-        if found is None:
+        facts = self.read_json(path)
+        if facts is None:
             return None
         try:
-            return make_record(found, kind)
+            return make_record(facts, kind)
         except TypeError:
             self.quarantine(path)
             return None
 
     def quarantine(self, path: str) -> None:
         """Move what is no file of ours out of the way, and say so."""
-        name = os.path.basename(path)[:50]  # it gets longer
-        kept = f"{self.home}/quarantine/{name}.{time.time_ns()}{random_letters()}"
+        folder, name = f"{self.home}/quarantine", os.path.basename(path)[:50]  # it gets longer
+        new_path = f"{folder}/{name}.{time.time_ns()}{random_letters()}"
         try:
-            os.makedirs(f"{self.home}/quarantine", 0o700, exist_ok=True)
-            os.rename(path, kept)
+            os.makedirs(folder, 0o700, exist_ok=True)
+            os.rename(path, new_path)
         except FileNotFoundError:
             return  # another process was quicker
         except OSError as error:
             complain(f"{path} cannot be read, nor moved away: {error.strerror}")
             return
-        complain(f"{path} cannot be read; moved to {kept}")
+        complain(f"{path} cannot be read; moved to {new_path}")
         name, _, file = os.path.relpath(path, f"{self.home}/sessions").partition("/")
         if NAME.match(name):
-            self.log(name, "quarantined", file=file, kept=kept)
+            self.log(name, "quarantined", file=file, kept=new_path)
 
     def home_id(self) -> str:
         """Return what tells this runtime directory from any other, on whatever machine."""
@@ -3974,14 +4008,15 @@ class Store:
 
     def load(self, name: str) -> Session | None:
         """Return a session, or None. Raises CaoError for one of another format."""
-        found = self.read_json(f"{self.folder(name)}/session.json")
-        if found is None:
+        path = f"{self.folder(name)}/session.json"
+        facts = self.read_json(path)
+        if facts is None:
             return None
-        if found.get("format") != FORMAT:
-            made = f"session {name} was made by cao {found.get('version')}"
+        if facts.get("format") != FORMAT:
+            made = f"session {name} was made by cao {facts.get('version')}"
             fix = "use that version for it, or another CAO_HOME"
             raise CaoError(f"{made} in a format this cao {VERSION} does not know", fix)
-        session: Session | None = self.read_record(f"{self.folder(name)}/session.json", Session)
+        session: Session | None = self.read_record(path, Session)
         return session
 
     def peek(self, name: str) -> Session | None:
@@ -3993,7 +4028,9 @@ class Store:
 
     def find(self, name: str) -> Session:
         """Return a session or client that somebody named. Raises NotFoundError."""
-        session = self.load(name) if NAME.match(name) else None
+        session = None
+        if NAME.match(name):
+            session = self.load(name)
         if not session:
             raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
         return session
@@ -4083,6 +4120,10 @@ class Store:
         """Return the path of a file that is handed to a session's CLI."""
         return f"{self.folder(name)}/launch/{file}"
 
+    def read_launch(self, name: str, file: str) -> dict[str, Any]:
+        """Return the object in a file of a session's launch/, {} where there is none."""
+        return self.read_json(self.launch_file(name, file)) or {}
+
     # ---- locks and wakes ----
 
     def lock(self, path: str, *, shared: bool = False, create: bool = True) -> int | None:
@@ -4095,9 +4136,10 @@ class Store:
         except BlockingIOError:
             return None
 
-    def lock_alone(self, path: str) -> int | None:
-        """Take a lock though others may look at it (is_locked does, shared, for a moment);
-        None where another really holds it."""
+    def lock_session(self, name: str) -> int | None:
+        """Take the lock of a session's runner, though others may look at it (is_locked does,
+        shared, for a moment); None where another really holds it."""
+        path = f"{self.folder(name)}/lock"
         while (fd := self.lock(path)) is None:
             probe = self.lock(path, shared=True)
             if probe is None:
@@ -4121,7 +4163,9 @@ class Store:
 
     def listeners(self, name: str) -> str:
         """Return the folder of those who listen to a session; "": to all of them."""
-        return f"{self.home}/sessions/{name}/wake" if name else f"{self.home}/wake/all"
+        if not name:
+            return f"{self.home}/wake/all"
+        return f"{self.home}/sessions/{name}/wake"
 
     def poke(self, name: str) -> None:
         """Wake all who listen to a session. A FIFO without a reader is a dead process's."""
@@ -4138,7 +4182,9 @@ class Store:
             if not name:
                 return
             session = self.peek(name)
-            name = session.supervisor if session else ""
+            name = ""
+            if session:
+                name = session.supervisor
 
     # ---- the ledger ----
 
@@ -4167,7 +4213,9 @@ class Store:
     def take_result(self, owner: str, task: str) -> Claim | None:
         """Take a task's result, to tell its owner. None where it is not owed to this one, or
         another process is telling it."""
-        return self._take(owner, self.out_path(owner, task)) if owner else None
+        if not owner:
+            return None
+        return self._take(owner, self.out_path(owner, task))
 
     def out_path(self, owner: str, task: str) -> str:
         """Return the file that says: owner has not been told the result of a task."""
@@ -4199,10 +4247,10 @@ class Store:
 
         An entry whose lock is free, of a task that was not given, was abandoned: it goes.
         """
-        entries = _listdir(f"{self.folder(owner)}/out") if owner else []
-        return [
-            task for task in entries if TASK.match(task) and not self._is_abandoned(owner, task)
-        ]
+        if not owner:
+            return []
+        tasks = filter(TASK.match, _listdir(f"{self.folder(owner)}/out"))
+        return [task for task in tasks if not self._is_abandoned(owner, task)]
 
     def _is_abandoned(self, owner: str, task: str) -> bool:
         if self.was_given(task):
@@ -4237,8 +4285,8 @@ class Store:
         """
         inbox = f"{self.folder(message.to)}/inbox"
         most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
-        own = message.kind == "notice" or message.sender == "cao"
-        if not own and len(_listdir(f"{inbox}/new")) >= most:
+        always_fits = message.kind == "notice" or message.sender == "cao"
+        if not always_fits and len(_listdir(f"{inbox}/new")) >= most:
             raise CaoError(
                 f"{message.to} has {most} messages waiting already",
                 "wait until it has read some, or give the work to another",
@@ -4385,9 +4433,11 @@ class Store:
 
     def was_given(self, task: str) -> bool:
         """Tell whether there is such a task: its result or its message is there."""
+        if self.has_result(task):
+            return True
         inbox = f"{self.folder(self.session_of(task))}/inbox"
-        entries = (e for part in ("new", "cur") for e in _listdir(f"{inbox}/{part}"))
-        return self.has_result(task) or any(e.endswith(f"-{task}") for e in entries)
+        entries = [*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")]
+        return any(entry.endswith(f"-{task}") for entry in entries)
 
     def results(self, name: str) -> list[str]:
         """Return the tasks of a session that have a result."""
@@ -4412,9 +4462,9 @@ class Store:
         """Return repository -> {"check COMMAND": "", "profile FILE": the hash of its bytes}, as
         people have allowed it; nothing, where the file cannot be read."""
         path = f"{self.home}/allowed.json"
-        found = self.read_json(path) or {}
-        if all(isinstance(entries, dict) for entries in found.values()):
-            return found
+        allowed = self.read_json(path) or {}
+        if all(isinstance(entries, dict) for entries in allowed.values()):
+            return allowed
         self.quarantine(path)
         return {}
 
@@ -4785,7 +4835,7 @@ class Orchestrator:
         """Tell whether a session that has no lock yet may still get it."""
         if state.get("state") != "starting" or "group" in state:
             return False  # its runner was there
-        runner = self.store.read_json(self.store.launch_file(name, "runner.json"))
+        runner = self.store.read_launch(name, "runner.json")
         age_s = time.monotonic() - float(state.get("clock") or 0)
         if not 0 <= age_s < NEVER_STARTED_S:  # below: it is from before the machine was started
             return False
@@ -4802,7 +4852,7 @@ class Orchestrator:
         open_tasks = [*self.store.unanswered(name), *self.store.waiting(name)]
         if not session or not session.host or not open_tasks or times >= REATTACHED:
             return False
-        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        lock = self.store.lock_session(name)
         try:
             if lock is None or self.store.load_state(name) != state:
                 return True  # another was quicker
@@ -4813,13 +4863,13 @@ class Orchestrator:
         finally:
             if lock is not None:
                 os.close(lock)
-        launch = self.store.read_json(self.store.launch_file(name, "launch.json")) or {}
+        launch = self.store.read_launch(name, "launch.json")
         self._run_session(name, self.store.home, launch["mcp"][:-1])
         return True
 
     def launched(self, name: str) -> Profile | None:
         """Return the profile a session was started with, clipped as it was."""
-        kept = self.store.read_json(self.store.launch_file(name, "launch.json")) or {}
+        kept = self.store.read_launch(name, "launch.json")
         said = (kept.get("profile") or {}).items()
         known = {k: _tuples(v) for k, v in said if k in Profile._fields}
         return Profile(**known) if known else None
@@ -4909,7 +4959,7 @@ class Orchestrator:
 
     def _has_runner(self, name: str) -> bool:
         """Tell whether a session's runner is alive, a moment after its lock was seen free."""
-        noted = self.store.read_json(self.store.launch_file(name, "runner.json")) or {}
+        noted = self.store.read_launch(name, "runner.json")
         try:
             return not look_until(lambda: not is_running(noted), 50)
         except (KeyError, TypeError, ValueError):
@@ -4918,7 +4968,7 @@ class Orchestrator:
     def bury(self, name: str) -> None:
         """Do for a session what its dead runner no longer can: end what is left of its
         CLI, answer its tasks `lost`, report its messages, end its workers."""
-        lock = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        lock = self.store.lock_session(name)
         if lock is None:
             return  # a runner, or another who buries, has it
         lives = False
@@ -5000,7 +5050,7 @@ class Orchestrator:
     def notify(self, name: str, event: str, words: str, task: str, outcome: str = "") -> None:
         """Run the user's own command (CAO_NOTIFY, as it was when the session was launched)
         beside us: the facts are in its environment, a sentence is its last argument."""
-        env = self.store.read_json(self.store.launch_file(name, "env.json")) or {}
+        env = self.store.read_launch(name, "env.json")
         command = env.pop("CAO_NOTIFY", "")
         if not command:
             return
@@ -5153,7 +5203,7 @@ class Orchestrator:
             place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
             session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
         # The session's own lock: with this state, it is lost as soon as that is free.
-        making = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        making = self.store.lock_session(name)
         assert making is not None
         try:
             with FileLock(f"{self.store.home}/lock"):
@@ -5326,7 +5376,7 @@ class Orchestrator:
 
         self.control(name, {}, lambda state: not state.get("closing"), STOP_S)
         self.control(name, {}, left, STOP_S)  # its last runner may be leaving still
-        starting = self.store.lock_alone(f"{self.store.folder(name)}/lock")
+        starting = self.store.lock_session(name)
         if starting is None or self.store.load_state(name).get("state") != "ended":
             if starting is not None:
                 os.close(starting)
@@ -6221,9 +6271,8 @@ def _git(
         env["GIT_INDEX_FILE"] = index
     ran = run(argv, timeout_s, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
-        words = ran.err.strip() or ran.out.strip() or f"exit status {ran.status}"
         fix = f"put that right, then try again (cd {cwd} && git status)"
-        raise CaoError(f"git {args[0]}: {words}", fix)
+        raise CaoError(f"git {args[0]}: {ran.fault()}", fix)
     return ran.out.rstrip("\n")
 
 
@@ -6979,7 +7028,7 @@ class Runner:
             raise CaoError(f"{path} cannot be read", "start a new session")
         self.launch = launch._replace(profile=profile)
         self.row = PROVIDERS[session.provider]
-        self.env = store.read_json(store.launch_file(self.name, "env.json")) or {}
+        self.env = store.read_launch(self.name, "env.json")
         self.wake = Wake(store)
         self.pane = os.environ.get("TMUX_PANE", "")
         self.program: ScreenProgram | None = None  # provider: command
@@ -8067,7 +8116,7 @@ class Runner:
         """Take the session's lock again where somebody has put another file in its place."""
         path = f"{self.folder}/lock"
         if file_mark(path)[1] != os.fstat(self.lock).st_ino:
-            lock = self.store.lock_alone(path)
+            lock = self.store.lock_session(self.name)
             if lock is not None:
                 os.close(self.lock)
                 self.lock = lock
@@ -8887,7 +8936,7 @@ class Remote:
         self.store, self.session, self.name = store, session, session.name
         self.folder, self.wake = store.folder(self.name), Wake(store)
         self.boss = Orchestrator(store, Caller(""))
-        self.env = store.read_json(store.launch_file(self.name, "env.json")) or {}
+        self.env = store.read_launch(self.name, "env.json")
         # As state.json has it; `conversation` is the name of the session there.
         self.state = {"conversation": "", **store.load_state(self.name)}
         self.state.update(group=None, questions=[])
@@ -9254,7 +9303,7 @@ def run_session(store: Store, name: str) -> int:
     if os.path.lexists(path) and not os.path.isfile(path):
         store.quarantine(path)
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), 2)
-    lock = store.lock_alone(f"{folder}/lock")
+    lock = store.lock_session(name)
     if lock is None:
         raise CaoError(f"session {name} has a runner already", f"cao why {name}")
     runner = (Remote if session.host else Runner)(store, session)
@@ -10274,16 +10323,15 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         except CaoError as error:
             foreign.append(error.what)
             continue
-        folder = store.folder(name)
         age = time.time() - _last_used(store, name)
         if name in needed or age < older_s:
             continue
-        lock = store.lock_alone(f"{folder}/lock")  # so that nobody resumes it meanwhile
+        lock = store.lock_session(name)  # so that nobody resumes it meanwhile
         if lock is None:
             continue
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
         if not in_use and _drop_worktree(store, name):
-            shutil.rmtree(folder)
+            shutil.rmtree(store.folder(name))
             removed.append(name)
         os.close(lock)
     _sweep_up(store, older_s)
@@ -11873,7 +11921,7 @@ def cmd_show(ask: Ask) -> None:
     session = ask.store.load(name)
     if session and session.worktree:
         scope["worktree"] = f"{session.worktree}  {worktree_path(ask.store, name)}"
-    if env := ask.store.read_json(ask.store.launch_file(name, "env.json")):
+    if env := ask.store.read_launch(name, "env.json"):
         scope["environment"] = " ".join(sorted(env))
     head = f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}"
     screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # blank lines: one
@@ -13275,7 +13323,7 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
             make_client(store, name)
         elif several and (store.owed(name) or store.waiting(name)):
             continue
-        lock = store.lock_alone(f"{store.folder(name)}/lock")
+        lock = store.lock_session(name)
         if lock is not None:
             return Caller(name, stem=stem), lock
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
