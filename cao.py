@@ -3181,11 +3181,12 @@ def note_process(pid: int) -> dict[str, Any]:
 
 
 def is_running(noted: dict[str, Any]) -> bool:
-    """Tell whether a noted process is still there."""
-    start = str(noted["start"])
-    if not start:
+    """Tell whether a noted process is still there. What is no note of ours notes none."""
+    try:
+        mark = start_mark(int(noted["id"]), zombie=False)
+        return bool(mark) and mark == noted["start"]
+    except (LookupError, TypeError, ValueError):
         return False
-    return start_mark(int(noted["id"]), zombie=False) == start
 
 
 def group_members(group: int) -> list[int]:
@@ -4538,15 +4539,19 @@ PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's n
 
 def find_profiles(home: str, cwd: str) -> dict[str, str]:
     """Return name -> file of the profiles there are: the folder's, the user's, then ours."""
-    found = dict.fromkeys(SHIPPED_PROFILES, "built in")
-    return {**found, **profile_files(f"{home}/profiles"), **profile_files(f"{cwd}/.cao/profiles")}
+    shipped = dict.fromkeys(SHIPPED_PROFILES, "built in")
+    users, folders = profile_files(f"{home}/profiles"), profile_files(f"{cwd}/.cao/profiles")
+    return {**shipped, **users, **folders}
 
 
 def profile_files(folder: str) -> dict[str, str]:
     """Return name -> file of the profiles in a folder."""
-    names = _listdir(folder) if os.path.isdir(folder) else []
-    paths = {name: os.path.normpath(f"{folder}/{name}") for name in names if name.endswith(".md")}
-    return {name[:-3]: path for name, path in paths.items() if os.path.isfile(path)}
+    if not os.path.isdir(folder):
+        return {}
+    folder = os.path.normpath(folder)
+    names = [name[:-3] for name in _listdir(folder) if name.endswith(".md")]
+    paths = {name: f"{folder}/{name}.md" for name in names}
+    return {name: path for name, path in paths.items() if os.path.isfile(path)}
 
 
 def find_repository(folder: str) -> tuple[str, str]:
@@ -4565,7 +4570,9 @@ def find_repository(folder: str) -> tuple[str, str]:
 
     def named_path(file: str, start: str) -> str:
         match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
-        return os.path.realpath(os.path.join(start, os.fsdecode(match[1]))) if match else ""
+        if not match:
+            return ""
+        return os.path.realpath(os.path.join(start, os.fsdecode(match[1])))
 
     repository = f"{top}/.git"
     private = named_path(repository, top)  # .git/worktrees/NAME
@@ -4598,7 +4605,8 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
     even parsed, and no other of that name takes its place.
     """
     files = find_profiles(store.home, cwd)
-    name = name if name in files else PROFILE_ALIASES.get(name, name)
+    if name not in files:
+        name = PROFILE_ALIASES.get(name, name)
     path = files.get(name)
     if path == "built in":
         return decode_profile(SHIPPED_PROFILES[name].encode(), name, path, default)
@@ -4607,8 +4615,8 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
         folder, file = os.path.split(path)
         if folder != f"{store.home}/profiles":
             repository, inside = find_repository(cwd)
-            known = store.allowed().get(repository, {})
-            if known.get(f"profile {inside}/.cao/profiles/{file}") != sha256:
+            allowed = store.allowed().get(repository, {})
+            if allowed.get(f"profile {inside}/.cao/profiles/{file}") != sha256:
                 raise NotAllowedError(
                     f"the profile {path} was not allowed by `cao allow`, or has changed since",
                     f"a person has to run: cao allow {quote_argv([cwd])}",
@@ -4622,11 +4630,11 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
 
 def default_provider() -> str:
     """Return the provider of profiles that name none: CAO_PROVIDER, else what is there."""
-    named = provider_name(os.environ.get("CAO_PROVIDER") or "")
-    if named:
-        if named not in PROVIDERS:
-            raise UsageError(f"CAO_PROVIDER {named!r} is not supported", ", ".join(PROVIDERS))
-        return named
+    name = provider_name(os.environ.get("CAO_PROVIDER", ""))
+    if name:
+        if name not in PROVIDERS:
+            raise UsageError(f"CAO_PROVIDER {name!r} is not supported", ", ".join(PROVIDERS))
+        return name
     for row in PROVIDERS.values():
         if row.program and not program_fault(row.program):
             return row.name
@@ -4643,10 +4651,12 @@ def worker_environment(
     """
     rules = settings.get("env") or {}
     wanted = [*ENV_DEFAULT, *env_pass, *(rules.get("pass") or ())]
-    denied = rules.get("deny") or ()
-    given = dict(os.environ) if given is None else given
-    env = {k: v for k, v in given.items() if is_listed(k, wanted) and not is_listed(k, denied)}
-    env.update({str(k): str(v) for k, v in (rules.get("set") or {}).items()})
+    denied, fixed = rules.get("deny") or (), rules.get("set") or {}
+    if given is None:
+        given = dict(os.environ)
+    names = [name for name in given if is_listed(name, wanted)]
+    env = {name: given[name] for name in names if not is_listed(name, denied)}
+    env.update({str(name): str(value) for name, value in fixed.items()})
     return env
 
 
@@ -4697,13 +4707,10 @@ there is."""
 def grants_of(profile: Profile | None) -> list[dict[str, Any]]:
     """Return what an agent's workers are held to: its own `grant`, and those of the agents above
     it on the machine that it was given its work from."""
-    settings = profile.settings if profile else {}
-    return list(filter(None, (settings.get("grant"), *settings.get("grants above", ()))))
-
-
-def far_path(session: Session) -> str:
-    """Return a session's directory, marked where it is on another machine."""
-    return f"{session.host}:{session.cwd}" if session.host else session.cwd
+    if not profile:
+        return []
+    grants = (profile.settings.get("grant"), *profile.settings.get("grants above", ()))
+    return list(filter(None, grants))
 
 
 def seconds_since(message: Message) -> float:
@@ -4777,10 +4784,13 @@ class Orchestrator:
             )
             texts = {base: TMUX_CONF, guards: TMUX_GUARDS}
             if "CAO_TMUX_CONF" in os.environ:  # an empty one takes it back
-                own = os.path.expanduser(os.environ["CAO_TMUX_CONF"])
-                if own and not os.path.isfile(own):
-                    raise UsageError(f"CAO_TMUX_CONF {own!r} is no file", "export CAO_TMUX_CONF=")
-                texts[note] = own and os.path.abspath(own)
+                own_conf = os.path.expanduser(os.environ["CAO_TMUX_CONF"])
+                if own_conf and not os.path.isfile(own_conf):
+                    what = f"CAO_TMUX_CONF {own_conf!r} is no file"
+                    raise UsageError(what, "export CAO_TMUX_CONF=")
+                if own_conf:
+                    own_conf = os.path.abspath(own_conf)
+                texts[note] = own_conf
             for path, text in texts.items():
                 if self.store.read_text(path) != text:
                     self.store.write(path, text)
@@ -4794,11 +4804,12 @@ class Orchestrator:
     def _revive_socket(self, path: str) -> None:
         """Wake the runners there are, so that they have our tmux server make its socket again:
         a second server would not have their sessions."""
-        begun = [n for n in self.store.live() if self.store.load_state(n).get("group")]
-        living = [name for name in begun if self.store.is_locked(name)]
-        for name in living:
+        names = self.store.live()
+        names = [name for name in names if self.store.load_state(name).get("group")]
+        names = [name for name in names if self.store.is_locked(name)]
+        for name in names:
             self.store.poke(name)
-        if living:
+        if names:
             look_until(lambda: os.path.exists(path), 100)
 
     def state_of(self, name: str) -> dict[str, Any]:
@@ -4829,28 +4840,32 @@ class Orchestrator:
     def is_over(self, name: str) -> bool:
         """Tell whether a session has ended, or is at its end because it was idle for long."""
         state = self.state_of(name)
-        return state["state"] == "ended" or bool(state.get("closing"))
+        if state["state"] == "ended":
+            return True
+        return bool(state.get("closing"))
 
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
         """Tell whether a session that has no lock yet may still get it."""
         if state.get("state") != "starting" or "group" in state:
             return False  # its runner was there
-        runner = self.store.read_launch(name, "runner.json")
         age_s = time.monotonic() - float(state.get("clock") or 0)
         if not 0 <= age_s < NEVER_STARTED_S:  # below: it is from before the machine was started
             return False
-        if not runner and age_s < STARTING_S:
-            return True  # it may be there, though its launcher was killed before it noted it
-        coming = runner or state.get("launcher") or {"id": 0, "start": ""}
-        return is_running(coming)
+        process = self.store.read_launch(name, "runner.json")
+        if not process:
+            if age_s < STARTING_S:
+                return True  # it may be there, though its launcher was killed before it noted it
+            process = state.get("launcher") or {}
+        return is_running(process)
 
     def _reattach(self, name: str, state: dict[str, Any]) -> bool:
         """Start the dead runner of a session on another machine again, where the work goes on:
         while a task is open, and a few times at the most where it never reaches its host."""
         session = self.store.peek(name)
         times = int(state.get("reattached") or 0)
-        open_tasks = [*self.store.unanswered(name), *self.store.waiting(name)]
-        if not session or not session.host or not open_tasks or times >= REATTACHED:
+        if not session or not session.host or times >= REATTACHED:
+            return False
+        if not self.store.unanswered(name) and not self.store.waiting(name):
             return False
         lock = self.store.lock_session(name)
         try:
@@ -4869,30 +4884,33 @@ class Orchestrator:
 
     def launched(self, name: str) -> Profile | None:
         """Return the profile a session was started with, clipped as it was."""
-        kept = self.store.read_launch(name, "launch.json")
-        said = (kept.get("profile") or {}).items()
-        known = {k: _tuples(v) for k, v in said if k in Profile._fields}
-        return Profile(**known) if known else None
+        profile = self.store.read_launch(name, "launch.json").get("profile") or {}
+        fields = {key: _tuples(profile[key]) for key in Profile._fields if key in profile}
+        if not fields:
+            return None
+        return Profile(**fields)
 
     def writers_beside(self, session: Session) -> list[str]:
         """Return the workers at work that may write where a worker may, with no worktree
         between them. Who is above or below it does not count: one waits for the other."""
-        found, above = [], (session.name, *self.ancestors(session.name))
+        writers = []
+        above = (session.name, *self.ancestors(session.name))
         for name in self.store.live():
             other, profile = self.store.peek(name), self.launched(name)
-            if not other or not profile or not other.supervisor or name in above or other.host:
+            if not other or not other.supervisor or other.host or other.worktree:
                 continue
-            shared = os.path.commonpath((other.cwd, session.cwd)) in (other.cwd, session.cwd)
             # A worker's own worker: its result comes before its state says that it is done.
-            own = session.name in self.ancestors(name)
-            at_work = shared and not own and self.store.load_state(name).get("task")
-            if at_work and not other.worktree and may_write(profile):
-                found.append(name)
-        return found
+            if name in above or session.name in self.ancestors(name):
+                continue
+            if os.path.commonpath((other.cwd, session.cwd)) not in (other.cwd, session.cwd):
+                continue
+            if profile and may_write(profile) and self.store.load_state(name).get("task"):
+                writers.append(name)
+        return writers
 
     def ancestors(self, name: str) -> list[str]:
         """Return the names above a session, the nearest first."""
-        found: list[str] = []
+        names = []
         while name:
             if name not in self._above:  # it never changes, so it is read once
                 session = self.store.peek(name)
@@ -4900,35 +4918,39 @@ class Orchestrator:
                     break
                 self._above[name] = session.supervisor
             name = self._above[name]
-            found.append(name)
-        return [above for above in found if above]
+            if name:
+                names.append(name)
+        return names
 
     def view(self, name: str) -> dict[str, Any]:
         """Return what there is to say of a session, as data. Raises NotFoundError."""
         session = self.store.find(name)
-        state: dict[str, Any]
         if session.kind == "client":
-            state = {"since": session.launched_at}
-            state["state"] = "connected" if self.store.is_locked(name) else "away"
+            state: dict[str, Any] = {"state": "away"}
+            if self.store.is_locked(name):
+                state["state"] = "connected"
         else:
             state = self.state_of(name)
-        keys = "questions task task_line last_line conversation held_back why exit_status usage"
-        more = {key: state[key] for key in keys.split() if state.get(key)}
-        if place := self.place(name)[0]:
-            more.update(place=place, why=WAITS.format(place))
-        return {
+        since = state.get("since") or session.launched_at
+        facts: dict[str, Any] = {
             "session": name,
             "kind": session.kind,
             "state": state.get("state") or "unknown",
-            "for_s": round(max(0.0, time.time() - (state.get("since") or session.launched_at)), 1),
+            "for_s": round(max(0.0, time.time() - since), 1),
             "profile": session.profile,
             "provider": session.provider,
             "supervisor": session.supervisor,
-            "cwd": far_path(session),
+            "cwd": session.cwd,
             "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")),
-            **({"host": session.host} if session.host else {}),
-            **more,
         }
+        if session.host:
+            facts.update(cwd=f"{session.host}:{session.cwd}", host=session.host)
+        keys = "questions task task_line last_line conversation held_back why exit_status usage"
+        facts.update({key: state[key] for key in keys.split() if state.get(key)})
+        place, _ = self.place(name)
+        if place:
+            facts.update(place=place, why=WAITS.format(place))
+        return facts
 
     # ---- the dead ----
 
@@ -4959,11 +4981,8 @@ class Orchestrator:
 
     def _has_runner(self, name: str) -> bool:
         """Tell whether a session's runner is alive, a moment after its lock was seen free."""
-        noted = self.store.read_launch(name, "runner.json")
-        try:
-            return not look_until(lambda: not is_running(noted), 50)
-        except (KeyError, TypeError, ValueError):
-            return False  # it is no note of ours
+        runner = self.store.read_launch(name, "runner.json")
+        return not look_until(lambda: not is_running(runner), 50)
 
     def bury(self, name: str) -> None:
         """Do for a session what its dead runner no longer can: end what is left of its
@@ -4978,26 +4997,26 @@ class Orchestrator:
                 return
             state = self.store.load_state(name)
             if state.get("state") == "ended":  # who answered its inbox was killed at it
-                how = ("stopped", "stopped")
+                outcome, reason = "stopped", "stopped"
                 if state.get("why") == "lost":
-                    how = ("lost", "runner_died")
-                self.answer_all(name, {}, *how, "the session has ended")
+                    outcome, reason = "lost", "runner_died"
+                self.answer_all(name, {}, outcome, reason, "the session has ended")
                 return
             self.store.mend_log(name)
-            group = state.get("group") or {}
-            ended = end_group(int(group.get("id") or 0), str(group.get("start") or ""))
+            ended = 0
+            if group := state.get("group"):
+                ended = end_group(int(group["id"]), group["start"])
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
-            delivery = state.get("delivery") or {}
+            typed_at = (state.get("delivery") or {}).get("at") or 0
             for _, at, payload in self.store.events(name):
-                taken = payload.get("hook_event_name") == "UserPromptSubmit"
-                if taken and at >= (delivery.get("at") or 0):
-                    # It was taken; the runner died before it read that.
+                # It was taken; the runner died before it read that.
+                if payload.get("hook_event_name") == "UserPromptSubmit" and at >= typed_at:
                     for letter in state.get("delivering") or ():
                         self.store.discharge(name, letter)
                     state["delivering"] = ()
-            words = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
-            detail = f"the process that looked after the session is gone. {words}".strip()
+            printed = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
+            detail = f"the process that looked after the session is gone. {printed}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
             gone = {"state": "ended", "since": time.time(), "why": "lost", "questions": []}
@@ -5023,9 +5042,10 @@ class Orchestrator:
         at_work = [self.store.taken(name, entry) for entry in self.store.unanswered(name)]
         for message in filter(None, (*at_work, *self.store.waiting(name))):
             if message.kind == "task":
-                started = message.id == state.get("task_message")
-                known = base or Result("", name, outcome, usage=state.get("usage") or None)
-                result = known._replace(
+                result = base or Result("", name, outcome, usage=state.get("usage") or None)
+                if message.id != state.get("task_message"):  # it had not begun
+                    result = result._replace(answer="", turns=(), usage=None)
+                result = result._replace(
                     task=message.task,
                     session=name,
                     outcome=outcome,
@@ -5034,8 +5054,6 @@ class Orchestrator:
                     seconds=seconds_since(message),
                     ended_at=time.time(),
                 )
-                if not started:
-                    result = result._replace(answer="", turns=(), usage=None)
                 self.conclude(result, message.sender)
             elif message.kind == "message":
                 self.notify_undelivered(message, detail or reason)
@@ -5066,24 +5084,30 @@ class Orchestrator:
             "CAO_NOTIFY_OUTCOME": outcome,
             "CAO_NOTIFY_TEXT": words,
         }
-        sentence = f"{name} {'asks' if event == 'asking' else outcome}: {words}"
+        what_happened = outcome
+        if event == "asking":
+            what_happened = "asks"
+        sentence = f"{name} {what_happened}: {words}"
 
         def work() -> None:
+            fault = ""
             try:
                 ran = run([*shlex.split(command), sentence], NOTIFY_S, env={**env, **facts})
-                failed = f"status {ran.status}: {shorten(ran.err, 200)}" if ran.status else ""
+                if ran.status:
+                    fault = f"status {ran.status}: {shorten(ran.err, 200)}"
             except (CaoError, OSError, ValueError) as error:
-                failed = str(error)
-            if failed:
-                self.store.log(name, "notify_failed", why=failed)
+                fault = str(error)
+            if fault:
+                self.store.log(name, "notify_failed", why=fault)
 
         threading.Thread(target=work).start()
 
     def notify_undelivered(self, message: Message, why: str) -> None:
         """Tell the sender that its message was not delivered."""
-        first = shorten(message.text, 60)
-        how = "may not have been" if message.id.endswith("~") else "was not"
-        text = f"Your message to {message.to} ({first!r}) {how} delivered: {why}."
+        beginning, verb = shorten(message.text, 60), "was not"
+        if message.id.endswith("~"):
+            verb = "may not have been"
+        text = f"Your message to {message.to} ({beginning!r}) {verb} delivered: {why}."
         if self.store.load(message.sender):
             self.store.put_once(
                 Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
@@ -5142,7 +5166,8 @@ class Orchestrator:
         """
         profile = load_profile(name, self.store, cwd)
         if profile:
-            profile = profile._replace(permissions=permissions or profile.permissions)
+            if permissions:
+                profile = profile._replace(permissions=permissions)
             for above in (self.caller.name, *self.ancestors(self.caller.name)):
                 launched, session = self.launched(above), self.store.peek(above)
                 if session and session.kind == "agent" and not launched:
