@@ -4704,15 +4704,6 @@ arrives here by itself as a message that begins "Result of TASK"; list_sessions 
 there is."""
 
 
-def grants_of(profile: Profile | None) -> list[dict[str, Any]]:
-    """Return what an agent's workers are held to: its own `grant`, and those of the agents above
-    it on the machine that it was given its work from."""
-    if not profile:
-        return []
-    grants = (profile.settings.get("grant"), *profile.settings.get("grants above", ()))
-    return list(filter(None, grants))
-
-
 def seconds_since(message: Message) -> float:
     """Return for how long a message has been on its way."""
     return max(0.0, time.monotonic() - message.clock)
@@ -5168,15 +5159,8 @@ class Orchestrator:
         if profile:
             if permissions:
                 profile = profile._replace(permissions=permissions)
-            for above in (self.caller.name, *self.ancestors(self.caller.name)):
-                launched, session = self.launched(above), self.store.peek(above)
-                if session and session.kind == "agent" and not launched:
-                    raise CaoError(  # it may hold a grant, which must not fall open
-                        f"the scope of {above} cannot be read: its launch.json is gone or torn",
-                        f"stop {above}, and start it anew",
-                    )
-                for grant in grants_of(launched):
-                    profile = clip_profile(profile, grant)
+            for grant in self._grants():
+                profile = clip_profile(profile, grant)
             return profile
         import difflib
 
@@ -5187,6 +5171,22 @@ class Orchestrator:
             f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
         )
 
+    def _grants(self) -> list[dict[str, Any]]:
+        """Return what the caller's workers are held to: its own `grant`, those of the agents
+        above it, and those of the agents above these on the machine that gave them the work."""
+        grants = []
+        for name in (self.caller.name, *self.ancestors(self.caller.name)):
+            profile, session = self.launched(name), self.store.peek(name)
+            if profile:
+                settings = profile.settings
+                grants += [settings.get("grant"), *settings.get("grants above", ())]
+            elif session and session.kind == "agent":
+                raise CaoError(  # it may hold a grant, which must not fall open
+                    f"the scope of {name} cannot be read: its launch.json is gone or torn",
+                    f"stop {name}, and start it anew",
+                )
+        return [grant for grant in grants if grant]
+
     def launch(self, profile: Profile, cwd: str, options: TaskOptions, *, top: bool = False) -> str:
         """Make the folder of a new session and return its name; `start` starts it.
 
@@ -5195,29 +5195,36 @@ class Orchestrator:
         check_tmux(self.tmux.program)
         if (program := program_of(profile)) and not options.host:
             find_program(program)
-        most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
-        depth = 0 if top else self.caller.depth + 1
+        depth, supervisor, keep = self.caller.depth + 1, self.caller.name, options.keep
+        if keep is None:
+            keep = profile.keep
+        if top:
+            depth, supervisor, keep = 0, "", True
         if depth > MAX_DEPTH:
             raise CaoError(
                 f"workers go {MAX_DEPTH} deep at the most, this one would be the {depth}th",
                 "do the work yourself, or ask your supervisor to hand it out",
             )
-        wanted, said = options.worktree, profile.settings.get("worktree")
+        worktree = options.worktree
+        if worktree is None:
+            worktree = profile.settings.get("worktree")
         origin = inside = ""
-        if (said if wanted is None else wanted) and not options.host:
+        if worktree and not options.host:
             origin, inside = worktree_start(cwd)
-        stem = render_slug(profile.name) or "agent"
-        name = self.store.new_folder(stem[:26] if options.host else stem)  # see NEAR
+        stem, profile_name = render_slug(profile.name) or "agent", profile.name
+        if options.host:
+            stem, profile_name = stem[:26], f"{profile.name}@{options.host}"  # 26: see NEAR
+        name = self.store.new_folder(stem)
         session = Session(
             name,
             "agent",
-            f"{profile.name}@{options.host}" if options.host else profile.name,
+            profile_name,
             profile.provider,
             cwd,
-            "" if top else self.caller.name,
+            supervisor,
             depth,
             time.time(),
-            (profile.keep if options.keep is None else options.keep) or top,
+            keep,
             profile.approve,
             seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
             seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
@@ -5234,7 +5241,7 @@ class Orchestrator:
             with FileLock(f"{self.store.home}/lock"):
                 self.store.create(session)
                 self.store.save_state(name, {**fresh_state(), "clock": -1e9})
-                self._enter(session, most)
+                self._enter(session)
             if origin:
                 add_worktree(self.store, session)
             self.store.save_state(name, fresh_state())
@@ -5245,13 +5252,13 @@ class Orchestrator:
             os.close(making)
         return name
 
-    def _enter(self, session: Session, most: int) -> None:
+    def _enter(self, session: Session) -> None:
         """Put a session into the queue and among the living. Raises CaoError where too many
         wait already; the caller has the runtime directory's lock."""
+        most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
         if not session.host:  # else it counts there
-            ticket = (
-                f"{self.store.home}/queue/{next_stamp(f'{self.store.home}/queue')}-{session.name}"
-            )
+            queue = f"{self.store.home}/queue"
+            ticket = f"{queue}/{next_stamp(queue)}-{session.name}"
             self.store.write(ticket, str(most), tmp=self.store.home)
         self.store.set_live(session.name, True)
         if self.place(session.name)[0] > MAX_QUEUED:
@@ -5269,14 +5276,18 @@ class Orchestrator:
             return 0, []
 
         def has_slot(other: str) -> bool:
-            store, session = self.store, self.store.peek(other)
-            if not session or session.host or store.running(other):
+            session = self.store.peek(other)
+            if not session or session.host or self.store.running(other):
                 return False
-            return store.is_locked(other) or self._is_coming(other, store.load_state(other))
+            if self.store.is_locked(other):
+                return True
+            return self._is_coming(other, self.store.load_state(other))
 
         slots = [other for other in living if other not in queue and has_slot(other)]
         most = self.store.read_text(queue[name])
-        free = max(0, int(most if most.isdigit() else MAX_SESSIONS) - len(slots))
+        if not most.isdigit():
+            most = str(MAX_SESSIONS)
+        free = max(0, int(most) - len(slots))
         before = [*queue][: [*queue].index(name)]
         if len(before) < free:
             return 0, []
@@ -5285,10 +5296,13 @@ class Orchestrator:
     def make_room(self, names: Sequence[str]) -> None:
         """Ask the session that has been idle for longest, and may close, to do so; none where
         one is at its end already."""
-        states = [(name, self.store.load_state(name)) for name in names]
-        if any(state.get("closing") or state.get("state") == "ended" for _, state in states):
-            return
-        idle = [(state["since"], name) for name, state in states if state.get("may_close")]
+        idle = []
+        for name in names:
+            state = self.store.load_state(name)
+            if state.get("closing") or state.get("state") == "ended":
+                return
+            if state.get("may_close"):
+                idle.append((state["since"], name))
         if idle:
             self.store.put_event(self.store.folder(min(idle)[1]), json.dumps({"cao": "close"}))
 
@@ -5298,7 +5312,9 @@ class Orchestrator:
         assert session is not None
         provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
         cao = install_copy(self.store)
-        note = WORKER_NOTE if session.supervisor else SUPERVISOR_NOTE
+        note = SUPERVISOR_NOTE
+        if session.supervisor:
+            note = WORKER_NOTE
         notes = [profile.prompt, note.format(name=name, supervisor=session.supervisor)]
         if session.worktree:
             notes.append(WORKTREE_NOTE.format(branch=session.worktree))
@@ -5310,11 +5326,12 @@ class Orchestrator:
         # An agent's own environment was cut to its CLI's variables, and names a home of ours. So
         # what the person had for any CLI is kept beside each session, for the agents below it.
         above = self.store.read_json(f"{self.store.folder(self.caller.name)}/person-env.json")
-        kept = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
-        env = {**worker_environment(provider.env_pass, profile.settings, above), **cao_env}
-        if session.host:  # that of ssh
-            env = {**kept, **cao_env}
-        self.store.write(f"{folder}/person-env.json", dump(kept))
+        persons = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
+        self.store.write(f"{folder}/person-env.json", dump(persons))
+        env = persons  # that of ssh
+        if not session.host:
+            env = worker_environment(provider.env_pass, profile.settings, above)
+        env = {**env, **cao_env}
         launch = Launch(
             name,
             f"{folder}/launch",
@@ -5328,8 +5345,10 @@ class Orchestrator:
             resume,
         )
         files: dict[str, Any] = {}
-        home = provider.home_in(env)
+        links: Sequence[str] = ()
+        home, runner_cwd = provider.home_in(env), self.store.home
         if not session.host:
+            runner_cwd, links = session.cwd, provider.links
             own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
             started = provider.start(launch._replace(own=own, env=env))
             files = {"system.md": system, **started.files}
@@ -5341,31 +5360,31 @@ class Orchestrator:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             return path
 
-        for file, text in files.items():
-            self.store.write(place(file), text if isinstance(text, str) else dump(text))
-        for link in () if session.host else provider.links:
+        for file, content in files.items():
+            text = content
+            if not isinstance(text, str):
+                text = dump(content)
+            self.store.write(place(file), text)
+        for link in links:
             path = place(f"{provider.shadow}/{link}")
             if os.path.exists(f"{home}/{link}") and not os.path.lexists(path):
                 os.symlink(f"{home}/{link}", path)
         self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        self._run_session(name, self.store.home if session.host else session.cwd, cao)
+        self._run_session(name, runner_cwd, cao)
 
     def _run_session(self, name: str, cwd: str, cao: Sequence[str]) -> None:
-        pid = self._new_pane(name, cwd, [*cao, "run-session", name])
-        self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
-
-    def _new_pane(self, name: str, cwd: str, argv: Sequence[str]) -> int:
-        """Start a runner in a tmux session of its own and return its pid; once more where
+        """Start a runner in a tmux session of its own, and note its process; once more where
         the server left with its last session, just then (tmux(1), exit-empty)."""
-        env = {"CAO_HOME": self.store.home}
+        argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
         try:
-            return self.tmux.new_session(name, cwd, env, argv)
+            pid = self.tmux.new_session(name, cwd, env, argv)
         except TmuxError as error:
             begun = "group" in self.store.load_state(name)  # it was there, and was killed
             if error.fix != "no server" or begun:
                 raise
-        return self.tmux.new_session(name, cwd, env, argv)
+            pid = self.tmux.new_session(name, cwd, env, argv)
+        self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def forget(self, name: str) -> None:
         """Remove a session that never started."""
@@ -5385,19 +5404,21 @@ class Orchestrator:
 
     def _resume(self, session: Session, text: str, options: TaskOptions) -> str:
         """Start an ended session again with its conversation and give it a task."""
-        profile = self.launched(session.name)  # its scope is the one it had
-        state = self.state_of(session.name)
-        conversation = str(state.get("conversation") or "")
+        name = session.name
+        profile = self.launched(name)  # its scope is the one it had
+        state = self.state_of(name)
+        conversation = state.get("conversation")
         anew = f"use the profile's name, {session.profile}, for a new session"
         if not PROVIDERS[session.provider].resumes or not conversation or not profile:
             why = state.get("why") or "closed"
-            raise NotFoundError(f"session {session.name} has ended ({why}) for good", anew)
+            raise NotFoundError(f"session {name} has ended ({why}) for good", anew)
         if not session.host and not os.path.isdir(session.cwd):
-            raise NotFoundError(f"the directory of {session.name} is gone: {session.cwd}", anew)
-        name = session.name
+            raise NotFoundError(f"the directory of {name} is gone: {session.cwd}", anew)
 
         def left(state: dict[str, Any]) -> bool:
-            return state.get("state") != "ended" or not self.store.is_locked(name)
+            if state.get("state") != "ended":
+                return True
+            return not self.store.is_locked(name)
 
         self.control(name, {}, lambda state: not state.get("closing"), STOP_S)
         self.control(name, {}, left, STOP_S)  # its last runner may be leaving still
@@ -5416,7 +5437,7 @@ class Orchestrator:
                     _unlink(self.store.launch_file(name, file))
                 self.store.save_state(name, {**fresh_state(), **again, "clock": -1e9})
                 with FileLock(f"{self.store.home}/lock"):
-                    self._enter(session, int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS))
+                    self._enter(session)
                 self.store.save_state(name, {**fresh_state(), **again})
             finally:
                 os.close(starting)
@@ -5434,8 +5455,10 @@ class Orchestrator:
     def _check_typable(self, name: str, text: str) -> None:
         """Raise where a `command` program cannot be given a text: only typing reaches it."""
         session = self.store.load(name)
-        row = PROVIDERS[session.provider] if session and session.kind == "agent" else None
-        if row and row.by_output and (fault := typing_fault(row, text)):
+        if not session or session.kind != "agent":
+            return
+        row = PROVIDERS[session.provider]
+        if row.by_output and (fault := typing_fault(row, text)):
             raise UsageError(
                 f"{name} is a program that is typed to, and cannot take this: {fault}",
                 f"write it as one line of printable ASCII, at most {row.typed_bytes} bytes",
@@ -5443,12 +5466,18 @@ class Orchestrator:
 
     def _put_task(self, name: str, text: str, options: TaskOptions, profile: Profile | None) -> str:
         self._check_typable(name, text)
-        said = profile.settings if profile else {}
-        most = options.max_tokens or said.get("max_tokens") or 0
-        if most and profile and not PROVIDERS[profile.provider].tokens:
-            what = f"{profile.provider} does not tell how many tokens it uses"
-            raise UsageError(what, "leave max_tokens out; a timeout ends its task")
-        check, retries = options.check or said.get("check") or "", options.check_retries
+        max_tokens, check, retries = options.max_tokens, options.check, options.check_retries
+        if profile:
+            settings = profile.settings
+            max_tokens = max_tokens or settings.get("max_tokens") or 0
+            check = check or settings.get("check") or ""
+            if retries is None:
+                retries = settings.get("check_retries")
+            if max_tokens and not PROVIDERS[profile.provider].tokens:
+                what = f"{profile.provider} does not tell how many tokens it uses"
+                raise UsageError(what, "leave max_tokens out; a timeout ends its task")
+        if retries is None:
+            retries = CHECK_RETRIES
         task = f"{name}.{random_letters()}"
         options.named(task)
         message = Message(
@@ -5461,9 +5490,9 @@ class Orchestrator:
             task,
             options.timeout_s,
             check,
-            said.get("check_retries", CHECK_RETRIES) if retries is None else retries,
+            retries,
             time.monotonic(),
-            int(most),
+            int(max_tokens),
         )
         self.store.give(message)
         self.store.poke(self.caller.name)
@@ -5475,26 +5504,19 @@ class Orchestrator:
     def receipt(self, task: str) -> dict[str, Any]:
         """Return what there is to say of a task that was given just now."""
         session = self.store.session_of(task)
+        receipt: dict[str, Any] = {"task": task, "session": session}
         place, _ = self.place(session)
-        queued = {"state": "queued", "place": place, "why": WAITS.format(place)} if place else {}
-        return {"task": task, "session": session, **queued}
-
-    def task_session(self, task: str) -> str:
-        """Return the session of a task. Raises NotFoundError where there is no such task."""
-        name = self.store.session_of(task)
-        if not self.store.load(name) or not self.store.was_given(task):
-            raise NotFoundError(
-                f"there is no task {task}", "list_sessions shows the sessions and tasks"
-            )
-        return name
+        if place:
+            receipt.update(state="queued", place=place, why=WAITS.format(place))
+        return receipt
 
     def take_back(self, name: str, task: str) -> bool:
         """Take a task back that a session, ending just then, has not answered."""
-        mine = [m for m in self.store.waiting(name) if m.task == task]
-        if not mine or not self.store.withdraw(name, mine[0].id):
-            return False
-        self.store.discharge(self.caller.name, task)
-        return True
+        for message in self.store.waiting(name):
+            if message.task == task and self.store.withdraw(name, message.id):
+                self.store.discharge(self.caller.name, task)
+                return True
+        return False
 
     # ---- giving work ----
 
@@ -5538,33 +5560,33 @@ class Orchestrator:
         target = options.session or target
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
-            elsewhere = options.cwd and options.cwd != session.cwd
+            elsewhere = options.cwd not in ("", session.cwd)
             if elsewhere and not session.host:
                 elsewhere = working_directory(options.cwd) != session.cwd
             if elsewhere or options.worktree or options.permissions:
                 what = f"{target} is a session: its directory and permissions are fixed"
                 raise UsageError(what, "leave them out, or name a profile for a new session")
-            if not options.profile:
-                here = current_directory() if session.host else session.cwd
-                self._check_command(options, self.launched(target), here)
+            worker, here = self.launched(target), session.cwd
+            if session.host:
+                here = current_directory()
+            self._check_command(options, worker, here)
             if self.is_over(target):
                 return self._resume(session, text, options)
             self._check_ring(target)
-            task = self._put_task(target, text, options, self.launched(target))
+            task = self._put_task(target, text, options, worker)
             if not self.is_over(target) or not self.take_back(target, task):
                 return task
             return self._resume(session, text, options)
         target, at, host = target.partition("@")
         if at:
             profile, options = self._for_host(target, host, options)
-            cwd = options.cwd
+            cwd, here = options.cwd, current_directory()
         else:
-            cwd = working_directory(options.cwd)
+            cwd = here = working_directory(options.cwd)
             profile = options.profile or self.profile(target, cwd, options.permissions)
         if options.provider:
             profile = profile._replace(provider=options.provider)
-        if not options.profile:
-            self._check_command(options, profile, current_directory() if host else cwd)
+        self._check_command(options, profile, here)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -5597,30 +5619,29 @@ class Orchestrator:
                 f"a person has to run: cao allow --host {host} (or name it in the profile's"
                 " `hosts:`)",
             )
-        above = [
-            self.launched(name) for name in (self.caller.name, *self.ancestors(self.caller.name))
-        ]
-        settings = {**profile.settings, "grants above": [g for p in above for g in grants_of(p)]}
+        settings = {**profile.settings, "grants above": self._grants()}
         if options.worktree is not None:
             settings["worktree"] = options.worktree
-        keep = profile.keep if options.keep is None else options.keep
-        return (
-            profile._replace(settings=settings, keep=keep),
-            options._replace(host=host, cwd=cwd),
-        )
+        if options.keep is not None:
+            profile = profile._replace(keep=options.keep)
+        return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
     def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
         """Raise where a check that comes with a task is no command, or is not the caller's to
         give: it runs unasked, and outside any sandbox that the worker has."""
         check = options.check
-        if not check or (worker and check == worker.settings.get("check")):
+        if not check or options.profile:  # the near side has looked at it
+            return
+        if worker and check == worker.settings.get("check"):
             return
         for what, fix in check_faults(check):
             raise UsageError(what, fix)
-        if self.caller.person or (worker and may_run_anything(worker)):
+        if self.caller.person:
             return
-        known = self.store.allowed().get(find_repository(cwd)[0], {})
-        if f"check {check}" not in known and not options.allows(check, cwd):
+        if worker and may_run_anything(worker):
+            return
+        allowed = self.store.allowed().get(find_repository(cwd)[0], {})
+        if f"check {check}" not in allowed and not options.allows(check, cwd):
             way = f"cao allow --check {quote_argv([check, cwd])}"
             raise NotAllowedError(
                 f"no person has allowed the check {check!r}, and the worker may not run it unasked",
@@ -5666,33 +5687,36 @@ class Orchestrator:
         """Tell whether a client's folder may be the caller's own, from before a restart: it is of
         the same program and directory, and its server is gone."""
         stem = self.caller.stem
-        kin = stem and (client == stem or client.startswith(f"{stem}-"))
-        return bool(kin) and client != self.caller.name and not self.store.is_locked(client)
+        if not stem or not f"{client}-".startswith(f"{stem}-") or client == self.caller.name:
+            return False
+        return not self.store.is_locked(client)
 
     def left_by_others(self) -> list[str]:
         """Return the tasks whose results nobody has read and that may be the caller's own."""
-        left = filter(self.is_left, self.store.all_sessions()) if self.caller.stem else ()
-        return [task for client in left for task in self.store.owed(client)]
+        clients = filter(self.is_left, self.store.all_sessions())
+        return [task for client in clients for task in self.store.owed(client)]
 
     def check_mine(self, name: str) -> None:
         """Raise where a session is not the caller's worker, nor the caller a person."""
         above = self.ancestors(name)
-        left = above and self.is_left(above[-1])
-        if not self.caller.person and self.caller.name not in above and not left:
+        if self.caller.person or self.caller.name in above:
+            return
+        if not above or not self.is_left(above[-1]):
             raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do it")
 
     def known(self) -> set[str]:
         """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
-        me = self.store.peek(self.caller.name)
-        above = me.supervisor if me else ""
-        found = {above} if above else set()
+        above = ""
+        if me := self.store.peek(self.caller.name):
+            above = me.supervisor
+        known = {above}
         for name in self.store.live():
             session = self.store.peek(name)
-            if session and (
-                session.supervisor == above or self.caller.name in self.ancestors(name)
-            ):
-                found.add(name)
-        return found - {self.caller.name}
+            if session and session.supervisor == above:
+                known.add(name)
+            if self.caller.name in self.ancestors(name):
+                known.add(name)
+        return known - {self.caller.name, ""}
 
     # ---- what a person allows ----
 
@@ -5702,30 +5726,30 @@ class Orchestrator:
         away, or all that is allowed there."""
         if not self.caller.person:
             raise UsageError("only a person may allow this", "ask the person to run cao allow")
+        repository, inside = find_repository(folder)
+        entry, profiles = "", []
         if check is not None:
             for what, fix in check_faults(check):
                 raise UsageError(what, fix)
-        repository, inside = (EVERYWHERE, "") if host else find_repository(folder)
-        entry = "" if check is None else f"check {check}"
+            entry = f"check {check}"
         if host:
             if not HOST.match(host):
                 raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
-            entry = f"host {host}"
-        profiles = []
+            repository, entry = EVERYWHERE, f"host {host}"
         with FileLock(f"{self.store.home}/lock"):
             allowed = self.store.allowed()
-            known = allowed.setdefault(repository, {})
+            entries = allowed.setdefault(repository, {})
             if remove and not entry:
                 del allowed[repository]
             elif remove:
-                known.pop(entry, None)
+                entries.pop(entry, None)
             elif entry:
-                known[entry] = ""
+                entries[entry] = ""
             else:
                 for name, path in profile_files(f"{folder}/.cao/profiles").items():
                     content, sha256 = read_profile(path)
                     profiles.append(decode_profile(content, name, path))
-                    known[f"profile {inside}/.cao/profiles/{name}.md"] = sha256
+                    entries[f"profile {inside}/.cao/profiles/{name}.md"] = sha256
                 if not profiles:
                     what = f"there is no profile in {folder}/.cao/profiles"
                     raise NotFoundError(what, "cao allow --check 'COMMAND' allows a check")
@@ -5754,28 +5778,43 @@ class Orchestrator:
 
         Who gets what it returns tells it and then calls its `told`.
         """
-        told = set() if told is None else told
+        if told is None:
+            told = set()
         wake = Wake(self.store)
         until = time.monotonic() + timeout_s
         try:
             if tasks is None:
                 wake.listen(self.caller.name)
+            for task in tasks or ():
+                session = self.store.session_of(task)
+                if not self.store.load(session) or not self.store.was_given(task):
+                    what = f"there is no task {task}"
+                    raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             while True:
                 finished, running = self._look(tasks, wake)
                 below = self._sessions_below(finished + running)
                 asking = self._questions(below, running)
                 asked = {ask["question"]["id"] for ask in asking}
                 left = until - time.monotonic()
-                nothing = tasks is None and not finished and not running
-                over = bool(asked - told and "*" not in told) or nothing or cancelled() or left <= 0
+                over = left <= 0 or cancelled()
+                if tasks is None and not finished and not running:
+                    over = True
+                if asked - told and "*" not in told:
+                    over = True
+                senders = None
+                if tasks is not None:
+                    senders = below
                 # Taken at the end and not before: who is killed in a wait has taken nothing.
-                letters = self._take_letters(below if tasks is not None else None)
-                if over or letters or (finished and not (want_all and running)):
-                    found = self._take(finished, running, letters, tasks is not None)
-                    if over or found.results or found.messages:
+                letters = self._take_letters(senders)
+                enough = finished
+                if want_all and running:
+                    enough = []
+                if over or letters or enough:
+                    waited = self._take(finished, running, letters, tasks is not None)
+                    if over or waited.results or waited.messages:
                         if not cancelled():  # then nobody hears of it
                             told.update(asked)
-                        return found._replace(asking=tuple(asking))
+                        return waited._replace(asking=tuple(asking))
                     for task in finished:  # another process is telling it, or has
                         path = self.store.out_path(self.caller.name, task)
                         self.when_free(path, wake.poke)
@@ -5786,8 +5825,10 @@ class Orchestrator:
 
     def _look(self, tasks: Sequence[str] | None, wake: Wake) -> tuple[list[str], list[str]]:
         """Return the tasks that have a result and those that have none; listen to these."""
+        if tasks is None:
+            tasks = self.store.owed(self.caller.name)
         finished, running = [], []
-        for task in self.store.owed(self.caller.name) if tasks is None else tasks:
+        for task in tasks:
             if self.store.has_result(task):
                 finished.append(task)
                 continue
@@ -5817,27 +5858,33 @@ class Orchestrator:
         at_work = {self.store.session_of(task) for task in running}
         asking = []
         for name in below:
-            path = [name, *self.ancestors(name)]
-            state = self.state_of(name) if at_work & {*path} else {}
+            path: list[str] = []  # down to the one that asks
+            for above in (name, *self.ancestors(name)):
+                path.insert(0, above)
+                if above in at_work:
+                    break
+            else:
+                continue
+            state = self.state_of(name)
             if state.get("state") == "asking":
-                cut = next(i for i, n in enumerate(path) if n in at_work)
-                way = path[: cut + 1][::-1]
                 for question in state.get("questions") or ():
-                    asking.append({"session": name, "path": way, "question": question})
+                    asking.append({"session": name, "path": path, "question": question})
         return asking
 
     def _take_letters(self, senders: Sequence[str] | None) -> list[tuple[Message, Claim]]:
         """Take the messages to the caller, which end a wait; senders: only theirs, and cao's
         notices. What another process is telling just now is left to that."""
+        if not self.caller.name:
+            return []
         taken = []
-        for message in self.store.waiting(self.caller.name) if self.caller.name else ():
-            theirs = senders is None or message.sender in senders
-            if message.id.endswith("~"):
-                continue  # its runner knows whether it was told
-            if message.kind == "notice" or (message.kind == "message" and theirs):
-                claim = self.store.take_message(self.caller.name, message.id)
-                if claim:
-                    taken.append((message, claim))
+        for message in self.store.waiting(self.caller.name):
+            if message.kind not in ("message", "notice") or message.id.endswith("~"):
+                continue  # ~: its runner knows whether it was told
+            if senders is not None and message.kind == "message" and message.sender not in senders:
+                continue
+            claim = self.store.take_message(self.caller.name, message.id)
+            if claim:
+                taken.append((message, claim))
         return taken
 
     def _take(
@@ -5849,21 +5896,24 @@ class Orchestrator:
     ) -> Waited:
         """Take what the caller is going to be told. What another process is telling just now
         still runs, as far as we know; by its name it can be read all the same."""
+        messages = tuple(message for message, _ in letters)
         claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
             owner = self.caller.name
-            session = self.store.peek(self.store.session_of(task)) if by_name else None
-            if session and self.is_left(session.supervisor):
-                owner = session.supervisor
+            if by_name:
+                session = self.store.peek(self.store.session_of(task))
+                if session and self.is_left(session.supervisor):
+                    owner = session.supervisor
             claim = self.store.take_result(owner, task)
-            result = self.store.load_result(task) if claim or by_name else None
             if claim:
                 claims.append(claim)
-            elif not by_name and os.path.exists(self.store.out_path(self.caller.name, task)):
-                running.append(task)
+            elif not by_name:
+                if os.path.exists(self.store.out_path(owner, task)):
+                    running.append(task)
+                continue
+            result = self.store.load_result(task)
             if result:
                 results.append(result)
-        messages = tuple(message for message, _ in letters)
         return Waited(tuple(results), messages, (), tuple(running), tuple(claims))
 
     # ---- talking, watching, ending ----
