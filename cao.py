@@ -5936,13 +5936,13 @@ class Orchestrator:
         session = self.store.find(target)
         if target == self.caller.name:
             raise UsageError("that is yourself", "name another session")
-        if self.caller.worker and target not in self.known() | set(
-            self.ancestors(self.caller.name)
-        ):
-            raise UsageError(
-                f"{target} is not your supervisor, sibling or worker",
-                "list_sessions shows whom you may reach",
-            )
+        if self.caller.worker:
+            reachable = {*self.known(), *self.ancestors(self.caller.name)}
+            if target not in reachable:
+                raise UsageError(
+                    f"{target} is not your supervisor, sibling or worker",
+                    "list_sessions shows whom you may reach",
+                )
         if session.kind == "agent" and self.is_over(target):
             raise NotFoundError(
                 f"session {target} has ended; the message was not sent",
@@ -5957,24 +5957,30 @@ class Orchestrator:
             text,
             time.time(),
         )
-        (self.store.put_once if message_id else self.store.put)(message)
+        if message_id:
+            self.store.put_once(message)
+        else:
+            self.store.put(message)
         self.store.poke(self.caller.name)
         return self._receipt(session, message, wait_s)
 
     def _receipt(self, session: Session, message: Message, wait_s: float) -> dict[str, Any]:
         """Return how far a message came, waiting a little where it can be typed at once."""
         target = session.name
-        gone = session.kind == "agent" and self.is_over(target)
-        if gone and self.store.withdraw(target, message.id):
-            raise NotFoundError(f"session {target} has just ended; the message was not sent")
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
-        state = self.state_of(target) if session.kind == "agent" else {}
+        if session.kind != "agent":
+            return receipt
+        if self.is_over(target) and self.store.withdraw(target, message.id):
+            raise NotFoundError(f"session {target} has just ended; the message was not sent")
+        state = self.state_of(target)
         asked = [question["kind"] for question in state.get("questions") or ()]
         if state.get("state") == "idle" or asked == ["interrupted"]:
 
             def delivery(state: dict[str, Any]) -> dict[str, Any]:
                 last = state.get("delivery") or {}
-                return last if message.id in last.get("messages", ()) else {}
+                if message.id not in last.get("messages", ()):
+                    return {}
+                return last
 
             state = self.control(target, {}, lambda s: delivery(s).get("step") == "taken", wait_s)
             receipt["step"] = delivery(state).get("step") or "queued"
@@ -5982,7 +5988,8 @@ class Orchestrator:
                 receipt["exact"] = delivery(state).get("exact")
         elif state.get("state") == "working" and PROVIDERS[session.provider].mid_turn:
             self.control(target, {}, lambda _: self.store.was_told(message), wait_s)
-            receipt["step"] = "taken" if self.store.was_told(message) else "queued"
+            if self.store.was_told(message):
+                receipt["step"] = "taken"
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
@@ -6000,14 +6007,17 @@ class Orchestrator:
     def render_progress(self, name: str) -> str:
         """Return a session's state, and the title its CLI has given its pane."""
         title = self.tmux.title_of(name)
-        named = title and title != os.uname().nodename and title.isprintable()
-        words = f"{name} {self.state_of(name).get('state')}"
-        return f"{words} ({shorten(title, 60)})" if named else words
+        progress = f"{name} {self.state_of(name).get('state')}"
+        if title and title != os.uname().nodename and title.isprintable():
+            progress += f" ({shorten(title, 60)})"
+        return progress
 
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return the live sessions and who is above them (everything: the ended too), in
         the order of a tree, with its `depth`."""
-        names = self.store.all_sessions() if everything else self.store.live()
+        names = self.store.live()
+        if everything:
+            names = self.store.all_sessions()
         views = {name: view for name in names if (view := self.any_view(name))}
         if not everything:
             views = {n: v for n, v in views.items() if v["state"] != "ended"}
@@ -6029,12 +6039,13 @@ class Orchestrator:
         """Return a session's view with its screen now, or the last one it had."""
         view = self.view(name)
         screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
-        if (
-            view["kind"] == "agent"
-            and view["state"] != "ended"
-            and (pane := self.tmux.pane_of(name))
-        ):
-            history = f"-{lines - PANE_LINES}" if lines > PANE_LINES else ""
+        pane = ""
+        if view["kind"] == "agent" and view["state"] != "ended":
+            pane = self.tmux.pane_of(name)
+        if pane:
+            history = ""
+            if lines > PANE_LINES:
+                history = f"-{lines - PANE_LINES}"
             try:
                 screen = self.tmux.capture(pane, first=history)
             except TmuxError as error:
@@ -6060,8 +6071,10 @@ class Orchestrator:
         view = self.view(name)
         asked = self._asked(view, question)
         self._check_may_answer(view, asked, bool(key))
-        who = "person" if self.caller.person else self.caller.name
-        order = {"cao": "answer", "id": new_uuid(), "question": asked["id"], "by": who}
+        by = self.caller.name
+        if self.caller.person:
+            by = "person"
+        order = {"cao": "answer", "id": new_uuid(), "question": asked["id"], "by": by}
         if key or dialog:
             order["key"], order["dialog"] = key, dialog
         else:
@@ -6070,13 +6083,18 @@ class Orchestrator:
 
     def hand_over(self, name: str, asked: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
         """Give a session's runner the answer to a question; return when the CLI has it."""
-        state = self.control(
-            name, order, lambda s: (s.get("reply") or {}).get("id") == order["id"], ANSWER_S
-        )
-        reply = state.get("reply") or {}
-        if reply.get("id") != order["id"]:
-            words = f"{name} did not take the answer within {ANSWER_S:.0f} s"
-            raise CaoError(words, f"read_session {name} shows its screen")
+
+        def reply_in(state: dict[str, Any]) -> dict[str, Any]:
+            reply = state.get("reply") or {}
+            if reply.get("id") != order["id"]:
+                return {}
+            return reply
+
+        state = self.control(name, order, lambda state: bool(reply_in(state)), ANSWER_S)
+        reply = reply_in(state)
+        if not reply:
+            what = f"{name} did not take the answer within {ANSWER_S:.0f} s"
+            raise CaoError(what, f"read_session {name} shows its screen")
         if not reply["ok"]:
             raise CaoError(f"the answer to {name} did not work: {reply['text']}", "read_session")
         self.store.note_approval(name, asked, reply["text"], order["by"])
@@ -6084,26 +6102,31 @@ class Orchestrator:
 
     def _asked(self, view: dict[str, Any], question: str) -> dict[str, Any]:
         """Return the open question that is meant. Raises UsageError where that is not clear."""
-        name, open_now = view["session"], view.get("questions") or []
-        if view["state"] != "asking" or not open_now:
-            verb = "has" if view["state"] == "ended" else "is"
-            words = f"{name} asks nothing now (it {verb} {view['state']})"
-            raise UsageError(words, f"read_session {name} shows it")
-        meant: list[dict[str, Any]] = [q for q in open_now if question in ("", q["id"])]
-        if not meant:
+        name, state = view["session"], view["state"]
+        asked: list[dict[str, Any]] = view.get("questions", [])
+        if state != "asking" or not asked:
+            verb = "is"
+            if state == "ended":
+                verb = "has"
+            what = f"{name} asks nothing now (it {verb} {state})"
+            raise UsageError(what, f"read_session {name} shows it")
+        if question:
+            asked = [one for one in asked if one["id"] == question]
+        if not asked:
             raise UsageError(f"{name} asks this no more", f"read_session {name} shows what it asks")
-        if len(meant) > 1:
-            listed = "; ".join(f"{q['id']}: {shorten(q['text'], 60)}" for q in meant)
-            raise UsageError(f"{name} asks {len(meant)} things: {listed}", "name the question's id")
-        return meant[0]
+        if len(asked) > 1:
+            listed = "; ".join(f"{one['id']}: {shorten(one['text'], 60)}" for one in asked)
+            raise UsageError(f"{name} asks {len(asked)} things: {listed}", "name the question's id")
+        return asked[0]
 
     def _check_may_answer(self, view: dict[str, Any], asked: dict[str, Any], key: bool) -> None:
         name = view["session"]
         self.check_mine(name)
-        approves = self.caller.person or self.store.find(name).approve == "supervisor"
-        if key and not self.caller.person:
+        if self.caller.person:
+            return
+        if key:
             raise UsageError("only a person may press a key", f"a person runs: cao attach {name}")
-        if asked["kind"] != "question" and not approves:
+        if asked["kind"] != "question" and self.store.find(name).approve != "supervisor":
             raise UsageError(
                 f"{name} asks for a permission, and that is a person's to give",
                 f"ask the person to run: cao answer {name} yes (or give the worker's profile"
@@ -6121,14 +6144,17 @@ class Orchestrator:
         elif not interrupt:
             self.end(name)
             state = self.state_of(name)
-            did = "ended" if state["state"] == "ended" else "told to end, and is still at it"
+            did = "told to end, and is still at it"
+            if state["state"] == "ended":
+                did = "ended"
         elif state["state"] not in ("working", "asking"):
             did = "nothing: no turn was running"
         else:
             order = {"cao": "interrupt"}
             state = self.control(name, order, lambda s: s.get("state") == "idle", 8.0)
-            idle = state.get("state") == "idle"
-            did = "interrupted" if idle else "interrupt was sent, still working"
+            did = "interrupt was sent, still working"
+            if state.get("state") == "idle":
+                did = "interrupted"
         return {"session": name, "state": state.get("state"), "did": did}
 
 
@@ -6152,7 +6178,9 @@ class Asking:
         try:
             os.rename(f"{self.path}.reply", f"{self.path}.taken")
         except FileNotFoundError:
-            return None if self.store.is_locked(self.name) else {}
+            if self.store.is_locked(self.name):
+                return None
+            return {}
         return self.store.read_json(f"{self.path}.taken") or {}
 
     def wait(self) -> dict[str, Any]:
@@ -6185,13 +6213,14 @@ def make_client(store: Store, name: str) -> None:
 
 def agent_caller(store: Store) -> Caller | None:
     """Return who calls when we run inside a session of ours (CAO_SESSION)."""
-    name = os.environ.get("CAO_SESSION") or ""
-    session = store.load(name) if name else None
-    if name and not session:
-        raise NotFoundError(
-            f"CAO_SESSION is {name}, and there is no such session", "unset CAO_SESSION"
-        )
-    return Caller(name, session.depth, worker=True) if session else None
+    name = os.environ.get("CAO_SESSION")
+    if not name:
+        return None
+    session = store.load(name)
+    if not session:
+        what = f"CAO_SESSION is {name}, and there is no such session"
+        raise NotFoundError(what, "unset CAO_SESSION")
+    return Caller(name, session.depth, worker=True)
 
 
 def client_stem(program: str) -> str:
@@ -6199,12 +6228,13 @@ def client_stem(program: str) -> str:
     session it runs in, else from the program and the directory."""
     import zlib
 
-    if os.environ.get("CAO_CLIENT"):
-        return render_slug(os.environ["CAO_CLIENT"], 36) or "client"
-    if os.environ.get("CLAUDE_CODE_SESSION_ID"):
-        return f"claude-{render_slug(os.environ['CLAUDE_CODE_SESSION_ID'], 8)}"
-    here = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
-    return f"{render_slug(program, 24) or 'client'}-{here:04x}"
+    if client := os.environ.get("CAO_CLIENT"):
+        return render_slug(client, 36) or "client"
+    if claude := os.environ.get("CLAUDE_CODE_SESSION_ID"):
+        return f"claude-{render_slug(claude, 8)}"
+    directory = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
+    stem = render_slug(program, 24) or "client"
+    return f"{stem}-{directory:04x}"
 
 
 def shell_caller(store: Store) -> Caller:
@@ -6223,8 +6253,10 @@ def shell_caller(store: Store) -> Caller:
 
 def is_agents(own: Iterable[str] = ()) -> bool:
     """Tell whether an agent, of whatever program, started us. own: signs that are none here."""
-    signs = [sign for sign in AGENT_SIGNS if os.environ.get(sign) and sign not in own]
-    return bool(signs) or AGENT_PROCESS in programs_above()
+    signs = {*AGENT_SIGNS} - {*own}
+    if any(map(os.environ.get, signs)):
+        return True
+    return AGENT_PROCESS in programs_above()
 
 
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
@@ -6233,45 +6265,45 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     An option is meant by its key, its number, its text or a beginning of it that no other has.
     Raises UsageError for what cannot be meant.
     """
-    options = [Option(*option) for option in asked["options"]]
-    low, listed = answer.strip().lower(), "; ".join(f"{o.key}: {o.text}" for o in options)
     if asked["kind"] == "screen":
-        words = f"{asked['id']} is a dialog that only a terminal can answer"
-        raise UsageError(
-            words,
-            "a person runs cao attach, or cao answer SESSION --key 1 (or --key Down --key Enter)",
-        )
-    numbers = {}
-    if asked["kind"] == "question":  # a permission's list has none, and the CLI's own another order
-        numbers = {str(n): option for n, option in enumerate(options, 1)}
-    same = [o for o in options if low in (o.key.lower(), o.text.lower())]
-    begun = [o for o in options if low and o.text.lower().startswith(low)]
-    chosen = same or ([numbers[low]] if low in numbers else begun)
+        what = f"{asked['id']} is a dialog that only a terminal can answer"
+        way = "a person runs cao attach, or cao answer SESSION --key 1 (or --key Down --key Enter)"
+        raise UsageError(what, way)
+    options = [Option(*option) for option in asked["options"]]
+    listed = "; ".join(f"{option.key}: {option.text}" for option in options)
+    answer = answer.strip()
+    low = answer.lower()
+    chosen = [option for option in options if low in (option.key.lower(), option.text.lower())]
     if asked["kind"] == "permission":
-        head, _, words = answer.partition(":")
+        head, _, reason = answer.partition(":")
         if head.strip().lower() == "no":
-            return "no", words.strip()
-        if not same:
+            return "no", reason.strip()
+        if not chosen:
             raise UsageError(f"{answer!r} is not one of the options", listed)
         if chosen[0].key == "always" and not person:
             raise UsageError("`always` is a person's to say", "answer yes, for this once")
         return chosen[0].key, ""
     if not low:
         raise UsageError("the answer is empty", listed or "write some words")
+    if not chosen and asked["kind"] == "question":
+        chosen = [option for n, option in enumerate(options, 1) if low == str(n)]
+    if not chosen:
+        chosen = [option for option in options if option.text.lower().startswith(low)]
     if len(chosen) == 1:
         return "words", chosen[0].text
     if options and low.isdigit():
         raise UsageError(f"{low} is none of the options", f"{listed}; or words of your own")
-    lines = answer.strip().count("\n") + 1
-    asks = asked["lines"]
+    lines, asks = answer.count("\n") + 1, asked["lines"]
     if asks > 1 and lines != asks:
         raise UsageError(f"it asks {asks} questions, and got {lines} lines", "a line for each")
-    return "words", answer.strip()
+    return "words", answer
 
 
 def seconds_setting(name: str, default: float) -> float:
     """Return a duration from the environment."""
-    return parse_seconds(os.environ[name]) if os.environ.get(name) else default
+    if text := os.environ.get(name):
+        return parse_seconds(text)
+    return default
 
 
 def new_uuid() -> str:
@@ -6370,8 +6402,10 @@ def worktree_start(cwd: str) -> tuple[str, str]:
     except CaoError as error:
         fix = "leave worktree out, or begin in a git repository with a commit"
         raise UsageError(f"there can be no worktree in {cwd}: {error.what}", fix) from None
-    committed = _git(cwd, "rev-parse", "--verify", "-q", "HEAD:./", allowed=1)
-    return top, _git(cwd, "rev-parse", "--show-prefix") if committed else ""
+    inside = ""
+    if _git(cwd, "rev-parse", "--verify", "-q", "HEAD:./", allowed=1):
+        inside = _git(cwd, "rev-parse", "--show-prefix")
+    return top, inside
 
 
 def add_worktree(store: Store, session: Session) -> None:
@@ -6412,8 +6446,9 @@ def _status(path: str) -> tuple[list[str], list[str]]:
     changed = [line[3:] for line in lines if not line.startswith("!!")]
     unseen = [line[3:] for line in lines if line.startswith("!!")]
     for line in _git_names(path, "ls-files", "-v", "-z"):
-        flag, _, file = line.partition(" ")  # S: skip-worktree; lower case: assume-unchanged
-        if (flag == "S" or flag.islower()) and os.path.lexists(f"{path}/{file}"):
+        file = line[2:]
+        # S: skip-worktree; lower case: assume-unchanged.
+        if re.match("[Sa-z] ", line) and os.path.lexists(f"{path}/{file}"):
             unseen.append(file)
     return changed, unseen
 
@@ -6433,8 +6468,11 @@ def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
     submodules = {f"{path}/{submodule}" for submodule in _submodules(path)}
     for folder, folders, files in os.walk(path):
-        has_files = folder in submodules and (folders or files)
-        if folder != path and (has_files or ".git" in (*folders, *files)):
+        entries = [*folders, *files]
+        is_repository = ".git" in entries
+        if folder in submodules and entries:
+            is_repository = True
+        if is_repository and folder != path:
             inside.append(os.path.relpath(folder, path))
             folders.clear()
         folders[:] = [f for f in folders if f"{folder}/{f}/" not in pruned]
@@ -6450,14 +6488,17 @@ def discarding(store: Store) -> FileLock:
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be gone with a worktree and its branch."""
     path, branch = worktree_path(store, name), f"cao/{name}"
-    exists = os.path.isdir(path)
-    kept = ("--not", f"--exclude={branch}", "--branches", "--tags", "--remotes")
-    head = "HEAD" if exists else f"worktrees/{name}/HEAD"  # git knows it where the files are gone
+    cwd, head = path, "HEAD"
+    if not os.path.isdir(path):  # git knows its head where the files are gone
+        cwd, head = origin, f"worktrees/{name}/HEAD"
+    elsewhere = (f"--exclude={branch}", "--branches", "--tags", "--remotes")
     # "--": a file may be called HEAD.
-    commits = ("--count", "--ignore-missing", head, f"refs/heads/{branch}", *kept, "--")
-    count = _git(path if exists else origin, "rev-list", *commits)
-    losses = [] if count == "0" else [f"{count} commits"]
-    if not exists:
+    commits = (head, f"refs/heads/{branch}", "--not", *elsewhere, "--")
+    count = _git(cwd, "rev-list", "--count", "--ignore-missing", *commits)
+    losses = []
+    if count != "0":
+        losses.append(f"{count} commits")
+    if cwd != path:
         return losses
     unfinished = ("--git-path", "rebase-merge", "--git-path", "rebase-apply")
     if any(map(_listdir, _git(path, "rev-parse", *unfinished).split("\n"))):
@@ -6473,7 +6514,10 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
 
 def some_names(names: Sequence[str]) -> str:
     """Return the first few names in words."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    listed = [*names[:5]]
+    if len(names) > 5:
+        listed.append("...")
+    return ", ".join(listed)
 
 
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
@@ -6493,14 +6537,15 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if to_change:
         boss.check_mine(name)
         state = boss.state_of(name)
-        if (task := state.get("task")) and boss.store.load_result(task):  # it says so in a moment
+        task = state.get("task")
+        if task and boss.store.load_result(task):  # it says so in a moment
             state = boss.control(name, {}, lambda now: now.get("task") != task, STOP_S)
-        task = state.get("task")  # "": it may be at work on a message
-        if state["state"] != "ended" and (
-            task or state["state"] != "idle" or boss.store.waiting(name)
-        ):
-            words = f"{name} is at work on {task or 'a message'}"
-            raise UsageError(words, f"wait for it, or: cao stop {name}")
+        work = state.get("task")
+        if not work and (state["state"] != "idle" or boss.store.waiting(name)):
+            work = "a message"
+        if work and state["state"] != "ended":
+            what = f"{name} is at work on {work}"
+            raise UsageError(what, f"wait for it, or: cao stop {name}")
     return session
 
 
@@ -6649,9 +6694,12 @@ def _keep_unsaved(top: str, tree: str) -> None:
     unsaved = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
     unsaved += [submodule for submodule in _submodules(top) if _listdir(f"{top}/{submodule}")]
     above = {directory for file in added for directory in _with_parents(file)}
-    taken = [u for u in unsaved if u in above or not added.isdisjoint(_with_parents(u))]
-    if taken:
-        what = f"it would overwrite ignored files or submodules in {top}: {some_names(taken)}"
+    overwritten = []
+    for name in unsaved:
+        if name in above or not added.isdisjoint(_with_parents(name)):
+            overwritten.append(name)
+    if overwritten:
+        what = f"it would overwrite ignored files or submodules in {top}: {some_names(overwritten)}"
         raise CaoError(what, "move that away, then try again")
 
 
