@@ -5391,7 +5391,7 @@ class Orchestrator:
         import shutil
 
         session = self.store.load(name)
-        if session and os.path.isdir(worktree_path(self.store, name)):
+        if session and session.worktree:
             remove_worktree(self.store, name, session.origin, force=True)
         for task in self.store.owed(self.caller.name):
             if self.store.session_of(task) == name:
@@ -5792,8 +5792,7 @@ class Orchestrator:
                     raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             while True:
                 finished, running = self._look(tasks, wake)
-                below = self._sessions_below(finished + running)
-                asking = self._questions(below, running)
+                asking = self.questions({self.store.session_of(task) for task in running})
                 asked = {ask["question"]["id"] for ask in asking}
                 left = until - time.monotonic()
                 over = left <= 0 or cancelled()
@@ -5801,11 +5800,8 @@ class Orchestrator:
                     over = True
                 if asked - told and "*" not in told:
                     over = True
-                senders = None
-                if tasks is not None:
-                    senders = below
                 # Taken at the end and not before: who is killed in a wait has taken nothing.
-                letters = self._take_letters(senders)
+                letters = self._take_letters(tasks)
                 enough = finished
                 if want_all and running:
                     enough = []
@@ -5840,28 +5836,15 @@ class Orchestrator:
             self.watch(session, wake.poke)
         return finished, running
 
-    def _sessions_below(self, tasks: Iterable[str]) -> list[str]:
-        """Return the sessions at work on tasks, and those below them."""
-        sessions = {self.store.session_of(task) for task in tasks}
-        below = {name for name in self.store.live() if sessions & {*self.ancestors(name)}}
-        return sorted(sessions | below)
-
-    def asked_below(self, session: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return what a session and those below it ask now, each with the name of who asks."""
-        below = [name for name in self.store.live() if session in (name, *self.ancestors(name))]
-        states = [(name, self.state_of(name)) for name in below]
-        asking = [(name, state) for name, state in states if state["state"] == "asking"]
-        return [(name, question) for name, state in asking for question in state["questions"]]
-
-    def _questions(self, below: Sequence[str], running: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what is asked by those at work on tasks that run, and the way to each."""
-        at_work = {self.store.session_of(task) for task in running}
+    def questions(self, sessions: Iterable[str]) -> list[dict[str, Any]]:
+        """Return what these sessions and those below them ask now: session (who asks), path
+        (from one of these down to it) and question."""
         asking = []
-        for name in below:
-            path: list[str] = []  # down to the one that asks
+        for name in self.store.live():
+            path: list[str] = []
             for above in (name, *self.ancestors(name)):
                 path.insert(0, above)
-                if above in at_work:
+                if above in sessions:
                     break
             else:
                 continue
@@ -5871,17 +5854,19 @@ class Orchestrator:
                     asking.append({"session": name, "path": path, "question": question})
         return asking
 
-    def _take_letters(self, senders: Sequence[str] | None) -> list[tuple[Message, Claim]]:
-        """Take the messages to the caller, which end a wait; senders: only theirs, and cao's
-        notices. What another process is telling just now is left to that."""
+    def _take_letters(self, tasks: Sequence[str] | None) -> list[tuple[Message, Claim]]:
+        """Take the messages to the caller, which end a wait; tasks: only those of who works on
+        them, and cao's notices. What another process is telling just now is left to that."""
         if not self.caller.name:
             return []
         taken = []
         for message in self.store.waiting(self.caller.name):
             if message.kind not in ("message", "notice") or message.id.endswith("~"):
                 continue  # ~: its runner knows whether it was told
-            if senders is not None and message.kind == "message" and message.sender not in senders:
-                continue
+            if message.kind == "message" and tasks is not None:
+                above = {message.sender, *self.ancestors(message.sender)}
+                if above.isdisjoint(map(self.store.session_of, tasks)):
+                    continue
             claim = self.store.take_message(self.caller.name, message.id)
             if claim:
                 taken.append((message, claim))
@@ -6409,15 +6394,12 @@ def worktree_start(cwd: str) -> tuple[str, str]:
 
 
 def add_worktree(store: Store, session: Session) -> None:
-    """Make a session's worktree and branch, or neither."""
+    """Make a session's worktree and branch. Where a hook or a filter fails, or is slow, there
+    may be a part of them: `forget` removes it."""
     path = worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
-    try:
-        _git(session.origin, "worktree", "add", "-q", path, session.worktree)
-    except BaseException:  # a hook failed or was slow, a filter failed
-        remove_worktree(store, session.name, session.origin, force=True)
-        raise
+    _git(session.origin, "worktree", "add", "-q", path, session.worktree)
 
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
@@ -11668,14 +11650,14 @@ def _near_assign(boss: Orchestrator, task: dict[str, Any], given: dict[str, Any]
     return {"task": name, "session": session, "attach": attach}
 
 
-def _near_order(boss: Orchestrator, order: dict[str, Any], asking: Any) -> dict[str, Any]:
+def _near_order(boss: Orchestrator, order: dict[str, Any], session: str) -> dict[str, Any]:
     """Obey an order that the near side's runner got; who may give it was decided there."""
-    session, questions = asking
     if order["cao"] != "answer":
         return boss.stop_session(session, order["cao"] == "interrupt")
-    for asker, question in questions:
+    for asking in boss.questions([session]):
+        question = asking["question"]
         if question["id"] == order["question"]:
-            return boss.hand_over(asker, question, order)
+            return boss.hand_over(asking["session"], question, order)
     raise UsageError("it asks this no more", "")
 
 
@@ -11703,7 +11685,7 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
     for letter in given["letters"]:
         attempt(letter["id"], boss.send_message, session, letter["text"], 3.0, letter["id"])
     for order in given["orders"]:
-        attempt(order["id"], _near_order, boss, order, (session, boss.asked_below(session)))
+        attempt(order["id"], _near_order, boss, order, session)
     wake = Wake(store)
     try:
         for name in filter(None, (session, me)):
@@ -11731,8 +11713,9 @@ def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     if session:
         state = boss.state_of(session)
         facts.update((key, state.get(key) or "") for key in ("state", "why", "last_line", "usage"))
-        for name, question in boss.asked_below(session):
+        for asking in boss.questions([session]):
             facts["state"] = "asking"
+            question, name = asking["question"], asking["session"]
             facts["questions"].append(question if name == session else {**question, "agent": name})
     return facts
 
