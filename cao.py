@@ -3002,7 +3002,7 @@ class Ran(NamedTuple):
     err: str
 
     def fault(self) -> str:
-        """Return what it printed of why it failed."""
+        """Return the reason for its failure: what it printed, else its exit status."""
         return self.err.strip() or self.out.strip() or f"exit status {self.status}"
 
 
@@ -3021,7 +3021,7 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
 
 
 def machine_fault(error: OSError) -> CaoError:
-    """Return as an error of ours what the machine refused."""
+    """Return the CaoError to raise for an OSError."""
     fix = "cao doctor"
     if error.errno == errno.EMFILE:
         fix = "wait until some calls have ended, or allow more open files: ulimit -n 4096"
@@ -3042,7 +3042,7 @@ def read_tail(fd: int, most_bytes: int, until: float) -> bytes:
 
 def run(
     argv: Sequence[str],
-    timeout_s: float | None,  # None: without end, and without subprocess' 20 looks a second
+    timeout_s: float | None,  # None: no limit, and subprocess does not poll 20 times a second
     *,
     text: str = "",
     cwd: str | None = None,
@@ -3104,7 +3104,7 @@ def run(
 
 
 def find_program(name: str, path: str | None = None) -> str:
-    """Return the absolute path of a program. Raises CaoError naming where was looked."""
+    """Return the absolute path of a program. Raises CaoError that names the places searched."""
     if path is None:
         path = os.environ.get("PATH", "")
     home = os.path.expanduser("~")
@@ -3133,16 +3133,16 @@ def program_fault(name: str) -> str:
     return ""
 
 
-# A fault of the machine's, not of the file that was to be opened: it may pass.
+# These are faults of the machine, not of the file that we open. They may pass.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.EINTR)
 
 
-# What the machine may refuse for a while; ImportError: a module is read when it is first used.
+# The machine may refuse these for a while. ImportError: we import a module at its first use.
 FAILURES = (CaoError, OSError, ImportError)
 
 
 def _stat_words(pid: int | str) -> list[bytes]:
-    """Return /proc's words about a process from its state on; none where it is gone."""
+    """Return the fields of /proc/PID/stat from the state on; none where the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
@@ -3153,7 +3153,7 @@ def _stat_words(pid: int | str) -> list[bytes]:
 
 
 def programs_above() -> list[str]:
-    """Return the names of the processes that we descend from; none where there is no /proc."""
+    """Return the names of our ancestor processes; none where there is no /proc."""
     names: list[str] = []
     pid = os.getppid()
     while words := _stat_words(pid):
@@ -3164,8 +3164,8 @@ def programs_above() -> list[str]:
 
 
 def start_mark(pid: int, *, zombie: bool = True) -> str:
-    """Return a mark of when a process started ("" if it is gone): pids are used again.
-    zombie: count a process, too, that has ended and that its parent has not waited for."""
+    """Return a mark of when a process started, "" if it is gone. Pids are used again; this
+    tells one use from the next. zombie: count zombies too."""
     if words := _stat_words(pid):
         if words[0] == b"Z" and not zombie:
             return ""
@@ -3176,12 +3176,12 @@ def start_mark(pid: int, *, zombie: bool = True) -> str:
 
 
 def note_process(pid: int) -> dict[str, Any]:
-    """Return what tells a process from any other that ever has its pid."""
+    """Return a note that tells a process from any other that ever has its pid."""
     return {"id": pid, "start": start_mark(pid)}
 
 
 def is_running(noted: dict[str, Any]) -> bool:
-    """Tell whether a noted process is still there. What is no note of ours notes none."""
+    """Tell whether a noted process still runs. False for what is no note of ours."""
     try:
         mark = start_mark(int(noted["id"]), zombie=False)
         return bool(mark) and mark == noted["start"]
@@ -3206,7 +3206,7 @@ def group_members(group: int) -> list[int]:
 
 
 def command_lines() -> str:
-    """Return the command line of each process, its words apart by a blank."""
+    """Return the command lines of all processes, one a line, their words joined by blanks."""
     if not os.path.isdir("/proc/self"):
         return run(["ps", "-A", "-ww", "-o", "args="], 5).out
     lines = []
@@ -3252,12 +3252,12 @@ _TMUX_WORDS = {
 
 
 class Tmux:
-    """Owns the talk with one tmux server: cao's own. Knows tmux(1), nothing of agents.
+    """The one door to our tmux server. Knows tmux(1), nothing of agents.
 
-    No text or path of others may be read by one of tmux's languages. Its command line: `run`
-    escapes a ; at an argument's end. Its formats: they are constants; a directory is that of
-    the tmux client, a pipe's command the value of an option. Its configuration: each file is
-    an -f, and what is pasted is written in octal.
+    None of tmux's languages ever reads a text or a path of others. On its command line, `run`
+    escapes a ; at the end of an argument. Its formats are constants: it gets a directory as the
+    current one of the tmux client, and a pipe's command as the value of an option. In its
+    configuration each file is an -f, and what we paste is written in octal.
     """
 
     def __init__(self, socket: str, *confs: str) -> None:
@@ -3281,7 +3281,7 @@ class Tmux:
         for command in filter(None, (args, then)):
             # A ; at an argument's end would end the command.
             argv += [*(re.sub(r";\Z", r"\\;", word) for word in command), ";"]
-        # Without end: a server that stands still would do it all the same when it goes on.
+        # No time limit: a stopped server would run the command anyway once it continues.
         ran = run(argv[:-1], None, text=text, env=self.env, cwd=cwd)
         if ran.status == 0:
             return ran.out
@@ -3290,7 +3290,7 @@ class Tmux:
         raise TmuxError(f"tmux: {fault}", meaning)
 
     def _run_there(self, *args: str) -> str | None:
-        """Run a tmux command on what may be gone: None where it is."""
+        """Run a tmux command; return None where its target or the server is gone."""
         try:
             return self.run(*args)
         except TmuxError as error:
@@ -3302,11 +3302,11 @@ class Tmux:
         """Start a detached session whose pane runs argv (no shell reads it); return its pid."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
-        # It sets window-size to manual; as a global option that crashes tmux 3.3a at new-session.
+        # This sets window-size to manual. As a global option that crashes tmux 3.3a at new-session.
         manual = ("resize-window", "-t", f"={name}:", *size)
         named = ("-s", name, "-n", name)
         what = ("-d", "-P", "-F", "#{pane_pid}", *named, *size, *pairs, "--", *argv)
-        # Without -c, which is a format, it starts in the directory of the tmux client.
+        # No -c: tmux reads it as a format. The session starts in the tmux client's directory.
         return int(self.run("new-session", *what, then=manual, cwd=cwd))
 
     def kill_session(self, name: str) -> bool:
@@ -3357,12 +3357,12 @@ class Tmux:
         self.run(*leave, then=("send-keys", "-t", pane, *names))
 
     def pipe(self, pane: str, command: str) -> None:
-        """Have a shell command read all that a pane's program prints."""
+        """Pipe all that a pane's program prints into a shell command."""
         keep = ("set-option", "-p", "-t", pane, "@cao-pipe", command)
         self.run(*keep, then=("pipe-pane", "-O", "-t", pane, "#{@cao-pipe}"))
 
     def show_state(self, pane: str, state: str, questions: Sequence[dict[str, Any]]) -> None:
-        """Have the status lines show a session's state and what it asks, where that is new."""
+        """Show a session's state and its first question in the status lines, if they changed."""
         asks = ""
         if questions:
             asks = f"asks: {questions[0]['text']}"
@@ -3373,7 +3373,7 @@ class Tmux:
             self.shown = state, asks
 
     def clients(self, name: str) -> list[str]:
-        """Return the clients attached to a session that can type there."""
+        """Return the attached clients of a session that are not read-only."""
         form = "#{?client_readonly,,#{client_name}}"
         return self.run("list-clients", "-t", f"={name}", "-F", form).split()
 
@@ -3415,17 +3415,17 @@ def check_tmux(program: str) -> str:
 #
 # The ledger: one file says who is owed what, sessions/OWNER/out/TASK.
 #
-#   a task was given        out/TASK exists. The giver makes it with its lock held, and lets go
-#                           when the task's message is in the worker's inbox. One that is free
-#                           and has no message was abandoned: whoever sees it removes it.
+#   a task was given        out/TASK exists. The giver creates it with its lock held, and frees
+#                           the lock when the task's message is in the worker's inbox. An entry
+#                           without lock and message was abandoned: whoever sees it removes it.
 #   it has ended            the worker's results/TASK.json exists; there is exactly one
 #   its result is unread    both exist
-#   somebody is telling it  the lock on out/TASK is held; the kernel frees it at a death
+#   somebody is telling it  the lock on out/TASK is held; the kernel frees it if they die
 #   it was told             out/TASK is unlinked: after the whole MCP line was written, after
 #                           stdout was flushed, or when the CLI has taken it as a prompt
 #
 # Messages are told under the same rule: lock inbox/new/ID, tell, rename it into inbox/cur/.
-# One that is handed to a CLI at work becomes inbox/new/ID~ first (room 9, mid-turn).
+# Before a message is handed to a CLI at work, it is renamed inbox/new/ID~ (room 9, mid-turn).
 
 
 def runtime_home() -> str:
@@ -3462,12 +3462,12 @@ def working_directory(given: str) -> str:
 
 
 def random_letters(count: int = 4) -> str:
-    """Return letters for a name that is not taken yet, most likely."""
+    """Return random letters for a name."""
     return "".join(NAME_LETTERS[b % len(NAME_LETTERS)] for b in os.urandom(count))
 
 
 def drain_pipe(fd: int) -> None:
-    """Read what there is in a pipe that does not block."""
+    """Read all that is in a non-blocking pipe now."""
     try:
         while os.read(fd, 4096):
             pass
@@ -3478,7 +3478,7 @@ def drain_pipe(fd: int) -> None:
 class Wake:
     """Owns one FIFO that others poke; `listen` puts a link to it into a session's wake/.
 
-    Not for two threads, but `poke` may be called from any, also when it is closed.
+    For one thread. Only `poke` may be called from any thread, also after `close`.
     """
 
     def __init__(self, store: Store) -> None:
@@ -3488,7 +3488,7 @@ class Wake:
         self.path = f"{store.home}/wake/{name}"
         os.mkfifo(self.path, 0o600)
         try:
-            # Read and write: with a writer of our own it never reads end of file, and spins.
+            # Read and write: without a writer of our own, poll would report end of file for ever.
             self.fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             _unlink(self.path)
@@ -3522,11 +3522,11 @@ class Wake:
         self.drain()
 
     def drain(self) -> None:
-        """Forget the pokes so far; the caller looks at everything after this."""
+        """Forget the pokes so far; the caller looks at everything after this call."""
         drain_pipe(self.fd)
 
     def vanish(self) -> None:
-        """Leave no file behind; whoever waits goes on waiting."""
+        """Remove its files; whoever waits in it goes on waiting."""
         for path in (*self.links, self.path):
             _unlink(path)
 
@@ -3538,7 +3538,7 @@ class Wake:
 
 
 def lock_holder(path: str) -> str:
-    """Return in words which process has a file's lock, as far as /proc tells."""
+    """Return which process has a file's lock, in words, as far as /proc knows."""
     inode = str(file_mark(path)[1])
     for line in (read_file("/proc/locks") or b"").decode().splitlines():
         words = line.split()
@@ -3548,8 +3548,11 @@ def lock_holder(path: str) -> str:
 
 
 class FileLock:
-    """A file's lock, kept for a block: `with FileLock(path): …`. Raises BlockingIOError where
-    it is not to be waited for, and another has it. A wait that takes long says what for."""
+    """A lock on a file for a block: `with FileLock(path): …`.
+
+    wait=False: raises BlockingIOError where another process has the lock. Else, a wait of more
+    than LOCKED_S for an exclusive lock says on stderr what it waits for.
+    """
 
     def __init__(
         self, path: str, *, shared: bool = False, create: bool = True, wait: bool = True
@@ -3587,7 +3590,7 @@ class FileLock:
 
         timer = threading.Timer(LOCKED_S, say)
         timer.daemon = True
-        if self.kind == fcntl.LOCK_EX:  # by the other kind somebody waits for a death
+        if self.kind == fcntl.LOCK_EX:  # a shared one is taken to wait for a process's death
             timer.start()
         fcntl.flock(self.fd, self.kind)
         timer.cancel()
@@ -3597,23 +3600,23 @@ class FileLock:
 
 
 class Claim:
-    """A message or a result that this process is telling its owner: the lock on its file.
+    """The lock on the file of a message or result that this process is telling its owner.
 
-    `told` takes it off the books; `release`, or this process's death, leaves it to the next.
+    `told` takes it off the books. After `release`, or this process's death, another tells it.
     """
 
     def __init__(self, store: Store, owner: str, path: str, then: str, fd: int) -> None:
         self.store, self.owner, self.path, self.then, self.fd = store, owner, path, then, fd
 
     def told(self) -> None:
-        """Note that it was told: a message goes where it is kept, a result's entry goes.
+        """Note that it was told: move a message to inbox/cur, remove a result's entry in out/.
 
-        Where that fails, the lock is still held: try again, or `release`.
+        Where that fails, this still holds the lock: try again, or `release`.
         """
         try:
             if self.then:
                 os.rename(self.path, self.then)
-            else:  # what is off the books has a time: nothing was lost
+            else:  # told_at first: a result that is off the books always has it
                 self.store.note_told(os.path.basename(self.path))
                 os.unlink(self.path)
         except FileNotFoundError:
@@ -3621,11 +3624,11 @@ class Claim:
         self.release()
 
     def mark(self) -> None:
-        """Note, before a message is told, that it may have been: its name gets a ~."""
+        """Mark a message, before it is told, as perhaps told: add a ~ to its name."""
         os.rename(self.path, self.path + "~")
 
     def release(self) -> None:
-        """Free the lock, and wake who waits for it."""
+        """Free the lock, and wake whoever waits for it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -3658,8 +3661,8 @@ def int_setting(name: str, default: int) -> int:
 
 
 def others_can_replace(facts: os.stat_result) -> bool:
-    """Tell whether others than a folder's owner can remove what is in it. What its group may
-    does not count where the user is alone in it (Fedora, older Ubuntu: umask 002)."""
+    """Tell whether others than a folder's owner can replace what is in it. A group that has no
+    other member than the user does not count (Fedora, older Ubuntu: umask 002)."""
     if facts.st_mode & 0o1000 or not facts.st_mode & 0o022:  # sticky, or nobody else writes
         return False
     if facts.st_mode & 0o002:
@@ -3678,8 +3681,8 @@ def others_can_replace(facts: os.stat_result) -> bool:
 
 
 def make_home(home: str) -> None:
-    """Make the runtime directory. Raises CaoError where others own or can write it, or a
-    folder above it: they could put another in its place, with a program for us to run."""
+    """Make the runtime directory. Raises CaoError where others own or can write it or a folder
+    above it: they could put a directory of theirs in its place, and we would run their code."""
     here, fix = f"the runtime directory {home}", "set CAO_HOME to a folder of yours"
     path = "/"
     for part in home.split("/"):
@@ -3702,11 +3705,11 @@ def make_home(home: str) -> None:
 
 
 def complain(words: str) -> None:
-    """Say on stderr what does not stop us, if it can be said at all."""
+    """Print a warning on stderr."""
     try:
         sys.stderr.write(f"cao: {words}\n")
     except OSError:
-        pass  # it is a file on the same full disk
+        pass  # stderr may be a file on the same full disk
 
 
 def _unlink(path: str) -> None:
@@ -3747,8 +3750,8 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
 
 
 def next_stamp(folder: str) -> str:
-    """Return how a file's name begins that is to be read after those in a folder now: the
-    time in nanoseconds, or more where the clock was set back."""
+    """Return the beginning of a file name that sorts after those in a folder now: the time in
+    nanoseconds, or more where the clock was set back."""
     newest = max((int(e[:20]) for e in _listdir(folder) if re.match(r"\d{20}-", e)), default=0)
     return f"{max(time.time_ns(), newest + 1):020d}"
 
@@ -3792,7 +3795,7 @@ def dump(record: Any) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-# What a record's field may be in JSON, by its annotation.
+# A record's annotation -> the types that JSON may have for that field.
 _JSON_TYPES: dict[str, Any] = {
     "str": str,
     "bool": bool,
@@ -3817,12 +3820,12 @@ def make_record(facts: dict[str, Any], kind: Callable[..., Any]) -> Any:
 
 _NUMBER = (int, float)
 _PROCESS = {"id": int, "start": str}
-_FACTS: dict[str, Any] = {  # what has to be in a result's facts
+_FACTS: dict[str, Any] = {  # the shapes of a result's facts
     "check": {"command": str, "tries": int, "tail": (str, type(None))},
     "worktree": {"branch": str, "diffstat": str, "dirty": bool},
     "usage": dict.fromkeys(("input", "cached", "output"), int),
 }
-_STATE: dict[str, Any] = {  # what has to be what, of state.json
+_STATE: dict[str, Any] = {  # the shapes of state.json
     **dict.fromkeys("state why task task_message task_line last_line conversation".split(), str),
     **dict.fromkeys(("transcript", "held_back"), str),
     **dict.fromkeys(("since", "clock", "exit_status"), _NUMBER),
@@ -3843,7 +3846,7 @@ _EVIDENCE = {
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Tell whether JSON is of a shape: a type, [the shape of each], or {key: shape}."""
+    """Tell whether JSON has a shape: a type, [the shape of each item], or {key: shape}."""
     if isinstance(shape, dict) and isinstance(value, dict):
         return all(fits(value.get(key), shape[key]) for key in shape)
     if isinstance(shape, list) and isinstance(value, (list, tuple)):
@@ -3852,7 +3855,7 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
-    """Tell whether all that is given, and is not null, has its shape."""
+    """Tell whether each value that is given, and is not null, has its shape."""
     return all(fits(values[key], shapes[key]) for key in shapes if values.get(key) is not None)
 
 
@@ -3882,8 +3885,8 @@ class Store:
     def write(
         self, path: str, text: str, *, durable: bool = False, tmp: str = "", once: bool = False
     ) -> None:
-        """Put text at path, whole or not at all; tmp: the folder of the temporary file; once:
-        FileExistsError where there is a file already (a link fails then, a rename not)."""
+        """Put text at path, whole or not at all. tmp: the folder of the temporary file. once:
+        raise FileExistsError where there is a file already."""
         folder, name = os.path.split(path)
         temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
         placed = False
@@ -3908,7 +3911,7 @@ class Store:
         except FileExistsError:
             raise
         except OSError as error:
-            if placed:  # who is told that it failed may do it again
+            if placed:  # the caller hears of a failure, and may do it again
                 _unlink(path)
             raise _not_written(path, error) from error
         finally:
@@ -3955,7 +3958,7 @@ class Store:
             return None
 
     def quarantine(self, path: str) -> None:
-        """Move what is no file of ours out of the way, and say so."""
+        """Move what is no file of ours to quarantine/, log it, and say so on stderr."""
         folder, name = f"{self.home}/quarantine", os.path.basename(path)[:50]  # it gets longer
         new_path = f"{folder}/{name}.{time.time_ns()}{random_letters()}"
         try:
@@ -3972,7 +3975,7 @@ class Store:
             self.log(name, "quarantined", file=file, kept=new_path)
 
     def home_id(self) -> str:
-        """Return what tells this runtime directory from any other, on whatever machine."""
+        """Return an id that no other runtime directory has, on any machine."""
         path = f"{self.home}/id"
         if not self.read_text(path):
             try:
@@ -4021,7 +4024,7 @@ class Store:
         return session
 
     def peek(self, name: str) -> Session | None:
-        """Return a session, or None also where it is of another format."""
+        """Return a session, or None where there is none, or one of another format."""
         try:
             return self.load(name)
         except CaoError:
@@ -4045,7 +4048,7 @@ class Store:
         return [name for name in _listdir(f"{self.home}/sessions") if NAME.match(name)]
 
     def set_live(self, name: str, alive: bool) -> None:
-        """Enter a session into the list of the living, or take it out, of the queue too."""
+        """Add a session to live/; or remove it from there and from the queue."""
         path = f"{self.home}/live/{name}"
         if alive:
             self.write(path, "", tmp=self.home)
@@ -4081,7 +4084,7 @@ class Store:
         return {}
 
     def save_state(self, name: str, state: dict[str, Any]) -> None:
-        """Write a session's state. Only its runner does, or who buries it."""
+        """Write a session's state: only its runner does this, or whoever buries it."""
         self.write(f"{self.folder(name)}/state.json", dump(state))
 
     def log(self, name: str, event: str, **fields: Any) -> None:
@@ -4090,7 +4093,7 @@ class Store:
 
     @staticmethod
     def _append(path: str, facts: dict[str, Any]) -> None:
-        """Append a line. Where that fails, what it tells was done all the same."""
+        """Append a line to a log. Never raises: what the line reports was done already."""
         line = json.dumps({"at": round(time.time(), 3), **facts}) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO
         try:
@@ -4111,7 +4114,7 @@ class Store:
         self._append(f"{self.home}/approvals.jsonl", facts)
 
     def mend_log(self, name: str) -> None:
-        """End a line of the log that a power cut tore, so that it spoils no other."""
+        """End a last line that a power cut tore, so that the next one begins on its own line."""
         path = f"{self.folder(name)}/log.jsonl"
         if file_mark(path)[0] and not self.read_text(path).endswith("\n"):
             with open(path, "a", encoding="utf-8") as file:
@@ -4138,8 +4141,10 @@ class Store:
             return None
 
     def lock_session(self, name: str) -> int | None:
-        """Take the lock of a session's runner, though others may look at it (is_locked does,
-        shared, for a moment); None where another really holds it."""
+        """Take the lock of a session's runner; None where another process has it.
+
+        `is_locked` takes it too, shared, for a moment: that does not count.
+        """
         path = f"{self.folder(name)}/lock"
         while (fd := self.lock(path)) is None:
             probe = self.lock(path, shared=True)
@@ -4149,7 +4154,7 @@ class Store:
         return fd
 
     def is_free(self, path: str) -> bool:
-        """Tell whether nobody has a file's lock now."""
+        """Tell whether no process has a file's lock now."""
         fd = self.lock(path, shared=True)
         if fd is not None:
             os.close(fd)
@@ -4205,15 +4210,15 @@ class Store:
         return None
 
     def take_message(self, name: str, message_id: str) -> Claim | None:
-        """Take a message out of an inbox, to tell it: the lock on its file. None where
-        another process is telling it, or has."""
+        """Lock a message in an inbox, to tell it. None where another process is telling it, or
+        has told it."""
         inbox = f"{self.folder(name)}/inbox"
         then = f"{inbox}/cur/{message_id.rstrip('~')}"
         return self._take(name, f"{inbox}/new/{message_id}", then)
 
     def take_result(self, owner: str, task: str) -> Claim | None:
-        """Take a task's result, to tell its owner. None where it is not owed to this one, or
-        another process is telling it."""
+        """Lock the entry of a task's result, to tell it. None where the result is not owed to
+        this owner, or another process is telling it."""
         if not owner:
             return None
         return self._take(owner, self.out_path(owner, task))
