@@ -104,9 +104,10 @@ class Faults:
         if due:
             self.where = f"{name} {args[0] if not isinstance(args[0], int) else ''}".strip()
             if self.marker:
-                fd = self.real["open"](self.marker, os.O_WRONLY | os.O_CREAT, 0o600)
+                fd = self.real["open"](f"{self.marker}.new", os.O_WRONLY | os.O_CREAT, 0o600)
                 self.real["write"](fd, self.where.encode())
                 os.close(fd)
+                self.real["rename"](f"{self.marker}.new", self.marker)  # whoever sees it reads all
             return True
         return False
 
