@@ -4005,8 +4005,11 @@ class Store:
     def create(self, session: Session) -> None:
         """Fill a session's folder; session.json is last, and makes it one."""
         folder = self.folder(session.name)
-        parts = "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new results"
-        for part in (*parts.split(), "questions", "wake", "launch", "out", "requests"):
+        parts = (
+            "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new"
+            " results questions wake launch out requests"
+        )
+        for part in parts.split():
             os.makedirs(f"{folder}/{part}", 0o700, exist_ok=True)
         self.write(f"{folder}/session.json", dump(session), durable=True)
 
@@ -4387,10 +4390,10 @@ class Store:
     def session_of(task: str) -> str:
         """Return the session's name in a task's: "developer-7k2m.k3f9"."""
         if not TASK.match(task):
-            way = "it looks like developer-7k2m.k3f9"
+            fix = "it looks like developer-7k2m.k3f9"
             if NAME.match(task):
-                way += f"; for all tasks that are yours, name none; read_session {task} has its own"
-            raise UsageError(f"{task!r} is not a task's name", way)
+                fix += f"; for all tasks that are yours, name none; read_session {task} has its own"
+            raise UsageError(f"{task!r} is not a task's name", fix)
         return task.partition(".")[0]
 
     def result_path(self, task: str) -> str:
@@ -4403,9 +4406,14 @@ class Store:
             return None
         result: Result | None = self.read_record(self.result_path(task), Result)
         if not result:  # it was torn, and is in quarantine/: the task gets no other
-            words = "its result could not be read; what there was of it is in quarantine/"
-            facts = ("", "", "unreadable", words)
-            result = Result(task, self.session_of(task), "lost", *facts, ended_at=time.time())
+            result = Result(
+                task,
+                self.session_of(task),
+                "lost",
+                reason="unreadable",
+                detail="its result could not be read; what there was of it is in quarantine/",
+                ended_at=time.time(),
+            )
             self.write(self.result_path(task), dump(result), durable=True)
         return result
 
@@ -4493,7 +4501,7 @@ class Caller(NamedTuple):
 
 
 class TaskOptions(NamedTuple):
-    """What may be said with a task."""
+    """The options of one task."""
 
     cwd: str = ""
     worktree: bool | None = None
@@ -4513,9 +4521,10 @@ class TaskOptions(NamedTuple):
 
 
 class Waited(NamedTuple):
-    """What a wait found; `running` are the tasks that have no result yet.
+    """What a wait has found; `running` are the tasks that have no result yet.
 
-    Who tells it calls `told` afterwards: until then its results and messages are owed.
+    Whoever tells it to the caller calls `told` afterwards. Until then its results and messages
+    are still owed.
     """
 
     results: tuple[Result, ...] = ()
@@ -4525,7 +4534,7 @@ class Waited(NamedTuple):
     claims: tuple[Claim, ...] = ()  # on the results and messages that were owed to the caller
 
     def told(self) -> None:
-        """Take what was told off the books; what could not be is told again by the next."""
+        """Take what was told off the books. Where that fails, the next wait tells it again."""
         try:
             for claim in self.claims:
                 claim.told()
@@ -4533,7 +4542,7 @@ class Waited(NamedTuple):
             self.release()
 
     def release(self) -> None:
-        """Leave what could not be told to the next."""
+        """Leave what was not told to the next wait."""
         for claim in self.claims:
             claim.release()
 
@@ -4543,7 +4552,7 @@ PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's n
 
 
 def find_profiles(home: str, cwd: str) -> dict[str, str]:
-    """Return name -> file of the profiles there are: the folder's, the user's, then ours."""
+    """Return name -> file of all profiles. The folder's come before the user's, then ours."""
     shipped = dict.fromkeys(SHIPPED_PROFILES, "built in")
     users, folders = profile_files(f"{home}/profiles"), profile_files(f"{cwd}/.cao/profiles")
     return {**shipped, **users, **folders}
@@ -4634,7 +4643,7 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
 
 
 def default_provider() -> str:
-    """Return the provider of profiles that name none: CAO_PROVIDER, else what is there."""
+    """Return the provider of profiles that name none: CAO_PROVIDER, else one installed here."""
     name = provider_name(os.environ.get("CAO_PROVIDER", ""))
     if name:
         if name not in PROVIDERS:
@@ -4649,7 +4658,7 @@ def default_provider() -> str:
 def worker_environment(
     env_pass: Iterable[str], settings: dict[str, Any], given: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Return what a worker gets of an environment: this process's, if none is given.
+    """Return the part of an environment that a worker gets; given: this process's by default.
 
     A safe default list, env_pass (what its CLI needs for its own settings and login), and what
     the profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
@@ -4710,30 +4719,30 @@ there is."""
 
 
 def seconds_since(message: Message) -> float:
-    """Return for how long a message has been on its way."""
+    """Return the seconds since a message was sent."""
     return max(0.0, time.monotonic() - message.clock)
 
 
 def fresh_state() -> dict[str, Any]:
-    """Return the state of a session before the first word of its runner."""
+    """Return the state of a session until its runner writes one."""
     launcher = note_process(os.getpid())
     return {
         "state": "starting",
         "since": time.time(),
-        "clock": time.monotonic(),  # the same moment, by a clock that nobody sets
+        "clock": time.monotonic(),  # the same moment, by a clock that nobody can set
         "launcher": launcher,
     }
 
 
 def look_until(look: Callable[[], Any], looks: int) -> Any:
-    """Return what a look at a screen gives once that is true, else what the last one gave.
+    """Call look until it returns something true, and return that, else its last value.
 
-    At the most so many looks, 20 ms apart: a machine that stood still has seen nothing, so
-    no clock ends this.
+    It is called so many times at the most, 20 ms apart. No clock ends this: a machine that stood
+    still has seen nothing meanwhile.
     """
     for _ in range(looks):
-        if found := look():
-            return found
+        if seen := look():
+            return seen
         select.select([], [], [], 0.02)
     return look()
 
@@ -4798,18 +4807,18 @@ class Orchestrator:
         return self._tmux
 
     def _revive_socket(self, path: str) -> None:
-        """Wake the runners there are, so that they have our tmux server make its socket again:
-        a second server would not have their sessions."""
-        names = self.store.live()
-        names = [name for name in names if self.store.load_state(name).get("group")]
-        names = [name for name in names if self.store.is_locked(name)]
-        for name in names:
-            self.store.poke(name)
-        if names:
+        """Wake the living runners, so that they make our tmux server create its socket again. A
+        second server would not have their sessions."""
+        poked = False
+        for name in self.store.live():
+            if self.store.load_state(name).get("group") and self.store.is_locked(name):
+                self.store.poke(name)
+                poked = True
+        if poked:
             look_until(lambda: os.path.exists(path), 100)
 
     def state_of(self, name: str) -> dict[str, Any]:
-        """Return a session's state as it is now: derived from its lock and its own words.
+        """Return a session's state now, from its lock and what its runner last wrote.
 
         One whose runner is dead is buried first: then it is `ended`.
         """
@@ -4830,7 +4839,7 @@ class Orchestrator:
         return self._known_state(name)
 
     def _known_state(self, name: str) -> dict[str, Any]:
-        """Return a session's own words; its state file may have been unreadable."""
+        """Return what a session's runner last wrote, `unknown` where that cannot be read."""
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
     def is_over(self, name: str) -> bool:
@@ -4841,7 +4850,7 @@ class Orchestrator:
         return bool(state.get("closing"))
 
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
-        """Tell whether a session that has no lock yet may still get it."""
+        """Tell whether a session whose lock is free may still get a runner."""
         if state.get("state") != "starting" or "group" in state:
             return False  # its runner was there
         age_s = time.monotonic() - float(state.get("clock") or 0)
@@ -4855,8 +4864,8 @@ class Orchestrator:
         return is_running(process)
 
     def _reattach(self, name: str, state: dict[str, Any]) -> bool:
-        """Start the dead runner of a session on another machine again, where the work goes on:
-        while a task is open, and a few times at the most where it never reaches its host."""
+        """Start a new runner for a session on another machine, where its work goes on. Not where
+        no task is open, and REATTACHED times at the most: it may never reach its host."""
         session = self.store.peek(name)
         times = int(state.get("reattached") or 0)
         if not session or not session.host or times >= REATTACHED:
@@ -4879,7 +4888,7 @@ class Orchestrator:
         return True
 
     def launched(self, name: str) -> Profile | None:
-        """Return the profile a session was started with, clipped as it was."""
+        """Return the profile that a session was started with, clipped as it was then."""
         profile = self.store.read_launch(name, "launch.json").get("profile") or {}
         fields = {key: _tuples(profile[key]) for key in Profile._fields if key in profile}
         if not fields:
@@ -4887,8 +4896,8 @@ class Orchestrator:
         return Profile(**fields)
 
     def writers_beside(self, session: Session) -> list[str]:
-        """Return the workers at work that may write where a worker may, with no worktree
-        between them. Who is above or below it does not count: one waits for the other."""
+        """Return the other workers that are at work and may write in a worker's directory. Those
+        above and below it do not count: one waits for the other."""
         writers = []
         above = (session.name, *self.ancestors(session.name))
         for name in self.store.live():
@@ -4905,10 +4914,10 @@ class Orchestrator:
         return writers
 
     def ancestors(self, name: str) -> list[str]:
-        """Return the names above a session, the nearest first."""
+        """Return the names of the supervisors above a session, the nearest first."""
         names = []
         while name:
-            if name not in self._above:  # it never changes, so it is read once
+            if name not in self._above:  # a supervisor never changes: read it once
                 session = self.store.peek(name)
                 if not session:
                     break
@@ -4919,7 +4928,7 @@ class Orchestrator:
         return names
 
     def view(self, name: str) -> dict[str, Any]:
-        """Return what there is to say of a session, as data. Raises NotFoundError."""
+        """Return the facts of a session, as data. Raises NotFoundError."""
         session = self.store.find(name)
         if session.kind == "client":
             state: dict[str, Any] = {"state": "away"}
@@ -4975,24 +4984,20 @@ class Orchestrator:
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def _has_runner(self, name: str) -> bool:
-        """Tell whether a session's runner is alive, a moment after its lock was seen free."""
-        runner = self.store.read_launch(name, "runner.json")
-        return not look_until(lambda: not is_running(runner), 50)
-
     def bury(self, name: str) -> None:
-        """Do for a session what its dead runner no longer can: end what is left of its
-        CLI, answer its tasks `lost`, report its messages, end its workers."""
+        """Do what the dead runner of a session no longer can: end what is left of its CLI, give
+        its tasks the result `lost`, report its messages, end its workers."""
         lock = self.store.lock_session(name)
         if lock is None:
             return  # a runner, or another who buries, has it
         lives = False
         try:
-            lives = self._has_runner(name)
+            runner = self.store.read_launch(name, "runner.json")
+            lives = not look_until(lambda: not is_running(runner), 50)
             if lives:
                 return
             state = self.store.load_state(name)
-            if state.get("state") == "ended":  # who answered its inbox was killed at it
+            if state.get("state") == "ended":  # who was to answer its inbox was killed
                 outcome, reason = "stopped", "stopped"
                 if state.get("why") == "lost":
                     outcome, reason = "lost", "runner_died"
@@ -5006,7 +5011,7 @@ class Orchestrator:
             self.store.log(name, "lost", processes_ended=ended)
             typed_at = (state.get("delivery") or {}).get("at") or 0
             for _, at, payload in self.store.events(name):
-                # It was taken; the runner died before it read that.
+                # The CLI took what was typed; the runner died before it read that.
                 if payload.get("hook_event_name") == "UserPromptSubmit" and at >= typed_at:
                     for letter in state.get("delivering") or ():
                         self.store.discharge(name, letter)
@@ -5017,7 +5022,7 @@ class Orchestrator:
             self.end_workers(name)
             gone = {"state": "ended", "since": time.time(), "why": "lost", "questions": []}
             self.store.save_state(name, {**state, **gone, "task": ""})
-            self.answer_all(name, state, "lost", "runner_died", detail)  # what came meanwhile
+            self.answer_all(name, state, "lost", "runner_died", detail)  # also what came meanwhile
             self.store.set_live(name, False)
         finally:
             os.close(lock)
@@ -5056,14 +5061,14 @@ class Orchestrator:
             self.store.discharge(name, message.id)
 
     def conclude(self, result: Result, owner: str) -> None:
-        """Write a task's one result, tell its owner, and the person by `notify`."""
+        """Write a task's one result, wake its owner, and notify the person."""
         if self.store.save_result(result, owner).ended_at == result.ended_at:  # ours is the one
-            words = result.answer or f"{result.reason} {result.detail}"
-            self.notify(result.session, "ended", words, result.task, result.outcome)
+            text = result.answer or f"{result.reason} {result.detail}"
+            self.notify(result.session, "ended", text, result.task, result.outcome)
 
-    def notify(self, name: str, event: str, words: str, task: str, outcome: str = "") -> None:
-        """Run the user's own command (CAO_NOTIFY, as it was when the session was launched)
-        beside us: the facts are in its environment, a sentence is its last argument."""
+    def notify(self, name: str, event: str, text: str, task: str, outcome: str = "") -> None:
+        """Run the user's own command in a thread (CAO_NOTIFY, as it was when the session was
+        launched). Its environment has the facts, its last argument is a sentence."""
         env = self.store.read_launch(name, "env.json")
         command = env.pop("CAO_NOTIFY", "")
         if not command:
@@ -5071,19 +5076,19 @@ class Orchestrator:
         import shlex
         import threading
 
-        words = shorten(words, 300)
+        text = shorten(text, 300)
         session = env.pop("CAO_SESSION", name)  # it is the person's, not the agent's
         facts = {
             "CAO_NOTIFY_EVENT": event,
             "CAO_NOTIFY_SESSION": session,
             "CAO_NOTIFY_TASK": task,
             "CAO_NOTIFY_OUTCOME": outcome,
-            "CAO_NOTIFY_TEXT": words,
+            "CAO_NOTIFY_TEXT": text,
         }
         what_happened = outcome
         if event == "asking":
             what_happened = "asks"
-        sentence = f"{name} {what_happened}: {words}"
+        sentence = f"{name} {what_happened}: {text}"
 
         def work() -> None:
             fault = ""
@@ -5119,7 +5124,7 @@ class Orchestrator:
                 self.end(other)
 
     def end(self, name: str) -> None:
-        """End a session: its runner does it, or, where that does not answer, we do."""
+        """End a session: its runner does it; where the runner does not answer, we do."""
         try:
             self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
         except FAILURES as error:  # no room for an order
@@ -5136,7 +5141,7 @@ class Orchestrator:
         done: Callable[[dict[str, Any]], bool],
         wait_s: float,
     ) -> dict[str, Any]:
-        """Give a runner an order by its events/ and wait until its state says done."""
+        """Give a runner an order, as an event, and return its state once that is done."""
         wake = Wake(self.store)
         try:
             wake.listen(name)
@@ -5258,8 +5263,8 @@ class Orchestrator:
         return name
 
     def _enter(self, session: Session) -> None:
-        """Put a session into the queue and among the living. Raises CaoError where too many
-        wait already; the caller has the runtime directory's lock."""
+        """Put a session into the queue and into live/. Raises CaoError where too many wait
+        already. The caller has the runtime directory's lock."""
         most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
         if not session.host:  # else it counts there
             queue = f"{self.store.home}/queue"
@@ -5274,8 +5279,8 @@ class Orchestrator:
 
     def place(self, name: str) -> tuple[int, list[str]]:
         """Return a session's place among those that wait for a slot, and whom it waits for:
-        the one before it or, for the first, those that have a slot. (0, []): it need not."""
-        living = self.store.live()  # before the queue: who leaves that in between has a slot
+        the one before it or, for the first, those that have a slot. (0, []): it has a slot."""
+        living = self.store.live()  # read before the queue: whoever leaves that now has a slot
         queue = self.store.queue()
         if name not in queue:
             return 0, []
@@ -5299,8 +5304,8 @@ class Orchestrator:
         return len(before) + 1 - free, before[-1:] or slots
 
     def make_room(self, names: Sequence[str]) -> None:
-        """Ask the session that has been idle for longest, and may close, to do so; none where
-        one is at its end already."""
+        """Ask the session that has been idle for longest, and may close, to close. Ask none
+        where one is about to end already."""
         idle = []
         for name in names:
             state = self.store.load_state(name)
@@ -5379,8 +5384,8 @@ class Orchestrator:
         self._run_session(name, runner_cwd, cao)
 
     def _run_session(self, name: str, cwd: str, cao: Sequence[str]) -> None:
-        """Start a runner in a tmux session of its own, and note its process; once more where
-        the server left with its last session, just then (tmux(1), exit-empty)."""
+        """Start a runner in a tmux session of its own, and note its process. Try once more where
+        the server has just exited with its last session (tmux(1), exit-empty)."""
         argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
         try:
             pid = self.tmux.new_session(name, cwd, env, argv)
@@ -5408,7 +5413,7 @@ class Orchestrator:
             shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
     def _resume(self, session: Session, text: str, options: TaskOptions) -> str:
-        """Start an ended session again with its conversation and give it a task."""
+        """Start an ended session again in its old conversation, and give it a task."""
         name = session.name
         profile = self.launched(name)  # its scope is the one it had
         state = self.state_of(name)
@@ -5458,7 +5463,7 @@ class Orchestrator:
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
-        """Raise where a `command` program cannot be given a text: only typing reaches it."""
+        """Raise where a `command` program cannot be given a text: we can only type to it."""
         session = self.store.load(name)
         if not session or session.kind != "agent":
             return
@@ -5507,7 +5512,7 @@ class Orchestrator:
     # ---- what was given ----
 
     def receipt(self, task: str) -> dict[str, Any]:
-        """Return what there is to say of a task that was given just now."""
+        """Return the facts of a task that was given just now."""
         session = self.store.session_of(task)
         receipt: dict[str, Any] = {"task": task, "session": session}
         place, _ = self.place(session)
@@ -5516,7 +5521,7 @@ class Orchestrator:
         return receipt
 
     def take_back(self, name: str, task: str) -> bool:
-        """Take a task back that a session, ending just then, has not answered."""
+        """Withdraw a task that a session has not taken because it was ending just then."""
         for message in self.store.waiting(name):
             if message.task == task and self.store.withdraw(name, message.id):
                 self.store.discharge(self.caller.name, task)
@@ -5617,8 +5622,8 @@ class Orchestrator:
             raise UsageError(f"{cwd!r} is no path on {host}", "give it whole: /home/me/project")
         profile = self.profile(target, current_directory(), options.permissions)
         listed = profile.settings.get("hosts") or ()
-        known = f"host {host}" in self.store.allowed().get(EVERYWHERE, {})
-        if not self.caller.person and host not in listed and not known:
+        is_allowed = f"host {host}" in self.store.allowed().get(EVERYWHERE, {})
+        if not self.caller.person and host not in listed and not is_allowed:
             raise NotAllowedError(
                 f"no person has allowed work on the host {host!r}",
                 f"a person has to run: cao allow --host {host} (or name it in the profile's"
@@ -5632,8 +5637,8 @@ class Orchestrator:
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
     def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
-        """Raise where a check that comes with a task is no command, or is not the caller's to
-        give: it runs unasked, and outside any sandbox that the worker has."""
+        """Raise where the check of a task is no command, or the caller may not give it: it runs
+        without a question, and outside any sandbox that the worker has."""
         check = options.check
         if not check or options.profile:  # the near side has looked at it
             return
@@ -5647,15 +5652,15 @@ class Orchestrator:
             return
         allowed = self.store.allowed().get(find_repository(cwd)[0], {})
         if f"check {check}" not in allowed and not options.allows(check, cwd):
-            way = f"cao allow --check {quote_argv([check, cwd])}"
+            command = f"cao allow --check {quote_argv([check, cwd])}"
             raise NotAllowedError(
                 f"no person has allowed the check {check!r}, and the worker may not run it unasked",
-                f"a person has to run: {way} (or leave `check` out, or take a worker with"
+                f"a person has to run: {command} (or leave `check` out, or take a worker with"
                 " `permissions: all` and a shell)",
             )
 
     def _check_reach(self, session: Session) -> None:
-        """Raise where an honest caller has no business with a session."""
+        """Raise where the caller may not give a task to a session."""
         if session.kind != "agent":
             raise UsageError(
                 f"{session.name} is a client, not an agent", "give the task to an agent"
@@ -5669,7 +5674,7 @@ class Orchestrator:
             )
 
     def _check_ring(self, target: str) -> None:
-        """Raise where a task would wait on itself."""
+        """Raise where a task would wait for itself."""
         if target in self.ancestors(self.caller.name):
             raise UsageError(
                 f"{target} is above you and waits for your work: a task for it would wait for ever",
@@ -5702,7 +5707,7 @@ class Orchestrator:
         return [task for client in clients for task in self.store.owed(client)]
 
     def check_mine(self, name: str) -> None:
-        """Raise where a session is not the caller's worker, nor the caller a person."""
+        """Raise where the caller is no person, and a session is not its worker."""
         above = self.ancestors(name)
         if self.caller.person or self.caller.name in above:
             return
@@ -6257,8 +6262,8 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
-        way = "a person runs cao attach, or cao answer SESSION --key 1 (or --key Down --key Enter)"
-        raise UsageError(what, way)
+        fix = "a person runs cao attach, or cao answer SESSION --key 1 (or --key Down --key Enter)"
+        raise UsageError(what, fix)
     options = [Option(*option) for option in asked["options"]]
     listed = "; ".join(f"{option.key}: {option.text}" for option in options)
     answer = answer.strip()
@@ -6340,10 +6345,11 @@ _GIT_PLAIN = (
 
 def git_environment() -> dict[str, str]:
     """Return our environment without what would lead git elsewhere."""
-    kept = {k: v for k, v in os.environ.items() if k not in _GIT_OF_A_HOOK}
+    env = {name: value for name, value in os.environ.items() if name not in _GIT_OF_A_HOOK}
     # Where a worktree's .git is gone, git must not take a repository around it instead.
-    ceilings = f"{runtime_home()}/worktrees:{kept.get('GIT_CEILING_DIRECTORIES', '')}"
-    return {**kept, "GIT_CEILING_DIRECTORIES": ceilings}
+    ceilings = env.get("GIT_CEILING_DIRECTORIES", "")
+    env["GIT_CEILING_DIRECTORIES"] = f"{runtime_home()}/worktrees:{ceilings}"
+    return env
 
 
 def _git(
