@@ -243,6 +243,17 @@ def test_no_file_of_an_ended_session_stops_a_command(place, file):
 
 
 @pytest.mark.tmux
+def test_a_note_of_a_runner_that_is_none_stops_no_command(place):
+    name = place.store.new_folder("bad")
+    place.store.create(cao.Session(name, "agent", "demo", "demo", str(place.work)))
+    place.store.save_state(name, cao.fresh_state())  # it starts: its runner has no lock yet
+    place.store.set_live(name, True)
+    (place.home / "sessions" / name / "launch" / "runner.json").write_text('{"id": "x"}')
+    place.ok("ls")
+    assert place.state(name)["why"] == "lost"
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize("file", ["state.json", "launch/status.json", "launch/launch.json"])
 @pytest.mark.parametrize("kind", ["deep", "fifo", "loop", "huge", "wrong types"])
 def test_no_file_of_a_live_session_stops_a_command_or_its_runner(place, file, kind):
