@@ -3191,10 +3191,10 @@ def is_running(noted: dict[str, Any]) -> bool:
 
 def group_members(group: int) -> list[int]:
     """Return the pids in a process group; zombies are not counted."""
-    processes: Iterable[Sequence[str]]  # pid, state, group
+    processes: Iterable[Sequence[str]]  # pid, state, parent, group
     if os.path.isdir("/proc/self"):
         pids = filter(str.isdigit, os.listdir("/proc"))
-        processes = ([pid, *map(bytes.decode, _stat_words(pid))] for pid in pids)
+        processes = ([pid, *map(bytes.decode, _stat_words(pid)[:3])] for pid in pids)
     else:
         listed = run(["ps", "-A", "-o", "pid=,stat=,ppid=,pgid="], 5).out
         processes = map(str.split, listed.splitlines())
@@ -3616,7 +3616,7 @@ class Claim:
         try:
             if self.then:
                 os.rename(self.path, self.then)
-            else:  # told_at first: a result that is off the books always has it
+            else:  # told_at first, so that a result that is off the books has it
                 self.store.note_told(os.path.basename(self.path))
                 os.unlink(self.path)
         except FileNotFoundError:
@@ -5401,7 +5401,7 @@ class Orchestrator:
         import shutil
 
         session = self.store.load(name)
-        if session and session.worktree:
+        if session and os.path.isdir(worktree_path(self.store, name)):
             remove_worktree(self.store, name, session.origin, force=True)
         for task in self.store.owed(self.caller.name):
             if self.store.session_of(task) == name:
@@ -6405,12 +6405,15 @@ def worktree_start(cwd: str) -> tuple[str, str]:
 
 
 def add_worktree(store: Store, session: Session) -> None:
-    """Make a session's worktree and branch. Where a hook or a filter fails, or is slow, there
-    may be a part of them: `forget` removes it."""
+    """Make a session's worktree and branch, or neither."""
     path = worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
-    _git(session.origin, "worktree", "add", "-q", path, session.worktree)
+    try:
+        _git(session.origin, "worktree", "add", "-q", path, session.worktree)
+    except BaseException:  # a hook failed or was slow, a filter failed
+        remove_worktree(store, session.name, session.origin, force=True)
+        raise
 
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
@@ -6712,28 +6715,21 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
     us, so that what was done is reported.
     """
     index_lock = os.path.join(top, _git(top, "rev-parse", "--git-path", "index.lock"))
-    git_group, interrupted = 0, False
-    asked_to_end: set[int] = set()
-
-    def note_group(pid: int) -> None:
-        nonlocal git_group
-        git_group = pid
+    git_group: list[int] = []
+    signals: list[int] = []
 
     def end_what_git_waits_for(number: int, _frame: Any) -> None:
-        nonlocal interrupted
-        if not interrupted:  # git may be about to start a hook, or a hook may ignore SIGTERM
+        if not signals:  # git may be about to start a hook, or a hook may ignore SIGTERM
             signal.setitimer(signal.ITIMER_REAL, HOOK_END_S, HOOK_END_S)
-        interrupted = True
+        signals.append(number)
         if not git_group or os.path.exists(index_lock):
             return
-        for pid in group_members(git_group):
-            ending = signal.SIGTERM
-            if number == signal.SIGALRM and pid in asked_to_end:
-                ending = signal.SIGKILL
-            asked_to_end.add(pid)
+        ending = signal.SIGTERM
+        if number == signal.SIGALRM:
+            ending = signal.SIGKILL
+        for pid in {*group_members(git_group[0])} - {*git_group}:
             try:
-                if pid != git_group:
-                    os.kill(pid, ending)
+                os.kill(pid, ending)
             except ProcessLookupError:
                 pass  # it ended just now
 
@@ -6746,10 +6742,10 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
     try:
-        _git(top, *merge, timeout_s=None, setting=plain, started=note_group)
+        _git(top, *merge, timeout_s=None, setting=plain, started=git_group.append)
     except CaoError:
         _git(top, "merge", "--abort", allowed=128)  # it may have begun
-        if interrupted:
+        if signals:
             raise KeyboardInterrupt from None
         raise
     finally:
