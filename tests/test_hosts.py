@@ -549,7 +549,7 @@ def test_what_cannot_be_said_there_is_said_here(far):
     go_away(far)
     why = far.until_state(session, "unknown")["why"]
     assert why.startswith("box cannot be reached: ssh ended with 255: ")
-    assert why.partition(": ")[2] in far.ok("why", session)
+    assert why.partition(": ")[2].rstrip() in far.ok("why", session)  # ssh may have said nothing
     refused = far.run("answer", session, "yes")
     assert refused.returncode != 0
     assert "unknown" in refused.stderr
