@@ -5778,7 +5778,7 @@ class Orchestrator:
         cancelled: Callable[[], bool] = lambda: False,
         on_look: Callable[[Waited], None] = lambda _: None,
     ) -> Waited:
-        """Wait for results, or for what must not wait: a message, a new question below.
+        """Wait for a result, a message, or a new question of a session below.
 
         tasks: anybody's, by their names: their results can be read again and again, and their
         workers' messages come with them. None: all that is owed to the caller, each to exactly
@@ -5810,7 +5810,7 @@ class Orchestrator:
                     over = True
                 if asked - told and "*" not in told:
                     over = True
-                # Taken at the end and not before: who is killed in a wait has taken nothing.
+                # Take them only now: a process that is killed in a wait has taken nothing.
                 letters = self._take_letters(tasks)
                 enough = finished
                 if want_all and running:
@@ -5818,14 +5818,14 @@ class Orchestrator:
                 if over or letters or enough:
                     waited = self._take(finished, running, letters, tasks is not None)
                     if over or waited.results or waited.messages:
-                        if not cancelled():  # then nobody hears of it
+                        if not cancelled():  # a cancelled call reports nothing
                             told.update(asked)
                         return waited._replace(asking=tuple(asking))
                     for task in finished:  # another process is telling it, or has
                         path = self.store.out_path(self.caller.name, task)
                         self.when_free(path, wake.poke)
                 on_look(Waited((), (), tuple(asking), tuple(running)))
-                wake.wait(min(left, PROGRESS_S / 2))  # progress is then late by half at the most
+                wake.wait(min(left, PROGRESS_S / 2))  # so progress is late by half at the most
         finally:
             wake.close()
 
@@ -5865,8 +5865,8 @@ class Orchestrator:
         return asking
 
     def _take_letters(self, tasks: Sequence[str] | None) -> list[tuple[Message, Claim]]:
-        """Take the messages to the caller, which end a wait; tasks: only those of who works on
-        them, and cao's notices. What another process is telling just now is left to that."""
+        """Lock the messages to the caller, which end a wait. tasks: only those from sessions that
+        work on them, and cao's notices. Skip what another process is telling just now."""
         if not self.caller.name:
             return []
         taken = []
@@ -5889,8 +5889,8 @@ class Orchestrator:
         letters: Sequence[tuple[Message, Claim]],
         by_name: bool,
     ) -> Waited:
-        """Take what the caller is going to be told. What another process is telling just now
-        still runs, as far as we know; by its name it can be read all the same."""
+        """Lock the results that the caller is going to be told. One that another process is
+        telling just now counts as running; by its name it can be read all the same."""
         messages = tuple(message for message, _ in letters)
         claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
@@ -5918,9 +5918,9 @@ class Orchestrator:
     ) -> dict[str, Any]:
         """Put a message into an inbox and return a receipt: the step it reached.
 
-        message_id: of one that may have been put before; it is put once.
+        message_id: its id, where it may have been put before; it is put once.
         """
-        # No line of it may pass for the head of another's message (see WORKER_NOTE).
+        # No line of it may look like the head of another's message (see WORKER_NOTE).
         text = re.sub(r"(?m)^(?=(Message|Notice) from |Result of )", "> ", strip_controls(text))
         self._check_text(text)
         if target == "supervisor":
@@ -5960,7 +5960,7 @@ class Orchestrator:
         return self._receipt(session, message, wait_s)
 
     def _receipt(self, session: Session, message: Message, wait_s: float) -> dict[str, Any]:
-        """Return how far a message came, waiting a little where it can be typed at once."""
+        """Return how far a message got. Wait a little where it can be delivered at once."""
         target = session.name
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
         if session.kind != "agent":
@@ -5988,8 +5988,8 @@ class Orchestrator:
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
-        """Return a session's view, of `unknown` where it is of a format we do not know, None
-        where there is none."""
+        """Return a session's view: None where there is no session, one in state `unknown` where
+        its format is not ours."""
         try:
             return self.view(name)
         except NotFoundError:
@@ -6000,7 +6000,7 @@ class Orchestrator:
             return {"session": name, **facts, **blank, "waiting_messages": 0}
 
     def render_progress(self, name: str) -> str:
-        """Return a session's state, and the title its CLI has given its pane."""
+        """Return a session's state, and the title that its CLI gave its pane."""
         title = self.tmux.title_of(name)
         progress = f"{name} {self.state_of(name).get('state')}"
         if title and title != os.uname().nodename and title.isprintable():
@@ -6008,8 +6008,8 @@ class Orchestrator:
         return progress
 
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
-        """Return the live sessions and who is above them (everything: the ended too), in
-        the order of a tree, with its `depth`."""
+        """Return the views of the live sessions and of those above them (everything: the ended
+        too), in the order of a tree, each with its `depth`."""
         names = self.store.live()
         if everything:
             names = self.store.all_sessions()
@@ -6031,7 +6031,7 @@ class Orchestrator:
         return ordered
 
     def read_session(self, name: str, lines: int) -> dict[str, Any]:
-        """Return a session's view with its screen now, or the last one it had."""
+        """Return a session's view with its screen: as it is now, or as it was last."""
         view = self.view(name)
         screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
         pane = ""
@@ -6154,9 +6154,10 @@ class Orchestrator:
 
 
 class Asking:
-    """A question that this process, a CLI's hook, puts to the session's runner.
+    """A question that this process, a CLI's hook, asks the session's runner.
 
-    The lock on questions/<id> says that it is open: the kernel frees it when we end, however.
+    The question is open while the lock on questions/<id> is held. The kernel frees it when this
+    process ends, however it ends.
     """
 
     def __init__(self, store: Store, name: str, payload: dict[str, Any]) -> None:
@@ -6169,7 +6170,7 @@ class Asking:
         store.put_event(store.folder(name), json.dumps({**payload, **mark}))
 
     def reply(self) -> dict[str, Any] | None:
-        """Take the answer, if there is one: {"answer", "words"}, or {} to let go."""
+        """Take the answer, if there is one: {"answer", "words"}, or {} to leave it to the CLI."""
         try:
             os.rename(f"{self.path}.reply", f"{self.path}.taken")
         except FileNotFoundError:
@@ -6207,7 +6208,7 @@ def make_client(store: Store, name: str) -> None:
 
 
 def agent_caller(store: Store) -> Caller | None:
-    """Return who calls when we run inside a session of ours (CAO_SESSION)."""
+    """Return the caller where we run inside a session of ours (CAO_SESSION), else None."""
     name = os.environ.get("CAO_SESSION")
     if not name:
         return None
@@ -6219,8 +6220,8 @@ def agent_caller(store: Store) -> Caller | None:
 
 
 def client_stem(program: str) -> str:
-    """Return the name a client should have: CAO_CLIENT, else made from the Claude Code
-    session it runs in, else from the program and the directory."""
+    """Return a client's name: CAO_CLIENT, else one made from the Claude Code session that it
+    runs in, else from its program and directory."""
     import zlib
 
     if client := os.environ.get("CAO_CLIENT"):
@@ -6233,9 +6234,8 @@ def client_stem(program: str) -> str:
 
 
 def shell_caller(store: Store) -> Caller:
-    """Return who calls from a shell: a worker, or a client by the directory's name.
-
-    A person, unless the shell belongs to an agent.
+    """Return the caller of a shell command: a worker of ours, else a client that is named by
+    the directory. That client is a person, unless the shell belongs to another agent.
     """
     caller = agent_caller(store)
     if caller:
@@ -6247,7 +6247,7 @@ def shell_caller(store: Store) -> Caller:
 
 
 def is_agents(own: Iterable[str] = ()) -> bool:
-    """Tell whether an agent, of whatever program, started us. own: signs that are none here."""
+    """Tell whether any program's agent started us. own: signs that do not count here."""
     signs = {*AGENT_SIGNS} - {*own}
     if any(map(os.environ.get, signs)):
         return True
@@ -6257,8 +6257,9 @@ def is_agents(own: Iterable[str] = ()) -> bool:
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
     """Return an answer to a question as (yes, no, always or words; the words).
 
-    An option is meant by its key, its number, its text or a beginning of it that no other has.
-    Raises UsageError for what cannot be meant.
+    It names an option by its key, its number, its text or a beginning of its text that no other
+    option has. Raises UsageError for any other answer to a permission question, and for an empty
+    one.
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
@@ -6329,13 +6330,13 @@ def tmux_socket(home: str) -> str:
 # ---- worktrees ----
 
 
-# Set in a git hook that we were started from: they would lead git to another repository.
+# A git hook that starts us has these set. They would lead git to another repository.
 _GIT_OF_A_HOOK = (
     "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE"
     " GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES"
 ).split()
 
-# The user's settings that hide changes from git, or change what it prints or does for us.
+# In place of the user's settings that hide changes, or change what git prints or does here.
 _GIT_PLAIN = (
     "status.showUntrackedFiles=normal core.fsmonitor=false core.untrackedCache=false"
     " core.ignoreStat=false core.checkStat=default core.trustctime=true"
@@ -6344,7 +6345,7 @@ _GIT_PLAIN = (
 
 
 def git_environment() -> dict[str, str]:
-    """Return our environment without what would lead git elsewhere."""
+    """Return our environment without variables that would lead git to another repository."""
     env = {name: value for name, value in os.environ.items() if name not in _GIT_OF_A_HOOK}
     # Where a worktree's .git is gone, git must not take a repository around it instead.
     ceilings = env.get("GIT_CEILING_DIRECTORIES", "")
@@ -6390,11 +6391,11 @@ def worktree_path(store: Store, name: str) -> str:
 
 
 def worktree_start(cwd: str) -> tuple[str, str]:
-    """Return (top, inside): the repository a worktree can begin from, and the directory in
-    it that we are in, where that is in its last commit."""
+    """Return (top, inside): the repository that a worktree can begin from, and the path of cwd
+    in it, "" where its last commit has no such directory."""
     try:
         top = _git(cwd, "rev-parse", "--show-toplevel")
-        _git(top, "log", "-1", "--format=%H")  # its words where there is no commit are clear
+        _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
     except CaoError as error:
         fix = "leave worktree out, or begin in a git repository with a commit"
         raise UsageError(f"there can be no worktree in {cwd}: {error.what}", fix) from None
@@ -6417,8 +6418,8 @@ def add_worktree(store: Store, session: Session) -> None:
 
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
-    """Remove a worktree and its branch. Without force `worktree_losses` has found nothing,
-    and git looks once more: it refuses where there are changes, a lock or a submodule."""
+    """Remove a worktree and its branch. Without force, where `worktree_losses` has found nothing,
+    git looks once more, and refuses where there are changes, a lock or a submodule."""
     import shutil
 
     path, branch = worktree_path(store, name), f"cao/{name}"
@@ -6435,8 +6436,8 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
 
 
 def _status(path: str) -> tuple[list[str], list[str]]:
-    """Return what differs in a worktree from what is committed, and what git does not look at:
-    ignored files, and those that are marked skip-worktree or assume-unchanged."""
+    """Return the files of a worktree that differ from its commit, and those that git does not
+    look at: ignored ones, and those marked skip-worktree or assume-unchanged."""
     flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=none")
     lines = _git_names(path, "status", *flags, "--ignored=matching")
     changed = [line[3:] for line in lines if not line.startswith("!!")]
@@ -6450,13 +6451,14 @@ def _status(path: str) -> tuple[list[str], list[str]]:
 
 
 def _submodules(path: str) -> list[str]:
-    """Return where a working tree's submodules are, checked out or not."""
+    """Return the paths of a working tree's submodules, checked out or not."""
     staged = [line.partition("\t") for line in _git_names(path, "ls-files", "--stage", "-z")]
     return [file for mode, _, file in staged if mode.startswith("160000 ")]
 
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
-    """Return where repositories are inside a worktree, submodules too, ignored directories apart.
+    """Return the paths of repositories inside a worktree, submodules included, but not of those
+    in ignored directories.
 
     We search for them: in a directory that has files of the worktree's, git reports none. Nor
     does it report files in the directory of a submodule that is not checked out.
@@ -6482,7 +6484,7 @@ def discarding(store: Store) -> FileLock:
 
 
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
-    """Return, in words, all that would be gone with a worktree and its branch."""
+    """Return, in words, all that would be lost with a worktree and its branch."""
     path, branch = worktree_path(store, name), f"cao/{name}"
     cwd, head = path, "HEAD"
     if not os.path.isdir(path):  # git knows its head where the files are gone
@@ -6509,7 +6511,7 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Return the first few names in words."""
+    """Return the first few names as one text."""
     listed = [*names[:5]]
     if len(names) > 5:
         listed.append("...")
@@ -6517,8 +6519,8 @@ def some_names(names: Sequence[str]) -> str:
 
 
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
-    """Return a session that has a worktree; to_change: one that the caller may merge or
-    discard, and that is not at work."""
+    """Return a session by its name. Raises UsageError where it has no worktree; to_change: also
+    where the caller may not merge or discard it, or it is at work."""
     session = boss.store.find(name)
     if session.host:
         raise UsageError(
@@ -6534,7 +6536,7 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
         boss.check_mine(name)
         state = boss.state_of(name)
         task = state.get("task")
-        if task and boss.store.load_result(task):  # it says so in a moment
+        if task and boss.store.load_result(task):  # its runner says so in a moment
             state = boss.control(name, {}, lambda now: now.get("task") != task, STOP_S)
         work = state.get("task")
         if not work and (state["state"] != "idle" or boss.store.waiting(name)):
@@ -6546,9 +6548,9 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
 
 
 def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
-    """Return (base, tree, left): where a worktree left the branch that its repository is on,
-    all that is in it now, committed or not, and what git cannot take into that, such as a
-    repository without a commit. Nothing is changed by it."""
+    """Return (base, tree, left): the commit where a worktree left the branch that its repository
+    is on, a tree of all that is in it now, committed or not, and the paths that git cannot take
+    into that, such as a repository without a commit. Changes nothing."""
     import shutil
 
     path = worktree_path(store, session.name)
@@ -6556,8 +6558,8 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
     own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
     index = f"{store.home}/worktrees/.index-{random_letters(8)}"
     try:
-        shutil.copy2(own_index, index)  # with its time: git goes by that
-        # Its status is 1 where a file or a repository could not be taken; the others are.
+        shutil.copy2(own_index, index)  # with its time, which git compares
+        # Status 1: some file or repository could not be added; all others were.
         _git(path, "add", "-A", "--ignore-errors", ".", allowed=1, index=index)
         tree = _git(path, "write-tree", index=index)
         others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
@@ -6568,7 +6570,8 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
 
 
 def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
-    """Return branch, commits, changed and new files, diffstat and whether it is dirty."""
+    """Return a worktree's branch, commits, changed and new files, diffstat, and whether it is
+    dirty."""
     path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
     base, tree, left = whole_work(store, session)
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
@@ -6586,13 +6589,13 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
 
 
 def _pointers(path: str, origin: str) -> list[str]:
-    """Return the repositories inside a worktree of which a merge could take no more than a
-    pointer: all but submodules that are at a known commit and have no changes."""
+    """Return the repositories inside a worktree of which a merge would take only a pointer: all
+    but submodules that are at a known commit and have no changes."""
     pointers = []
     _, unseen = _status(path)
     for inner in _repositories_inside(path, unseen):
         folder = f"{path}/{inner}"
-        # Known is what its remotes have, and what the repository had recorded of it.
+        # Known are the commits that its remotes have, and the one that origin had recorded.
         recorded = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
         known = ("--ignore-missing", "--not", "--remotes", *recorded.split())
         if (
@@ -6606,8 +6609,8 @@ def _pointers(path: str, origin: str) -> list[str]:
 
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
-    """Commit all a worker has done on its branch, and merge that into the branch which its
-    repository is on. Where that cannot be, the repository is left exactly as it was."""
+    """Commit all that a worker has done on its branch, and merge that into the branch that its
+    repository is on. Where that fails, the repository is exactly as it was before."""
     session = worktree_session(boss, name, True)
     path, top = worktree_path(boss.store, name), session.origin
     into = _git(top, "branch", "--show-current")
@@ -6617,7 +6620,10 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"git -C {top} switch BRANCH",
         )
     try:
-        for place in (path, top):  # git refuses this in the middle of another merge, and by a lock
+        for place in (
+            path,
+            top,
+        ):  # git refuses this in the middle of a merge, and where it is locked
             _git(place, "merge", "--ff-only", "HEAD")
             _git(place, "update-index", "--force-write-index")
         if pointers := _pointers(path, top):
@@ -6656,8 +6662,8 @@ def _last_task(store: Store, name: str) -> str:
 
 
 def _try_merge(top: str, commit: str, resolve: str) -> str:
-    """Return the tree that a merge makes. Raises where it would have conflicts; nothing is
-    changed by it. Where git cannot try, the commit itself stands for the tree."""
+    """Return the tree that a merge would make. Raises where it would have conflicts. Changes
+    nothing. A git that cannot try (before 2.38): returns the commit in place of the tree."""
     flags = ("--write-tree", "--name-only")
     try:
         tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
@@ -6667,7 +6673,7 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
         if _git(top, "status", "--porcelain", "-uno"):
             what = f"git before 2.38 merges into a clean tree only, {top} has changes"
             raise CaoError(what, f"commit or stash what is in the way in {top}") from None
-        return commit  # what comes of it can be undone there
+        return commit  # in a clean tree the merge itself can be undone
     tree, _, conflicts = tried.partition("\n\n")
     if conflicts:
         raise CaoError(conflicts, resolve)
