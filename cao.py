@@ -53,7 +53,9 @@ from operator import itemgetter
 
 TYPE_CHECKING = False  # only a checker needs typing: it takes a sixth of our start
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn, Sequence
+    from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn, Sequence, TypeVar
+
+    R = TypeVar("R")  # one of our records
 else:
 
     class _Records(type):
@@ -3805,7 +3807,7 @@ _JSON_TYPES: dict[str, Any] = {
 }
 
 
-def make_record(facts: dict[str, Any], kind: Callable[..., Any]) -> Any:
+def make_record(facts: dict[str, Any], kind: Callable[..., R]) -> R:
     """Return the record of a kind (a NamedTuple) in a JSON object. Raises TypeError where that
     lacks a field, or has a value of another type."""
     types = kind.__annotations__
@@ -3943,7 +3945,7 @@ class Store:
         self.quarantine(path)
         return None
 
-    def read_record(self, path: str, kind: Callable[..., Any]) -> Any:
+    def read_record(self, path: str, kind: Callable[..., R]) -> R | None:
         """Return the record of a kind (a NamedTuple) in a file, or None as read_json does.
 
         A file that lacks a field, or has a value of another type, is quarantined too.
@@ -4023,8 +4025,7 @@ class Store:
             made = f"session {name} was made by cao {facts.get('version')}"
             fix = "use that version for it, or another CAO_HOME"
             raise CaoError(f"{made} in a format this cao {VERSION} does not know", fix)
-        session: Session | None = self.read_record(path, Session)
-        return session
+        return self.read_record(path, Session)
 
     def peek(self, name: str) -> Session | None:
         """Return a session, or None where there is none, or one of another format."""
@@ -4332,13 +4333,7 @@ class Store:
 
     def taken(self, name: str, message_id: str) -> Message | None:
         """Return a message that was told, or None."""
-        path = f"{self.folder(name)}/inbox/cur/{message_id}"
-        message: Message | None = self.read_record(path, Message)
-        return message
-
-    def was_told(self, message: Message) -> bool:
-        """Tell whether its addressee was told a message."""
-        return os.path.exists(f"{self.folder(message.to)}/inbox/cur/{message.id}")
+        return self.read_record(f"{self.folder(name)}/inbox/cur/{message_id}", Message)
 
     def discharge(self, name: str, letter: str) -> None:
         """Note that a session was told a message, or (by a task's name) a result, whoever has
@@ -4404,7 +4399,7 @@ class Store:
         """Return a task's result, or None while there is none."""
         if not self.has_result(task):
             return None
-        result: Result | None = self.read_record(self.result_path(task), Result)
+        result = self.read_record(self.result_path(task), Result)
         if not result:  # it was torn, and is in quarantine/: the task gets no other
             result = Result(
                 task,
@@ -5982,8 +5977,8 @@ class Orchestrator:
             if receipt["step"] == "taken":
                 receipt["exact"] = delivery(state).get("exact")
         elif state.get("state") == "working" and PROVIDERS[session.provider].mid_turn:
-            self.control(target, {}, lambda _: self.store.was_told(message), wait_s)
-            if self.store.was_told(message):
+            self.control(target, {}, lambda _: bool(self.store.taken(target, message.id)), wait_s)
+            if self.store.taken(target, message.id):
                 receipt["step"] = "taken"
         return receipt
 
