@@ -5790,11 +5790,6 @@ class Orchestrator:
         try:
             if tasks is None:
                 wake.listen(self.caller.name)
-            for task in tasks or ():
-                session = self.store.session_of(task)
-                if not self.store.load(session) or not self.store.was_given(task):
-                    what = f"there is no task {task}"
-                    raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             while True:
                 finished, running = self._look(tasks, wake)
                 asking = self.questions({self.store.session_of(task) for task in running})
@@ -5825,7 +5820,12 @@ class Orchestrator:
             wake.close()
 
     def _look(self, tasks: Sequence[str] | None, wake: Wake) -> tuple[list[str], list[str]]:
-        """Return the tasks that have a result and those that have none; listen to these."""
+        """Return the tasks that have a result and those that have none; listen to these.
+
+        Raises NotFoundError where there is no such task: others may have read its result, and
+        cleaned it away.
+        """
+        by_name = tasks is not None
         if tasks is None:
             tasks = self.store.owed(self.caller.name)
         finished, running = [], []
@@ -5834,8 +5834,9 @@ class Orchestrator:
                 finished.append(task)
                 continue
             session = self.store.session_of(task)
-            if tasks is not None:
-                self.task_session(task)  # others may have read its result, and cleaned it away
+            if by_name and not (self.store.load(session) and self.store.was_given(task)):
+                what = f"there is no task {task}"
+                raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             running.append(task)
             wake.listen(session)
             self.watch(session, wake.poke)
