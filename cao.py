@@ -6616,10 +6616,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"git -C {top} switch BRANCH",
         )
     try:
-        for place in (
-            path,
-            top,
-        ):  # git refuses this in the middle of a merge, and where it is locked
+        # Git refuses these in the middle of another merge, and where the index is locked.
+        for place in (path, top):
             _git(place, "merge", "--ff-only", "HEAD")
             _git(place, "update-index", "--force-write-index")
         if pointers := _pointers(path, top):
