@@ -1532,7 +1532,9 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
     # A * in a rule of Claude Code's is a wildcard: it would allow more than was asked.
     if row.always and "*" not in text_at(payload, "tool_input.command"):
-        return yes, no, Option("always", "the same again, in this session")
+        # OpenCode 1.18.33 allows more by it, and says what.
+        what = shorten(text_at(payload, "always"), 200) or "the same again"
+        return yes, no, Option("always", f"{what}, in this session")
     return yes, no
 
 
@@ -2125,7 +2127,7 @@ module.exports = (pi) => {
       { signal: closing.signal }).then((said) => ({ answer: said === "Yes, once" ? "yes" : "no" }));
     const { answer, message } = await Promise.race([ours, dialog]);
     closing.abort();
-    child.kill();
+    child.kill("SIGKILL");  // it may be stopped
     if (answer !== "yes") return { block: true, reason: message || "The user refused this call." };
   });
 };
@@ -2254,7 +2256,8 @@ export const cao = async ({ client }) => {
   const handed = new Set()  // messages that no part of the conversation has yet
   const ask = (p, tool_name, tool_input, url, bodyOf) => {
     const agent_id = below.has(p.sessionID) ? p.sessionID : undefined
-    const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input }
+    const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input,
+      always: p.always?.join(", ") }
     asking.set(p.id, run(payload, (printed) => {
       let reply
       try { reply = JSON.parse(printed) } catch {}  // no answer: it is left to a person
@@ -2266,7 +2269,7 @@ export const cao = async ({ client }) => {
   const answered = (p) => {
     const child = asking.get(p.requestID ?? p.id)
     asking.delete(p.requestID ?? p.id)
-    child?.kill()
+    child?.kill("SIGKILL")  // it may be stopped
   }
   const ended = async (id) => {
     if (!running.delete(id)) return
@@ -2337,7 +2340,8 @@ def _start_opencode(launch: Launch) -> Start:
         "instructions": [f"{folder}/system.md"],
         "plugin": [f"file://{folder}/opencode.js"],
         "mcp": servers,
-        "experimental": {"disable_paste_summary": True},  # it adds a blank to what it sums up
+        # It adds a blank to what it sums up; and a "no" would end the turn of parallel calls.
+        "experimental": {"disable_paste_summary": True, "continue_loop_on_deny": True},
         "permission": {
             **dict(rule.split("=") for rule in rules),
             **dict.fromkeys(_own_names(profile, lacking(profile)), "deny"),

@@ -6,6 +6,7 @@ skip, and say so; with CAO_TEST_REQUIRE_CLIS set they fail instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -849,6 +850,97 @@ def test_a_permission_hook_that_dies_leaves_its_question_to_the_dialog(place, cl
     place.ok("answer", ask["session"], "--key", "Enter")
     assert place.ok("wait", *found["running"]) == "went on\n"
     assert made.exists()
+
+
+def open_questions(place, session, count):
+    """Return the ids of the questions by the last word of what they ask, once so many are open."""
+    asked = until(
+        lambda: place.state(session).get("questions", []), lambda asked: len(asked) == count
+    )
+    return {question["text"].split()[-1]: question["id"] for question in asked}
+
+
+def stop_hooks(place):
+    """Stop the hooks that run in this place as a hung disk would."""
+    for pid in place.pids():
+        with contextlib.suppress(OSError):
+            if "\0hook\0" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("cli", ["opencode", "pi"], indirect=True)
+def test_a_permission_hook_that_hangs_runs_no_tool_and_keeps_no_session(place, cli):
+    made = place.work / "made"
+    session, _, task = asked_by(place, f"real-{cli}", SHELL[cli].format(file=made), "permission")
+    stop_hooks(place)
+    until(lambda: re.search("Allow once|Yes, once", place.screen(session)))
+    assert not made.exists()
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    open_questions(place, session, 0)
+    assert place.ok("wait", task) == "went on\n"
+    assert made.exists()
+    session, _, task = asked_by(
+        place, session, SHELL[cli].format(file=f"{made} && mkdir {made}2"), "permission"
+    )
+    stop_hooks(place)
+    until(lambda: re.search("Allow once|Yes, once", place.screen(session)))
+    place.ok("stop", session)
+    assert not Path(f"{made}2").exists()
+    until(place.pids, [])
+
+
+USERS_PLUGIN = """\
+export const users = async () => ({
+  "permission.ask": async (_, asked) => { asked.status = "allow" },
+  "tool.execute.before": async (_, { args }) => {
+    if (args.command?.includes("forbidden")) throw new Error("the user's plugin refuses it")
+    args.command = args.command?.replace("written", "changed")
+  },
+})
+"""
+
+
+def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    path = place.home / "profiles" / "real-opencode.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: ask\ntrust: yes"))
+    (place.folder / "users.js").write_text(USERS_PLUGIN)
+    own = {"plugin": [f"file://{place.folder}/users.js"]}
+    (place.work / "opencode.json").write_text(json.dumps(own))
+
+    def assign(target, *commands, then="say went on"):
+        given = ({"command": command, "description": "x"} for command in commands)
+        calls = " & ".join(f"tool bash {json.dumps(call)}" for call in given)
+        task = place.ok("assign", target, f"MOCK:{calls};{then}").strip()
+        return task.partition(".")[0], task
+
+    # What the plugin refuses is not asked; what it allows is; what it changes is shown so.
+    session, task = assign("real-opencode", "touch forbidden", then="result")
+    assert place.ok("wait", task) == "the user's plugin refuses it\n"
+    session, task = assign(session, "touch first-written", "touch second")
+    asked = open_questions(place, session, 2)
+    options = [q["options"] for q in place.state(session)["questions"]]
+    assert [option[-1] for option in options] == [["always", "touch *, in this session"]] * 2
+    # While the first waits the second is answered, runs, and hands a message over at its end.
+    place.ok("send", session, "a word in between")
+    place.ok("answer", session, "yes", "--question", asked["second"])
+    inbox = place.home / "sessions" / session / "inbox/new"
+    until(lambda: [name[-1] for name in os.listdir(inbox)], ["~"])
+    assert list(open_questions(place, session, 1)) == ["first-changed"]
+    place.ok("answer", session, "no: not <this>")
+    assert place.ok("wait", task) == "went on\n"
+    said = [m["content"] for m in mock_llm.requests[-1]["messages"] if m["role"] == "tool"]
+    assert said[-2].endswith("feedback: not <this>")
+    assert said[-1].endswith("a word in between")
+    assert not list(place.work.glob("first*"))
+
+    # OpenCode 1.18.33 refuses by one "no" all that is asked beside it; the turn goes on.
+    session, task = assign(session, "touch third", "touch fourth")
+    asked = open_questions(place, session, 2)
+    place.ok("answer", session, "no", "--question", asked["third"])
+    open_questions(place, session, 0)
+    assert place.ok("wait", task) == "went on\n"
+    assert sorted(file.name for file in place.work.iterdir()) == ["opencode.json", "second"]
 
 
 @pytest.mark.parametrize("mode", ["edits", "auto", "all"])
