@@ -6675,6 +6675,12 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     tree, _, conflicts = tried.partition("\n\n")
     if conflicts:
         raise CaoError(conflicts, resolve)
+    # git says this itself, but then takes back what has changed in files marked assume-unchanged.
+    staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
+    counts = _git(top, "rev-list", "--count", "--left-right", f"HEAD...{commit}", "--")
+    if staged and "0" not in counts.split():
+        what = f"git merges only what is ahead while changes are staged: {some_names(staged)}"
+        raise CaoError(what, f"commit or unstage them in {top}")
     return tree
 
 

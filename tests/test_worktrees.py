@@ -222,6 +222,14 @@ def unseen_in_the_way(repo, path):
     (path / "a.txt").write_text("theirs\n")
 
 
+def staged_beside_what_is_unseen(repo, path):
+    unseen_in_the_way(repo, path)
+    (path / "a.txt").write_text("one\ntwo\nthree\n")
+    (path / "new.txt").write_text("theirs\n")
+    (repo.work / "b.txt").write_text("mine\n")
+    git(repo.work, "add", "b.txt")
+
+
 def new_file_in_the_way(repo, path):
     (path / "new.txt").write_text("theirs\n")
     (repo.work / "new.txt").write_text("ours\n")
@@ -382,6 +390,7 @@ def stashing(repo, path):
         (dirty_in_the_way, 1, "a.txt", "git status"),
         (staged_in_the_way, 1, "a.txt", "git status"),
         (unseen_in_the_way, 1, "a.txt", "git status"),
+        (staged_beside_what_is_unseen, 1, "b.txt", "commit or unstage"),
         (new_file_in_the_way, 1, "new.txt", "git status"),
         (detached, 2, "on no branch (detached HEAD)", "switch"),
         (merging("repository"), 1, "unmerged files", "git status"),
