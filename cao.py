@@ -5159,10 +5159,13 @@ class Orchestrator:
 
     # ---- starting sessions ----
 
-    def profile(self, name: str, cwd: str, permissions: str = "") -> Profile:
+    def profile(
+        self, name: str, cwd: str, permissions: str = "", *, may_be_session: bool = False
+    ) -> Profile:
         """Return a profile as the caller may use it: clipped by the grants of those above.
 
-        permissions: instead of its own. Raises NotFoundError with the nearest names.
+        permissions: instead of its own. Raises NotFoundError with the nearest names, also of
+        sessions where one may_be_session.
         """
         profile = load_profile(name, self.store, cwd)
         if profile:
@@ -5173,12 +5176,14 @@ class Orchestrator:
             return profile
         import difflib
 
-        known = [*find_profiles(self.store.home, cwd), *PROVIDERS, *self.store.live()]
+        known = [*find_profiles(self.store.home, cwd), *PROVIDERS]
         known.remove("command")  # that needs a profile
+        what = f"{name!r} is no profile or provider"
+        if may_be_session:
+            what = f"{name!r} is no session, profile or provider"
+            known += self.store.live()
         near = difflib.get_close_matches(name, known, 3, 0.7) or sorted(set(known))
-        raise NotFoundError(
-            f"{name!r} is no session, profile or provider", "one of: " + ", ".join(near)
-        )
+        raise NotFoundError(what, "one of: " + ", ".join(near))
 
     def _grants(self) -> list[dict[str, Any]]:
         """Return what the caller's workers are held to: its own `grant`, those of the agents
@@ -5592,7 +5597,9 @@ class Orchestrator:
             cwd, here = options.cwd, current_directory()
         else:
             cwd = here = working_directory(options.cwd)
-            profile = options.profile or self.profile(target, cwd, options.permissions)
+            profile = options.profile or self.profile(
+                target, cwd, options.permissions, may_be_session=True
+            )
         if options.provider:
             profile = profile._replace(provider=options.provider)
         self._check_command(options, profile, here)
@@ -6518,6 +6525,15 @@ def some_names(names: Sequence[str]) -> str:
     return ", ".join(listed)
 
 
+def find_worktree(store: Store, session: Session) -> str:
+    """Return the path of a session's worktree. Raises NotFoundError where it was removed."""
+    path = worktree_path(store, session.name)
+    if not os.path.isdir(path):
+        what = f"the worktree of {session.name} was removed"
+        raise NotFoundError(what, f"git log {session.worktree}, if that branch is still there")
+    return path
+
+
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
     """Return a session by its name. Raises UsageError where it has no worktree; to_change: also
     where the caller may not merge or discard it, or it is at work."""
@@ -6612,7 +6628,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Commit all that a worker has done on its branch, and merge that into the branch that its
     repository is on. Where that fails, the repository is exactly as it was before."""
     session = worktree_session(boss, name, True)
-    path, top = worktree_path(boss.store, name), session.origin
+    path, top = find_worktree(boss.store, session), session.origin
     into = _git(top, "branch", "--show-current")
     if not into:
         raise UsageError(
@@ -6847,9 +6863,11 @@ def head_of(task: str) -> str:
 
 def next_step(result: Result) -> str:
     """Return what to do about a task that was cut short, or ""."""
-    if result.outcome != "timeout":
-        return ""
-    return f"To go on, give {result.session} a follow-up task, with a longer timeout."
+    if result.outcome == "timeout":
+        return f"To go on, give {result.session} a follow-up task, with a longer timeout."
+    if result.reason in ("runner_died", "terminal_gone"):
+        return f"To go on, give {result.session} a follow-up task: it resumes its conversation."
+    return ""
 
 
 def render_result(result: Result) -> str:
@@ -10536,6 +10554,22 @@ READ_LINES = 1000  # of a session's screen and history
 ALL_LINES = 1 << 20  # a step to the first or last
 
 
+# The verbs' errors name tools: what a person has in their place.
+_COMMAND_OF = {
+    "list_sessions": "cao ls --all",
+    "read_session": "cao show",
+    "send_message": "cao send",
+    "stop_session": "cao stop",
+}
+
+
+def in_commands(text: str) -> str:
+    """Return an error's text for a person, with commands in place of tools."""
+    for tool, command in _COMMAND_OF.items():
+        text = text.replace(tool, command)
+    return text
+
+
 class Watch:
     """Owns the terminal during `cao watch`. It is drawn again when a session's state changes
     (its runner pokes us), a key is pressed, the size changes; and once a second only while
@@ -10832,7 +10866,13 @@ class Watch:
             if result:
                 self.said = f"{name}: {result}"
         except CaoError as error:
-            self.said = str(error).replace("\n", "; ")
+            self.said = in_commands(str(error).replace("\n", "; "))
+            questions = self.boss.store.load_state(name).get("questions") or ()
+            if question in [asked["id"] for asked in questions]:
+                # The words were wrong: they can be mended, and are no keys of the list.
+                self.asked = self.asked[0], f"{self.asked[1]}\n{self.said}"
+                self.scroll = 0
+                return
         if self.page == "question":
             self.page = ""
         self.verb, self.unread = "", 0
@@ -11769,19 +11809,7 @@ def _note(text: str) -> None:
 def _say_error(error: CaoError) -> None:
     _note(error.what)
     if error.fix:
-        fix = error.fix
-        for tool, command in _COMMAND_OF.items():
-            fix = fix.replace(tool, command)
-        print(f"     try: {fix}", file=sys.stderr)
-
-
-# The verbs' errors name tools: what a shell has in their place.
-_COMMAND_OF = {
-    "list_sessions": "cao ls --all",
-    "read_session": "cao show",
-    "send_message": "cao send",
-    "stop_session": "cao stop",
-}
+        print(f"     try: {in_commands(error.fix)}", file=sys.stderr)
 
 
 class Ask(NamedTuple):
@@ -12053,14 +12081,11 @@ def cmd_show(ask: Ask) -> None:
 
 def cmd_diff(ask: Ask) -> int:
     session = worktree_session(ask.boss, ask.args.session)
-    if not os.path.isdir(worktree_path(ask.store, session.name)):
-        words = f"the worktree of {session.name} was removed"
-        raise NotFoundError(words, f"git log {session.worktree}, if that branch is still there")
+    path = find_worktree(ask.store, session)
     if ask.args.json:
         _print(ask, worktree_facts(ask.store, session), "")
         return EXIT_DONE
     base, tree, left = whole_work(ask.store, session)
-    path = worktree_path(ask.store, session.name)
     if left:
         words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
         print(words, file=sys.stderr, flush=True)
@@ -12111,13 +12136,13 @@ def cmd_discard(ask: Ask) -> None:
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
 
 
-def cmd_answer(ask: Ask) -> None:
+def cmd_answer(ask: Ask) -> int:
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
         done = ask.boss.answer(a.session, a.answer or "", a.question, key=keys, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
-        return
+        return EXIT_DONE
     if ask.args.session:
         ask.store.find(ask.args.session)
     asking = [
@@ -12128,6 +12153,7 @@ def cmd_answer(ask: Ask) -> None:
     ]
     if not asking:
         print("no session asks anything", file=sys.stderr)
+    left_open = len(asking)
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
         print(render_question(name, question, path), file=sys.stderr)
@@ -12145,7 +12171,9 @@ def cmd_answer(ask: Ask) -> None:
                 _say_error(error)
                 continue
             _print(ask, done, f"{done['session']}: {done['answered']}")
+            left_open -= 1
             break
+    return EXIT_ASKING if left_open else EXIT_DONE
 
 
 def cmd_stop(ask: Ask) -> int:
@@ -12156,13 +12184,19 @@ def cmd_stop(ask: Ask) -> int:
         views = [view for view in ask.boss.list_sessions() if view["kind"] == "agent"]
         live = {view["session"] for view in views}
         names = [view["session"] for view in views if view["supervisor"] not in live]
+    stopped = []
     for name in names:
         try:
             done = ask.boss.stop_session(name, bool(ask.args.interrupt))
-            _print(ask, done, f"{name}: {done['did']}")
         except CaoError as error:  # of one: the others are stopped all the same
             _say_error(error)
             code = error.exit_code
+            continue
+        stopped.append(done)
+        if len(names) == 1 or not ask.args.json:
+            _print(ask, done, f"{name}: {done['did']}")
+    if ask.args.json and len(names) != 1:
+        _print(ask, stopped, "")
     return code
 
 
@@ -13692,8 +13726,13 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
             known += [str(word) for action in self._actions for word in action.choices or ()]
             # Of several arguments that are not known, the option is the one that was mistyped.
             wrong = re.search(r"(?:arguments: (?:[^-].*? (?=-))?|choice: )'?([^\s'=]+)", message)
+            takes_text = {"task", "message", "answer"} & {action.dest for action in self._actions}
             meant = nearest(wrong[1], known) if wrong else ""
-            fix = f"{meant} ({self.prog} --help has all)" if meant else f"{self.prog} --help"
+            fix = f"{self.prog} --help"
+            if meant:
+                fix = f"{meant} ({self.prog} --help has all)"
+            elif re.search(r"arguments: [^-]", message) and takes_text:
+                fix = f"put words that belong together in quotes: 'like this' ({fix})"
             raise UsageError(message, fix)
 
     form = argparse.RawDescriptionHelpFormatter

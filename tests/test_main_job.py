@@ -1683,6 +1683,8 @@ def test_a_shell_is_told_commands_not_tools(place):
 
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
+    (["handoff", "demo", "say", "hello"], 2, "unrecognized arguments: hello", "in quotes"),
+    (["profiles", "nobody"], 3, "'nobody' is no profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
     (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "make it"),
     (["handoff", "demo", "x", "--cwd", "/etc/passwd"], 2, "is no directory", "make it"),
@@ -2219,3 +2221,33 @@ def test_a_turn_that_is_over_before_its_first_hook_is_read_keeps_its_answer(plac
     assert place.ok("wait", "--all") == "one\n"
     for word in ("two", "three"):
         assert place.ok("handoff", session, f"demo: say {word}") == f"{word}\n"
+
+
+@pytest.mark.tmux
+def test_answer_without_answers_leaves_what_is_open_and_says_so(place):
+    session, _ = assign(place, "demo: permit make|Yes|No")
+    place.until_state(session, "asking")
+    done = place.run("answer")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "Bash: make" in done.stderr
+    assert place.run("answer", stdin="yes\n").returncode == 0
+    assert place.run("answer").returncode == 0
+
+
+@pytest.mark.tmux
+def test_stop_gives_a_program_one_value(place):
+    names = [place.ok("assign", "demo", "hello").partition(".")[0] for _ in range(3)]
+    assert json.loads(place.ok("stop", names[0], "--json"))["session"] == names[0]
+    stopped = json.loads(place.ok("stop", *names[1:], "--json"))
+    assert [one["session"] for one in stopped] == names[1:]
+    assert json.loads(place.ok("stop", "--all", "--json")) == []
+
+
+@pytest.mark.parametrize(("outcome", "reason", "words"), [
+    ("timeout", "timeout", "with a longer timeout"), ("lost", "runner_died", "it resumes"),
+    ("lost", "terminal_gone", "it resumes"), ("failed", "exited", ""), ("done", "", ""),
+])  # fmt: skip
+def test_a_result_that_was_cut_short_says_how_to_go_on(outcome, reason, words):
+    said = cao.next_step(cao.Result("demo-2222.abcd", "demo-2222", outcome, reason=reason))
+    assert words in said
+    assert bool(said) == bool(words)

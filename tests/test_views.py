@@ -172,6 +172,20 @@ def test_watch_obeys_its_keys(place, terminal, columns, lines):
 
 
 @pytest.mark.tmux
+def test_an_answer_that_watch_refuses_can_be_mended_and_is_no_command(place, terminal):
+    session = begin(place, "permit make all|Yes|No")
+    place.until_state(session, "asking")
+    shown = terminal(80, 24, "watch")
+    shown.sees("asks: Bash: make all")
+    shown.press("a", "i", "x", "Enter")
+    shown.sees("'ix' is not one of the options")
+    shown.sees(rf"^{session}: answer \(Esc goes back\): ix$")
+    shown.press("BSpace", "BSpace", "n", "o", "Enter")
+    shown.sees(rf"^{session}: no")
+    until(lambda: place.state(session)["state"], "idle")
+
+
+@pytest.mark.tmux
 def test_what_is_typed_in_watch_is_for_the_session_and_question_it_was_begun_for(place, terminal):
     session = begin(place, "ask Which?|red|blue; sleep 1; ask And then?|red|white; say chosen")
     other = begin(place, "say hello")

@@ -528,7 +528,8 @@ def test_discard_refuses_where_there_is_work_and_ends_the_session(repo):
     until(repo.live, [])
     assert not path.exists()
     assert git(repo.work, "branch", "--list", "cao/*") == ""
-    refused(repo, "merge", session, code=1, said="No such file or directory", fix="git status")
+    for command in ("merge", "diff"):
+        refused(repo, command, session, code=3, said="was removed", fix=f"git log cao/{session}")
     refused(repo, "handoff", session, "more", code=3, said="ended", fix="demo")
     repo.ok("clean", "--older", "0s")
     assert not (repo.home / "sessions" / session).exists()
