@@ -8506,6 +8506,8 @@ class Runner:
                 self._time_out(f": {why}")
         if self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S:
             self._look_at_interrupt(now)
+        elif self.ordered and self.questions and now - self.pressed_at > UNTOLD_S:
+            self._press_interrupt()  # its dialog may not have been drawn (OpenCode 1.18.33)
 
         if self.phase == "starting" and not self.begun and now - self.phase_at > NEVER_STARTED_S:
             words = ""

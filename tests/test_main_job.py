@@ -869,22 +869,28 @@ DemoAgent.hook = last
     assert (done["outcome"], done["answer"], done["exit_status"]) == ("done", "farewell", 3)
 
 
-def test_an_interrupt_that_the_cli_did_not_hear_is_pressed_again(place):
-    put_loader(place, """
+DEAF_ONCE = """
 PROVIDERS["demo"] = PROVIDERS["demo"]._replace(busy="esc to interrupt")
 pressed, presses = DemoAgent.pressed_escape, []
 def deaf(self, seconds):
     presses.append(pressed(self, seconds))
     return len(presses) > 1 or pressed(self, seconds)
 DemoAgent.pressed_escape = deaf
-""")  # fmt: skip
+"""
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_an_interrupt_that_the_cli_did_not_hear_is_pressed_again(place, asks):
+    put_loader(place, DEAF_ONCE + (NO_DIALOG + "UNTOLD_S = 1.0\n") * asks)
     session, task = assign(place, "demo: sleep 60")
     until(lambda: "working 60 s" in place.screen(session))
     place.until_state(session, "working")
+    hook = Hook(place, session, "touch x") if asks else None
     assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
     assert (
         json.loads(place.run("wait", "--json", task).stdout)["results"][0]["reason"] == "by_order"
     )
+    assert not hook or hook.printed() == {}
 
 
 def test_what_cannot_be_typed_goes_apart_from_the_messages_beside_it(place):
