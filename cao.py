@@ -9537,6 +9537,8 @@ def parse_flow(text: str, file: str) -> Flow:
             if given[key]:
                 seen = repr(given[key])
             raise CaoError(f"{file}: {key!r} cannot be {seen}", fix)
+    if not prompt.strip():
+        raise CaoError(f"{file}: there is no task", "write it below the head, after the second ---")
     zone = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
     if str(given["timezone"]) not in ("", zone, time.tzname[0]):
         raise CaoError(
@@ -11842,11 +11844,20 @@ def _print_explained(ask: Ask, words: dict[str, Any], facts: dict[str, Any]) -> 
 
 
 def _facts_table(facts: dict[str, Any]) -> str:
-    return render_table([[key, str(value)] for key, value in facts.items()])
+    rows = []
+    for key, value in facts.items():
+        text = str(value)
+        if isinstance(value, (list, tuple)):
+            text = " ".join(map(str, value))
+        rows.append([key, text])
+    return render_table(rows)
 
 
-def _given_text(text: str | None) -> str:
+def _given_text(target: str, text: str | None) -> str:
     """Return a task or a message: the argument, or what stdin has for "-" or nothing."""
+    if text is None and " " in target:
+        what = f"{target!r} is no session, profile or provider"
+        raise UsageError(what, "name one before the text: cao handoff developer 'what to do'")
     if text is None and sys.stdin.isatty():
         raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
     if text in (None, "-"):
@@ -11907,7 +11918,9 @@ def _say_found(found: Waited) -> None:
 
 
 def cmd_handoff(ask: Ask) -> int:
-    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
+    task = ask.boss.assign(
+        ask.args.target, _given_text(ask.args.target, ask.args.task), _given_options(ask)
+    )
     session, tell = ask.store.session_of(task), _progress(ask, lambda: None)
     _note(f"task {task}")
     try:
@@ -11969,7 +11982,9 @@ def cmd_run(ask: Ask) -> int:
     still_wanted = end_by_signals()
     tell = _progress(ask, still_wanted)
     try:
-        task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), options)
+        task = ask.boss.assign(
+            ask.args.target, _given_text(ask.args.target, ask.args.task), options
+        )
         session = ask.store.session_of(task)
         made = ask.args.target != session
         _note(f"task {task}")
@@ -12019,7 +12034,9 @@ def _say_kept(ask: Ask, session: str) -> None:
 
 
 def cmd_assign(ask: Ask) -> None:
-    task = ask.boss.assign(ask.args.target, _given_text(ask.args.task), _given_options(ask))
+    task = ask.boss.assign(
+        ask.args.target, _given_text(ask.args.target, ask.args.task), _given_options(ask)
+    )
     receipt = ask.boss.receipt(task)
     if "why" in receipt:
         _note(f"{receipt['session']} {receipt['why']}")
@@ -12027,7 +12044,7 @@ def cmd_assign(ask: Ask) -> None:
 
 
 def cmd_send(ask: Ask) -> None:
-    receipt = ask.boss.send_message(ask.args.target, _given_text(ask.args.message))
+    receipt = ask.boss.send_message(ask.args.target, _given_text(ask.args.target, ask.args.message))
     _print(ask, receipt, f"{receipt['to']}: {receipt['step']}")
 
 

@@ -1690,6 +1690,7 @@ def test_a_shell_is_told_commands_not_tools(place):
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", "say", "hello"], 2, "unrecognized arguments: hello", "in quotes"),
+    (["handoff", "Which tests fail?"], 2, "no session, profile or provider", "before the text"),
     (["profiles", "nobody"], 3, "'nobody' is no profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
     (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "make it"),

@@ -69,6 +69,7 @@ def test_a_flows_mistyped_key_is_named_with_the_nearest(place):
     ({"provider": "command"}, "'command'"),  # it says nothing of which
     ({"on_failure": "rm"}, "[program, argument]"), ({"timeout": "soon"}, "'soon'"),
     ({"body": "say [[x]]"}, "[[x]]"),
+    ({"body": " "}, "there is no task"),
 ])  # fmt: skip
 def test_a_wrong_flow_file_is_refused_naming_what_is_wrong(settings, words):
     with pytest.raises(cao.CaoError) as caught:
@@ -448,7 +449,7 @@ def test_a_flow_is_listed_shown_disabled_and_removed(plan):
     assert re.search(r"Weekly_x +on +0 9 \* \* 1-5 +never run since added \d{4}-\d\d-\d\dT", run(
         "schedule", "list"
     ))  # fmt: skip
-    assert re.search(r"unknown +\('colour',\)", run("schedule", "show", name))
+    assert re.search(r"unknown +colour", run("schedule", "show", name))
     for _ in range(2):
         assert re.search("state +off", run("schedule", "disable", name))
         assert plan.place.crontab.read_text().startswith("# 0 9 * * 1-5 'env' ")
