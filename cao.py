@@ -135,7 +135,7 @@ SCREEN_S = 3.0  # a screen without an input line that does not change so long as
 UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
 CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
-SUBMIT_S = 3.0  # no prompt event so long after Enter: look, and press it once more
+SUBMIT_S = 3.0  # a key had no effect so long after it: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
 ANSWER_S = 20.0  # a hook, or the runner's keys, may take so long to hand an answer over
@@ -8504,7 +8504,7 @@ class Runner:
                 if self.check:
                     why = "its check still ran"
                 self._time_out(f": {why}")
-        if self.ordered and self.phase == "working" and now - self.pressed_at > LOOK_S:
+        if self.ordered and self.phase == "working" and now - self.pressed_at > SUBMIT_S:
             self._look_at_interrupt(now)
         elif self.ordered and self.questions and now - self.pressed_at > UNTOLD_S:
             self._press_interrupt()  # its dialog may not have been drawn (OpenCode 1.18.33)
@@ -8760,8 +8760,10 @@ class Runner:
 
     def _look_at_interrupt(self, now: float) -> None:
         """Press again where the CLI still works (Kimi Code 2.1.0 is deaf between its prompt
-        event and its first request); where it takes input again and did not tell the turn's
-        end, that was it (Copilot 1.0.102 may rewrite its transcript before it was read)."""
+        event and its first request), but not soon: a second Esc opens a dialog in a CLI that was
+        only slow to obey the first (Qwen Code 0.24.4, on a busy machine). Where it takes input
+        again and did not tell the turn's end, that was it (Copilot 1.0.102 may rewrite its
+        transcript before it was read)."""
         if not self.row.busy:
             return
         text, draft = self._see()
