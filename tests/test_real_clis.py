@@ -248,7 +248,7 @@ def begin(place, cli, mock_llm, task):
     """Assign a task and return its name and its session's, once the model was asked."""
     asked = len(mock_llm.requests)
     task = place.ok("assign", f"real-{cli}", task).strip()
-    until(lambda: len(mock_llm.requests), lambda count: count > asked)
+    until(lambda: len(mock_llm.requests), lambda count: count > asked, timeout_s=180)
     return task, task.partition(".")[0]
 
 
