@@ -10254,15 +10254,15 @@ class DemoAgent:
 
     def gather(self) -> str:
         """Wait for all tasks given to others; return what they and their messages say."""
-        said: list[str] = []
+        lines: list[str] = []
         tasks = self.store.owed(self.boss.caller.name)
         told: set[str] = set()
         while True:
-            found = self.boss.await_tasks(tasks, 600, want_all=True, told=told)
-            self.heard.append(found)
-            said += [f"(on the way, {m.sender}: {m.text})" for m in found.messages]
-            if not found.running:
-                return "\n".join([*said, *(f"{r.session}: {r.answer}" for r in found.results)])
+            waited = self.boss.await_tasks(tasks, 600, want_all=True, told=told)
+            self.heard.append(waited)
+            lines += [f"(on the way, {m.sender}: {m.text})" for m in waited.messages]
+            if not waited.running:
+                return "\n".join([*lines, *(f"{r.session}: {r.answer}" for r in waited.results)])
 
     def pressed_escape(self, seconds: float) -> bool:
         until = time.monotonic() + seconds
@@ -10284,28 +10284,28 @@ class DemoAgent:
         asking = Asking(self.store, os.path.basename(self.folder), payload)
         self.status("waiting")
         self.show(f"{'-' * 40}\n{question}\n{numbered}a number chooses, Esc cancels\n")
-        said: str | None = None
+        answer: str | None = None
         while True:
             if self.keys or 0 in readable([0, asking.wake.fd]):
                 key = self.key().decode(errors="replace")
                 if key == "\x1b":
                     break
                 if key.isdigit() and 1 <= int(key) <= len(options):
-                    said = options[int(key) - 1]
+                    answer = options[int(key) - 1]
                     break
             asking.wake.drain()
             reply = asking.reply()
             if reply:
-                said = reply.get("words") or ""
+                answer = reply.get("words") or ""
                 if verb == "permit":
                     chosen = options[-1] if reply["answer"] == "no" else options[0]
-                    said = f"{chosen} {said}".strip()
+                    answer = f"{chosen} {answer}".strip()
                 break
             if reply == {}:  # it is left to our dialog
                 asking.withdraw()
         self.status("busy")
         asking.close()
-        return said
+        return answer
 
 
 _DEMO = (
@@ -10334,9 +10334,9 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
                 seen[session] = state
                 tell(f"{'    ' * view['depth']}{session} is {state}")
 
-    def answer(found: Waited) -> None:
-        tell_changes(found)
-        for ask in found.asking:
+    def answer(waited: Waited) -> None:
+        tell_changes(waited)
+        for ask in waited.asking:
             session, question = ask["session"], ask["question"]
             number, text = question["options"][0][:2]
             words = ", ".join(option[1] for option in question["options"])
@@ -10347,12 +10347,12 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
     tell("you hand a task to a supervisor, an agent in a tmux session of its own")
     task = boss.assign("demo", _DEMO, TaskOptions(timeout_s=120))
     try:
-        found = run_to_end(boss, task, patient=True, on_found=answer, on_look=tell_changes)
-        tell_changes(found)
+        waited = run_to_end(boss, task, patient=True, on_found=answer, on_look=tell_changes)
+        tell_changes(waited)
     finally:
         boss.end(store.session_of(task))
-    found.told()
-    result = found.results[0]
+    waited.told()
+    result = waited.results[0]
     if result.outcome != "done":
         raise CaoError(f"the demo ended as {result.outcome}: {result.detail}", "cao doctor")
     tell(f"the supervisor's answer, exact, {result.bytes} bytes, from its {result.source}:")
@@ -10577,16 +10577,16 @@ def in_commands(text: str) -> str:
 
 
 class Watch:
-    """Owns the terminal during `cao watch`. It is drawn again when a session's state changes
-    (its runner pokes us), a key is pressed, the size changes; and once a second only while
-    something works. Otherwise it sleeps."""
+    """Owns the terminal during `cao watch`. It draws again when a session's state changes (the
+    runner pokes us), a key is pressed or the size changes; while a session works, also once a
+    second. Otherwise it sleeps."""
 
     def __init__(self, boss: Orchestrator) -> None:
         self.boss, self.wake = boss, Wake(boss.store)
         self.states: dict[str, str] = {}  # of all agents, at the last look
         self.views: list[dict[str, Any]] = []  # the sessions in the list
         self.at, self.selected = 0, ""  # the selected session: its row, and its name
-        self.said = self.filter = self.verb = self.label = self.typed = ""
+        self.notice = self.filter = self.verb = self.label = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
         self.asked = ("", "")  # a question's page: title and text
@@ -10718,7 +10718,7 @@ class Watch:
         put(len(shown) + 1, 0, title, curses.A_UNDERLINE)
         for y, line in enumerate(lines, len(shown) + 2):
             put(y, 0, line)
-        last = self.said
+        last = self.notice
         if not last:
             last = PAGE_KEYS if self.page else LIST_KEYS
         if self.verb:
@@ -10758,7 +10758,7 @@ class Watch:
         return title, [*asked, *screen[max(0, len(screen) + len(asked) - lines) :]]
 
     def take_keys(self) -> None:
-        """Do what the keys pressed since the last time say."""
+        """Handle the keys that were pressed since the last time."""
         import curses
 
         while not self.over:
@@ -10772,7 +10772,7 @@ class Watch:
             if isinstance(key, int):
                 key = curses.keyname(key).decode()
             key = KEY_NAMES.get(key, key)
-            self.said = ""
+            self.notice = ""
             if self.verb:
                 self.type_key(key)
             elif key in WATCH_KEYS:
@@ -10802,7 +10802,7 @@ class Watch:
         self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
 
     def begin(self, verb: str) -> None:
-        """Begin a verb: what has to be typed for it is for the session as it is now."""
+        """Begin a verb. What is typed for it goes to the session that is selected now."""
         if not self.selected:
             return
         view, self.typed = self.views[self.at], ""
@@ -10814,7 +10814,7 @@ class Watch:
         elif verb == "x":
             self.label = f"{self.selected}: end it and its workers: type yes"
         elif not view.get("questions"):
-            self.verb, self.said = "", f"{self.selected} asks nothing"
+            self.verb, self.notice = "", f"{self.selected} asks nothing"
         else:
             question = view["questions"][0]
             self.label = f"{self.selected}: answer"
@@ -10855,7 +10855,7 @@ class Watch:
             self.obey()
 
     def obey(self) -> None:
-        """Do a verb with what was typed for it, and keep what came of it for the last line."""
+        """Carry out a verb with what was typed for it; the last line shows the result."""
         name, question = self.target
         result = ""
         try:
@@ -10870,13 +10870,13 @@ class Watch:
             elif self.verb == "x" and self.typed:
                 result = "not ended"
             if result:
-                self.said = f"{name}: {result}"
+                self.notice = f"{name}: {result}"
         except CaoError as error:
-            self.said = in_commands(str(error).replace("\n", "; "))
+            self.notice = in_commands(str(error).replace("\n", "; "))
             questions = self.boss.store.load_state(name).get("questions") or ()
             if question in [asked["id"] for asked in questions]:
                 # The words were wrong: they can be mended, and are no keys of the list.
-                self.asked = self.asked[0], f"{self.asked[1]}\n{self.said}"
+                self.asked = self.asked[0], f"{self.asked[1]}\n{self.notice}"
                 self.scroll = 0
                 return
         if self.page == "question":
@@ -10893,9 +10893,9 @@ class Watch:
             argv = attach_argv(self.boss, self.selected)
             curses.endwin()
             status = run(argv, None, terminal=True).status
-            self.said = f"tmux ended with exit status {status}" if status else ""
+            self.notice = f"tmux ended with exit status {status}" if status else ""
         except CaoError as error:
-            self.said = error.what
+            self.notice = error.what
         self.screen.clear()
 
 
@@ -11291,13 +11291,13 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
     """Return what `doctor` returns on another machine, which gets this cao.py by that."""
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
-    link, said = Link(host, ["doctor", "--json"], dict(os.environ)), b""
+    link, output = Link(host, ["doctor", "--json"], dict(os.environ)), b""
     while not link.closed:
-        said += b"".join(link.read())
+        output += b"".join(link.read())
     status = link.end()
-    if not said:
+    if not output:
         raise CaoError(f"{host} cannot be reached: ssh ended with {status}", f"ssh {host} true")
-    rows = json.loads(said)
+    rows = json.loads(output)
     return rows, rows[1]["state"] == "ok"
 
 
@@ -11362,11 +11362,11 @@ class Call(NamedTuple):
         """Wait as await_tasks does, heard and cancelled as this call is."""
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
         known = frozenset(self.told)
-        found = self.server.await_tasks(self.boss, tasks, timeout_s, **how)
+        waited = self.server.await_tasks(self.boss, tasks, timeout_s, **how)
         try:
-            return view_waited(self, found, known)
+            return view_waited(self, waited, known)
         except BaseException:
-            found.release()
+            waited.release()
             raise
 
 
@@ -11506,7 +11506,7 @@ def task_options(given: dict[str, Any]) -> TaskOptions:
     return TaskOptions(**{field: given[field] for field in fields})
 
 
-def view_waited(call: Call, found: Waited, known: frozenset[str] = frozenset()) -> Answer:
+def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset()) -> Answer:
     """Return what a wait found, as text and as data; known: the questions told before.
 
     Claude Code and Codex show the model the data alone: what to do next stands there too.
@@ -11514,39 +11514,39 @@ def view_waited(call: Call, found: Waited, known: frozenset[str] = frozenset()) 
     boss, store = call.boss, call.boss.store
     parts: list[str] = []
     data: dict[str, Any] = {}
-    if found.results:
+    if waited.results:
         data["results"] = []
-        for result in found.results:
+        for result in waited.results:
             shown = view_result(store, result, call.answer_chars)
             data["results"].append(shown)
             parts.append(render_result(result._replace(answer=shown["answer"])))
             if "cut" in shown:
                 parts[-1] += f"\n{shown['cut']}"
-    if found.messages:
-        parts += map(render_message, found.messages)
+    if waited.messages:
+        parts += map(render_message, waited.messages)
         keys = ("kind", "sender", "text", "id")
-        data["messages"] = [{key: getattr(m, key) for key in keys} for m in found.messages]
-    if found.asking:
+        data["messages"] = [{key: getattr(m, key) for key in keys} for m in waited.messages]
+    if waited.asking:
         data["asking"] = []
-        for ask in found.asking:
+        for ask in waited.asking:
             session = store.peek(ask["session"])
             approves = session is not None and session.approve == "supervisor"
             how = how_to_answer(ask["session"], ask["question"], True, approves)
             data["asking"].append({**ask, "how": how})
             parts.append(f"{render_question(ask['session'], ask['question'], ask['path'])}\n{how}")
-    if found.running:
-        data["running"] = list(found.running)
+    if waited.running:
+        data["running"] = list(waited.running)
         names = json.dumps(data["running"])
         step = f"The work goes on by itself. Call wait with tasks {names} to go on waiting."
-        if found.asking:
+        if waited.asking:
             hows = " ".join(f"Question {a['question']['id']}: {a['how']}" for a in data["asking"])
             step = f"{hows} Call wait with tasks {names}."
-            if known.issuperset(ask["question"]["id"] for ask in found.asking):
+            if known.issuperset(ask["question"]["id"] for ask in waited.asking):
                 step += " Nobody has answered so far: you may end your turn and wait later."
         data["next"] = step
         states = [
             f"{task} ({boss.state_of(store.session_of(task)).get('state')})"
-            for task in found.running
+            for task in waited.running
         ]
         parts.append(f"Still running: {', '.join(states)}. {step} stop_session ends it.")
     if not parts:
@@ -11558,16 +11558,16 @@ def view_waited(call: Call, found: Waited, known: frozenset[str] = frozenset()) 
             )
             parts.append(data["next"])
     data["outcome"] = "nothing"
-    if len(found.results) == 1:
-        data["outcome"] = found.results[0].outcome
-    elif found.asking:
+    if len(waited.results) == 1:
+        data["outcome"] = waited.results[0].outcome
+    elif waited.asking:
         data["outcome"] = "asking"
-    elif found.running:
+    elif waited.running:
         data["outcome"] = "running"
-    elif found.results:
+    elif waited.results:
         data["outcome"] = "done"
-    left = (*found.running, *(result.task for result in found.results))
-    return Answer("\n\n".join(parts), data, left, found.claims)
+    left = (*waited.running, *(result.task for result in waited.results))
+    return Answer("\n\n".join(parts), data, left, waited.claims)
 
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
@@ -11757,8 +11757,8 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
             facts = _near_facts(boss, session, task)
             mark = sha256_of(dump(facts))
             if mark != given["mark"] or replies or call.cancelled():
-                said = {"session": session, "replies": replies, "mark": mark}
-                return Answer("", {**facts, **said})
+                state = {"session": session, "replies": replies, "mark": mark}
+                return Answer("", {**facts, **state})
             boss.watch(session, wake.poke)
             wake.wait(PROGRESS_S)
     finally:
@@ -11845,6 +11845,13 @@ def _print_explained(ask: Ask, words: dict[str, Any], facts: dict[str, Any]) -> 
     _print(ask, {**words, "facts": facts}, _facts_table(words))
 
 
+def _cell(text: str, most: int) -> str:
+    """Return text for one line of a table: cut on a terminal, whole in a pipe or file."""
+    if sys.stdout.isatty():
+        return shorten(text, most)
+    return " ".join(text.split())
+
+
 def _facts_table(facts: dict[str, Any]) -> str:
     rows = []
     for key, value in facts.items():
@@ -11883,38 +11890,38 @@ def _given_options(ask: Ask) -> TaskOptions:
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
 
 
-def _report(ask: Ask, found: Waited) -> int:
+def _report(ask: Ask, waited: Waited) -> int:
     """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
     if ask.args.json:
-        records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in found.results]
-        messages = [message._asdict() for message in found.messages]
-        data = {"results": records, "asking": found.asking, "running": found.running}
+        records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in waited.results]
+        messages = [message._asdict() for message in waited.messages]
+        data = {"results": records, "asking": waited.asking, "running": waited.running}
         _print(ask, {**data, "messages": messages}, "")
     else:
-        for result in found.results:
+        for result in waited.results:
             if result.outcome != "done":
                 print(render_result(result), file=sys.stderr)
-            elif len(found.results) > 1:
+            elif len(waited.results) > 1:
                 print(render_result(result))
             else:
                 print(result.answer)
-        _say_found(found)
+        _note_waited(waited)
     sys.stdout.flush()  # raises where it could not be printed
-    found.told()
-    codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in found.results]
-    if found.asking:
+    waited.told()
+    codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in waited.results]
+    if waited.asking:
         return EXIT_ASKING
-    if found.running and not found.results:
-        names = " ".join(found.running)
+    if waited.running and not waited.results:
+        names = " ".join(waited.running)
         _say_error(CaoError(f"still running: {names}", f"cao wait {names}"))
         return EXIT_TIMEOUT
     return max(codes, default=EXIT_DONE)
 
 
-def _say_found(found: Waited) -> None:
-    for message in found.messages:
+def _note_waited(waited: Waited) -> None:
+    for message in waited.messages:
         print(render_message(message), file=sys.stderr)
-    for item in found.asking:
+    for item in waited.asking:
         print(render_question(item["session"], item["question"], item["path"]), file=sys.stderr)
         print(how_to_answer(item["session"], item["question"]), file=sys.stderr)
 
@@ -11990,11 +11997,11 @@ def cmd_run(ask: Ask) -> int:
         session = ask.store.session_of(task)
         made = ask.args.target != session
         _note(f"task {task}")
-        found = run_to_end(
+        waited = run_to_end(
             ask.boss,
             task,
             patient=os.isatty(0) and os.isatty(2),
-            on_found=_say_found,
+            on_found=_note_waited,
             on_look=lambda _: tell(session),
         )
     except BaseException:
@@ -12008,19 +12015,19 @@ def cmd_run(ask: Ask) -> int:
                 ask.boss.stop_session(session, True)
             _say_kept(ask, session)
         raise
-    outcomes = [result.outcome for result in found.results]
+    outcomes = [result.outcome for result in waited.results]
     if made and (outcomes == ["done"] or not kept):
         ask.boss.end(session)
-    for one in found.asking:
+    for one in waited.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
         way = "--permissions edits, auto or all"
         if one["question"]["kind"] == "question":
             way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
-    if found.asking and made and not kept:  # its end is said here, and needs no `wait`
+    if waited.asking and made and not kept:  # its end is said here, and needs no `wait`
         ask.boss.await_tasks([task], 0).told()
-    code = EXIT_ASKING if found.asking and not ask.args.json else _report(ask, found)
-    if code or found.results[0].worktree:
+    code = EXIT_ASKING if waited.asking and not ask.args.json else _report(ask, waited)
+    if code or waited.results[0].worktree:
         _say_kept(ask, session)
     return code
 
@@ -12055,10 +12062,10 @@ def cmd_wait(ask: Ask) -> int:
     if limit is None:
         limit = TASK_TIMEOUT_S
     every = ask.args.all or not tasks
-    found = ask.boss.await_tasks(tasks, limit, want_all=every)
-    if found == Waited():
+    waited = ask.boss.await_tasks(tasks, limit, want_all=every)
+    if waited == Waited():
         _note("nothing is open that was given out from this directory")
-    return _report(ask, found)
+    return _report(ask, waited)
 
 
 def cmd_ls(ask: Ask) -> None:
@@ -12359,9 +12366,8 @@ def cmd_profiles(ask: Ask) -> None:
             about = "that CLI with a neutral profile" + unproven(name)
             rows.append((name, name, about, "built in", "ok"))
     keys = ("name", "provider", "description", "source", "state")
-    most = 40 if sys.stdout.isatty() else MAX_MESSAGE_BYTES
     cells = [
-        [one_line(name), provider, shorten(about, most), one_line(path)]
+        [one_line(name), provider, _cell(about, 40), one_line(path)]
         for name, provider, about, path, _ in rows
     ]
     _print(ask, [dict(zip(keys, row)) for row in rows], render_table(cells))
@@ -12475,7 +12481,7 @@ def _schedule_log(ask: Ask, plan: Schedule) -> None:
     records.sort(key=itemgetter("id"))  # which begins with its time
     rows = []
     for record in records:
-        about = shorten(record["answer"] or record["detail"] or record["reason"], 70)
+        about = _cell(record["answer"] or record["detail"] or record["reason"], 70)
         tokens = ""
         if record.get("usage"):
             tokens = render_tokens(record["usage"])
@@ -12803,12 +12809,12 @@ class RpcError(Exception):
 
 
 # A question in the client's own form:
-#   it is the runner's    the form answers by Orchestrator.answer, and only while the question is
-#                         open: who answers late, or answered elsewhere first, changes nothing
-#   shown whole, or not   `yes` is offered only where all of the question can be seen
-#   one at a time         by one lock; the first option is the one that does nothing
-#   not without a call    it is withdrawn before the call that shows it is answered
-#   by a person           see has_person; a form that is declined or cancelled answers nothing
+#   owned by the runner   the form answers through Orchestrator.answer, and only while the question
+#                         is open: an answer that comes late, or second, changes nothing
+#   shown whole, or not   `yes` is offered only where the person can see all of the question
+#   one at a time         one lock guards all forms; the first option does nothing
+#   part of a call        the form is withdrawn before the call that shows it gets its result
+#   filled in by a person see has_person; a form that is declined or cancelled answers nothing
 
 
 def as_person(boss: Orchestrator) -> Orchestrator:
@@ -12921,7 +12927,7 @@ class McpServer:
         return 0
 
     def wake_calls(self) -> None:
-        """Let every call that waits look again."""
+        """Wake every call that waits."""
         for wake in list(self.store.wakes):
             wake.poke()
 
@@ -13220,12 +13226,12 @@ class McpServer:
         """Return what a tool may use while it waits."""
         started, last = time.monotonic(), [0.0]
 
-        def look(found: Waited) -> None:
+        def look(waited: Waited) -> None:
             passed = time.monotonic() - started
             if token is None or passed - last[0] < PROGRESS_S * 0.9 or cancelled():
                 return
             last[0] = passed
-            parts = [boss.render_progress(boss.store.session_of(task)) for task in found.running]
+            parts = [boss.render_progress(boss.store.session_of(task)) for task in waited.running]
             text = f"{', '.join(parts)}, {render_seconds(passed)}"
             progress = {"progressToken": token, "progress": round(passed, 3), "message": text}
             self.notify("notifications/progress", progress)
@@ -13321,14 +13327,14 @@ class McpServer:
         try:
             while True:
                 known, left = set(heard), until - time.monotonic()
-                found = boss.await_tasks(tasks, left, told=heard, cancelled=over, **how)
-                asked = {ask["question"]["id"]: ask for ask in found.asking}
+                waited = boss.await_tasks(tasks, left, told=heard, cancelled=over, **how)
+                asked = {ask["question"]["id"]: ask for ask in waited.asking}
                 shown = [
                     key
                     for key, ask in asked.items()
                     if ask["question"]["kind"] == "permission" and self.forms.setdefault(key, True)
                 ]
-                ended = found.results or found.messages or left <= 0 or cancelled()
+                ended = waited.results or waited.messages or left <= 0 or cancelled()
                 if form and form.is_over():
                     ended = not self.answer_by_form(form) or ended
                     form = None
@@ -13344,15 +13350,15 @@ class McpServer:
                 form.close()
         if not cancelled():
             told.update(asked)
-        return found
+        return waited
 
     def answer_by_form(self, form: Form) -> bool:
         """Give a session the person's answer; tell whether there was one, and it took it."""
-        said, ask = form.close(), form.ask or {}
+        chosen, ask = form.close(), form.ask or {}
         self.forms[ask["question"]["id"]] = False
-        if said in ("yes", "no"):
+        if chosen in ("yes", "no"):
             try:
-                as_person(form.boss).answer(ask["session"], said, ask["question"]["id"])
+                as_person(form.boss).answer(ask["session"], chosen, ask["question"]["id"])
                 return True
             except CaoError:
                 pass  # it was answered elsewhere just now

@@ -183,6 +183,14 @@ def test_a_run_is_kept_in_the_history_and_leaves_no_session(plan):
 
 
 @pytest.mark.tmux
+def test_a_long_answer_is_whole_in_the_log_in_a_pipe(plan):
+    answer = "word " * 40 + "end"
+    name = plan.write(body=f"demo: say {answer}")
+    plan.place.ok("schedule", "run", name)
+    assert answer in plan.place.ok("schedule", "log", name)
+
+
+@pytest.mark.tmux
 def test_json_has_facts_with_times_that_others_can_read(plan):
     name = plan.write()
     (before,) = json.loads(plan.place.ok("schedule", "list", "--json"))
