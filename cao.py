@@ -200,7 +200,6 @@ EXIT_TMUX, EXIT_TIMEOUT, EXIT_ASKING, EXIT_INTERRUPTED = 4, 5, 6, 130
 
 OUTCOMES = ("done", "failed", "interrupted", "stopped", "timeout", "lost")
 PERMISSIONS = ("ask", "edits", "auto", "all")
-OVERLAPS = ("skip", "parallel")
 # What an agent may use, in the reference program's words, and each as an agent is told it.
 TOOL_WORDS = {
     "execute_bash": "run commands but to read",
@@ -10376,15 +10375,18 @@ def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, An
         alive = is_running(group)
         facts["child"] = {"pid": group["id"], "alive": alive}
         child = f"{group['id']} {'alive' if alive else 'gone'}"
+
     if event:
         ago = render_seconds(max(0.0, time.time() - event["at"]))
         last_event = f"{event['kind']} by {event['source']}, {ago} ago"
     if look:
         last_look = f"{look['state']} by {look['source']} {look['why']}".strip()
+
     if view["kind"] == "agent":
         title = boss.tmux.title_of(name)
     if state.get("exit_status") is not None:
         exit_status = str(state["exit_status"])
+
     words = {
         "state": f"{view['state']} for {render_seconds(view['for_s'])}",
         "because": view.get("why"),
@@ -10402,6 +10404,7 @@ def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, An
         "exit status": exit_status,
         "transcript": state.get("transcript"),
     }
+
     return {key: value for key, value in words.items() if value}, facts
 
 
@@ -10515,23 +10518,28 @@ def session_rows(
         names.append("  " * view["depth"] + view["session"])
         if "host" in view:
             names[-1] += f"@{view['host']}"
+
     wide = min(max(map(len, names), default=0), columns * 3 // 8)
     rest = max(0, columns - wide - 2 - 9 - 2 - 12)
     rows = []
+
     for name, view in zip(names, views):
         state, age = view["state"], render_seconds(view["for_s"])
         if live and state not in ("working", "starting"):
             form = "since %H:%M" if view["for_s"] < 20 * 3600 else "since %b %d"
             age = time.strftime(form, time.localtime(time.time() - view["for_s"]))
+
         task, last = view.get("task_line", ""), view.get("last_line", "")
         asked = view.get("questions")
         if asked:
             last = f"asks: {asked[0]['text']}"
             if len(asked) > 1:
                 last = f"asks {len(asked)} things: {asked[0]['text']}"
+
         urgent = state == "asking"
         if state in ("unknown", "working", "queued") and view.get("why"):
             last, urgent = view["why"], True
+
         tokens = ""
         if view.get("usage"):
             tokens = f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
@@ -10540,6 +10548,7 @@ def session_rows(
             if not urgent:
                 last = tokens + (task or last)
             parts = [(last, rest)]
+
         words = "  ".join(fit_columns(shorten(text, 400), width) for text, width in parts)
         rows.append((fit_columns(name, wide) + "  ", f"{state + ' ':9}", f"{age:12}  {words}"))
     return rows
@@ -10769,9 +10778,11 @@ class Watch:
                     key = curses.KEY_UP if upwards else curses.KEY_DOWN
             except curses.error:
                 return  # that was the last one; or a click, which is none of ours
+
             if isinstance(key, int):
                 key = curses.keyname(key).decode()
             key = KEY_NAMES.get(key, key)
+
             self.notice = ""
             if self.verb:
                 self.type_key(key)
@@ -10779,6 +10790,7 @@ class Watch:
                 WATCH_KEYS[key][2](self, key)
             else:
                 self.move(key)
+
             if self.unread:
                 self.draw()  # each line of a question is shown before it is answered
 
@@ -11134,6 +11146,7 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
         if env:
             lines.append(f"env = {_toml(env)}")
         return "\n".join(lines)
+
     entry: dict[str, Any]
     if client.key in ("continue", "goose"):  # YAML, whose values may be JSON
         head = ["extensions:", "  cao:"]
@@ -11144,11 +11157,13 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
             entry = {"type": "stdio", "command": command, "args": args, "env": env}
         lines = [f"    {key}: {json.dumps(value)}" for key, value in entry.items()]
         return "\n".join([*head, *lines])
+
     if client.key == "mcp":  # OpenCode
         entry = {"type": "local", "command": list(argv), "enabled": True, "timeout": 600000}
         named = "environment"
     else:
         entry, named = {"command": command, "args": args, **client.extra}, "env"
+
     if env:
         entry[named] = env
     return json.dumps({client.key: {"cao": entry}}, indent=2)
@@ -11212,6 +11227,7 @@ def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
 
     python = sys.version.split()[0]
     rows, state = [_finding("python", "ok", python, version=python)], "missing"
+
     try:
         program = find_tmux()
         state = "broken"
@@ -11224,10 +11240,12 @@ def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
     except CaoError as error:
         rows.append(_finding("tmux", state, str(error).replace("\n", "; ")))
         good = False
+
     rows.append(_finding("runtime directory", "ok", store.home, path=store.home))
     for name, fault in Schedule(store).stale_lines().items():
         about = f"flow {name}: {fault}; try: cao clean"
         rows.append(_finding("crontab", "stale", about, flow=name))
+
     clis = [row for row in PROVIDERS.values() if row.program]
     with ThreadPoolExecutor(len(clis)) as pool:  # some take ten seconds to say their version
         rows += pool.map(_doctor_cli, clis)
@@ -11240,6 +11258,7 @@ def _doctor_cli(row: Provider) -> dict[str, Any]:
     except CaoError:
         about = f"no {row.program} on PATH, nor where CLIs usually are"
         return _finding(row.name, "missing", about)
+
     try:
         ran = run([program, "--version"], DOCTOR_S)
         words = (ran.out.strip() or ran.err.strip()).split("\n")[0]  # pi says it on stderr
@@ -11247,9 +11266,11 @@ def _doctor_cli(row: Provider) -> dict[str, Any]:
         login += _first_run(row)
     except CaoError as error:
         return _finding(row.name, "broken", error.what, path=program)
+
     match = re.search(r"\d+(?:\.\d+)+", words)
     version = match[0] if match else words
     state = proven = "unproven"
+
     if row.proven:
         proven = f"proven with {row.proven}"
         state = "newer"
@@ -11257,6 +11278,7 @@ def _doctor_cli(row: Provider) -> dict[str, Any]:
             state = "ok"
         elif _version(version) < _version(row.proven):
             state = "older"
+
     about = f"{version}, {proven}, {login}  {program}"
     facts = {"version": version, "proven": row.proven, "logged_in": logged_in, "path": program}
     return _finding(row.name, state, about, **facts)
@@ -11312,6 +11334,7 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
     evidence = state.get("evidence") or {}
     row = PROVIDERS[boss.store.find(name).provider]
     boss.end(name)
+
     result = next(iter(waited.results), Result(task, name, "unfinished"))
     signals = {
         "prompt": result.exact[:7] not in ("", "unknown"),
@@ -11319,17 +11342,20 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
         "state": True,
         "tools": True,
     }
+
     if row.tells_state():
         look = evidence.get("look") or {"state": "unknown"}
         signals["state"] = look["state"] != "unknown"
     if row.mcp:
         signals["tools"] = os.path.exists(boss.store.launch_file(name, "tools-listed"))
+
     parts = [f"asks: {ask['question']['text']}" for ask in waited.asking]
     parts.append(f"{result.outcome} {result.reason or 'in'} {render_seconds(result.seconds)}")
     for word, came in (("came", True), ("missing", False)):
         names = [signal for signal in signals if signals[signal] == came]
         if names:
             parts.append(f"{word}: {' '.join(names)}")
+
     verdict = "look"
     if result.outcome == "done" and all(signals.values()):
         verdict = "ok"
@@ -11450,6 +11476,7 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
         if name not in given:
             example = ", ".join(f'"{name}": …' for name in tool.required)
             raise UsageError(f"{tool.name}: argument {name!r} is missing", f"write {{{example}}}")
+
     arguments = {}
     for name, written in given.items():
         schema = tool.arguments.get(name)
@@ -11459,6 +11486,7 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(what, f"the arguments are: {known}")
         if written is None and name not in tool.required:
             continue
+
         kind = str(schema["type"])
         types, example = KINDS[kind]
         value = read_argument(kind, written)
@@ -11468,6 +11496,7 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
         if not right:
             what = f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}"
             raise UsageError(what, f'write "{name}": {example}')
+
         least = schema.get("minimum", 0)
         if kind == "number" and not least <= value < 1e9:
             what = f"{tool.name}: {name!r} is out of range: {value}"
@@ -11522,10 +11551,12 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             parts.append(render_result(result._replace(answer=shown["answer"])))
             if "cut" in shown:
                 parts[-1] += f"\n{shown['cut']}"
+
     if waited.messages:
         parts += map(render_message, waited.messages)
         keys = ("kind", "sender", "text", "id")
         data["messages"] = [{key: getattr(m, key) for key in keys} for m in waited.messages]
+
     if waited.asking:
         data["asking"] = []
         for ask in waited.asking:
@@ -11534,6 +11565,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             how = how_to_answer(ask["session"], ask["question"], True, approves)
             data["asking"].append({**ask, "how": how})
             parts.append(f"{render_question(ask['session'], ask['question'], ask['path'])}\n{how}")
+
     if waited.running:
         data["running"] = list(waited.running)
         names = json.dumps(data["running"])
@@ -11549,6 +11581,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             for task in waited.running
         ]
         parts.append(f"Still running: {', '.join(states)}. {step} stop_session ends it.")
+
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
         if unread := boss.left_by_others():
@@ -11557,6 +11590,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
                 f" with tasks {json.dumps(unread)}."
             )
             parts.append(data["next"])
+
     data["outcome"] = "nothing"
     if len(waited.results) == 1:
         data["outcome"] = waited.results[0].outcome
@@ -11566,6 +11600,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
         data["outcome"] = "running"
     elif waited.results:
         data["outcome"] = "done"
+
     left = (*waited.running, *(result.task for result in waited.results))
     return Answer("\n\n".join(parts), data, left, waited.claims)
 
@@ -11986,10 +12021,12 @@ def cmd_run(ask: Ask) -> int:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
     tasks: list[str] = []  # its name, known before it is given
+
     options = _given_options(ask)._replace(named=tasks.append)
     kept = ask.args.keep_on_failure
     still_wanted = end_by_signals()
     tell = _progress(ask, still_wanted)
+
     try:
         task = ask.boss.assign(
             ask.args.target, _given_text(ask.args.target, ask.args.task), options
@@ -12015,9 +12052,11 @@ def cmd_run(ask: Ask) -> int:
                 ask.boss.stop_session(session, True)
             _say_kept(ask, session)
         raise
+
     outcomes = [result.outcome for result in waited.results]
     if made and (outcomes == ["done"] or not kept):
         ask.boss.end(session)
+
     for one in waited.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
         way = "--permissions edits, auto or all"
@@ -12026,6 +12065,7 @@ def cmd_run(ask: Ask) -> int:
         _say_error(CaoError(words, way))
     if waited.asking and made and not kept:  # its end is said here, and needs no `wait`
         ask.boss.await_tasks([task], 0).told()
+
     code = EXIT_ASKING if waited.asking and not ask.args.json else _report(ask, waited)
     if code or waited.results[0].worktree:
         _say_kept(ask, session)
@@ -12097,11 +12137,13 @@ def cmd_show(ask: Ask) -> None:
     scope = {}
     if profile := ask.boss.launched(name):
         scope = {key: value for key, value in explain_scope(profile).items() if value}
+
     session = ask.store.load(name)
     if session and session.worktree:
         scope["worktree"] = f"{session.worktree}  {worktree_path(ask.store, name)}"
     if env := ask.store.read_launch(name, "env.json"):
         scope["environment"] = " ".join(sorted(env))
+
     head = f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}"
     screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # blank lines: one
     _print(ask, {**view, "scope": scope}, f"{head}{screen}".rstrip("\n"))
@@ -12173,15 +12215,18 @@ def cmd_answer(ask: Ask) -> int:
         return EXIT_DONE
     if ask.args.session:
         ask.store.find(ask.args.session)
+
     asking = [
         (view["session"], question)
         for view in ask.boss.list_sessions()
         if ask.args.session in (None, view["session"])
         for question in view.get("questions", ())
     ]
+
     if not asking:
         print("no session asks anything", file=sys.stderr)
     left_open = len(asking)
+
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
         print(render_question(name, question, path), file=sys.stderr)
@@ -12289,12 +12334,14 @@ def cmd_logs(ask: Ask) -> None:
         ask.store.find(one)
     wake = Wake(ask.store)
     read: dict[str, int] = {}  # how much of each log was printed
+
     still_wanted = end_by_signals()  # else its links would stay
     try:
         if follow and not one:
             wake.listen("")  # sessions that start later
         while True:
             still_wanted()
+
             lines = []
             for name in [one] if one else ask.store.all_sessions():
                 if follow:
@@ -12306,9 +12353,11 @@ def cmd_logs(ask: Ask) -> None:
                 text = ask.store.read_text(path)
                 read[name] = text.rfind("\n") + 1  # a line may be half written
                 lines += [(entry, name) for entry in read_log(text[before : read[name]])]
+
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
                 as_json = json.dumps(as_facts({"session": name, **entry}), ensure_ascii=False)
                 print(as_json if ask.args.json else _render_log(name, entry))
+
             sys.stdout.flush()
             if not follow:
                 return
@@ -12754,6 +12803,7 @@ def complete(store: Store, words: Sequence[str]) -> list[str]:
     """Return what the last of a command's words may become."""
     verb = next((verb for verb in VERBS if verb.name == words[0]), None)
     last, names = words[-1], [verb.name for verb in VERBS]
+
     if len(words) > 1:
         if not verb:
             return []
@@ -12769,6 +12819,7 @@ def complete(store: Store, words: Sequence[str]) -> list[str]:
                 names.append(one.option())
             elif one.place != "-":
                 names += dict(one.settings).get("choices") or known.get(one.name) or ()
+
     # A shell reads the chosen word: no file's name may be more than one.
     plain = filter(re.compile(r"[\w.@-]+").fullmatch, names)
     return sorted({name for name in plain if name.startswith(last) and (last or name[0] != "-")})
@@ -13127,9 +13178,11 @@ class McpServer:
             arguments = {}
         if not isinstance(arguments, dict):
             raise RpcError(-32602, "arguments must be an object")
+
         token = meta.get("progressToken")
         if type(token) not in (str, int):
             token = None
+
         cancelled = threading.Event()
         with self.ending:  # others may be looking through them
             self.running[type(key).__name__, key] = cancelled
@@ -13201,6 +13254,7 @@ class McpServer:
                 self.unsaid += done.left
                 return None
             left, self.unsaid = self.unsaid, []
+
         text, data = done.text, done.data
         if left:
             earlier = (
@@ -13210,6 +13264,7 @@ class McpServer:
             text = f"{earlier}\n\n{text}"
             if data is not None:
                 data = {"earlier": earlier, **data}
+
         result: dict[str, Any] = {"content": [{"type": "text", "text": text}]}
         if data is not None:
             result["structuredContent"] = data
@@ -13348,6 +13403,7 @@ class McpServer:
         finally:
             if form:
                 form.close()
+
         if not cancelled():
             told.update(asked)
         return waited
@@ -13536,11 +13592,13 @@ def open_near(store: Store, near: str) -> tuple[Caller, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; the only place that prints."""
     argv = list(sys.argv[1:] if argv is None else argv)
+
     closed = open_closed_streams()
     try:
         word, given = "".join(argv[:1]), argv[1:]
         if word == "hook":
             return cmd_hook(given)
+
         if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
@@ -13614,8 +13672,10 @@ def cmd_hook(argv: Sequence[str]) -> int:
     """
     text = sys.stdin.buffer.read().decode(errors="replace")
     folder = argv[0] if argv else ""
+
     if not os.path.isdir(f"{folder}/events/new"):
         return 0
+
     name = os.path.basename(folder)
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
@@ -13632,6 +13692,7 @@ def cmd_hook(argv: Sequence[str]) -> int:
         if row and payload.get("hook_event_name") in TOOL_ENDS:
             hand_over(store, row, name, payload)
             return 0
+
         store.put_event(folder, json.dumps(payload))
         if argv[1:] == ["await-tools"]:
             await_tools(store, name)
@@ -13784,10 +13845,12 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         if not argv or argv[0] == "help":
             argv = [*argv[1:], "--help"]
+
         parser, commands = command_line(argv[0])
         if argv[0] not in commands and argv[0][:1] != "-":
             meant = nearest(argv[0], commands) or "--help"
             raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
+
         if argv[0] in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
             args = commands[argv[0]].parse_intermixed_args(argv[1:])
@@ -13795,6 +13858,7 @@ def run_command(argv: Sequence[str]) -> int:
             args = parser.parse_args(argv)
     except SystemExit as leaving:
         return EXIT_USAGE if leaving.code else EXIT_DONE
+
     sys.stdout = shown_on(sys.stdout, args.json)
     store = Store(runtime_home())
     return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
