@@ -2553,7 +2553,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
                  r"(?: *┃.*\n)+? *┃  \S.*\n *╹▀",
         busy=r"esc (?:again to )?interrupt|\[retrying",
         retries=r"\[retrying .*?attempt #(\d+)", untypable=_TYPED,
-        interrupt=("Escape", "Escape"), proven="1.18.33",
+        interrupt=("Escape",) * 3, proven="1.18.33",  # the first may close a dialog
         # Our plugin writes down which messages it handed over, once the conversation has them.
         transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn="transcript",
     ),

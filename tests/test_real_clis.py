@@ -940,6 +940,14 @@ def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place
     place.ok("answer", session, "no", "--question", asked["third"])
     open_questions(place, session, 0)
     assert place.ok("wait", task) == "went on\n"
+    # An interruption ends the turn, not the question alone.
+    session, task = assign(session, "touch fifth", then="slow 60 not interrupted")
+    open_questions(place, session, 1)
+    until(lambda: "Allow once" in place.screen(session))
+    place.ok("stop", "--interrupt", session)
+    open_questions(place, session, 0)
+    (found,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
+    assert (found["outcome"], found["reason"]) == ("interrupted", "by_order")
     assert sorted(file.name for file in place.work.iterdir()) == ["opencode.json", "second"]
 
 
