@@ -3385,7 +3385,10 @@ class Tmux:
     def popup(self, client: str, argv: Sequence[str]) -> None:
         """Run a program in a popup of a client, and return when it is closed."""
         size = ("-w", "90%", "-h", "80%")
-        self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
+        try:
+            self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
+        except TmuxError:
+            pass  # it ends with the program's status: `cao answer` left a question open
 
     def close_popup(self, client: str) -> None:
         """Close a client's popup, if it has one."""
