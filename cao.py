@@ -25,7 +25,12 @@ Where to look for
     a lost or doubled result   room 7, the ledger (a table at its head), and Claim
     a lost message             room 9, the steps of a delivery (a table at its head)
     a turn that does not end   room 9, "what the CLI says" and "looking"; cao why SESSION
-    a wrong permission         room 5, "what they ask"; room 8, Asking; room 9, "what it asks"
+    a session that is queued   room 8, the queue (a table above Orchestrator), and place
+    a wrong permission         room 5, "what they ask"; room 8, Asking and read_answer;
+                               room 9, "what it asks" and "answers"
+    a check nobody allowed     room 8, Orchestrator._check_command
+    a worker elsewhere         room 9, "workers on another machine" (a table at its head)
+    a schedule                 room 10 (a table at its head); view and stale_lines
     a new CLI                  room 5, a row and its functions
 
 Contents (a room uses only the rooms above it; rooms 1-5 are pure):
@@ -419,7 +424,8 @@ class Event(NamedTuple):
     transcript: str = ""
     retry_at: str = ""
     background: tuple[str, ...] = ()  # still running when the turn ended
-    blocking: bool = False  # something runs that will start another turn by itself
+    # Work in the background will start another turn by itself: no end. (No user's hook blocked.)
+    blocking: bool = False
 
 
 class Launch(NamedTuple):
@@ -1076,9 +1082,9 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #
 #     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
 #
-# Then add what else it can do (see the fields of Provider), a folder of recorded screens in
-# tests/ and a line in the README. A comment that tells what a CLI really does names the version
-# it was measured on.
+# Then add what else it can do (see the fields of Provider), what it sets for its model's commands
+# (AGENT_SIGNS), a folder of recorded screens in tests/ and a line in the README. A comment that
+# tells what a CLI really does names the version it was measured on.
 
 
 class Tokens(NamedTuple):
@@ -2148,16 +2154,17 @@ def _start_pi(launch: Launch) -> Start:
     free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
     text = json.dumps({"hook": launch.hook, **facts})
-    # pi has no MCP: its agent uses the same verbs by its shell.
-    note = (
-        "You have no MCP tools. In their place is a shell command:\n"
-        f"    sh {script} handoff TARGET 'TASK'\n"
-        "and so assign, send, wait, ls, answer, stop; --help says more. Quote with ' only."
-    )
+    system = f"{launch.system}\n"
+    if "execute_bash" in profile.tools:  # pi has no MCP: its agent uses the verbs by its shell
+        system += (
+            "\nYou have no MCP tools. In their place is a shell command:\n"
+            f"    sh {script} handoff TARGET 'TASK'\n"
+            "and so assign, send, wait, ls, answer, stop; --help says more. Quote with ' only.\n"
+        )
     files = {
         "extension.js": _PI_EXTENSION % json.dumps(text),
         "cao.sh": f'exec {quote_argv(launch.mcp[:-1])} "$@"\n',
-        "system.md": f"{launch.system}\n\n{note}\n",
+        "system.md": system,
     }
     return Start(argv, {"PI_SKIP_VERSION_CHECK": "1"}, files)
 
@@ -4342,8 +4349,8 @@ class Store:
         return self.read_record(f"{self.folder(name)}/inbox/cur/{message_id}", Message)
 
     def discharge(self, name: str, letter: str) -> None:
-        """Note that a session was told a message, or (by a task's name) a result, whoever has
-        its lock: for the end of a session, whose conversation is over."""
+        """Take a message, or (by a task's name) a result, off a session's books, whoever has its
+        lock: for who knows that it was told, or that it never will be. Who tells it has a Claim."""
         inbox = f"{self.folder(name)}/inbox"
         try:  # not by its form: a message's id may look like a task's name
             os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter.rstrip('~')}")
@@ -5323,7 +5330,8 @@ class Orchestrator:
             self.store.put_event(self.store.folder(min(idle)[1]), json.dumps({"cao": "close"}))
 
     def start(self, name: str, profile: Profile, resume: str = "") -> None:
-        """Start a session's runner in tmux; its inbox may hold its first task already."""
+        """Write what a session is started with into launch/, then start its runner in tmux. Its
+        inbox may hold its first task already. Where this raises, the caller cleans up."""
         session = self.store.load(name)
         assert session is not None
         provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
@@ -5339,12 +5347,13 @@ class Orchestrator:
         system = "\n\n".join(filter(None, notes))
         cao_env = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
         cao_env.update(CAO_HOME=self.store.home, CAO_SESSION=name)
-        # An agent's own environment was cut to its CLI's variables, and names a home of ours. So
-        # what the person had for any CLI is kept beside each session, for the agents below it.
+        # An agent's own environment was cut to its CLI's variables, and may name a shadow home
+        # (Provider.shadow) as that CLI's. So what the person had for any CLI is kept beside each
+        # session, for the agents below it.
         above = self.store.read_json(f"{self.store.folder(self.caller.name)}/person-env.json")
         persons = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
         self.store.write(f"{folder}/person-env.json", dump(persons))
-        env = persons  # that of ssh
+        env = persons  # for ssh, where it works on another machine
         if not session.host:
             env = worker_environment(provider.env_pass, profile.settings, above)
         env = {**env, **cao_env}
@@ -6266,9 +6275,9 @@ def is_agents(own: Iterable[str] = ()) -> bool:
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
     """Return an answer to a question as (yes, no, always or words; the words).
 
-    It names an option by its key, its number, its text or a beginning of its text that no other
-    option has. Raises UsageError for any other answer to a permission question, and for an empty
-    one.
+    It names an option by its key or its whole text; for a question of the model's also by its
+    number, or a beginning of its text that no other option has. Raises UsageError for any other
+    answer to a permission question, and for an empty one.
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
@@ -6658,7 +6667,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        _keep_unsaved(top, _try_merge(top, commit, resolve))
+        _refuse_to_overwrite(top, _try_merge(top, commit, resolve))
         message = f"Merge branch '{session.worktree}'"
         _merge(top, into, commit, message)
     except CaoError as error:
@@ -6702,7 +6711,7 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     return tree
 
 
-def _keep_unsaved(top: str, tree: str) -> None:
+def _refuse_to_overwrite(top: str, tree: str) -> None:
     """Raise where a merge would overwrite changes that are not committed, ignored files, or a
     submodule that is checked out.
 
@@ -6785,13 +6794,15 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
 # The steps of a delivery. A message or result whose runner is killed at any of them is delivered
 # again, or reported.
 #
-#   queued     a message is in inbox/new, or a result is unread; nobody holds its lock
+#   queued     a message is in inbox/new, or a result is unread; nobody holds its lock (a session
+#              that is `queued` waits for a slot: see the queue, above Orchestrator)
 #   claimed    the runner holds its lock, and state.json names it
 #   typed      it stands in the CLI's input line
 #   submitted  Enter was pressed, or the text was on the command line
 #   taken      the CLI's own event confirmed it; the lock is freed and it is off the books
 #
-# While a turn runs, the CLI's hook hands over messages (no tasks, no results) after a tool call:
+# While a turn runs, the CLI's hook hands over messages (no tasks, no results) after a tool call
+# (room 14, hand_messages):
 #   1. The hook's shell line starts cao only where inbox/new has a message.
 #   2. cao leaves out the calls of sub-agents. It locks a message, renames it to ID~ and prints it.
 #      A message that is ID~ already is not printed.
@@ -6803,6 +6814,7 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
 #
 # A turn's end (the CLI's hook) is believed at a second sign, and not while a question is open:
 #
+#   the hook names work that will start a turn    never: the end of that turn counts (blocking)
 #   the state file or title says busy or asking   never: the turn goes on
 #   the transcript has the end as well            at once
 #   the state file or title says idle             at once, for a CLI without a transcript
@@ -7948,8 +7960,8 @@ class Runner:
         return drafts[-1:] == [""] and set(drafts) != {""}
 
     def _advance_ending(self, now: float) -> None:
-        """Believe a turn's end at its second sign: a user's Stop hook may have blocked it,
-        and work in the background may start another."""
+        """Believe a turn's end at its second sign: a user's Stop hook may have stopped it. Never
+        where work in the background starts another turn (`blocking`): that one's end counts."""
         event = self.ending
         if not event or event.blocking or self.questions:
             return
@@ -8061,8 +8073,10 @@ class Runner:
             return  # the hook knows more than the look
 
         event = self._transcript_event()
+        # Its hook may be on the way: believed at the second look that is idle or, for a CLI that
+        # does not tell its state, at the third that sees this.
         if event and self.idle_looks < 2 and event.reason != "blocked":
-            if not tells_state:  # its hook may be on the way
+            if not tells_state:
                 self.idle_looks += 1
         elif event:
             if event.kind == "ended":
@@ -8531,8 +8545,9 @@ class Runner:
     # ---- delivery ----
 
     def _compose(self, messages: Sequence[Message], *, by_argv: bool = False) -> str:
-        """Return the text to send; what cannot be typed exactly goes into a file that the
-        worker may read, named by one line."""
+        """Return the text to send; what cannot go exactly (by_argv: on the command line, else by
+        typing) goes into a file that the worker may read, named by one line. That line speaks of
+        the first message: of several, the caller then sends the first alone."""
         text = "\n\n".join(map(render_message, messages))
         if self.program:  # for a program, not an agent: no word of ours
             text = messages[0].text
@@ -8716,7 +8731,8 @@ class Runner:
         return True
 
     def _undeliverable(self, delivery: Delivery) -> None:
-        """Give up what the CLI did not take as a prompt, and tell its senders."""
+        """Give up what the CLI did not take as a prompt: a task fails, a message's sender is told;
+        results and notices stay, until a turn has begun (`stuck`)."""
         on_the_way = [m for m in self.store.waiting(self.name) if m.id in delivery.messages]
         if any(task in delivery.messages for task in self.store.owed(self.name)):
             self.stuck = True  # the CLI did not take a result
@@ -9090,17 +9106,18 @@ class Remote:
         self.link: Link | None = None
         self.slot: int | None = None  # a lock: few connections start at once
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
-        self.asked = 0  # calls that wait there for something to happen
+        self.asked = 0  # `sync` calls that wait there for something to happen
         self.task: Message | None = None
         self.far_task = ""  # its name there, as this connection reported it
         self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
         self.orders: list[dict[str, Any]] = []  # to be sent
         self.mark = ""  # of what this side has seen of the other
-        self.kept: list[str] = []  # messages and results from there that are files here
-        self.ending: tuple[str, str, float] | None = None  # reason, detail, wait until
-        self.child, self.lock = 0, -1  # the ssh in our pane; the session's, from run_session
+        self.kept: list[str] = []  # ids from there that are files here: to be told to that side
+        # The session is being ended there, by order: reason, detail, until when that is awaited.
+        self.ending: tuple[str, str, float] | None = None
+        self.child, self.lock = 0, -1  # the ssh in our pane; the session's lock, by run_session
         self.trouble = ""  # what this machine refused: it is tried again
-        self.end: tuple[str, str, str] | None = None  # ... as _finish was told
+        self.end: tuple[str, str, str] | None = None  # the session's end here, as _finish got it
         self.over = False
         self.signals: list[int] = []
 
@@ -12436,7 +12453,7 @@ def cmd_allow(ask: Ask) -> None:
         repository = find_repository(folder)[0]
         if args.check and not args.remove and repository != folder:
             _note(f"allowed in the whole repository {one_line(repository)}")
-        if not args.remove and not args.host:
+        if not args.remove and not args.host:  # the profiles may name a check, too
             _note("a check like pytest runs files that workers may write")
     allowed = ask.store.allowed()
     rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
@@ -12771,7 +12788,8 @@ VERBS = (
          (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
           _only("check", "Let agents give this check in DIR's whole repository.",
                 metavar="COMMAND"),
-          _only("host", "Let agents work on this machine.", metavar="HOST", default=""),
+          _only("host", "Let agents give work to this other machine.", metavar="HOST",
+                default=""),
           _flag("list", "Show all that is allowed."),
           _flag("remove", "Take the check or host away, or all allowed in DIR's repository."))),
     Verb("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
@@ -13693,7 +13711,7 @@ def cmd_hook(argv: Sequence[str]) -> int:
                 ask_by_hook(store, row, name, payload)
             return 0
         if row and payload.get("hook_event_name") in TOOL_ENDS:
-            hand_over(store, row, name, payload)
+            hand_messages(store, row, name, payload)
             return 0
 
         store.put_event(folder, json.dumps(payload))
@@ -13727,7 +13745,7 @@ def is_gemini_subagents(payload: dict[str, Any]) -> bool:
     return any(written_at(f"{folder}/{entry}") > written_at(chat) for entry in entries)
 
 
-def hand_over(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
+def hand_messages(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
     """Print the messages that wait for a CLI at work, for its model to read beside the result
     of its tool call; one by one where they are long."""
     if agent_of(payload) or is_gemini_subagents(payload) or payload.get("is_interrupt"):

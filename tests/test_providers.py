@@ -1466,3 +1466,11 @@ def test_of_a_sub_agent_only_what_it_asks_is_heard(who):
 def test_always_is_not_offered_where_the_rule_would_allow_more_than_was_asked():
     payload = {"tool_name": "Bash", "tool_input": {"command": "touch z*"}}
     assert [option.key for option in cao.options_of(CLAUDE, payload)] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(("tools", "told"), [((), True), (("fs_read", "fs_list"), False)])
+def test_a_pi_is_told_of_the_shell_command_only_where_it_has_a_shell(tools, told):
+    fields = {"tools": tools} if tools else {}
+    system = cao.PROVIDERS["pi"].start(launch_of("pi", **fields)).files["system.md"]
+    assert system.startswith("BE BRIEF\n")
+    assert ("shell command" in system) == told
