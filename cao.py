@@ -3392,10 +3392,7 @@ class Tmux:
     def popup(self, client: str, argv: Sequence[str]) -> None:
         """Run a program in a popup of a client, and return when it is closed."""
         size = ("-w", "90%", "-h", "80%")
-        try:
-            self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
-        except TmuxError:
-            pass  # it ends with the program's status: `cao answer` left a question open
+        self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
 
     def close_popup(self, client: str) -> None:
         """Close a client's popup, if it has one."""
@@ -8010,10 +8007,10 @@ class Runner:
         """Find the composer, or a dialog of the first run."""
         look, waited_s = self._status(), now - self.phase_at
         has_prompt = self.delivery_open()  # the first task was on its command line
-        if has_prompt and waited_s < 1.0:
-            return  # its events will tell
         if has_prompt and waited_s > SUBMIT_S and self._began_unheard(look):
             return
+        if has_prompt and waited_s < 1.0:
+            return  # its events will tell
         if look.state == "idle" and not self.row.titles and not has_prompt:
             self._set_phase("idle", "ready")
             return
@@ -12226,13 +12223,13 @@ def cmd_discard(ask: Ask) -> None:
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
 
 
-def cmd_answer(ask: Ask) -> int:
+def cmd_answer(ask: Ask) -> None:
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
         done = ask.boss.answer(a.session, a.answer or "", a.question, key=keys, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
-        return EXIT_DONE
+        return
     if ask.args.session:
         ask.store.find(ask.args.session)
 
@@ -12245,7 +12242,6 @@ def cmd_answer(ask: Ask) -> int:
 
     if not asking:
         print("no session asks anything", file=sys.stderr)
-    left_open = len(asking)
 
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
@@ -12264,9 +12260,7 @@ def cmd_answer(ask: Ask) -> int:
                 _say_error(error)
                 continue
             _print(ask, done, f"{done['session']}: {done['answered']}")
-            left_open -= 1
             break
-    return EXIT_ASKING if left_open else EXIT_DONE
 
 
 def cmd_stop(ask: Ask) -> int:

@@ -2231,17 +2231,6 @@ def test_a_turn_that_is_over_before_its_first_hook_is_read_keeps_its_answer(plac
 
 
 @pytest.mark.tmux
-def test_answer_without_answers_leaves_what_is_open_and_says_so(place):
-    session, _ = assign(place, "demo: permit make|Yes|No")
-    place.until_state(session, "asking")
-    done = place.run("answer")
-    assert (done.returncode, done.stdout) == (6, "")
-    assert "Bash: make" in done.stderr
-    assert place.run("answer", stdin="yes\n").returncode == 0
-    assert place.run("answer").returncode == 0
-
-
-@pytest.mark.tmux
 def test_stop_gives_a_program_one_value(place):
     names = [place.ok("assign", "demo", "hello").partition(".")[0] for _ in range(3)]
     assert json.loads(place.ok("stop", names[0], "--json"))["session"] == names[0]
