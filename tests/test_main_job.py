@@ -765,13 +765,13 @@ def test_profiles_are_whole_lines_in_a_pipe(place):
 @pytest.mark.parametrize("target", ["demo", "a session"])
 def test_a_run_that_is_interrupted_before_it_names_its_task_takes_it_back(place, target):
     script = f"""if True:
-        import os, signal, sys
+        import signal, sys
         sys.path.insert(0, {str(ROOT)!r})
         import cao
         assign = cao.Orchestrator.assign
         def strikes(*how):
             task = assign(*how)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread, at once
             return task
         cao.Orchestrator.assign = strikes
         sys.exit(cao.main(["run", *sys.argv[1:]]))"""
