@@ -12300,7 +12300,7 @@ def cmd_watch(ask: Ask) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("cao watch needs a terminal", "cao ls, or cao ls --json")
     watch = Watch(ask.boss)
-    os.environ.setdefault("ESCDELAY", "25")
+    os.environ.setdefault("ESCDELAY", "100")
     try:
         curses.wrapper(watch.run)
     except curses.error as error:
