@@ -7202,21 +7202,18 @@ class Runner:
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
         self.step_at = 0.0  # since when the delivery is at its step, or Enter was pressed again
-        self.claims: dict[
-            str, Claim
-        ] = {}  # the locks on what is delivered, until the CLI has taken it
+        # The locks on what is delivered, until the CLI has taken it.
+        self.claims: dict[str, Claim] = {}
         self.typed_before: list[str] = []  # results that an earlier runner typed before it died
         self.last_sent = ""
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        self.held_end: Event | None = (
-            None  # the end of a turn whose agent still awaits its own workers
-        )
+        # The end of a turn whose agent still awaits its own workers.
+        self.held_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
         self.asked_from = "starting"  # the phase before the first of them was asked
-        self.orders: dict[
-            str, dict[str, Any]
-        ] = {}  # id of a question -> the answer that was ordered
+        # The id of a question -> the answer that was ordered.
+        self.orders: dict[str, dict[str, Any]] = {}
         self.looks: dict[str, int] = {}  # id -> how many looks saw no dialog for it
         self.tried: list[str] = []  # what cao answered by itself, an entry for each time
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
@@ -7291,9 +7288,8 @@ class Runner:
     def _save(self) -> None:
         """Write state.json where it changed, and wake whom it concerns."""
         facts = self._facts()
-        if (
-            facts == self.saved or self.undone
-        ):  # the result is written before the state that mentions it
+        # The result is written before the state that mentions it.
+        if facts == self.saved or self.undone:
             return
         self.store.save_state(self.name, facts)
         before, self.saved = self.saved, facts
@@ -7421,9 +7417,8 @@ class Runner:
         else:
             where, self.look_at = "hook", 0.0
             for question in list(self.questions.values()):
-                if (
-                    question.kind == "screen"
-                ):  # the dialog of this question, seen before its hook came
+                # The dialog of this question was seen before its hook came.
+                if question.kind == "screen":
                     self._close_question(question)
             self.boss.when_free(self._question_path(name), self.wake.poke)
 
