@@ -4050,7 +4050,10 @@ class Store:
         if NAME.match(name):
             session = self.load(name)
         if not session:
-            raise NotFoundError(f"there is no session {name!r}", "list_sessions shows them")
+            fix = "list_sessions shows them"
+            if meant := nearest(name, self.all_sessions()):
+                fix = f"{meant}; {fix}"
+            raise NotFoundError(f"there is no session {name!r}", fix)
         return session
 
     def live(self) -> list[str]:

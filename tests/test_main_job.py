@@ -2230,6 +2230,13 @@ def test_a_turn_that_is_over_before_its_first_hook_is_read_keeps_its_answer(plac
         assert place.ok("handoff", session, f"demo: say {word}") == f"{word}\n"
 
 
+def test_a_mistyped_session_is_told_the_nearest(place):
+    cao.make_client(place.store, "tester-7k2m")
+    for command in ("show", "why", "stop"):
+        done = place.run(command, "tester-7k2")
+        assert (done.returncode, "try: tester-7k2m; cao ls --all" in done.stderr) == (3, True)
+
+
 @pytest.mark.tmux
 def test_stop_gives_a_program_one_value(place):
     names = [place.ok("assign", "demo", "hello").partition(".")[0] for _ in range(3)]
