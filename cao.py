@@ -23,14 +23,16 @@ known; and unknown is never promoted to idle, done or dead.
 
 Where to look for
     a lost or doubled result   room 7, the ledger (a table at its head), and Claim
-    a lost message             room 9, the steps of a delivery (a table at its head)
-    a turn that does not end   room 9, "what the CLI says" and "looking"; cao why SESSION
-    a session that is queued   room 8, the queue (a table above Orchestrator), and place
-    a wrong permission         room 5, "what they ask"; room 8, Asking and read_answer;
-                               room 9, "what it asks" and "answers"
+    a lost message             room 9, the steps of a delivery (a table at its head); one that
+                               a `wait` tells: room 8, Orchestrator._take_letters
+    a turn that does not end   room 9, a table at its head, "what the CLI says" and "looking"
+      or a task, after it      room 9, "a turn's and a task's end"; cao why SESSION
+    a session that is queued   room 8, the queue (a table above Orchestrator), and its place
+    a wrong permission         room 5, "what they ask"; room 8, Orchestrator.answer, Asking and
+                               read_answer; room 9, "what it asks" and "answers"; room 13, Form
     a check nobody allowed     room 8, Orchestrator._check_command
     a worker elsewhere         room 9, "workers on another machine" (a table at its head)
-    a schedule                 room 10 (a table at its head); view and stale_lines
+    a schedule                 room 10 (a table at its head); Schedule.view and stale_lines
     a new CLI                  room 5, a row and its functions
 
 Contents (a room uses only the rooms above it; rooms 1-5 are pure):
@@ -699,7 +701,10 @@ def fit_columns(text: str, columns: int) -> str:
 
 
 def wrap_columns(text: str, columns: int) -> list[str]:
-    """Return all of a text in lines, each of at most so many columns of a terminal."""
+    """Return all of a text, made visible, in lines of at most so many columns of a terminal.
+
+    Nothing is left out, and a line may end inside a word.
+    """
     lines = []
     for line in text.split("\n"):
         lines.append("")
@@ -1082,9 +1087,10 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #
 #     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
 #
-# Then add what else it can do (see the fields of Provider), what it sets for its model's commands
-# (AGENT_SIGNS), a folder of recorded screens in tests/ and a line in the README. A comment that
-# tells what a CLI really does names the version it was measured on.
+# Then add what else it can do (see the fields of Provider), the form in which its hooks give
+# answers if it is not Claude Code's (hook_reply, _hook_output), what it sets for its model's
+# commands (AGENT_SIGNS), a folder of recorded screens in tests/ and a line in the README. A
+# comment that tells what a CLI really does names the version it was measured on.
 
 
 class Tokens(NamedTuple):
@@ -2151,7 +2157,9 @@ def _start_pi(launch: Launch) -> Start:
     if launch.prompt:
         argv.append(launch.prompt)
     script = f"{folder}/cao.sh"
-    free = rf"^sh {re.escape(script)}( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
+    # What bash runs unasked: what others have as tools, in words in which a shell expands nothing.
+    verbs = "handoff|assign|send|wait|ls|answer|stop|--help"
+    free = rf"^sh {re.escape(script)} +({verbs})( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
     text = json.dumps({"hook": launch.hook, **facts})
     system = f"{launch.system}\n"
@@ -3435,6 +3443,8 @@ def check_tmux(program: str) -> str:
 #   somebody is telling it  the lock on out/TASK is held; the kernel frees it if they die
 #   it was told             out/TASK is unlinked: after the whole MCP line was written, after
 #                           stdout was flushed, or when the CLI has taken it as a prompt
+#   it is told again        on purpose: to a wait that names the task (Orchestrator._take); and,
+#                           marked so, where a runner died as it typed it (Runner._letters)
 #
 # Messages are told under the same rule: lock inbox/new/ID, tell, rename it into inbox/cur/.
 # Before a message is handed to a CLI at work, it is renamed inbox/new/ID~ (room 9, mid-turn).
@@ -3583,7 +3593,8 @@ class FileLock:
             create = self.flags & os.O_CREAT
             if not create or error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
                 raise
-            os.rename(self.path, f"{self.path}.{random_letters(6)}")  # no file of ours
+            # A folder, a socket or a link to itself is none of ours: out of the way with it.
+            os.rename(self.path, f"{self.path}.{random_letters(6)}")
             self.fd = os.open(self.path, self.flags, 0o600)
         try:
             fcntl.flock(self.fd, self.kind | fcntl.LOCK_NB)
@@ -4090,7 +4101,8 @@ class Store:
             self.poke(name)
 
     def load_state(self, name: str) -> dict[str, Any]:
-        """Return what a session's runner last wrote of it ({} before its first word)."""
+        """Return a session's state as save_state last wrote it; {} where there is none, or none
+        that can be read: then the file goes into quarantine/."""
         path = f"{self.folder(name)}/state.json"
         state = self.read_json(path) or {}
         if fits_where_given(state, _STATE) and fits_where_given(
@@ -4101,7 +4113,8 @@ class Store:
         return {}
 
     def save_state(self, name: str, state: dict[str, Any]) -> None:
-        """Write a session's state: only its runner does this, or whoever buries it."""
+        """Write a session's state: only its runner does this, or, while it has none, whoever
+        starts or buries it."""
         self.write(f"{self.folder(name)}/state.json", dump(state))
 
     def log(self, name: str, event: str, **fields: Any) -> None:
@@ -4622,7 +4635,8 @@ def decode_profile(content: bytes, name: str, path: str, default: str = "") -> P
 def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profile | None:
     """Return a profile by name; a provider's name is that CLI with a neutral profile.
 
-    default: the provider of a profile that names none; "" looks for it.
+    None: there is neither. default: the provider of a profile that names none; "": what
+    default_provider returns.
     Raises NotAllowedError for one of cwd's own that no person allowed as it is now: it is not
     even parsed, and no other of that name takes its place.
     """
@@ -4759,7 +4773,8 @@ def look_until(look: Callable[[], Any], looks: int) -> Any:
 #
 #   a ticket    queue/TIME-SESSION is made with the session; 64 wait at the most
 #   a slot      whoever lives, has no ticket and awaits no result of others has one. A supervisor
-#               has none while its workers are at work: so nobody waits for itself
+#               has none while its workers are at work: so nobody waits for itself. A session
+#               that works on another machine takes one there, and none here
 #   whose turn  a session's, when fewer tickets are older than there are free slots: its runner
 #               removes its ticket and starts the CLI; until then it is `queued`
 #   no slot     the first in the queue asks whoever has been idle for longest to close
@@ -4860,14 +4875,14 @@ class Orchestrator:
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
         """Tell whether a session whose lock is free may still get a runner."""
         if state.get("state") != "starting" or "group" in state:
-            return False  # its runner was there
+            return False  # it had a runner, which is dead
         age_s = time.monotonic() - float(state.get("clock") or 0)
-        if not 0 <= age_s < NEVER_STARTED_S:  # below: it is from before the machine was started
+        if not 0 <= age_s < NEVER_STARTED_S:  # below 0: its clock is from before the last boot
             return False
         process = self.store.read_launch(name, "runner.json")
         if not process:
             if age_s < STARTING_S:
-                return True  # it may be there, though its launcher was killed before it noted it
+                return True  # who launched the runner may have been killed before noting it
             process = state.get("launcher") or {}
         return is_running(process)
 
@@ -5173,9 +5188,12 @@ class Orchestrator:
     ) -> Profile:
         """Return a profile as the caller may use it: clipped by the grants of those above.
 
-        permissions: instead of its own. Raises NotFoundError with the nearest names, also of
-        sessions where one may_be_session.
+        permissions: instead of its own; only a person may give these. Raises NotFoundError with
+        the nearest names, also of sessions where one may_be_session.
         """
+        if permissions and not self.caller.person:
+            what = "only a person may give a worker other permissions than its profile has"
+            raise UsageError(what, "leave --permissions out")
         profile = load_profile(name, self.store, cwd)
         if profile:
             if permissions:
@@ -5907,8 +5925,13 @@ class Orchestrator:
         letters: Sequence[tuple[Message, Claim]],
         by_name: bool,
     ) -> Waited:
-        """Lock the results that the caller is going to be told. One that another process is
-        telling just now counts as running; by its name it can be read all the same."""
+        """Return what the caller is going to be told: letters, which are locked already, and the
+        results of the finished tasks, which are locked here.
+
+        by_name: the caller named the tasks. Then it gets their results whoever is told them now,
+        or was before. Else a result that another process is telling just now counts as running,
+        and one that was told is left out.
+        """
         messages = tuple(message for message, _ in letters)
         claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
@@ -7576,7 +7599,8 @@ class Runner:
             self._accept(event)
 
     def _accept(self, event: Event, checked: bool = False) -> None:
-        """Take a turn's answer as the task's, if it passes the check."""
+        """Take a turn's answer as the task's. An empty one fails the task. Where there is a check
+        that was not passed yet, only start it: _after_check goes on from there."""
         if not event.text.strip() and not self.program:
             words = "the turn ended without an answer"
             self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
@@ -8556,8 +8580,9 @@ class Runner:
         return by_file(self.store, self.name, messages[0], text)
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> Delivery | None:
-        """Take messages and note them as on their way; those that another is telling (a
-        `wait` of the agent itself) are left out. None where none is left."""
+        """Take messages and note them as on their way; a task among them is the open one from
+        here on. Those that another is telling, or has told (a `wait` of the agent itself), are
+        left out. None where none is left."""
         ours = []
         for message in messages:
             if message.kind == "result":
@@ -9099,7 +9124,7 @@ class Remote:
         self.state.update(group=None, questions=[])
         self.saved: dict[str, Any] = {}
         self.link: Link | None = None
-        self.slot: int | None = None  # a lock: few connections start at once
+        self.slot: int | None = None  # a lock, no slot of the queue: few connections start at once
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
         self.asked = 0  # `sync` calls that wait there for something to happen
         self.task: Message | None = None
@@ -9195,13 +9220,15 @@ class Remote:
     # ---- the connection ----
 
     def _connect(self) -> None:
+        """Start ssh, or leave it to a later round while another runner has the lock for that.
+        `_read` frees the lock once the other side has spoken, or ssh has ended."""
         path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
         if self.slot is None:
             self.slot = self.store.lock(path)
         if self.slot is None:
             return
         near = f"{self.store.home_id()}.{self.name}"
-        os.truncate(2, 0)  # runner.log: what ssh says now
+        os.truncate(2, 0)  # runner.log, of which _on_break reports what this ssh will say
         try:
             self.link = Link(self.session.host, ["mcp", "--near", near], self.env)
         except CaoError as error:
@@ -9440,8 +9467,8 @@ def note_failure(store: Store, name: str, error: Exception, known: str) -> str:
 
 
 def hear_signals(note: Callable[[int, Any], None]) -> int:
-    """Let note hear of the signals that concern a runner; return what can be read when one
-    came."""
+    """Have note called at each signal that concerns a runner; ignore a terminal's stops, and
+    SIGPIPE. Return a descriptor that can be read once a signal came."""
     woken, waker = os.pipe()
     for end in (woken, waker):
         os.set_blocking(end, False)
@@ -11117,10 +11144,11 @@ def source_folder() -> str:
 
 
 def own_command(form: str) -> list[str]:
-    """Return the argv of `cao mcp` that runs on this machine now; form: uvx, pipx or copy.
+    """Return an argv that runs `cao mcp` on this machine. form: uvx, pipx, copy (of this very
+    file), or now (as this process is run).
 
-    Never the bare name cao-mcp, which any stranger may register on an index; and no path in
-    the cache of uvx or pipx, which is emptied now and then.
+    Never the bare name cao-mcp, which any stranger may register on an index. For now, no path in
+    the cache of uvx or pipx either, which is emptied now and then.
     """
     bin_folder = os.path.dirname(sys.executable)
     cached = re.search(
@@ -12177,7 +12205,7 @@ def cmd_diff(ask: Ask) -> int:
     form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
     show = ("--paginate", "-C", path, "diff-tree", "-r", "-M", "--color=auto", form, base, tree)
     argv, env = [find_program("git"), *show], git_environment()
-    # On a terminal, where alone git starts a pager.
+    # git starts a pager only on a terminal: there, `cao visible` reads all before the pager does.
     filter_first = quote_argv([sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"])
     env["GIT_PAGER"] = f"{filter_first} | {_git(path, 'var', 'GIT_PAGER')}"
     return os.execve(argv[0], argv, env)
@@ -12650,7 +12678,7 @@ _GIVEN = (
     Argument("check_retries", "How often the check's output goes back to the worker; default 2.",
              "number"),
     _TIMEOUT,
-    Argument("max_tokens", "End the task above so many tokens, input and output.", "number",
+    Argument("max_tokens", "End the task once it has used more tokens: input and output.", "number",
              minimum=1),
 )
 _KEPT = (
@@ -12698,7 +12726,7 @@ VERBS = (
     Verb("wait", cmd_wait, "wait for results and messages",
          "cao wait --timeout 10m  # all that was given out from this directory",
          (Argument("tasks", "Only these tasks; none: all that are yours.", "array", "*"),
-          Argument("all", "Wait for all of them, not the first.", "boolean"),
+          Argument("all", "Wait for all of the named tasks, not only the first.", "boolean"),
           _TIMEOUT._replace(about="Seconds at the most.", minimum=0)),
          tool=Tool("wait", "Wait for results",
              "Wait for the next results, messages and questions from your workers.",
@@ -12778,7 +12806,7 @@ VERBS = (
     Verb("allow", cmd_allow, "let the profiles of a directory be used, or a check be run there",
          "cao allow; cao allow --check 'pytest -q'",
          (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
-          _only("check", "Let agents give this check in DIR's whole repository.",
+          _only("check", "Let agents use this check anywhere in DIR's repository.",
                 metavar="COMMAND"),
           _only("host", "Let agents give work to this other machine.", metavar="HOST",
                 default=""),
@@ -12802,7 +12830,7 @@ VERBS = (
          (_only("live", "Do a real turn of this CLI (or profile), or of each there is; it costs a"
                 " few tokens.", metavar="CLI", nargs="?", const=""),
           _only("host", "Check that machine.", metavar="HOST", default=""))),
-    Verb("completion", cmd_completion, "print what makes a shell complete cao's commands",
+    Verb("completion", cmd_completion, "print a shell's completion script for cao",
          "eval \"$(cao completion bash)\"  # in ~/.bashrc",
          (_only("shell", ", ".join(COMPLETIONS), "1", choices=COMPLETIONS, metavar="SHELL"),),
          False),
@@ -12876,7 +12904,8 @@ class RpcError(Exception):
 #   owned by the runner   the form answers through Orchestrator.answer, and only while the question
 #                         is open: an answer that comes late, or second, changes nothing
 #   shown whole, or not   `yes` is offered only where the person can see all of the question
-#   one at a time         one lock guards all forms; the first option does nothing
+#   one at a time         one lock guards all forms
+#   safe by default       the first option does nothing
 #   part of a call        the form is withdrawn before the call that shows it gets its result
 #   filled in by a person see has_person; a form that is declined or cancelled answers nothing
 
@@ -13236,8 +13265,8 @@ class McpServer:
 
     @staticmethod
     def foreseen(work: Callable[[], Any]) -> Any:
-        """Do some work; a fault in it that nothing foresaw becomes a CaoError, and its trace goes
-        to stderr."""
+        """Return what some work returns. It raises nothing but RpcError and CaoError: an OSError
+        becomes a CaoError, and so does what nothing foresaw, whose trace goes to stderr."""
         try:
             return work()
         except (RpcError, CaoError):
@@ -13296,6 +13325,7 @@ class McpServer:
 
         def look(waited: Waited) -> None:
             passed = time.monotonic() - started
+            # 0.9: await_tasks looks at every half of PROGRESS_S, but not to the millisecond.
             if token is None or passed - last[0] < PROGRESS_S * 0.9 or cancelled():
                 return
             last[0] = passed

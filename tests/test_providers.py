@@ -1423,6 +1423,12 @@ def test_what_pi_may_run_unasked_is_caos_command_and_nothing_behind_it():
         "sh /h/launch/cao.shx ls",
         "sh /h/launch/cao.sh ls > file",
         "x=1 sh /h/launch/cao.sh ls",
+        "sh /h/launch/cao.sh trace --output notes.md",
+        "sh /h/launch/cao.sh schedule add flow.md",
+        "sh /h/launch/cao.sh discard dev-2222 --yes",
+        "sh /h/launch/cao.sh clean --older 0s",
+        "sh /h/launch/cao.sh run demo x",
+        "sh /h/launch/cao.sh --json schedule run x",
     ):
         assert not free.search(command), command
 

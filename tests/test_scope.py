@@ -461,3 +461,14 @@ def test_codex_cannot_write_where_the_scope_has_no_writing(place, mock_llm):
     assert "held back by its CLI  fs_write (-s read-only)  web_fetch" in shown
     assert "told only             execute_bash" in shown
     assert "auto  (-s workspace-write -a never)" in shown  # `all` would end the sandbox
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("agent", ["worker", "claude's shell"])
+@pytest.mark.parametrize("command", ["assign", "handoff", "run"])
+def test_an_agent_gives_no_permissions_that_a_profile_does_not(place, agent, command):
+    session = place.ok("assign", "demo", "hello").partition(".")[0]
+    env = {"CAO_SESSION": session} if agent == "worker" else {"CLAUDECODE": "1"}
+    done = place.run(command, "demo", "hello", "--permissions", "all", **env)
+    assert (done.returncode, "only a person may give" in done.stderr) == (2, True)
+    assert place.live() == [session]
