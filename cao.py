@@ -6356,16 +6356,21 @@ def tmux_socket(home: str) -> str:
     By the user database, not by $HOME: whoever has the same home finds the same server, and
     two homes of one user never share one.
     """
-    import pwd
     import zlib
 
-    try:
-        users = pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # a container's user number without a name
-        users = ""
-    if home == os.path.realpath(f"{users}/.local/state/cao"):
+    if home == os.path.realpath(f"{listed_home()}/.local/state/cao"):
         return "cao"
     return f"cao-{zlib.crc32(os.fsencode(home)):08x}"
+
+
+def listed_home() -> str:
+    """Return the user's home by the user database, "" where that does not know the user."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a container's user number without a name
+        return ""
 
 
 # ---- worktrees ----
@@ -9875,8 +9880,12 @@ class Schedule:
 
         Raises CaoError in crontab's words where it refuses; then the crontab is as it was.
         """
-        # A user may have several CAO_HOMEs, but has one crontab: the lock is on the home.
-        lock = os.open(os.path.expanduser("~"), os.O_RDONLY | os.O_CLOEXEC)
+        # A user may have several CAO_HOMEs, or say another HOME, but has one crontab: the lock is
+        # on the home that the user database knows.
+        home = listed_home()
+        if not os.path.isdir(home):
+            home = os.path.expanduser("~")
+        lock = os.open(home, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             pattern = self.line.replace(r"[\w-]+", name)

@@ -675,8 +675,8 @@ def test_a_crontab_that_cannot_be_read_is_not_written(plan, words, printed):
     assert not written.exists()
 
 
-@pytest.mark.parametrize("homes", [1, 2])
-def test_two_that_add_at_once_both_get_their_line(plan, homes):
+@pytest.mark.parametrize(("homes", "users"), [(1, 1), (2, 1), (2, 2)])
+def test_two_that_add_at_once_both_get_their_line(plan, homes, users):
     """A slow crontab: without a lock, the second would write what it read before."""
     table = plan.place.crontab
     table.write_text("5 4 * * * true\n")
@@ -689,7 +689,10 @@ def test_two_that_add_at_once_both_get_their_line(plan, homes):
     for n in range(4):
         (plan.place.work / f"f{n}.md").write_text(flow_text(name=f"f{n}"))
         home = str(plan.place.folder / f"home{n % homes}")
-        adding.append(plan.place.start("schedule", "add", f"f{n}.md", CAO_HOME=home))
+        user = plan.place.folder / f"user{n % users}"  # HOME may be another: the crontab is not
+        user.mkdir(exist_ok=True)
+        env = {"CAO_HOME": home, "HOME": str(user)}
+        adding.append(plan.place.start("schedule", "add", f"f{n}.md", **env))
     assert [one.wait(60) for one in adding] == [0] * 4
     lines = table.read_text().splitlines()
     assert lines[0] == "5 4 * * * true"
