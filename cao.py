@@ -8340,8 +8340,8 @@ class Runner:
         takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
             text = self._compose(first, by_argv=True)
-            self._take(first, text, "submitted")
-            launch = launch._replace(prompt=text)
+            if self._take(first, text, "submitted"):
+                launch = launch._replace(prompt=text)
         if launch.resume:  # its transcript has earlier turns
             self.offset, self.inode = file_mark(self._find_transcript())[0], 0
         if self.program:
@@ -9031,7 +9031,11 @@ def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
     """Return ssh's command line, by CAO_SSH and with our options; words stand at its end."""
     import shlex
 
-    program, *options = shlex.split(env.get("CAO_SSH") or "ssh")
+    try:
+        program, *options = shlex.split(env.get("CAO_SSH", "").strip() or "ssh")
+    except ValueError as error:
+        what = f"CAO_SSH cannot be split into words: {error}"
+        raise UsageError(what, "write it like CAO_SSH='ssh -p 2222'") from None
     return [find_program(program, env.get("PATH")), *options, *SSH_OPTIONS, *words]
 
 

@@ -880,3 +880,15 @@ def test_the_bench_measures_workers_there(far):
     assert figures["3 workers there: memory here, each"] > 5
     assert figures["handoff, new session there, whole"] > 0
     assert far.machine.sessions() == []
+
+
+def test_a_cao_ssh_that_is_no_command_line_is_said(place):
+    place.ok("allow", "--host", "box")
+    env = {"CAO_SSH": "ssh '"}
+    doctor = place.run("doctor", "--host", "box", **env)
+    assert (doctor.returncode, "CAO_SSH cannot be split" in doctor.stderr) == (2, True)
+    done = place.run("handoff", "demo@box", "demo: say x", "--cwd", "/tmp", "--json", **env)
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert "CAO_SSH cannot be split" in result["detail"]
+    assert cao.ssh_argv({"PATH": os.environ["PATH"], "CAO_SSH": "  "})[0].endswith("/ssh")
