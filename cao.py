@@ -3266,7 +3266,7 @@ def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
 _TMUX_WORDS = {
     "no server": r"no server running on|error connecting to .* \((No such|Connection ref)"
     r"|server exited unexpectedly|lost server",
-    "gone": r"can't find (session|pane|window)|no current target",
+    "gone": r"can't find (session|pane|window|client)|no current target",
     "duplicate": r"duplicate session",
 }
 
@@ -3397,10 +3397,14 @@ class Tmux:
         form = "#{?client_readonly,,#{client_name}}"
         return self.run("list-clients", "-t", f"={name}", "-F", form).split()
 
-    def popup(self, client: str, argv: Sequence[str]) -> None:
-        """Run a program in a popup of a client, and return when it is closed."""
+    def popup(self, client: str, argv: Sequence[str]) -> bool:
+        """Run a program in a popup of a client; return when it is closed. False where that was
+        not by its program: by `close_popup`, or because the client is gone."""
         size = ("-w", "90%", "-h", "80%")
-        self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv)
+        try:
+            return self._run_there("display-popup", "-E", *size, "-c", client, "--", *argv) == ""
+        except TmuxError as error:
+            return not error.what.endswith("exit status 129")  # tmux 3.3a, for both
 
     def close_popup(self, client: str) -> None:
         """Close a client's popup, if it has one."""
@@ -3912,7 +3916,7 @@ class Store:
         raise FileExistsError where there is a file already."""
         folder, name = os.path.split(path)
         temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
-        placed = False
+        existed, placed = os.path.lexists(path), False
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
@@ -3934,7 +3938,7 @@ class Store:
         except FileExistsError:
             raise
         except OSError as error:
-            if placed:  # the caller hears of a failure, and may do it again
+            if placed and not existed:  # the caller hears of a failure, and may do it again
                 _unlink(path)
             raise _not_written(path, error) from error
         finally:
@@ -4341,7 +4345,8 @@ class Store:
         """Put a message whose id says what it is, unless it was ever put before."""
         inbox = f"{self.folder(message.to)}/inbox"
         with FileLock(f"{inbox}/.lock"):  # of two who tell the same, one puts
-            if not any(os.path.exists(f"{inbox}/{part}/{message.id}") for part in ("new", "cur")):
+            names = (f"new/{message.id}", f"new/{message.id}~", f"cur/{message.id}")
+            if not any(os.path.exists(f"{inbox}/{name}") for name in names):
                 self.put(message)
 
     def waiting(self, name: str) -> list[Message]:
@@ -5010,6 +5015,9 @@ class Orchestrator:
     def bury(self, name: str) -> None:
         """Do what the dead runner of a session no longer can: end what is left of its CLI, give
         its tasks the result `lost`, report its messages, end its workers."""
+        session = self.store.peek(name)
+        if session and session.kind == "client":
+            return  # it never had a runner: it is away
         lock = self.store.lock_session(name)
         if lock is None:
             return  # a runner, or another who buries, has it
@@ -7483,13 +7491,14 @@ class Runner:
             event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
             if question.where == "hook":
                 self._see_to(lambda: self._reply(question, {}))  # the hook ends without an answer
+        in_popup = question.id in self._unseen()
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
         if order:
             self.reply = {"id": order["id"], "ok": bool(answer), "text": words}
         self._log(event, question=question.id)
 
-        if not self._unseen():
+        if in_popup:  # the next look opens one for those that are left
             for client in list(self.popups):
                 self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
@@ -7519,9 +7528,10 @@ class Runner:
         closed = json.dumps({"cao": "popup_closed", "questions": unseen})
 
         def ask(client: str) -> None:
-            self.boss.tmux.popup(client, argv)
+            by_person = self.boss.tmux.popup(client, argv)
             self.popups.discard(client)
-            self.store.put_event(self.folder, closed)
+            if by_person:
+                self.store.put_event(self.folder, closed)
 
         for client in set(self.boss.tmux.clients(self.name)) - self.popups:
             self.popups.add(client)
@@ -10611,7 +10621,12 @@ def session_rows(
 
 def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     """Return the tmux command that attaches our terminal to a session."""
-    if NAME.match(name) and boss.store.peek(name) and boss.is_over(name):
+    session = None
+    if NAME.match(name):
+        session = boss.store.peek(name)
+    if session and session.kind == "client":
+        raise UsageError(f"{name} is a client, not an agent", "cao ls shows the agents")
+    if session and boss.is_over(name):
         raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
     if not NAME.match(name) or not boss.tmux.pane_of(name):
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
@@ -11373,9 +11388,11 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
     while not link.closed:
         output += b"".join(link.read())
     status = link.end()
-    if not output:
-        raise CaoError(f"{host} cannot be reached: ssh ended with {status}", f"ssh {host} true")
-    rows = json.loads(output)
+    try:
+        rows = json.loads(output)
+    except ValueError:  # it is broken off, or there is none
+        what = f"{host} cannot be reached: ssh ended with {status}"
+        raise CaoError(what, f"ssh {host} true") from None
     return rows, rows[1]["state"] == "ok"
 
 

@@ -892,3 +892,9 @@ def test_a_cao_ssh_that_is_no_command_line_is_said(place):
     assert (result["outcome"], result["reason"]) == ("failed", "never_started")
     assert "CAO_SSH cannot be split" in result["detail"]
     assert cao.ssh_argv({"PATH": os.environ["PATH"], "CAO_SSH": "  "})[0].endswith("/ssh")
+
+
+def test_an_answer_of_doctor_there_that_breaks_off_is_said(place):
+    place.program("broken", "echo cao-here; echo '['; exit 7")
+    done = place.run("doctor", "--host", "box", CAO_SSH="broken")
+    assert (done.returncode, "box cannot be reached: ssh ended with 7" in done.stderr) == (1, True)

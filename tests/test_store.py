@@ -1126,3 +1126,28 @@ def test_a_listener_that_dies_between_open_and_write_does_no_harm(store, monkeyp
 
     monkeypatch.setattr(cao.os, "open", open_then_die)
     store.poke("worker-3333")
+
+
+def test_a_write_over_a_file_that_fails_late_leaves_one(store, monkeypatch):
+    path = f"{store.home}/allowed.json"
+    store.write(path, "old")
+
+    def fails(_folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "_sync_folder", fails)
+    with pytest.raises(cao.CaoError, match="could not be written"):
+        store.write(path, "new", durable=True)
+    assert store.read_text(path) == "new"
+    with pytest.raises(cao.CaoError, match="could not be written"):
+        store.write(f"{path}.other", "new", durable=True)
+    assert not os.path.exists(f"{path}.other")
+
+
+def test_a_message_that_was_handed_over_just_now_is_not_put_again(store):
+    store.put_once(message(1))
+    (letter,) = store.waiting("worker-3333")
+    path = f"{store.folder('worker-3333')}/inbox/new/{letter.id}"
+    os.rename(path, f"{path}~")
+    store.put_once(message(1))
+    assert [one.id for one in store.waiting("worker-3333")] == [f"{letter.id}~"]

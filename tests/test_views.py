@@ -904,3 +904,35 @@ def test_the_popup_goes_where_the_question_was_answered_elsewhere(place, termina
     place.ok("answer", session, "no")
     assert place.ok("wait", task) == "No\nafter\n"
     until(lambda: "answer (nothing" in shown.screen(), False)
+
+
+@pytest.mark.tmux
+def test_a_later_question_has_its_popup_too_and_who_left_holds_nothing_up(place, terminal):
+    put_loader(place, UNSEEN)
+    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
+    session = result["session"]
+    shown = terminal(100, 30, "attach", session)
+    script = "demo: permit one|Yes|No; permit two|Yes|No; permit three|Yes|No; say after"
+    task = place.ok("assign", session, script).strip()
+    for word in ("one", "two"):
+        shown.sees(rf"(?s)asks \(permission.*{word}.*answer \(nothing: skip it\)")
+        place.ok("answer", session, "yes")
+    shown.sees(r"(?s)asks \(permission.*three.*answer \(nothing: skip it\)")
+    client = place.tmux("list-clients", "-F", "#{client_name}").strip()
+    place.tmux("detach-client", "-t", client)
+    until(lambda: place.tmux("list-clients"), "")
+    place.ok("answer", session, "yes")
+    assert place.ok("wait", task) == "Yes\nYes\nYes\nafter\n"
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("command", ["attach", "why", "logs"])
+def test_a_client_is_no_dead_session(place, command):
+    session = begin(place, "sleep 60")
+    place.until_state(session, "working")
+    client = place.store.load(session).supervisor
+    done = place.run(command, client)
+    if command == "attach":
+        assert (done.returncode, "is a client, not an agent" in done.stderr) == (2, True)
+    assert place.live() == [session]
+    assert not (place.home / "sessions" / client / "state.json").exists()
