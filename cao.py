@@ -269,7 +269,10 @@ USUAL_PLACES = (
 
 
 class CaoError(Exception):
-    """Something a person or an agent can act on: what happened, and what to try."""
+    """Something a person or an agent can act on.
+
+    what: what happened. fix: what to try, "" where nobody knows. exit_code: a verb's exit status.
+    """
 
     exit_code = EXIT_FAILED
 
@@ -298,7 +301,8 @@ class NotAllowedError(UsageError):
 
 
 class TmuxError(CaoError):
-    """tmux is missing, too old, or refused."""
+    """tmux is missing, too old, or refused. Where tmux refused, `fix` is a word for the reason,
+    as Tmux.run gives it; callers compare it."""
 
     exit_code = EXIT_TMUX
 
@@ -307,7 +311,7 @@ class TmuxError(CaoError):
 
 
 class Profile(NamedTuple):
-    """Who an agent is; `settings` are the frontmatter's other keys, as parsed."""
+    """Who an agent is; `settings` are all keys of the file's head, as parsed."""
 
     name: str
     source: str  # the file, or "built in"
@@ -328,7 +332,7 @@ class Profile(NamedTuple):
 
 
 class Session(NamedTuple):
-    """session.json: who it is. Written once, when the folder is made."""
+    """session.json: who a session is. Written once, when its folder is made."""
 
     name: str
     kind: str  # "agent", or "client": a supervisor that is not in tmux
@@ -382,7 +386,8 @@ class Question(NamedTuple):
     text: str  # all of what is asked
     options: tuple[Option, ...] = ()
     asked_at: float = 0.0
-    where: str = ""  # how it is answered: "hook", "keys" (of its dialog), "typed", or by hand
+    # How it is answered: "hook", "keys" (of its dialog), "typed"; "": by a person, in its terminal
+    where: str = ""
     agent: str = ""  # the sub-agent that asks
     lines: int = 1  # its answer in words has a line for each of several questions
 
@@ -415,8 +420,8 @@ class Result(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a CLI said, in our words: started, submitted, said, ended, failed, interrupted,
-    asked, resolved, background."""
+    """What a CLI said, in our words: started, submitted (a prompt), asked, said, leaving; and
+    ended, failed or interrupted (a turn)."""
 
     kind: str
     text: str = ""  # the prompt, the answer, the failure's words, the question
@@ -426,7 +431,8 @@ class Event(NamedTuple):
     transcript: str = ""
     retry_at: str = ""
     background: tuple[str, ...] = ()  # still running when the turn ended
-    # Work in the background will start another turn by itself: no end. (No user's hook blocked.)
+    # Work in the background will start another turn by itself, so this turn's end does not count.
+    # (The reason "blocked" is another thing: a user's hook refused.)
     blocking: bool = False
 
 
@@ -444,8 +450,9 @@ class Launch(NamedTuple):
     conversation: str  # a fresh UUID
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
+    # Both are given only where the files of launch/ are made; in a runner they are empty.
     own: dict[str, str] = {}  # noqa: RUF012 - Provider.own_files of the user, as text
-    env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of ours
+    env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of our environment
 
     @property
     def fresh(self) -> str:
@@ -454,7 +461,7 @@ class Launch(NamedTuple):
 
 
 class Start(NamedTuple):
-    """How a CLI is started: what stands behind the program, and beside it."""
+    """How a CLI is started: the arguments behind its program, its variables, its files."""
 
     argv: list[str]
     env: dict[str, str] = {}  # noqa: RUF012 - never written to; more than a worker gets anyway
@@ -463,7 +470,8 @@ class Start(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a look at a CLI found: idle, busy, asking or unknown, and by which source."""
+    """What a look at a CLI found. state: idle, busy, asking or unknown; source: status_file,
+    title, screen, or none; why: the words that were seen."""
 
     state: str
     source: str
@@ -503,7 +511,11 @@ _JOINED = rf"(?<={_LETTER})(?:\ufe0f?[\u200c\u200d](?={_LETTER})|[\ufe0e\ufe0f])
 
 
 def visible(text: str) -> str:
-    r"""Return text in which nothing moves a terminal's cursor, or hides: \x1b, \u202e."""
+    r"""Return text in which nothing moves a terminal's cursor, or hides.
+
+    A letter of _HIDDEN, where _JOINED does not spare it, becomes its escape: \x1b, \u202e.
+    Newlines and tabs stay.
+    """
 
     def show(match: re.Match[str]) -> str:
         if match[1]:
@@ -514,7 +526,7 @@ def visible(text: str) -> str:
 
 
 def first_difference(sent: str, got: str) -> str:
-    """Return "exact", or where got first differs from sent."""
+    """Return "exact", or a sentence on where got first differs from sent."""
     if sent == got:
         return "exact"
     at = 0
@@ -525,8 +537,12 @@ def first_difference(sent: str, got: str) -> str:
 
 
 def same_prompt(sent: str, got: str) -> bool:
-    """Tell whether got is our prompt, even if the CLI changed it on its way in: only letters
-    and digits count, in any normal form."""
+    """Tell whether got, the prompt that a CLI reports, is the one we sent.
+
+    The CLI may have changed it on its way in: only letters and digits count, in any normal form.
+    Of a long prompt the first 200 of these have to stand in got, whatever is around them; a prompt
+    that has 8 or fewer of them has to be all of got.
+    """
     from unicodedata import normalize
 
     ours, other = ("".join(filter(str.isalnum, normalize("NFKC", t))) for t in (sent, got))
@@ -550,7 +566,7 @@ def first_fragile(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Return the seconds in "90", "90s", "10m", "2h" or "14d"."""
+    """Return the seconds in "90", "90s", "10m", "2h" or "14d". Raises UsageError for others."""
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smhd]?)\s*", text)
     if not match:
         raise UsageError(f"{text!r} is not a duration", "write it like 90s, 10m, 2h or 14d")
@@ -570,12 +586,12 @@ def render_seconds(seconds: float) -> str:
 
 
 def render_tokens(usage: dict[str, int]) -> str:
-    """Return how many tokens were used, in words."""
+    """Return how many tokens were used, in words; usage is a Result's."""
     return "{input:,} tokens in (+{cached:,} cached), {output:,} out".format_map(usage)
 
 
 def render_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as columns two spaces apart, without trailing blanks."""
+    """Return rows as columns two spaces apart, without trailing blanks; "" for no rows."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -589,28 +605,32 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def render_slug(text: str, most: int = 30) -> str:
-    """Return text as a name: lower case letters, digits and single hyphens."""
+    """Return text as a name: at most so many lower case letters, digits and single hyphens; ""
+    where text has neither a letter nor a digit of ASCII."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-")
 
 
 def tail_lines(text: str, most: int) -> str:
-    """Return the last lines of text, without the blank ones at its end."""
+    """Return at most so many last lines of text, without the blank ones at its end."""
     lines = text.rstrip().split("\n")
     return "\n".join(lines[max(0, len(lines) - most) :])
 
 
 def last_words(screen: str, most: int) -> str:
-    """Return the last lines of a screen that say something: no rules, no empty input line."""
+    """Return the last three lines of a screen that say something, as one line of at most so
+    many characters. A line with a rule, or without a letter or digit, says nothing."""
     lines = re.sub(r"(?m)^.*[─-▟=_-]{8}.*$", "", screen).split("\n")
     lines = [line for line in lines if re.search(r"\w", line)]
     return shorten(" / ".join(lines[-3:]), most)
 
 
 def parse_draft(ansi_screen: str, composer: str) -> str | None:
-    """Return the text in a CLI's input line, or None where the screen has no such line.
+    """Return the text in a CLI's input line, "" where that is empty, or None where the screen
+    has no such line.
 
-    Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is a regex
-    on the line without colours and those below it; its group is the text.
+    Dim text (SGR 2) is a placeholder or a suggestion, not a draft. composer is the row's regex:
+    it has to match at the start of a line, and sees that line and all below it, without colours;
+    its group is the text. Of several lines that match, the lowest counts.
     """
     below = ""
     for line in reversed(ansi_screen.split("\n")):
@@ -625,8 +645,11 @@ def parse_draft(ansi_screen: str, composer: str) -> str | None:
 
 
 def _bright(line: str) -> str:
-    """Return the text of a line that is not dim; a block cursor (inverse) that stands on
-    the first letter of dim text belongs to it (ECMA-48, SGR)."""
+    """Return the text of a line without colours and without what is dim (ECMA-48, SGR).
+
+    A single inverse letter right before dim text is left out, too: there a block cursor stands
+    on the first letter of a suggestion.
+    """
     bright = ""
     dim = inverse = cursor = False  # cursor: the last letter of `bright` may be one
     for part in re.split(r"(\x1b\[[0-9;]*m)", line):
@@ -656,7 +679,8 @@ def _bright(line: str) -> str:
 
 
 def is_listed(name: str, patterns: Iterable[Any]) -> bool:
-    """Tell whether a list has a name: as it is, or by a beginning and a *."""
+    """Tell whether a list has a name; an entry that ends in * stands for every name
+    that begins so."""
     listed = [str(pattern) for pattern in patterns]
     beginnings = tuple(pattern[:-1] for pattern in listed if pattern.endswith("*"))
     return name in listed or name.startswith(beginnings)
@@ -672,14 +696,14 @@ def sha256_of(content: str | bytes) -> str:
 
 
 def one_line(value: Any) -> str:
-    """Return a value as one printable line, whole."""
+    """Return a value as one printable line, uncut: printable text as it is, all else as JSON."""
     if isinstance(value, str) and value.isprintable():
         return value
     return json.dumps(value)
 
 
 def shorten(text: str, most: int) -> str:
-    """Return text on one line of at most so many characters."""
+    """Return text on one line of at most so many characters; where it is cut, it ends in …."""
     line = " ".join(text.split())
     if len(line) > most:
         line = line[: most - 1] + "…"
@@ -687,7 +711,8 @@ def shorten(text: str, most: int) -> str:
 
 
 def fit_columns(text: str, columns: int) -> str:
-    """Return text cut (with an …) or padded to so many columns of a terminal."""
+    """Return text, made visible and on one line, cut (with an …) or padded to exactly so many
+    columns of a terminal."""
     text = visible(text).expandtabs().replace("\n", " ")
     used = sum(map(letter_columns, text))
     if used > columns:
@@ -736,8 +761,8 @@ def letter_columns(letter: str) -> int:
 def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
     """Return (settings, body) of a Markdown file that begins with a head of YAML.
 
-    Raises CaoError for a file without one: whoever wrote `role: reviewer` below a title
-    must not get a developer.
+    source names the file in errors. Raises CaoError for a file without a head (whoever wrote
+    `role: reviewer` below a title must not get a developer), and for what parse_yaml refuses.
     """
     text = re.sub(r"\r\n?", "\n", text)
     bare = re.sub(r"\A(?:\ufeff|\s*\n)+", "", text)
@@ -816,7 +841,8 @@ _NOT_READ = {
 class _Yaml:
     """A tokenizer and recursive parser. Owns a text and the place up to which it is read.
 
-    Every method begins at that place and leaves it behind what it has read.
+    A method reads from that place and moves it past what was read; `sees` does not move it. A
+    parameter `indent` is the column of the parent: what belongs to the parent is further right.
     """
 
     def __init__(self, text: str, source: str, line: int) -> None:
@@ -825,9 +851,9 @@ class _Yaml:
         self.brackets = 0  # how many are open
 
     def fail(self, what: str) -> NoReturn:
-        """Raise CaoError that names the line and quotes the rest of it.
+        """Raise CaoError that names the line and quotes what is left of it.
 
-        what: what is wrong with it; a sign that is never read, at its start, goes before.
+        what: what is wrong there. Where it begins with a sign of _NOT_READ, that is said instead.
         """
         line = self.line + self.text.count("\n", 0, self.at)
         rest = self.text[self.at :].partition("\n")[0].strip(" ")
@@ -844,7 +870,7 @@ class _Yaml:
         return ""
 
     def take(self, pattern: str) -> str:
-        """Return what comes next if it matches, else "", and go behind it."""
+        """Return what comes next if it matches, and go behind it; else return ""."""
         taken = self.sees(pattern)
         self.at += len(taken)
         return taken
@@ -857,6 +883,7 @@ class _Yaml:
         return self.at - self.text.rfind("\n", 0, self.at) - 1
 
     def document(self) -> dict[str, Any]:
+        """Return the mapping that the whole text is; {} where there is nothing but comments."""
         strange = re.search(rf"{_NO_TEXT}|^(?:---|\.\.\.)(?=\s)", self.text, re.M)
         if strange:
             self.at = strange.start()
@@ -870,11 +897,13 @@ class _Yaml:
         return settings
 
     def node(self, indent: int) -> Any:
-        """Return the next value, None if it is not further right than its parent."""
+        """Return the next value; None where what comes next is not further right than the parent.
+
+        Where it is the first on its line, it may be a list or a mapping in lines of its own."""
         column = self.skip()
         if column <= indent:
             return None
-        if column > 200:
+        if column > 200:  # each level takes calls of ours, which Python limits
             self.fail("is nested too deep")
         if not self.text[self.at - column : self.at].strip(" -"):  # the first on its line
             if self.sees(r"-\s"):
@@ -886,12 +915,14 @@ class _Yaml:
         return self.inline(indent)
 
     def sequence(self, column: int) -> list[Any]:
+        """Return the list whose hyphens stand in this column."""
         items: list[Any] = []
         while self.skip() == column and self.take(r"-(?=\s)"):
             items.append(self.node(column))
         return items
 
     def mapping(self, column: int) -> dict[str, Any]:
+        """Return the mapping whose keys stand in this column."""
         pairs: dict[str, Any] = {}
         while (here := self.skip()) == column:
             key = self.key(_KEY, pairs)
@@ -904,7 +935,8 @@ class _Yaml:
         return pairs
 
     def key(self, pattern: str, pairs: dict[str, Any]) -> str:
-        """Return a key that pairs does not have, and go behind its colon."""
+        """Return the next key, and go behind its colon. Fails where there is none, or pairs has
+        it already."""
         key = self.take(pattern)[:-1].rstrip(" ")
         if not key or "\n" in key:
             self.fail("is not 'key: value'")
@@ -915,7 +947,8 @@ class _Yaml:
         return key
 
     def inline(self, indent: int) -> Any:
-        """Return a value that is in brackets, in quotes, or plain text."""
+        """Return a value in brackets, in quotes, or without either. Outside of brackets nothing
+        but a comment may follow it on its line."""
         if self.sees(r"[\[{]"):
             value = self.flow()
         elif self.sees("[\"']"):
@@ -930,7 +963,7 @@ class _Yaml:
         return value
 
     def flow(self) -> Any:
-        """Return the list or mapping in brackets."""
+        """Return the list or mapping in the brackets that open here."""
         start = self.at
         items: list[Any] = []
         pairs: dict[str, Any] = {}
@@ -961,7 +994,8 @@ class _Yaml:
         return pairs
 
     def plain(self, indent: int) -> Any:
-        """Return what text without quotes means, over as many lines as it has."""
+        """Return what text without quotes means. It goes on over the lines that are further
+        right than the parent, up to a comment or, outside of brackets, another key."""
         first, words = _VALUE, _WORDS
         if self.brackets:
             first, words = _FIRST_IN + _WORDS_IN, _WORDS_IN
@@ -981,6 +1015,8 @@ class _Yaml:
         return self.meaning(text)
 
     def meaning(self, word: str) -> Any:
+        """Return what text without quotes, which was just read, means: a bool, None, a number or
+        text. Fails where readers of YAML differ about it."""
         if word in _MEANINGS:
             return _MEANINGS[word]
         if re.fullmatch(_INT, word):
@@ -993,6 +1029,7 @@ class _Yaml:
         return word
 
     def block_scalar(self, indent: int) -> str:
+        """Return the text below a | (its lines stay) or > (they are joined)."""
         sign = self.take(r"[|>](?:[1-9][-+]|[-+]?[1-9]?)")
         if not self.take(r"(?: +#.*| *)\n"):
             self.fail("stands behind a block's sign")
@@ -1017,7 +1054,7 @@ class _Yaml:
 
 
 def _unquote(raw: str) -> str:
-    """Return the text that stands in quotes."""
+    """Return what a text in quotes means; raw has the quotes, too."""
 
     def read(match: re.Match[str]) -> str:
         escape = match[1]
@@ -1033,7 +1070,8 @@ def _unquote(raw: str) -> str:
 
 
 def _fold(breaks: str) -> str:
-    """Return what the end of a line, and the blank lines after it, come to in a text."""
+    """Return what the end of a line, and the blank lines after it, come to in a text: a newline
+    for each blank line; without any, a blank, or nothing after a backslash."""
     blank_lines = "\n" * (breaks.count("\n") - 1)
     if not blank_lines and breaks[0] != "\\":
         return " "
@@ -1064,12 +1102,12 @@ def value_at(entry: Any, keys: str) -> Any:
 
 
 def text_at(entry: Any, keys: str) -> str:
-    """Return what stands there as text, "" where nothing does."""
+    """Return what stands in an entry at keys, as text; "" where nothing, false or 0 does."""
     return str(value_at(entry, keys) or "")
 
 
 def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
-    """Return the objects in the list that stands there."""
+    """Return the objects in the list that stands in an entry at keys; none where no list does."""
     values = value_at(entry, keys)
     if not isinstance(values, list):
         return []
@@ -1183,14 +1221,15 @@ class Provider(NamedTuple):
 
     # ---- what is typed, and what goes another way ----
 
-    # Its model reads messages beside the result of its next tool call. They are taken once they
-    # stand in its "transcript", or only at the "end" of a turn that was not interrupted.
+    # Its model reads messages beside the result of its next tool call. A message counts as read
+    # once it stands in the CLI's "transcript", or only where it does so at the "end" of a turn that
+    # was not interrupted. "": its model reads none before the turn's end.
     mid_turn: str = ""
     deaf: bool = False  # after a hook of the user's refused a prompt it takes no other
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
-    letters: str = ""  # ... in this folder in launch/, where it reads none but its own
+    letters: str = ""  # ... in this folder in launch/, for a CLI that may read no other there
     untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
     no_prompt: str = r"\s*[!/]"  # a text that begins so is no prompt on its command line
@@ -1201,15 +1240,17 @@ class Provider(NamedTuple):
         return bool(self.status or self.titles)
 
     def home_in(self, env: dict[str, str]) -> str:
-        """Return the folder of the CLI's own files, for a user with this environment."""
+        """Return the folder of the CLI's own files. env: the user's environment, or a session's
+        with what its CLI is started with: that may have a home of its own (`shadow`)."""
         variable, below = self.home
         return env.get(variable) or f"{env.get('HOME', '')}/{below}".rstrip("/")
 
     def read_transcript(self, lines: Sequence[str]) -> Event | None:
         """Return how the turn in a transcript's lines ended, None where they do not say so.
 
-        A hook that stops a turn which has its answer (Gemini CLI 0.61.0: AfterAgent, Claude Code
-        2.1.332: Stop) takes nothing from it.
+        lines: what was written since that turn began; a last one that is not complete counts for
+        nothing. A later entry overrules an earlier one. But a hook that stops a turn which has its
+        answer (Gemini CLI 0.61.0: AfterAgent, Claude Code 2.1.332: Stop) leaves it as ended.
         """
         last: Event | None = None
         said: str | None = None
@@ -1245,7 +1286,7 @@ def quote_argv(argv: Iterable[str]) -> str:
 
 
 def _servers(launch: Launch) -> dict[str, Any]:
-    """Return the profile's MCP servers and our own, Claude-shaped.
+    """Return the profile's MCP servers and our own ("cao"), Claude-shaped.
 
     The reference program's own server is left out: it talks to a daemon we do not have.
     """
@@ -1263,7 +1304,7 @@ def _given(flags: dict[str, str]) -> list[str]:
 
 
 def _mode(launch: Launch) -> list[str]:
-    """Return the flags of a session's permissions."""
+    """Return the flags of a session's permissions; none where the row has words for them."""
     row, mode = PROVIDERS[launch.profile.provider], effective_permissions(launch.profile)
     flags = row.permission_words[mode]
     if flags[0] != "-":
@@ -1274,7 +1315,8 @@ def _mode(launch: Launch) -> list[str]:
 def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, Any]]:
     """Return our hook for each of these events, as Claude-shaped settings have it.
 
-    second: 1000 for a CLI whose timeouts are milliseconds.
+    events: names, with blanks between. A hook that may ask a person gets ASK_TIMEOUT_S, and one
+    at the end of a tool call _message_command. second: 1000 for a CLI whose timeouts are in ms.
     """
     hooks = {}
     for event in events.split():
@@ -1290,8 +1332,9 @@ def _hooks(launch: Launch, events: str, second: int = 1) -> dict[str, dict[str, 
 def _message_command(launch: Launch) -> str:
     """Return the command of the hook at the end of a tool call.
 
-    Its shell starts cao only where a message waits: of the names in an inbox, only a message's
-    ends in a hyphen and four letters.
+    A shell looks whether a message waits, and starts cao only then: of the names in an inbox,
+    only a message's ends in a hyphen and four letters. The shell's $0 is the session's folder,
+    its other arguments are our hook.
     """
     script = 'for m in "$0"/inbox/new/*-????; do if [ -e "$m" ]; then exec "$@"; fi; done'
     return quote_argv(("sh", "-c", script, launch.hook[-1], *launch.hook))
@@ -1303,7 +1346,8 @@ _AWAIT_TOOLS = " 'await-tools'"
 
 
 def _own_names(profile: Profile, words: Iterable[str]) -> list[str]:
-    """Return a CLI's own names of its tools for some of TOOL_WORDS."""
+    """Return a CLI's own names of its tools (or its flags, see Provider.tools) for some of
+    TOOL_WORDS; none for a word that the row lacks."""
     tools = PROVIDERS[profile.provider].tools
     return [name for word in words for name in tools.get(word, ())]
 
@@ -1339,6 +1383,7 @@ QUESTION_TOOLS = ("AskUserQuestion", "ask_user_question", "ask_user", "question"
 def read_hook(payload: dict[str, Any]) -> Event | None:
     """Return what a Claude-shaped hook payload says, or None where it says nothing to us.
 
+    Of `asked` the text is all that is asked, the reason is the tool's name.
     Claude Code 2.1.330 and Codex 0.169.0 send these names and fields; so do Kimi Code 2.1.0
     (its prompt in blocks; no answer), our extension for pi, and the demo. Kiro CLI 2, by its
     documents, begins the names small.
@@ -1346,7 +1391,7 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     name = text_at(payload, "hook_event_name")
     kind = _HOOK_KINDS.get(name, "")
     if name in _BEFORE_TOOLS and questions_in(payload):
-        kind = "asked"  # all other tools pass without a word
+        kind = "asked"  # before any other tool this hook says nothing to us
     if not kind:
         return None
     if kind != "asked" and agent_of(payload):
@@ -1385,7 +1430,11 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
 
 
 def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
-    """Return what a hook of Gemini CLI 0.61.0 says: it is Claude-shaped, with other names."""
+    """Return what a hook of Gemini CLI 0.61.0 says, or None where it says nothing to us.
+
+    It is Claude-shaped, with other names. But the hook that asks for a permission is a Notification
+    with `details`: it is read as if it were a PermissionRequest.
+    """
     details = payload.get("details")
     if payload.get("notification_type") != "ToolPermission" or not isinstance(details, dict):
         # The text of AfterAgent's prompt_response is not used: it is all that was said in the
@@ -1413,8 +1462,8 @@ def agent_of(payload: dict[str, Any]) -> str:
 
 
 def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
-    """Return a hook's payload under Claude's names: Copilot 1.0.102 has its own for the hook
-    that asks for a permission."""
+    """Return any CLI's hook payload under Claude's names. Only Copilot's (1.0.102) hook that asks
+    for a permission has others; every other payload is returned as it is."""
     if payload.get("hookName") != "permissionRequest":
         return payload
     names = {
@@ -1428,7 +1477,8 @@ def claude_shaped(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def block_text(content: Any) -> str:
-    """Return the text of a message's content, which is text or a list of blocks."""
+    """Return the text of a message's content: text, or a list of blocks, of which only those
+    of text count."""
     if not isinstance(content, list):
         content = [content]
     texts = []
@@ -1444,10 +1494,14 @@ def block_text(content: Any) -> str:
 
 
 def render_request(payload: dict[str, Any]) -> str:
-    """Return all that a CLI asks, in lines for a person."""
+    """Return all that a Claude-shaped hook asks, in lines for a person.
+
+    For a permission: the tool and its whole input. For one question of the model's: its words
+    alone. For several: a line for each, with its options.
+    """
     questions = questions_in(payload)
     if len(questions) == 1:
-        return questions[0][0]  # Question.options has its options
+        return questions[0][0]  # its options are in Question.options (options_of)
     lines = []
     for question, options in questions:
         line = " ".join(question.split())
@@ -1493,7 +1547,11 @@ def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _form_questions(message: str, fields: Any) -> list[tuple[str, list[str]]]:
-    """Return the questions of a form, which Copilot's model asks by: one for each field."""
+    """Return the questions of a form, by which Copilot's model asks: one for each field.
+
+    The form's message stands before the title of the first field, and in place of it where the
+    form has only one. Without fields it is the one question, which has no options.
+    """
     questions = []
     if isinstance(fields, dict):
         for name, field in fields.items():
@@ -1509,7 +1567,8 @@ def _form_questions(message: str, fields: Any) -> list[tuple[str, list[str]]]:
 
 
 def _labels(entry: dict[str, Any], keys: str) -> list[str]:
-    """Return the words of the options that stand there: words, or objects with a label."""
+    """Return the words of the options in the list at keys of an entry: words, or objects with a
+    label; none where there is no list."""
     options = value_at(entry, keys)
     labels = []
     if isinstance(options, list):
@@ -1526,7 +1585,8 @@ OWN_TOOLS = ("mcp__cao__", "cao/")
 
 
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
-    """Tell whether a hook asks something that cao answers by the hook's output."""
+    """Tell whether a hook asks something that cao answers by the hook's output, so that the hook
+    has to wait. False for a permission that is answered by keys, or in the terminal."""
     name = payload.get("hook_event_name")
     if name in _BEFORE_TOOLS:
         return bool(questions_in(payload))
@@ -1534,7 +1594,8 @@ def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
 
 
 def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
-    """Return the options for answering what a hook asks; none where words are the answer."""
+    """Return the options for answering what a hook asks; () for several questions at once, and
+    for one that has no options: words answer these."""
     questions = questions_in(payload)
     if len(questions) > 1:
         return ()
@@ -1552,7 +1613,9 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
 def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) -> dict[str, Any]:
     """Return what a hook prints to hand over an answer, in the form its CLI takes (measured).
 
-    answer: yes, no or always; for a question of the model's, words has a line for each.
+    For a permission: answer is yes, no or always; words is why not, or "". For questions of the
+    model's: words has a line for each, or is the answer to the only one; `answer` does not matter.
+    Most CLIs take no such answers from a hook: there the call is refused, and they are the reason.
     """
     questions = questions_in(payload)
     lines = words.split("\n", max(0, len(questions) - 1))  # one question takes all of them
@@ -1566,7 +1629,7 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     elif answer == "no" and not words:
         message = "The user refused this."
 
-    if row.name in ("opencode", "pi", "demo"):  # their plugins of ours
+    if row.name in ("opencode", "pi", "demo"):  # what we wrote reads it: a plugin, an agent
         reply: dict[str, Any] = {"answer": answer, "message": message}
         if questions:
             reply["answers"] = [[line] for line in lines]
@@ -1593,7 +1656,8 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
 
 
 def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return what a hook at the end of a tool call prints so that the model reads text."""
+    """Return what a hook at the end of a tool call prints, so that the CLI's model reads text
+    beside that call's result."""
     return _hook_output(row, payload, {"additionalContext": text})
 
 
@@ -1605,7 +1669,8 @@ def _hook_output(row: Provider, payload: dict[str, Any], output: dict[str, Any])
 
 
 def failed_event(text: str, code: Any = "") -> Event:
-    """Return the failure that a CLI reports in text, with the API's code if there is one."""
+    """Return the failure of a turn that a CLI reports in text. code: the API's, or what else
+    tells its kind. Its source is "transcript"; read_hook puts the hook there instead."""
     reason = classify_failure(f"{code} {text}")
     retry_at = ""
     if reason == "rate_limit":
@@ -1639,7 +1704,8 @@ def retry_time(text: str) -> str:
 
 
 def read_status_json(text: str) -> Look:
-    """Read Claude Code's own state file (2.1.330); the demo agent writes the same."""
+    """Return what Claude Code's own state file says (2.1.330); the demo agent writes the same.
+    Unknown: what is not JSON, or names no state that we know."""
     try:
         status = json.loads(text)
     except (ValueError, RecursionError):
@@ -1650,7 +1716,7 @@ def read_status_json(text: str) -> Look:
 
 
 def read_title(titles: dict[str, str], title: str) -> Look:
-    """Read the title of a pane whose CLI says its state there."""
+    """Return what a pane's title says by its first letter (Provider.titles), else unknown."""
     return Look(titles.get(title[:1], "unknown"), "title", title.strip())
 
 
@@ -1673,10 +1739,13 @@ def _blocked(reason: Any) -> Event:
 
 _STOPPED = Event("interrupted", source="transcript")
 
+# Each _NAME_says is a row's `entry_says` (Provider tells what it is given and returns). Its
+# docstring says what is peculiar to that CLI's transcript.
+
 
 def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
     """2.1.332 fires no Stop where a hook of the user's refused the prompt, or said
-    `continue: false` before or after a tool."""
+    `continue: false` before or after a tool. Only the transcript tells of these ends."""
     ending = value_at(entry, "promptSubmitEnding.ending")
     if text_at(ending, "kind").endswith("_by_hook"):
         return _blocked(value_at(ending, "reason"))
@@ -1725,6 +1794,7 @@ def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
+    """The model's last message that calls no tool is taken for the turn's end."""
     kind, text = entry.get("type"), text_at(entry, "content")
     if kind == "gemini" and text and not entry.get("toolCalls"):
         return _ended(text)
@@ -1741,7 +1811,8 @@ def _gemini_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """0.24.4 writes neither API errors nor interruptions there as the end of a turn."""
+    """0.24.4 writes neither an API error nor an interruption into it as the end of a turn. So
+    the model's last message that calls no tool is all that ends one here."""
     if not isinstance(entry.get("message"), dict):
         return ...
     parts = objects_at(entry, "message.parts")
@@ -1753,6 +1824,7 @@ def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
+    """The answer is what was said last before the turn's end, which has no text."""
     kind = entry.get("type")
     if kind == "agent.message.appended":
         if value_at(entry, "message.message.role") != "assistant":
@@ -1773,7 +1845,8 @@ def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
 
 
 def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """After an error pi may try again, so only its event says that the turn has failed."""
+    """After an error pi may try again, so after an error here the turn goes on: only the hook
+    that our extension fires at last (StopFailure) says that it has failed."""
     if not isinstance(entry.get("message"), dict):
         return ...
     reason = value_at(entry, "message.stopReason")
@@ -1785,7 +1858,8 @@ def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 
 def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
-    """1.0.102 calls each request to the model a turn. The last one's message asks for no tool."""
+    """1.0.102 calls each request to the model a turn. Only the last one's message asks for no
+    tool, so only a turn_end after such a message ends what we call a turn."""
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
         return ...  # a sub-agent's
@@ -1807,14 +1881,15 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
 
 
 def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
-    """Return the request that an entry tells of: its id, its time, and its input, cached and
-    output tokens. None where it tells of none."""
+    """Return the request that an entry of a transcript tells of: its id, its time (as it stands
+    there, see Tokens.at), and its input, cached and output tokens. None where it tells of none."""
     request = tuple(value_at(entry, keys) for keys in where.id.split())
     at, usage = value_at(entry, where.at), value_at(entry, where.usage)
     if None in request or not isinstance(at, (str, int)) or not isinstance(usage, dict):
         return None
 
     def count(counts: str) -> int:
+        """Return the sum of the numbers in usage that one field of Tokens names."""
         total = 0
         for keys in counts.split():
             number = value_at(usage, keys.lstrip("-"))
@@ -1828,6 +1903,9 @@ def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[i
 
 
 # ---- what only one of them needs ----
+#
+# _start_NAME is a row's `start`: it says how the CLI is started, and neither writes nor runs
+# anything. It is also called where only a part of that is wanted, the argv or the variables.
 
 # Claude Code is given the list of tools that it may use, not of those that are taken away: the
 # next version has more of them. A tool that starts agents or programs goes with the shell, as
@@ -1880,7 +1958,7 @@ def _start_codex(launch: Launch) -> Start:
     profile, mode = launch.profile, _mode(launch)
     lacks = lacking(profile)
     if "fs_write" in lacks:
-        mode[1] = "read-only"
+        mode[1] = "read-only"  # behind -s, which is there: `all` has become `auto`
     argv = ["--no-daemon", *mode]
     if launch.resume:
         argv.insert(0, "resume")
@@ -1919,8 +1997,8 @@ def _start_codex(launch: Launch) -> Start:
 def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of hooks.state that trusts one hook of ours, and no other.
 
-    It is what 0.169.0 itself writes after "Trust all": a hash of the hook's canonical JSON. So
-    cao needs no --dangerously-bypass-hook-trust, under which a hostile repository's hooks run.
+    The entry is what 0.169.0 itself writes after "Trust all": a hash of the hook's canonical JSON.
+    So cao needs no --dangerously-bypass-hook-trust, under which a hostile repository's hooks run.
     """
     name = re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
     record = {"event_name": name, "hooks": [{"async": False, **hook}]}
@@ -1946,7 +2024,7 @@ def _start_gemini(launch: Launch) -> Start:
     for event, hook in _hooks(launch, _GEMINI_HOOKS, 1000).items():
         hook["name"] = "cao"  # what it shows while one runs
         groups[event] = {"hooks": [hook]}
-    # A question of its model's is answered there; no other tool is of interest.
+    # At BeforeTool a question of its model's is answered; no other tool is of interest there.
     groups["BeforeTool"]["matcher"] = "ask_user"
     servers = _servers(launch)
     del servers["cao"]["alwaysLoad"]
@@ -2032,9 +2110,12 @@ _OURS = "# What follows is cao's, for this session alone."
 
 
 def _start_kimi(launch: Launch) -> Start:
-    """Kimi Code 2.1.0 takes hooks, servers and rules from its home alone, so it gets a home of
-    its own, with the user's settings and ours behind them. Its system prompt has that home's
-    AGENTS.md."""
+    """Kimi Code 2.1.0 takes hooks, servers and rules from its home alone. So it gets a home of
+    its own (Provider.shadow), in which ours stand behind the user's settings. That home's
+    AGENTS.md gets into its system prompt.
+
+    The user's files may come from such a home: what stands behind _OURS there is cut off.
+    """
     users = {name: text.partition(_OURS)[0] for name, text in launch.own.items()}
     # A session that is to ask must not begin in a mode that the user chose for another.
     modes = r"(?m)^\s*(default_permission_mode|default_plan_mode|yolo)\s*=.*\n?"
@@ -2157,7 +2238,8 @@ def _start_pi(launch: Launch) -> Start:
     if launch.prompt:
         argv.append(launch.prompt)
     script = f"{folder}/cao.sh"
-    # What bash runs unasked: what others have as tools, in words in which a shell expands nothing.
+    # What its bash runs unasked: cao's verbs, which other CLIs have as MCP tools, with arguments in
+    # which a shell expands nothing.
     verbs = "handoff|assign|send|wait|ls|answer|stop|--help"
     free = rf"^sh {re.escape(script)} +({verbs})( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
@@ -2336,7 +2418,8 @@ export const cao = async ({ client }) => {
 
 
 def _start_opencode(launch: Launch) -> Start:
-    """Its configuration is merged over the user's own, for this launch only."""
+    """OpenCode merges the configuration in our variable over the user's own, for this launch
+    only."""
     profile, folder, servers = launch.profile, launch.folder, {}
     for name, server in _servers(launch).items():
         if "url" in server:
@@ -2675,12 +2758,14 @@ def unproven(name: str) -> str:
 
 
 def provider_name(name: str) -> str:
-    """Return cao's name of a provider, which may be given as the reference program writes it."""
+    """Return cao's name of a provider, which may be given as the reference program writes it; any
+    other name as it is."""
     return ALIASES.get(name, name)
 
 
 def typing_fault(provider: Provider, text: str) -> str:
-    """Return why text cannot be typed into this CLI exactly, or ""."""
+    """Return why text cannot be typed into this CLI exactly, or "" where it can: it is too long,
+    or has what the CLI would run or change. Then it has to go as a file."""
     size = len(text.encode(errors="surrogatepass"))
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
@@ -2696,7 +2781,8 @@ def typing_fault(provider: Provider, text: str) -> str:
 
 
 def split_pieces(text: str, newlines: int, characters: int) -> list[str]:
-    """Return text in pieces with at most so many newlines (1 or more) and characters each."""
+    """Return text in pieces that have at most so many newlines (1 or more) and characters each,
+    and together are all of it."""
     pieces = []
     for lines in re.findall(rf"(?:.*\n){{0,{newlines}}}.*", text):
         pieces += [lines[at : at + characters] for at in range(0, len(lines), characters)]
@@ -2718,7 +2804,8 @@ _PERMISSION_MODES = {
 def parse_profile(text: str, name: str, source: str) -> Profile:
     """Return the profile in text; name is what one targets, whatever its `name:` says.
 
-    Raises CaoError for a provider or permission that does not exist: falling open would be
+    Its provider is "" where the text names none: decode_profile fills it in. Raises CaoError for
+    the first of _profile_faults, like a permission that does not exist: falling open would be
     worse. A role that does not exist has a reviewer's tools. Unknown keys are kept.
     """
     settings, body = parse_frontmatter(text, source)
@@ -2784,7 +2871,10 @@ def may_write(profile: Profile) -> bool:
 
 def may_run_anything(profile: Profile) -> bool:
     """Tell whether an agent runs any command unasked and outside a sandbox. Then a check that
-    comes with its task can do nothing that the agent could not do itself."""
+    comes with its task can do nothing that the agent could not do itself.
+
+    False where claudeConfig has the word sandbox at all: Claude Code has settings for one.
+    """
     if "execute_bash" not in profile.tools or effective_permissions(profile) != "all":
         return False
     return "sandbox" not in str(profile.settings.get("claudeConfig"))
@@ -2793,8 +2883,9 @@ def may_run_anything(profile: Profile) -> bool:
 def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     """Return a worker's profile with no more in it than a supervisor's `grant` allows.
 
-    `clipped` says what was taken away. Raises UsageError where it cannot be: a profile that
-    is not granted, or a program of its own, which nothing holds.
+    grant: what a supervisor's profile has as `grant:`, not empty. The result's `clipped` says what
+    was taken away. Raises UsageError where no clipping is enough: for a profile that is not among
+    the granted ones and, where the grant lists none, for a program of its own: nothing holds that.
     """
     granted = grant.get("profiles")
     if granted is not None and not is_listed(profile.name, granted):
@@ -2817,7 +2908,8 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
 
 
 def explain_scope(profile: Profile) -> dict[str, str]:
-    """Return what an agent may, what its CLI holds it to, and what it is only told."""
+    """Return what an agent may, what its CLI holds it to, and what it is only told: label ->
+    words for a person, "" where there is nothing to say."""
     row, lacks = PROVIDERS[profile.provider], lacking(profile)
     enforced = [word for word in lacks if word in row.tools]
     stated = [word for word in lacks if word not in row.tools]
@@ -2857,8 +2949,8 @@ _FOR_A_SHELL = re.compile(
 
 
 def check_faults(command: str) -> Iterator[tuple[str, str]]:
-    """Yield (what, fix) of a check that is no command, or has a word for a shell in it. No shell
-    reads a check: the program would get that word as an argument."""
+    """Yield (what, fix) for a check that is no command, or has a word for a shell in it; nothing
+    for a good one. No shell reads a check: the program would get that word as an argument."""
     import shlex
 
     try:
@@ -2867,6 +2959,7 @@ def check_faults(command: str) -> Iterator[tuple[str, str]]:
     except ValueError as error:
         yield f"the check {command!r} is no command: {error}", "mend its quotes"
     quoted = r"\\[^\n]|'[^']*'|\"(?:\\.|[^\"\\])*\""
+    # What is quoted becomes as many _, so that a match stands where it stands in command.
     unquoted = re.sub(quoted, lambda part: "_" * len(part[0]), command.rstrip(), flags=re.S)
     if match := _FOR_A_SHELL.search(unquoted):
         word = command[match.start() : match.end()]
@@ -2897,8 +2990,11 @@ _CHOICES = {
 
 
 def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (what, fix) of each value that must not pass. Only the first is to be trusted: the
-    later ones take for granted that the earlier ones are right."""
+    """Yield (what, fix) of each value in a profile's head that must not pass.
+
+    Take only the first, and stop there: what comes after it relies on what is checked before, and
+    may raise.
+    """
     given, shapes = dict(settings), dict(_SHAPES)
     for outer, known in (("grant", GRANT_KEYS), ("env", ENV_KEYS), ("mcpServers", None)):
         inner = settings.get(outer)
@@ -3015,7 +3111,7 @@ parts to other agents with the tools of the MCP server `cao`, and put their answ
 
 
 class Ran(NamedTuple):
-    """What a program that ended has left."""
+    """What a program that ended has left. status: below 0, the signal that killed it."""
 
     status: int
     out: str
@@ -3027,7 +3123,8 @@ class Ran(NamedTuple):
 
 
 def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
-    """Return which descriptors can be read, or were closed, after so many seconds at the most.
+    """Wait until a descriptor can be read, or its other end is closed, and return all such; []
+    after so many seconds. timeout_s None: wait without end.
 
     Not select: it takes no descriptor above 1023, which a thousand calls in flight reach.
     """
@@ -3041,7 +3138,7 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
 
 
 def machine_fault(error: OSError) -> CaoError:
-    """Return the CaoError to raise for an OSError."""
+    """Return a CaoError that puts into words an OSError which nothing else has caught."""
     fix = "cao doctor"
     if error.errno == errno.EMFILE:
         fix = "wait until some calls have ended, or allow more open files: ulimit -n 4096"
@@ -3049,7 +3146,8 @@ def machine_fault(error: OSError) -> CaoError:
 
 
 def read_tail(fd: int, most_bytes: int, until: float) -> bytes:
-    """Read to the end of file, or until that time.monotonic(); return the last bytes."""
+    """Read to the end of file, or until that time.monotonic(); return no more than the last
+    most_bytes. All else is dropped as it comes, so a program may print without end."""
     tail = b""
     while (left_s := until - time.monotonic()) > 0:
         if readable([fd], left_s):
@@ -3074,11 +3172,14 @@ def run(
 ) -> Ran:
     """Run a program to its end and return what it printed: the one door to subprocess.
 
-    text is its standard input (terminal: it has our terminal instead); started is told its
-    process group. Raises CaoError when it cannot be started or takes longer; then its whole
-    process group has been killed. errors="surrogateescape": every byte is kept, in and out.
-    tail_bytes: keep only so much of the end of what it prints, errors and all, as `out`; its
-    standard input is empty then.
+    text is its standard input; started is told its process group, before anything is read.
+    terminal: it has our terminal and our process group instead, and `out` is empty; give no
+    timeout then. errors="surrogateescape": every byte is kept, in and out. tail_bytes
+    (with a timeout): keep only so much of the end of what it prints, errors and all, as `out`;
+    its standard input is empty then.
+
+    Raises CaoError where it cannot be started, and where it takes longer than timeout_s; then its
+    whole process group has been killed. An exit status other than 0 is the caller's to judge.
     """
     import subprocess
 
@@ -3124,7 +3225,11 @@ def run(
 
 
 def find_program(name: str, path: str | None = None) -> str:
-    """Return the absolute path of a program. Raises CaoError that names the places searched."""
+    """Return the absolute path of a program, by its name or a path.
+
+    path: the PATH to look through, ours by default; USUAL_PLACES come after it. Raises CaoError
+    that names the places searched.
+    """
     if path is None:
         path = os.environ.get("PATH", "")
     home = os.path.expanduser("~")
@@ -3153,16 +3258,19 @@ def program_fault(name: str) -> str:
     return ""
 
 
-# These are faults of the machine, not of the file that we open. They may pass.
+# These are faults of the machine, not of the file that we open. They may pass, so they must not
+# be taken for "there is no such file".
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.EINTR)
 
 
-# The machine may refuse these for a while. ImportError: we import a module at its first use.
+# What is raised where the machine refuses something, perhaps only for a while. ImportError: we
+# import a module at its first use.
 FAILURES = (CaoError, OSError, ImportError)
 
 
 def _stat_words(pid: int | str) -> list[bytes]:
-    """Return the fields of /proc/PID/stat from the state on; none where the process is gone."""
+    """Return the fields of /proc/PID/stat from the state on (state, parent, group, …); none where
+    the process is gone, or there is no /proc."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
@@ -3173,7 +3281,8 @@ def _stat_words(pid: int | str) -> list[bytes]:
 
 
 def programs_above() -> list[str]:
-    """Return the names of our ancestor processes; none where there is no /proc."""
+    """Return the names of our ancestor processes, the nearest first; none where there is no
+    /proc."""
     names: list[str] = []
     pid = os.getppid()
     while words := _stat_words(pid):
@@ -3184,8 +3293,11 @@ def programs_above() -> list[str]:
 
 
 def start_mark(pid: int, *, zombie: bool = True) -> str:
-    """Return a mark of when a process started, "" if it is gone. Pids are used again; this
-    tells one use from the next. zombie: count zombies too."""
+    """Return a mark of when a process started, "" if it is gone. Pids are used again; the mark
+    tells one use from the next. zombie=False: a zombie counts as gone (where there is /proc).
+
+    Without /proc this runs `ps`, and may raise CaoError.
+    """
     if words := _stat_words(pid):
         if words[0] == b"Z" and not zombie:
             return ""
@@ -3201,7 +3313,8 @@ def note_process(pid: int) -> dict[str, Any]:
 
 
 def is_running(noted: dict[str, Any]) -> bool:
-    """Tell whether a noted process still runs. False for what is no note of ours."""
+    """Tell whether the process of a note (note_process) still runs. False for a zombie, and for
+    what is no such note, like {}."""
     try:
         mark = start_mark(int(noted["id"]), zombie=False)
         return bool(mark) and mark == noted["start"]
@@ -3240,10 +3353,11 @@ def command_lines() -> str:
 
 
 def end_group(group: int, leader_start: str, grace_s: float = 0.3) -> int:
-    """End what is left of a process group and return how many processes that were.
+    """End what is left of a process group; return how many processes that were at first.
 
-    leader_start is the mark of the process that founded it: where the pid has been used
-    again by a stranger, nothing is touched. SIGTERM first, SIGKILL after grace_s.
+    leader_start is the start_mark of the process that founded it. Where a stranger has that pid
+    now, nothing is touched; where the leader is gone, the group is still its own. SIGTERM first,
+    SIGKILL after grace_s, each with SIGCONT, for a stopped process would not act on SIGTERM.
     """
     if group <= 1 or start_mark(group) not in ("", leader_start):
         return 0
@@ -3274,10 +3388,13 @@ _TMUX_WORDS = {
 class Tmux:
     """The one door to our tmux server. Knows tmux(1), nothing of agents.
 
-    None of tmux's languages ever reads a text or a path of others. On its command line, `run`
-    escapes a ; at the end of an argument. Its formats are constants: it gets a directory as the
-    current one of the tmux client, and a pipe's command as the value of an option. In its
-    configuration each file is an -f, and what we paste is written in octal.
+    None of tmux's languages may ever interpret a text or a path that comes from others:
+    - its command line: `run` escapes a ; at the end of an argument;
+    - its formats: they are constants here. A directory reaches tmux as the tmux client's current
+      one, a pipe's command as the value of an option;
+    - its configuration: each file is an -f, and what we paste is written in octal.
+
+    Where a method does not say that it copes with a session that is gone, it raises TmuxError.
     """
 
     def __init__(self, socket: str, *confs: str) -> None:
@@ -3286,15 +3403,18 @@ class Tmux:
         # The first starter's environment reaches every later session: keep it minimal.
         self.env = {key: os.environ[key] for key in keep if key in os.environ}
         self.env["TERM"] = "xterm-256color"
-        self.shown = ("", "")  # by show_state
+        self.shown = ("", "")  # the state and the question that show_state has set last
         folder = os.path.realpath(self.env.get("TMUX_TMPDIR") or "/tmp")  # tmux(1), -L
         self.socket_path = f"{folder}/tmux-{os.getuid()}/{socket}"
 
     def run(
         self, *args: str, then: Sequence[str] = (), text: str = "", cwd: str | None = None
     ) -> str:
-        """Run a tmux command, then another. Raises TmuxError; its `fix` is "no server",
-        "gone" or "duplicate" where tmux's words are known."""
+        """Run a tmux command, and `then` another in the same process; return what they print.
+
+        text: standard input. Raises TmuxError. Its `fix` is no advice here, but the kind of the
+        fault for the caller: "no server", "gone" or "duplicate", "" for words we do not know.
+        """
         argv = [self.program, "-u", "-L", self.socket]
         for conf in self.confs:
             argv += ["-f", conf]
@@ -3319,7 +3439,8 @@ class Tmux:
             raise
 
     def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> int:
-        """Start a detached session whose pane runs argv (no shell reads it); return its pid."""
+        """Start a detached session whose pane runs argv (no shell reads it); return the pid of
+        the process in the pane. env: variables to add to those of the tmux server."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
         # This sets window-size to manual. As a global option that crashes tmux 3.3a at new-session.
@@ -3339,7 +3460,8 @@ class Tmux:
         return panes.partition("\n")[0]
 
     def capture(self, pane: str, *, first: str = "", ansi: bool = False, join: bool = False) -> str:
-        """Return a pane's screen; first: the line to start at ("-100": of the history)."""
+        """Return a pane's screen. first: the line to start at ("-100": so far up the history).
+        ansi: with its colours. join: a line that the pane has wrapped is one line again."""
         flags = ["-e"] * ansi + ["-J"] * join
         if first:
             flags += ["-S", first]
@@ -3349,7 +3471,7 @@ class Tmux:
         return screen
 
     def ask(self, pane: str, form: str) -> str:
-        """Return a format of tmux(1), expanded for a pane."""
+        """Return a format of tmux(1), expanded for a pane. form is a constant of ours."""
         return self.run("display-message", "-p", "-t", pane, form).rstrip("\n")
 
     def title_of(self, name: str) -> str:
@@ -3358,10 +3480,11 @@ class Tmux:
         return title.rstrip("\n")
 
     def paste(self, pane: str, pieces: Sequence[str]) -> None:
-        """Paste pieces one after the other, each in brackets if the program asked for that.
+        """Paste pieces one after the other, each as a bracketed paste if the program asked for
+        such. No Enter is pressed.
 
         One process for all, the commands on its stdin: tmux takes about 16 KB of arguments.
-        -r: a newline stays one.
+        -r: a newline stays one (else tmux makes it a carriage return).
         """
         commands = []
         for piece in pieces:
@@ -3371,18 +3494,20 @@ class Tmux:
         self.run("source-file", "-", text="\n".join(commands) + "\n")
 
     def keys(self, pane: str, *names: str) -> None:
-        """Send keys by their tmux names ("Enter", "C-u"), also where a person has left the
-        pane scrolled back: there tmux would take them for itself."""
+        """Send keys by their tmux names ("Enter", "C-u"). Where a person has left the pane
+        scrolled back, this ends: there tmux would take the keys for itself."""
         leave = ("if-shell", "-F", "-t", pane, "#{pane_in_mode}", f"send-keys -t {pane} -X cancel")
         self.run(*leave, then=("send-keys", "-t", pane, *names))
 
     def pipe(self, pane: str, command: str) -> None:
-        """Pipe all that a pane's program prints into a shell command."""
+        """Pipe all that a pane's program prints from now on into a command, which a shell
+        reads."""
         keep = ("set-option", "-p", "-t", pane, "@cao-pipe", command)
         self.run(*keep, then=("pipe-pane", "-O", "-t", pane, "#{@cao-pipe}"))
 
     def show_state(self, pane: str, state: str, questions: Sequence[dict[str, Any]]) -> None:
-        """Show a session's state and its first question in the status lines, if they changed."""
+        """Show a session's state and its first question, made visible, in the status lines. tmux
+        is called only if they differ from what this object has shown last."""
         asks = ""
         if questions:
             asks = f"asks: {questions[0]['text']}"
@@ -3393,7 +3518,7 @@ class Tmux:
             self.shown = state, asks
 
     def clients(self, name: str) -> list[str]:
-        """Return the attached clients of a session that are not read-only."""
+        """Return the names of the tmux clients attached to a session in which one can type."""
         form = "#{?client_readonly,,#{client_name}}"
         return self.run("list-clients", "-t", f"={name}", "-F", form).split()
 
@@ -3407,17 +3532,18 @@ class Tmux:
             return not error.what.endswith("exit status 129")  # tmux 3.3a, for both
 
     def close_popup(self, client: str) -> None:
-        """Close a client's popup, if it has one."""
+        """Close a client's popup, if it has one; nothing where the client is gone."""
         self._run_there("display-popup", "-C", "-c", client)
 
     def person_active_s(self, name: str) -> float:
-        """Return the seconds since an attached client last typed; a large number if none."""
+        """Return the seconds since somebody last typed in a client attached to a session; a
+        large number where none is attached."""
         out = self.run("list-clients", "-t", f"={name}", "-F", "#{client_activity}")
         return min((abs(time.time() - int(at)) for at in out.split()), default=1e9)
 
 
 def find_tmux() -> str:
-    """Return tmux's path. Raises TmuxError where it is missing or too old."""
+    """Return tmux's path. Raises TmuxError where it is missing; its age is check_tmux's affair."""
     try:
         return find_program("tmux")
     except CaoError as error:
@@ -3427,7 +3553,8 @@ def find_tmux() -> str:
 
 @lru_cache
 def check_tmux(program: str) -> str:
-    """Return tmux's version. Raises TmuxError where it is older than 3.2."""
+    """Return tmux's version. Raises TmuxError where it is older than 3.2; a version without a
+    number ("master") passes. program: its path; it is run once."""
     version = run([program, "-V"], 10).out.strip()
     match = re.search(r"(\d+)\.(\d+)", version)
     if match and (int(match[1]), int(match[2])) < TMUX_MINIMUM:
@@ -3455,7 +3582,9 @@ def check_tmux(program: str) -> str:
 
 
 def runtime_home() -> str:
-    """Return the runtime directory's path: $CAO_HOME, else in $XDG_STATE_HOME, else ~."""
+    """Return the runtime directory's path: $CAO_HOME, else cao/ in $XDG_STATE_HOME, else in
+    ~/.local/state. It need not exist yet. Raises UsageError where CAO_HOME is / or the user's
+    home directory."""
     if os.environ.get("CAO_HOME"):
         home = os.path.realpath(os.path.join(current_directory(), os.environ["CAO_HOME"]))
         if home in ("/", os.path.realpath(os.path.expanduser("~"))):
@@ -3463,7 +3592,8 @@ def runtime_home() -> str:
         return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
-        # Not its real path: make_home refuses a link that another user has put there.
+        # Not resolved here. Store follows a link that somebody has put there, and make_home
+        # refuses the place that it leads to if others could write there.
         return f"{os.path.realpath('/tmp')}/cao-{os.getuid()}/cao"
     return os.path.realpath(f"{state}/cao")
 
@@ -3477,7 +3607,7 @@ def current_directory() -> str:
 
 
 def working_directory(given: str) -> str:
-    """Return the real path of a directory to start in, "": the current one.
+    """Return the real path of the directory that was given to start in; "" is the current one.
 
     Raises UsageError where nothing can be started in it.
     """
@@ -3493,7 +3623,7 @@ def random_letters(count: int = 4) -> str:
 
 
 def drain_pipe(fd: int) -> None:
-    """Read all that is in a non-blocking pipe now."""
+    """Empty a non-blocking pipe: read what is in it now, and drop it."""
     try:
         while os.read(fd, 4096):
             pass
@@ -3502,7 +3632,9 @@ def drain_pipe(fd: int) -> None:
 
 
 class Wake:
-    """Owns one FIFO that others poke; `listen` puts a link to it into a session's wake/.
+    """Lets a thread sleep until something happens. It owns one FIFO; `listen` puts a link to that
+    into a session's wake/, Store.poke writes a byte into every FIFO linked there, and then `wait`
+    returns.
 
     For one thread. Only `poke` may be called from any thread, also after `close`.
     """
@@ -3522,8 +3654,8 @@ class Wake:
         store.wakes.append(self)
 
     def listen(self, session: str) -> None:
-        """Be woken whenever something happens in a session's folder; "": whenever the
-        state of any session changes."""
+        """Be woken at each poke of a session (Store.poke), until `close`; "": whenever the state
+        of any session changes. Does nothing where the session's folder is gone."""
         folder = self.store.listeners(session)
         try:
             os.mkdir(folder, 0o700)
@@ -3539,7 +3671,7 @@ class Wake:
         self.links.append(link)
 
     def poke(self) -> None:
-        """Wake this one."""
+        """Have `wait` return: the one that blocks now, or else the next."""
         nudge(self.path)
 
     def wait(self, timeout_s: float) -> None:
@@ -3548,23 +3680,26 @@ class Wake:
         self.drain()
 
     def drain(self) -> None:
-        """Forget the pokes so far; the caller looks at everything after this call."""
+        """Forget the pokes so far. The caller looks at everything after this call, not before it:
+        so it misses nothing."""
         drain_pipe(self.fd)
 
     def vanish(self) -> None:
-        """Remove its files; whoever waits in it goes on waiting."""
+        """Remove the FIFO's file and the links to it, but leave it open: a thread that is in
+        `wait` stays there. For the end of the process."""
         for path in (*self.links, self.path):
             _unlink(path)
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Remove the files and close the FIFO. No thread may be in `wait` any more."""
         self.store.wakes.remove(self)
         os.close(self.fd)
         self.vanish()
 
 
 def lock_holder(path: str) -> str:
-    """Return which process has a file's lock, in words, as far as /proc knows."""
+    """Return who has a file's lock, for a message: "process 123", or "another process" where
+    /proc does not tell."""
     inode = str(file_mark(path)[1])
     for line in (read_file("/proc/locks") or b"").decode().splitlines():
         words = line.split()
@@ -3574,10 +3709,12 @@ def lock_holder(path: str) -> str:
 
 
 class FileLock:
-    """A lock on a file for a block: `with FileLock(path): …`.
+    """A lock on a file (flock) for a block: `with FileLock(path): …`. It keeps out other
+    processes, and other FileLocks of this one.
 
-    wait=False: raises BlockingIOError where another process has the lock. Else, a wait of more
-    than LOCKED_S for an exclusive lock says on stderr what it waits for.
+    create=False: raises FileNotFoundError where there is no file. wait=False: raises
+    BlockingIOError where the lock is held; else this waits for it without limit, and for an
+    exclusive lock says on stderr, after LOCKED_S, who has it.
     """
 
     def __init__(
@@ -3610,6 +3747,7 @@ class FileLock:
         return self.fd
 
     def _wait_for_it(self) -> None:
+        """Block until the lock is ours; tell the person of a long wait for an exclusive one."""
         import threading
 
         def say() -> None:
@@ -3627,9 +3765,11 @@ class FileLock:
 
 
 class Claim:
-    """The lock on the file of a message or result that this process is telling its owner.
+    """The lock on one thing that this process is about to tell a session (owner): on a message's
+    file inbox/new/ID, or on a result's entry out/TASK. No other process tells it meanwhile.
 
-    `told` takes it off the books. After `release`, or this process's death, another tells it.
+    `told` takes it off the books. After `release` instead, or this process's death, another
+    process may tell it. then: where `told` moves a message's file; "": it removes the file.
     """
 
     def __init__(self, store: Store, owner: str, path: str, then: str, fd: int) -> None:
@@ -3637,8 +3777,9 @@ class Claim:
 
     def told(self) -> None:
         """Note that it was told: move a message to inbox/cur, remove a result's entry in out/.
+        Then free the lock. A second call does nothing.
 
-        Where that fails, this still holds the lock: try again, or `release`.
+        Where this raises, the lock is still held: try again, or `release`.
         """
         try:
             if self.then:
@@ -3651,11 +3792,13 @@ class Claim:
         self.release()
 
     def mark(self) -> None:
-        """Mark a message, before it is told, as perhaps told: add a ~ to its name."""
+        """Mark a message, just before a hook hands it over, as perhaps told: add a ~ to its name
+        (room 9, "While a turn runs"). Do not call `told` then: it would not find the file."""
         os.rename(self.path, self.path + "~")
 
     def release(self) -> None:
-        """Free the lock, and wake whoever waits for it."""
+        """Free the lock, if it is still held, and wake those who listen to the owner: one of them
+        may want to tell it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -3663,7 +3806,8 @@ class Claim:
 
 
 def nudge(path: str) -> bool:
-    """Write a byte into a FIFO; tell whether anybody has it open to read."""
+    """Write a byte into a FIFO. Return False where nobody has it open to read, or it is gone.
+    Callers remove it then, so where this cannot be known (no descriptors left) it is True."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -3680,7 +3824,8 @@ def nudge(path: str) -> bool:
 
 
 def int_setting(name: str, default: int) -> int:
-    """Return a whole number from the environment."""
+    """Return a number of 1 or more from the environment, default where it is not set or empty.
+    Raises UsageError for anything else."""
     text = os.environ.get(name) or str(default)
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UsageError(f"{name} is {text!r}, not 1 or more", f"export {name}={default}")
@@ -3688,8 +3833,9 @@ def int_setting(name: str, default: int) -> int:
 
 
 def others_can_replace(facts: os.stat_result) -> bool:
-    """Tell whether others than a folder's owner can replace what is in it. A group that has no
-    other member than the user does not count (Fedora, older Ubuntu: umask 002)."""
+    """Tell whether others than a folder's owner can replace what is in it (facts: its stat). The
+    user's own group, of the same name and without another member, does not count as others
+    (Fedora, older Ubuntu: umask 002)."""
     if facts.st_mode & 0o1000 or not facts.st_mode & 0o022:  # sticky, or nobody else writes
         return False
     if facts.st_mode & 0o002:
@@ -3708,15 +3854,16 @@ def others_can_replace(facts: os.stat_result) -> bool:
 
 
 def make_home(home: str) -> None:
-    """Make the runtime directory. Raises CaoError where others own or can write it or a folder
-    above it: they could put a directory of theirs in its place, and we would run their code."""
+    """Make the runtime directory (a real path). Raises CaoError where it, or a folder above it,
+    belongs to another user or can be written by others: they could put a directory of theirs in
+    its place, and we would run their code. Folders above it may be root's."""
     here, fix = f"the runtime directory {home}", "set CAO_HOME to a folder of yours"
     path = "/"
     for part in home.split("/"):
         path = os.path.join(path, part)
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            facts = os.lstat(path)  # the links on the way are known: see runtime_home
+            facts = os.lstat(path)  # of a link itself: one that was put there just now
         except OSError as error:
             raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
         which, owners = here, [os.getuid()]
@@ -3756,9 +3903,10 @@ def _listdir(path: str) -> list[str]:
 
 
 def read_regular(path: str, errors: str = "surrogatepass") -> str:
-    """Return a file's text. Raises FileNotFoundError where there is none, ValueError for what
-    cannot be read as a file: a directory, a FIFO (which would block), a link to itself, what is
-    larger than any file of ours."""
+    """Return a file's text; errors: as open() takes it. Raises FileNotFoundError where there is
+    none; ValueError for what cannot be read as a text file: a directory, a FIFO (which would
+    block), a link to itself, no permission, bytes that are no UTF-8, more than any file of ours
+    has; OSError for a fault of the machine (_PASSING), which says nothing about the file."""
 
     def open_at_once(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NONBLOCK)
@@ -3777,14 +3925,15 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
 
 
 def next_stamp(folder: str) -> str:
-    """Return the beginning of a file name that sorts after those in a folder now: the time in
-    nanoseconds, or more where the clock was set back."""
+    """Return the beginning of a file name, 20 digits, that sorts after those in a folder now: the
+    time in nanoseconds, or more where the clock was set back. Two callers at once may get the
+    same: the rest of the name tells their files apart."""
     newest = max((int(e[:20]) for e in _listdir(folder) if re.match(r"\d{20}-", e)), default=0)
     return f"{max(time.time_ns(), newest + 1):020d}"
 
 
 def written_at(path: str) -> float:
-    """Return when a file was last written, 0 where there is none."""
+    """Return when a file was last written, in epoch seconds; 0 where there is none."""
     try:
         return os.stat(path).st_mtime
     except OSError:
@@ -3792,7 +3941,8 @@ def written_at(path: str) -> float:
 
 
 def file_mark(path: str) -> tuple[int, int]:
-    """Return a file's size and inode, zeros where there is none."""
+    """Return a file's size and inode, which tell whether it grew or was replaced; (0, 0) where
+    there is none."""
     try:
         facts = os.stat(path)
     except OSError:
@@ -3805,7 +3955,7 @@ def _not_written(path: str, error: OSError) -> CaoError:
 
 
 def read_file(path: str) -> bytes | None:
-    """Return what is in a regular file, None where there is none that can be read."""
+    """Return the bytes in a regular file, None where there is none that can be read."""
     try:
         if os.path.isfile(path):  # a FIFO would block us
             with open(path, "rb") as file:
@@ -3833,8 +3983,9 @@ _JSON_TYPES: dict[str, Any] = {
 
 
 def make_record(facts: dict[str, Any], kind: Callable[..., R]) -> R:
-    """Return the record of a kind (a NamedTuple) in a JSON object. Raises TypeError where that
-    lacks a field, or has a value of another type."""
+    """Return the record of a kind (a NamedTuple) that a JSON object holds; keys that the kind
+    does not have are left out. Raises TypeError where a field without a default is missing, or a
+    value has another type."""
     types = kind.__annotations__
     values = {name: _tuples(value) for name, value in facts.items() if name in types}
     for name, value in values.items():
@@ -3873,7 +4024,8 @@ _EVIDENCE = {
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Tell whether JSON has a shape: a type, [the shape of each item], or {key: shape}."""
+    """Tell whether a JSON value has a shape: a type (or several), [the shape of each item], or
+    {key: shape}; more keys than these do no harm."""
     if isinstance(shape, dict) and isinstance(value, dict):
         return all(fits(value.get(key), shape[key]) for key in shape)
     if isinstance(shape, list) and isinstance(value, (list, tuple)):
@@ -3882,19 +4034,22 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
-    """Tell whether each value that is given, and is not null, has its shape."""
+    """Tell whether the values of a JSON object have their shapes, {key: shape}. One that is
+    missing or null, or has no shape, passes."""
     return all(fits(values[key], shapes[key]) for key in shapes if values.get(key) is not None)
 
 
 def _tuples(value: Any) -> Any:
-    """Return JSON's lists as the tuples of our records."""
+    """Return a JSON list as a tuple, as our records have it (the lists in it stay lists), and
+    any other value as it is."""
     if isinstance(value, list):
         return tuple(value)
     return value
 
 
 class Store:
-    """Owns every file of the runtime directory: who may rename what is written here.
+    """Owns every file of the runtime directory; the methods say who may write or rename what.
+    To make a Store makes the directory, or raises as make_home does.
 
     Knows nothing of tmux or CLIs. A write is: a temporary file beside it, fsync where a
     loss would lose work, rename. Nobody sees half a file.
@@ -3912,8 +4067,13 @@ class Store:
     def write(
         self, path: str, text: str, *, durable: bool = False, tmp: str = "", once: bool = False
     ) -> None:
-        """Put text at path, whole or not at all. tmp: the folder of the temporary file. once:
-        raise FileExistsError where there is a file already."""
+        """Put text at path, whole or not at all; a folder in its place goes to quarantine/.
+
+        durable: it survives a power cut. tmp: another folder for the temporary file, where all
+        that is in path's own folder is read. once: raise FileExistsError where there is a file
+        already. Raises CaoError where it could not be written; then no new file is at path, but
+        over an old one there may be the new text: the caller may write it again.
+        """
         folder, name = os.path.split(path)
         temporary = f"{tmp or folder}/.{name}.{os.getpid()}.{random_letters()}"
         existed, placed = os.path.lexists(path), False
@@ -3946,6 +4106,7 @@ class Store:
 
     @staticmethod
     def _sync_folder(folder: str) -> None:
+        """Sync a folder to the disk, so that a power cut undoes no rename in it."""
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -3956,7 +4117,8 @@ class Store:
         """Return the object in a file, or None where there is none.
 
         Whatever cannot be read as one (not JSON, nested too deeply, a directory, a FIFO, no
-        permission, too large) is moved to quarantine/ and logged: never deleted, never fatal.
+        permission, too large) is moved to quarantine/ and logged, and counts as none: never
+        deleted, never fatal. Only a fault of the machine (_PASSING) raises.
         """
         try:
             facts = json.loads(read_regular(path))
@@ -3973,7 +4135,7 @@ class Store:
     def read_record(self, path: str, kind: Callable[..., R]) -> R | None:
         """Return the record of a kind (a NamedTuple) in a file, or None as read_json does.
 
-        A file that lacks a field, or has a value of another type, is quarantined too.
+        A file whose object is none of that kind (make_record raises) is quarantined too.
         """
         facts = self.read_json(path)
         if facts is None:
@@ -3985,7 +4147,9 @@ class Store:
             return None
 
     def quarantine(self, path: str) -> None:
-        """Move what is no file of ours to quarantine/, log it, and say so on stderr."""
+        """Move what is no file of ours to quarantine/, say so on stderr, and log it if it was in
+        a session's folder. Does nothing where it is gone. Never raises: where it cannot be moved,
+        stderr has that."""
         folder, name = f"{self.home}/quarantine", os.path.basename(path)[:50]  # it gets longer
         new_path = f"{folder}/{name}.{time.time_ns()}{random_letters()}"
         try:
@@ -4002,7 +4166,8 @@ class Store:
             self.log(name, "quarantined", file=file, kept=new_path)
 
     def home_id(self) -> str:
-        """Return an id that no other runtime directory has, on any machine."""
+        """Return an id that no other runtime directory has, on any machine; the first call makes
+        it. Another machine tells our sessions from others' by it (NEAR)."""
         path = f"{self.home}/id"
         if not self.read_text(path):
             try:
@@ -4030,7 +4195,8 @@ class Store:
             return name
 
     def create(self, session: Session) -> None:
-        """Fill a session's folder; session.json is last, and makes it one."""
+        """Fill the folder of a session or client. session.json is written last: from then on
+        `load` finds it."""
         folder = self.folder(session.name)
         parts = (
             "inbox inbox/tmp inbox/new inbox/cur events events/tmp events/new"
@@ -4041,7 +4207,8 @@ class Store:
         self.write(f"{folder}/session.json", dump(session), durable=True)
 
     def load(self, name: str) -> Session | None:
-        """Return a session, or None. Raises CaoError for one of another format."""
+        """Return a session or client, None where there is none. Raises UsageError for what is no
+        name, CaoError for a session of another format."""
         path = f"{self.folder(name)}/session.json"
         facts = self.read_json(path)
         if facts is None:
@@ -4053,14 +4220,16 @@ class Store:
         return self.read_record(path, Session)
 
     def peek(self, name: str) -> Session | None:
-        """Return a session, or None where there is none, or one of another format."""
+        """Return a session or client; None where there is none, for one of another format, and
+        for what is no name (""). Never raises CaoError."""
         try:
             return self.load(name)
         except CaoError:
             return None
 
     def find(self, name: str) -> Session:
-        """Return a session or client that somebody named. Raises NotFoundError."""
+        """Return a session or client that somebody named. Raises NotFoundError, with a name that
+        is like it, where there is none; CaoError for one of another format."""
         session = None
         if NAME.match(name):
             session = self.load(name)
@@ -4072,11 +4241,12 @@ class Store:
         return session
 
     def live(self) -> list[str]:
-        """Return the names of sessions that were started and not ended."""
+        """Return the names of the sessions that were started and not ended: also those in the
+        queue, and those that died and that nobody has buried yet."""
         return _listdir(f"{self.home}/live")
 
     def all_sessions(self) -> list[str]:
-        """Return the names of all sessions there ever were, and clients."""
+        """Return the names of all sessions and clients, the ended too, until `cao clean`."""
         return [name for name in _listdir(f"{self.home}/sessions") if NAME.match(name)]
 
     def set_live(self, name: str, alive: bool) -> None:
@@ -4089,12 +4259,12 @@ class Store:
             self.leave_queue(name)
 
     def queue(self) -> dict[str, str]:
-        """Return session -> file of the tickets, the oldest first."""
+        """Return session -> file of its ticket, the oldest ticket first."""
         folder = f"{self.home}/queue"
         return {t[21:]: f"{folder}/{t}" for t in _listdir(folder) if re.match(r"\d{20}-", t)}
 
     def leave_queue(self, name: str) -> None:
-        """Remove a session's ticket, and wake the session that is the first now."""
+        """Remove a session's ticket, if it has one, and wake the session that is the first now."""
         if ticket := self.queue().get(name):
             _unlink(ticket)
         self.poke_queue()
@@ -4117,8 +4287,8 @@ class Store:
         return {}
 
     def save_state(self, name: str, state: dict[str, Any]) -> None:
-        """Write a session's state: only its runner does this, or, while it has none, whoever
-        starts or buries it."""
+        """Write a session's state. Only its runner does this or, while it has none, whoever
+        starts or buries it, with the session's lock."""
         self.write(f"{self.folder(name)}/state.json", dump(state))
 
     def log(self, name: str, event: str, **fields: Any) -> None:
@@ -4142,7 +4312,8 @@ class Store:
             complain(f"{path}: {error.strerror}")
 
     def note_approval(self, name: str, asked: dict[str, Any], answer: str, who: str) -> None:
-        """Append to approvals.jsonl who answered what, and by which way."""
+        """Append to approvals.jsonl that who ("person", or a session) gave a session this answer
+        to a question (asked, as in state.json)."""
         facts = {"session": name, "by": who, "answer": answer}
         facts.update({key: asked[key] for key in ("kind", "text", "where")})
         self._append(f"{self.home}/approvals.jsonl", facts)
@@ -4167,7 +4338,8 @@ class Store:
     def lock(self, path: str, *, shared: bool = False, create: bool = True) -> int | None:
         """Take a file's lock and return its descriptor, or None where another has it.
 
-        The kernel releases it when the descriptor closes or the process dies.
+        The kernel releases it when the descriptor closes or the process dies. create=False:
+        raises FileNotFoundError where there is no file.
         """
         try:
             return FileLock(path, shared=shared, create=create, wait=False).__enter__()
@@ -4175,7 +4347,8 @@ class Store:
             return None
 
     def lock_session(self, name: str) -> int | None:
-        """Take the lock of a session's runner; None where another process has it.
+        """Take the lock that a session's runner has as long as it lives, and return its
+        descriptor; None where another process has it.
 
         `is_locked` takes it too, shared, for a moment: that does not count.
         """
@@ -4188,7 +4361,8 @@ class Store:
         return fd
 
     def is_free(self, path: str) -> bool:
-        """Tell whether no process has a file's lock now."""
+        """Tell whether no process has a file's lock now. Makes the file where there is none, so
+        raises FileNotFoundError only where its folder is gone."""
         fd = self.lock(path, shared=True)
         if fd is not None:
             os.close(fd)
@@ -4202,13 +4376,15 @@ class Store:
             return False
 
     def listeners(self, name: str) -> str:
-        """Return the folder of those who listen to a session; "": to all of them."""
+        """Return the folder with the links of the Wakes that listen to a session; "": to the
+        states of all."""
         if not name:
             return f"{self.home}/wake/all"
         return f"{self.home}/sessions/{name}/wake"
 
     def poke(self, name: str) -> None:
-        """Wake all who listen to a session. A FIFO without a reader is a dead process's."""
+        """Wake all who listen to a session; "": to the states of all. A FIFO without a reader is
+        a dead process's: it is removed."""
         folder = self.listeners(name)
         for entry in _listdir(folder):
             if not nudge(f"{folder}/{entry}"):
@@ -4216,8 +4392,8 @@ class Store:
                 _unlink(f"{folder}/{entry}")
 
     def poke_up(self, name: str) -> None:
-        """Wake all who listen to a session, to one above it, or to all."""
-        for _ in range(MAX_DEPTH + 3):
+        """Wake all who listen to a session, to one of those above it, or to the states of all."""
+        for _ in range(MAX_DEPTH + 3):  # more than there can be; no ring of torn files holds us
             self.poke(name)
             if not name:
                 return
@@ -4229,12 +4405,14 @@ class Store:
     # ---- the ledger ----
 
     def _take(self, owner: str, path: str, then: str = "") -> Claim | None:
+        """Return a Claim on the file at path, of something that owner is to be told; None where
+        another process has its lock, or has told it. then: see Claim."""
         try:
             fd = self.lock(path, create=False)
         except OSError as error:
             if error.errno in _PASSING:
                 raise
-            self.quarantine(path)  # it was told just now, or is none of ours
+            self.quarantine(path)  # none of ours; what was told just now is gone, and passes
             return None
         if fd is None:
             return None
@@ -4244,28 +4422,31 @@ class Store:
         return None
 
     def take_message(self, name: str, message_id: str) -> Claim | None:
-        """Lock a message in an inbox, to tell it. None where another process is telling it, or
-        has told it."""
+        """Lock a message in a session's inbox, to tell it. None where another process is telling
+        it, or has told it. message_id: as `waiting` returns it, perhaps with a ~."""
         inbox = f"{self.folder(name)}/inbox"
         then = f"{inbox}/cur/{message_id.rstrip('~')}"
         return self._take(name, f"{inbox}/new/{message_id}", then)
 
     def take_result(self, owner: str, task: str) -> Claim | None:
-        """Lock the entry of a task's result, to tell it. None where the result is not owed to
-        this owner, or another process is telling it."""
+        """Lock a task's entry in out/, to tell its result. None where this owner ("": nobody) is
+        not owed it, or another process is telling it. Does not look whether there is a result."""
         if not owner:
             return None
         return self._take(owner, self.out_path(owner, task))
 
     def out_path(self, owner: str, task: str) -> str:
-        """Return the file that says: owner has not been told the result of a task."""
+        """Return the path of the file that says, while it exists, that owner has not been told the
+        result of a task."""
         return f"{self.folder(owner)}/out/{task}"
 
     def give(self, message: Message) -> None:
-        """Give a task: from here on its sender is owed a result.
+        """Give a task: put its message into the worker's inbox, and note in out/ that the sender is
+        owed a result.
 
-        The entry in out/ appears with its lock held, which is freed when the message is in
-        the inbox. Raises CaoError where that is full; then nothing was given.
+        The entry in out/ appears with its lock held, and the lock is freed when the message is
+        in the inbox. Raises CaoError where the inbox is full or a file cannot be written; then
+        nothing was given.
         """
         path = self.out_path(message.sender, message.task)
         folder = os.path.dirname(path)
@@ -4283,9 +4464,10 @@ class Store:
             raise
 
     def owed(self, owner: str) -> list[str]:
-        """Return the tasks whose results owner has not been told, in whatever state they are.
+        """Return the tasks whose results owner has not been told, whether they run or have ended;
+        none for "".
 
-        An entry whose lock is free, of a task that was not given, was abandoned: it goes.
+        Removes an entry whose giver died before the task was in an inbox.
         """
         if not owner:
             return []
@@ -4293,15 +4475,18 @@ class Store:
         return [task for task in tasks if not self._is_abandoned(owner, task)]
 
     def _is_abandoned(self, owner: str, task: str) -> bool:
+        """Tell whether an entry in out/ counts for nothing: its task was not given, and nobody is
+        giving it. Removes that entry."""
         if self.was_given(task):
             return False
         claim = self.take_result(owner, task)
         if not claim:
-            return not os.path.lexists(self.out_path(owner, task))  # its giver is at it
+            # Gone, or else its giver has the lock, and is at it.
+            return not os.path.lexists(self.out_path(owner, task))
         if self.was_given(task):  # just now
             claim.release()
             return False
-        claim.told()  # nobody was: it is off the books
+        claim.told()  # nobody was told anything: this only takes it off the books
         return True
 
     def running(self, owner: str) -> list[str]:
@@ -4309,7 +4494,7 @@ class Store:
         return [task for task in self.owed(owner) if not self.has_result(task)]
 
     def has_result(self, task: str) -> bool:
-        """Tell whether a task has ended."""
+        """Tell whether a task has ended: its result's file is there, even if it cannot be read."""
         return os.path.lexists(self.result_path(task))
 
     # ---- inbox ----
@@ -4319,9 +4504,10 @@ class Store:
         return f"{next_stamp(f'{self.folder(name)}/inbox/new')}-{rest}"
 
     def put(self, message: Message) -> None:
-        """Put a message into its addressee's inbox: fsynced before anyone is told.
+        """Put a message into its addressee's inbox, fsynced, and wake who listens to that session.
 
-        Raises CaoError where the inbox is full; notices and cao's own messages always fit.
+        Raises CaoError where it could not be written or the inbox is full (notices and cao's own
+        messages always fit); then it is not there. For a task: `give`.
         """
         inbox = f"{self.folder(message.to)}/inbox"
         most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
@@ -4342,7 +4528,9 @@ class Store:
                 raise _not_written(f"{inbox}/new", error) from error
 
     def put_once(self, message: Message) -> None:
-        """Put a message whose id says what it is, unless it was ever put before."""
+        """Put a message, unless one with its id waits in the addressee's inbox, was handed over
+        by a hook (ID~), or was told. For senders who may send the same twice, and then give it
+        the same id."""
         inbox = f"{self.folder(message.to)}/inbox"
         with FileLock(f"{inbox}/.lock"):  # of two who tell the same, one puts
             names = (f"new/{message.id}", f"new/{message.id}~", f"cur/{message.id}")
@@ -4350,8 +4538,9 @@ class Store:
                 self.put(message)
 
     def waiting(self, name: str) -> list[Message]:
-        """Return the messages in a session's inbox that nobody was told, oldest first. The id
-        of one that may have been told already ends in ~ (Claim.mark)."""
+        """Return the messages and tasks in a session's inbox that nobody was told, oldest first,
+        also those that a process is telling now. The id of one that may have been told already
+        ends in ~ (Claim.mark). What is no message goes to quarantine/."""
         inbox = f"{self.folder(name)}/inbox/new"
         messages = []
         for entry in _listdir(inbox):
@@ -4363,14 +4552,15 @@ class Store:
         return messages
 
     def taken(self, name: str, message_id: str) -> Message | None:
-        """Return a message that was told, or None."""
+        """Return a message that was told, None where there is none of this id (without ~)."""
         return self.read_record(f"{self.folder(name)}/inbox/cur/{message_id}", Message)
 
     def discharge(self, name: str, letter: str) -> None:
-        """Take a message, or (by a task's name) a result, off a session's books, whoever has its
-        lock: for who knows that it was told, or that it never will be. Who tells it has a Claim."""
+        """Take a message (letter: its id) or a result (letter: its task's name) off a session's
+        books, whoever has its lock. For a caller who knows that it was told, or never will be;
+        whoever tells it now uses a Claim. Does nothing where it is off the books already."""
         inbox = f"{self.folder(name)}/inbox"
-        try:  # not by its form: a message's id may look like a task's name
+        try:  # not by the form of letter: a message's id may look like a task's name
             os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter.rstrip('~')}")
         except FileNotFoundError:
             if os.path.lexists(self.out_path(name, letter)):
@@ -4378,8 +4568,8 @@ class Store:
                 _unlink(self.out_path(name, letter))
 
     def withdraw(self, name: str, message_id: str) -> bool:
-        """Remove a message that nobody took, as if it had not been put; tell whether it was
-        still there. One step: who is killed here leaves nothing half done."""
+        """Remove a message from an inbox as if it had never been put. Return False, and leave it,
+        where it was told or is being told. A kill in between leaves nothing half done."""
         claim = self._take(name, f"{self.folder(name)}/inbox/new/{message_id}")
         if claim:
             _unlink(claim.path)
@@ -4389,13 +4579,15 @@ class Store:
     # ---- events, results ----
 
     def put_event(self, folder: str, payload: str) -> None:
-        """Drop a hook's JSON into a session's events/ and wake its runner."""
+        """Drop JSON text for a session's runner into events/ of the session's folder (a path), and
+        wake it: what a hook got from the CLI, or an order of ours ({"cao": …})."""
         name = f"{next_stamp(f'{folder}/events/new')}-{os.getpid()}-{random_letters(2)}"
         self.write(f"{folder}/events/new/{name}", payload, tmp=f"{folder}/events/tmp")
         self.poke(os.path.basename(folder))
 
     def events(self, name: str) -> list[tuple[str, float, dict[str, Any]]]:
-        """Return (id, epoch seconds, payload) of the events nobody dealt with, oldest first."""
+        """Return (id, epoch seconds, payload) of the events that are in a session's events/, the
+        oldest first; they stay there until drop_events. What is no event goes to quarantine/."""
         folder = f"{self.folder(name)}/events/new"
         events = []
         for entry in _listdir(folder):
@@ -4408,13 +4600,15 @@ class Store:
         return events
 
     def drop_events(self, name: str, ids: Iterable[str]) -> None:
-        """Remove events whose meaning is in state.json by now."""
+        """Remove events. Only the session's runner does this: they are lost then, if it dies
+        before it has dealt with them and saved."""
         for entry in ids:
             _unlink(f"{self.folder(name)}/events/new/{entry}")
 
     @staticmethod
     def session_of(task: str) -> str:
-        """Return the session's name in a task's: "developer-7k2m.k3f9"."""
+        """Return the name of a task's session, which begins the task's: developer-7k2m of
+        "developer-7k2m.k3f9". Raises UsageError for what is no task's name."""
         if not TASK.match(task):
             fix = "it looks like developer-7k2m.k3f9"
             if NAME.match(task):
@@ -4427,7 +4621,8 @@ class Store:
         return f"{self.folder(self.session_of(task))}/results/{task}.json"
 
     def load_result(self, task: str) -> Result | None:
-        """Return a task's result, or None while there is none."""
+        """Return a task's result, or None while there is none. In place of one that cannot be
+        read, this writes the result `lost`."""
         if not self.has_result(task):
             return None
         result = self.read_record(self.result_path(task), Result)
@@ -4444,7 +4639,8 @@ class Store:
         return result
 
     def save_result(self, result: Result, owner: str) -> Result:
-        """Write a task's one result and wake its owner; the first written is the one."""
+        """Write a task's result, unless it has one: the first written is the one. Wake its owner
+        and those above. Return the result that the task has now."""
         try:
             self.write(self.result_path(result.task), dump(result), durable=True, once=True)
         except FileExistsError:
@@ -4455,7 +4651,8 @@ class Store:
         return self.load_result(result.task) or result
 
     def note_told(self, task: str) -> None:
-        """Put into a result when its owner was told: for people, nothing depends on it."""
+        """Put into a result that its owner is told now. For people: nothing depends on it, so
+        where it cannot be written this does not raise."""
         try:
             result = self.load_result(task)
             if result:
@@ -4465,7 +4662,8 @@ class Store:
             pass  # no room: it is only for show
 
     def unanswered(self, name: str) -> list[str]:
-        """Return the ids of the tasks a session took and has no result of."""
+        """Return the tasks that a session took and that have no result yet, by their messages'
+        ids (see `taken`)."""
         entries = _listdir(f"{self.folder(name)}/inbox/cur")
         done = set(self.results(name))
         tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
@@ -4485,12 +4683,14 @@ class Store:
         return [entry[:-5] for entry in entries if TASK.match(entry[:-5])]
 
     def all_owed(self) -> set[str]:
-        """Return every task whose result somebody has not been told."""
+        """Return every task whose result somebody has not been told, by the entries in all out/;
+        unlike `owed` it removes none."""
         folders = (f"{self.folder(name)}/out" for name in self.all_sessions())
         return {entry for folder in folders for entry in _listdir(folder)}
 
     def read_text(self, path: str) -> str:
-        """Return a file's text, "" where there is none, or something else in its place."""
+        """Return a file's text, with a sign in place of bytes that are no UTF-8; "" where there
+        is no file that can be read."""
         try:
             return read_regular(path, "replace")
         except (FileNotFoundError, ValueError):
@@ -4499,8 +4699,9 @@ class Store:
     # ---- what a person has allowed ----
 
     def allowed(self) -> dict[str, dict[str, str]]:
-        """Return repository -> {"check COMMAND": "", "profile FILE": the hash of its bytes}, as
-        people have allowed it; nothing, where the file cannot be read."""
+        """Return what people have allowed: repository -> {"check COMMAND": "", "profile FILE":
+        the SHA-256 of that file's bytes}, and EVERYWHERE -> {"host NAME": ""}. {} where
+        allowed.json cannot be read; then it goes to quarantine/."""
         path = f"{self.home}/allowed.json"
         allowed = self.read_json(path) or {}
         if all(isinstance(entries, dict) for entries in allowed.values()):
@@ -4519,15 +4720,16 @@ class Store:
 class Caller(NamedTuple):
     """Who uses the verbs."""
 
-    name: str  # its folder in sessions/
-    depth: int = 0
+    name: str  # its folder in sessions/; "": it has none, and can be owed nothing
+    depth: int = 0  # how many are above it
     person: bool = False  # a shell outside any agent: may answer and stop anything
     worker: bool = False  # an agent of ours (CAO_SESSION)
     stem: str = ""  # of an MCP client's name: its program and directory
 
 
 class TaskOptions(NamedTuple):
-    """The options of one task."""
+    """The options of one task, and of the session that is made for it. None, "" or 0: as the
+    profile or a default has it; cwd "": the current directory."""
 
     cwd: str = ""
     worktree: bool | None = None
@@ -4540,17 +4742,20 @@ class TaskOptions(NamedTuple):
     max_tokens: int = 0
     provider: str = ""  # instead of the profile's
     host: str = ""  # the machine where it is to work, if not this one
-    named: Callable[[str], None] = lambda _: None  # hears the name first; not with request_id
-    allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: a check, and where
-    profile: Profile | None = None  # what the near side sends: looked up, clipped and checked there
-    session: str = ""  # ... and the session here that it means
+    # Is told the task's name before the task is put. Not with request_id: `assign` sets its own.
+    named: Callable[[str], None] = lambda _: None
+    allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: this check, in this cwd?
+    # From the cao of another machine, which has looked it up, clipped it and checked the rest ...
+    profile: Profile | None = None
+    session: str = ""  # ... and the session here that works for its session, if there is one yet
 
 
 class Waited(NamedTuple):
-    """What a wait has found; `running` are the tasks that have no result yet.
+    """What a wait has found. `running` are the tasks that have no result yet, or whose result
+    another process is just telling.
 
-    Whoever tells it to the caller calls `told` afterwards. Until then its results and messages
-    are still owed.
+    Whoever tells it to the caller calls `told` afterwards, or `release` if it was not told. Until
+    then its results and messages are owed, and locked by this process.
     """
 
     results: tuple[Result, ...] = ()
@@ -4578,7 +4783,8 @@ PROFILE_ALIASES = {"code_supervisor": "supervisor"}  # the reference program's n
 
 
 def find_profiles(home: str, cwd: str) -> dict[str, str]:
-    """Return name -> file of all profiles. The folder's come before the user's, then ours."""
+    """Return name -> file of all profiles, "built in" for those of cao itself. Of one name, the
+    profile in cwd's .cao/profiles counts, else the user's in home, else ours."""
     shipped = dict.fromkeys(SHIPPED_PROFILES, "built in")
     users, folders = profile_files(f"{home}/profiles"), profile_files(f"{cwd}/.cao/profiles")
     return {**shipped, **users, **folders}
@@ -4595,12 +4801,13 @@ def profile_files(folder: str) -> dict[str, str]:
 
 
 def find_repository(folder: str) -> tuple[str, str]:
-    """Return the repository that a folder is in, and the folder's path from its top.
+    """Return the repository that a folder is in, and the folder's path from the top of its
+    working tree.
 
-    The repository is git's common directory, which all its worktrees share; without git, the
-    folder itself. We read git's files ourselves, because git believes any `.git` file: an agent
-    could write one that names another repository, in which more is allowed. So a folder is a
-    worktree only if the repository lists it as one.
+    The repository is git's common directory, which all its worktrees share; without git, it is
+    the folder itself, and the path ".". We read git's files ourselves, because git believes any
+    `.git` file: an agent could write one that names another repository, in which more is allowed.
+    So a folder is a worktree only if the repository lists it as one.
     """
     folder = top = os.path.realpath(folder)
     while not os.path.lexists(f"{top}/.git"):
@@ -4609,6 +4816,7 @@ def find_repository(folder: str) -> tuple[str, str]:
         top = os.path.dirname(top)
 
     def named_path(file: str, start: str) -> str:
+        """Return the real path that a file of git's names, from start; "" where it names none."""
         match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
         if not match:
             return ""
@@ -4622,7 +4830,8 @@ def find_repository(folder: str) -> tuple[str, str]:
 
 
 def read_profile(path: str) -> tuple[bytes, str]:
-    """Return what is in a profile's file, read once, and its hash."""
+    """Return what is in a profile's file, and the SHA-256 of that. It is read only once, so that
+    what is checked by the hash is what is used. Raises CaoError where it cannot be read."""
     content = read_file(path)
     if content is None:
         raise CaoError(f"{path} cannot be read, or is no file", "mend or remove it")
@@ -4630,7 +4839,8 @@ def read_profile(path: str) -> tuple[bytes, str]:
 
 
 def decode_profile(content: bytes, name: str, path: str, default: str = "") -> Profile:
-    """Return the profile that a file holds, with a provider."""
+    """Return the profile in the content of a file (path: for messages). One that names no provider
+    gets default; "": what default_provider returns. Raises CaoError as parse_profile does."""
     profile = parse_profile(content.decode(errors="replace"), name, path)
     if profile.provider:
         return profile
@@ -4638,12 +4848,12 @@ def decode_profile(content: bytes, name: str, path: str, default: str = "") -> P
 
 
 def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profile | None:
-    """Return a profile by name; a provider's name is that CLI with a neutral profile.
+    """Return a profile by name or, where the name is a provider's, that CLI with a neutral
+    profile; None where the name is neither. No grants are looked at: see Orchestrator.profile.
 
-    None: there is neither. default: the provider of a profile that names none; "": what
-    default_provider returns.
-    Raises NotAllowedError for one of cwd's own that no person allowed as it is now: it is not
-    even parsed, and no other of that name takes its place.
+    default: as decode_profile takes it.
+    Raises NotAllowedError for a profile in cwd's .cao/profiles that no person has allowed as it
+    is now: it is not even parsed, and no other profile of that name takes its place.
     """
     files = find_profiles(store.home, cwd)
     if name not in files:
@@ -4670,7 +4880,8 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
 
 
 def default_provider() -> str:
-    """Return the provider of profiles that name none: CAO_PROVIDER, else one installed here."""
+    """Return the provider of profiles that name none: CAO_PROVIDER, else the first of PROVIDERS
+    that is installed, else claude. Raises UsageError where CAO_PROVIDER is no provider."""
     name = provider_name(os.environ.get("CAO_PROVIDER", ""))
     if name:
         if name not in PROVIDERS:
@@ -4685,10 +4896,11 @@ def default_provider() -> str:
 def worker_environment(
     env_pass: Iterable[str], settings: dict[str, Any], given: dict[str, str] | None = None
 ) -> dict[str, str]:
-    """Return the part of an environment that a worker gets; given: this process's by default.
+    """Return the part of an environment that a worker gets; given None: of this process's.
 
-    A safe default list, env_pass (what its CLI needs for its own settings and login), and what
-    the profile's `env` says: `pass:` names or prefixes with *, `set:` values, `deny:` names.
+    That is what a safe default list (ENV_DEFAULT) names, what env_pass names (what its CLI needs
+    for its own settings and login), and what `env` in the profile's settings says: `pass:` names
+    or prefixes with *, `set:` values, `deny:` names that are left out all the same.
     """
     rules = settings.get("env") or {}
     wanted = [*ENV_DEFAULT, *env_pass, *(rules.get("pass") or ())]
@@ -4702,10 +4914,11 @@ def worker_environment(
 
 
 def install_copy(store: Store) -> list[str]:
-    """Copy this cao.py to lib/<sha>/ and return the argv that runs it.
+    """Copy this cao.py to lib/<sha>/, if it is not there, and return the argv that runs the copy.
 
-    A session keeps its version, and goes on when a package cache is pruned. -I -S: no
-    `json.py` of a stranger's folder, no site; imported, so that it is compiled once.
+    So a session keeps its version, and goes on when a package cache is pruned. With -I -S, Python
+    takes no `json.py` from the folder it starts in, and loads no site. The copy is imported, not
+    run as a script, so that Python keeps its compiled form.
     """
     with open(os.path.abspath(__file__), encoding="utf-8") as file:
         source = file.read()
@@ -4746,12 +4959,14 @@ there is."""
 
 
 def seconds_since(message: Message) -> float:
-    """Return the seconds since a message was sent."""
+    """Return the seconds since a task (a message of that kind; no other has a clock) was given,
+    by a clock that nobody sets. Never below 0, as it else could be after a reboot."""
     return max(0.0, time.monotonic() - message.clock)
 
 
 def fresh_state() -> dict[str, Any]:
-    """Return the state of a session until its runner writes one."""
+    """Return the state, as of now, that a session has until its runner writes one; `launcher` is
+    this process, which is to start the runner (see Orchestrator._is_coming)."""
     launcher = note_process(os.getpid())
     return {
         "state": "starting",
@@ -4762,10 +4977,10 @@ def fresh_state() -> dict[str, Any]:
 
 
 def look_until(look: Callable[[], Any], looks: int) -> Any:
-    """Call look until it returns something true, and return that, else its last value.
+    """Call look until it returns something true, and return that; else the last that it returned.
 
-    It is called so many times at the most, 20 ms apart. No clock ends this: a machine that stood
-    still has seen nothing meanwhile.
+    look is called so many times, 20 ms apart, and then once more. No clock ends this: a machine
+    that stood still has seen nothing meanwhile.
     """
     for _ in range(looks):
         if seen := look():
@@ -4790,7 +5005,8 @@ class Orchestrator:
     """The verbs, for one caller: what the tools and the commands are made of.
 
     Owns the truth about sessions: which live, what their state is, and the burial of those
-    whose runner is dead. Keeps nothing but the lock watchers of this process.
+    whose runner is dead. All that matters is in the Store: this keeps only the threads that
+    watch locks, and what never changes (who is above whom, the tmux server).
 
     In this order: truth, the dead, ends and orders; starting sessions, what was given;
     giving work, what a person allows, waiting, talking, watching, ending.
@@ -4808,7 +5024,10 @@ class Orchestrator:
     def tmux(self) -> Tmux:
         """Our tmux server; the socket is `cao` for the default runtime directory.
 
-        The user's own conf is noted in the home: whichever process starts the server reads it.
+        The first use writes the server's configuration; each use, where the socket's file is gone,
+        has the living runners bring it back. The path of the user's own conf (CAO_TMUX_CONF) is
+        noted in the home: whichever process starts the server reads it. Raises UsageError where
+        there is no such file, TmuxError where there is no tmux.
         """
         if self._tmux is None:
             base, note, guards = (
@@ -4835,8 +5054,9 @@ class Orchestrator:
         return self._tmux
 
     def _revive_socket(self, path: str) -> None:
-        """Wake the living runners, so that they make our tmux server create its socket again. A
-        second server would not have their sessions."""
+        """Wake the living runners, each of which makes our tmux server create its socket again
+        (keep_socket), and wait for that, about 2 s at the most. Else the next tmux command would
+        start a second server, which does not have their sessions."""
         poked = False
         for name in self.store.live():
             if self.store.load_state(name).get("group") and self.store.is_locked(name):
@@ -4848,7 +5068,9 @@ class Orchestrator:
     def state_of(self, name: str) -> dict[str, Any]:
         """Return a session's state now, from its lock and what its runner last wrote.
 
-        One whose runner is dead is buried first: then it is `ended`.
+        A session whose runner is dead is buried first, and is `ended` then; or, on another
+        machine, it may get a new runner (_reattach). What came into the inbox of an ended session
+        is answered first.
         """
         if not os.path.isdir(self.store.folder(name)):  # removed under us, or by hand
             self.store.set_live(name, False)
@@ -4871,14 +5093,16 @@ class Orchestrator:
         return self.store.load_state(name) or {"state": "unknown", "since": 0.0}
 
     def is_over(self, name: str) -> bool:
-        """Tell whether a session has ended, or is at its end because it was idle for long."""
+        """Tell whether a session has ended, or is about to (`closing`): it takes no new task then.
+        Looks by state_of, which buries the dead."""
         state = self.state_of(name)
         if state["state"] == "ended":
             return True
         return bool(state.get("closing"))
 
     def _is_coming(self, name: str, state: dict[str, Any]) -> bool:
-        """Tell whether a session whose lock is free may still get a runner."""
+        """Tell whether a session whose lock is free may still get a runner, and is not lost: the
+        process that is to start the runner, or the runner itself, lives and is not that far yet."""
         if state.get("state") != "starting" or "group" in state:
             return False  # it had a runner, which is dead
         age_s = time.monotonic() - float(state.get("clock") or 0)
@@ -4892,8 +5116,9 @@ class Orchestrator:
         return is_running(process)
 
     def _reattach(self, name: str, state: dict[str, Any]) -> bool:
-        """Start a new runner for a session on another machine, where its work goes on. Not where
-        no task is open, and REATTACHED times at the most: it may never reach its host."""
+        """Start a new runner for a session on another machine, where its work goes on. Return False
+        where the session is to be buried instead: it is on this machine, it has neither a task
+        nor a message, or it has lost REATTACHED runners (it may never reach its host)."""
         session = self.store.peek(name)
         times = int(state.get("reattached") or 0)
         if not session or not session.host or times >= REATTACHED:
@@ -4916,7 +5141,8 @@ class Orchestrator:
         return True
 
     def launched(self, name: str) -> Profile | None:
-        """Return the profile that a session was started with, clipped as it was then."""
+        """Return the profile that a session was started with, clipped as it was then; None where
+        its launch.json is not there (a client has none) or cannot be read."""
         profile = self.store.read_launch(name, "launch.json").get("profile") or {}
         fields = {key: _tuples(profile[key]) for key in Profile._fields if key in profile}
         if not fields:
@@ -4924,8 +5150,9 @@ class Orchestrator:
         return Profile(**fields)
 
     def writers_beside(self, session: Session) -> list[str]:
-        """Return the other workers that are at work and may write in a worker's directory. Those
-        above and below it do not count: one waits for the other."""
+        """Return the other workers that are at work and may write into the same files as this one:
+        their directory is its own, one around it, or one inside it. Those above and below it do
+        not count: one waits for the other."""
         writers = []
         above = (session.name, *self.ancestors(session.name))
         for name in self.store.live():
@@ -4942,7 +5169,8 @@ class Orchestrator:
         return writers
 
     def ancestors(self, name: str) -> list[str]:
-        """Return the names of the supervisors above a session, the nearest first."""
+        """Return the names of the supervisors above a session, the nearest first; the last may be
+        a client. None for "", or where the session is gone."""
         names = []
         while name:
             if name not in self._above:  # a supervisor never changes: read it once
@@ -4956,7 +5184,8 @@ class Orchestrator:
         return names
 
     def view(self, name: str) -> dict[str, Any]:
-        """Return the facts of a session, as data. Raises NotFoundError."""
+        """Return the facts of a session or client as data; for_s: the seconds in this state. Looks
+        by state_of, which buries the dead. Raises as Store.find does."""
         session = self.store.find(name)
         if session.kind == "client":
             state: dict[str, Any] = {"state": "away"}
@@ -4988,12 +5217,15 @@ class Orchestrator:
     # ---- the dead ----
 
     def watch(self, name: str, wake: Callable[[], None]) -> None:
-        """Bury a session whose runner is dead; call wake the moment a living one dies."""
+        """Bury a session whose runner is dead. Where it lives, return at once, and call wake the
+        moment it dies, as when_free does."""
         self.state_of(name)
         self.when_free(f"{self.store.folder(name)}/lock", wake)
 
     def when_free(self, path: str, wake: Callable[[], None]) -> None:
-        """Call wake once nobody has a file's lock: a thread blocks in it."""
+        """Return at once, and call wake, from a thread that waits for it, once nobody has a file's
+        lock. While such a thread waits, another call for the same path does nothing: its wake is
+        not called."""
         if path in self._watched:
             return
         import threading
@@ -5014,7 +5246,9 @@ class Orchestrator:
 
     def bury(self, name: str) -> None:
         """Do what the dead runner of a session no longer can: end what is left of its CLI, give
-        its tasks the result `lost`, report its messages, end its workers."""
+        its tasks the result `lost`, tell the senders of its messages, end its workers. Of a
+        session that has ended, only answer what came later. Does nothing where the runner lives.
+        """
         session = self.store.peek(name)
         if session and session.kind == "client":
             return  # it never had a runner: it is away
@@ -5057,7 +5291,7 @@ class Orchestrator:
             self.store.set_live(name, False)
         finally:
             os.close(lock)
-            if lives:  # its lock is another file's: woken, it takes this one, free by now
+            if lives:  # somebody replaced its lock's file: woken, it locks the new one, now free
                 self.store.poke(name)
         self.store.poke_up(name)
 
@@ -5070,7 +5304,12 @@ class Orchestrator:
         detail: str,
         base: Result | None = None,
     ) -> None:
-        """Give every unfinished task of a session its result, and report its messages."""
+        """Give every unfinished task of a session this outcome, tell the senders of its messages
+        that they were not delivered, and empty its inbox.
+
+        state: as in state.json. base: what the runner knows of the open task (screen, turns …);
+        a task that had not begun gets no answer, turns or usage from it.
+        """
         at_work = [self.store.taken(name, entry) for entry in self.store.unanswered(name)]
         for message in filter(None, (*at_work, *self.store.waiting(name))):
             if message.kind == "task":
@@ -5092,14 +5331,16 @@ class Orchestrator:
             self.store.discharge(name, message.id)
 
     def conclude(self, result: Result, owner: str) -> None:
-        """Write a task's one result, wake its owner, and notify the person."""
+        """Write a task's result, wake its owner and, unless the task had a result already
+        (Store.save_result), notify the person."""
         if self.store.save_result(result, owner).ended_at == result.ended_at:  # ours is the one
             text = result.answer or f"{result.reason} {result.detail}"
             self.notify(result.session, "ended", text, result.task, result.outcome)
 
     def notify(self, name: str, event: str, text: str, task: str, outcome: str = "") -> None:
-        """Run the user's own command in a thread (CAO_NOTIFY, as it was when the session was
-        launched). Its environment has the facts, its last argument is a sentence."""
+        """Run the user's own command, if there is one (CAO_NOTIFY, as it was when the session was
+        launched), in a thread; this process does not end before it. The command's environment
+        has the facts, its last argument is a sentence. A failure is only logged."""
         env = self.store.read_launch(name, "env.json")
         command = env.pop("CAO_NOTIFY", "")
         if not command:
@@ -5135,7 +5376,8 @@ class Orchestrator:
         threading.Thread(target=work).start()
 
     def notify_undelivered(self, message: Message, why: str) -> None:
-        """Tell the sender that its message was not delivered."""
+        """Tell the sender, once, by a notice, that its message was not delivered or, where its id
+        ends in ~, may not have been. Nobody is told where the sender's folder is gone."""
         beginning, verb = shorten(message.text, 60), "was not"
         if message.id.endswith("~"):
             verb = "may not have been"
@@ -5155,7 +5397,8 @@ class Orchestrator:
                 self.end(other)
 
     def end(self, name: str) -> None:
-        """End a session: its runner does it; where the runner does not answer, we do."""
+        """End a session and its workers. Its runner does it; where that has not done so within
+        STOP_S, we kill its pane and bury it."""
         try:
             self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
         except FAILURES as error:  # no room for an order
@@ -5172,7 +5415,9 @@ class Orchestrator:
         done: Callable[[dict[str, Any]], bool],
         wait_s: float,
     ) -> dict[str, Any]:
-        """Give a runner an order, as an event, and return its state once that is done."""
+        """Give a session's runner an order ({}: none, only wait), and return the session's state
+        once done(state) is true, after wait_s seconds, or when the runner is dead. The caller
+        looks which it was."""
         wake = Wake(self.store)
         try:
             wake.listen(name)
@@ -5194,10 +5439,12 @@ class Orchestrator:
     def profile(
         self, name: str, cwd: str, permissions: str = "", *, may_be_session: bool = False
     ) -> Profile:
-        """Return a profile as the caller may use it: clipped by the grants of those above.
+        """Return a profile, by name, for a worker of the caller: clipped by the grants of the
+        caller and of those above it.
 
-        permissions: instead of its own; only a person may give these. Raises NotFoundError with
-        the nearest names, also of sessions where one may_be_session.
+        permissions: in place of the profile's own; only a person may give these (UsageError).
+        Raises NotAllowedError as load_profile does, and NotFoundError with the nearest names;
+        may_be_session: the name could be a session's too, so theirs are among them.
         """
         if permissions and not self.caller.person:
             what = "only a person may give a worker other permissions than its profile has"
@@ -5222,7 +5469,8 @@ class Orchestrator:
 
     def _grants(self) -> list[dict[str, Any]]:
         """Return what the caller's workers are held to: its own `grant`, those of the agents
-        above it, and those of the agents above these on the machine that gave them the work."""
+        above it, and those of the agents above these on the machine that gave them the work.
+        Raises CaoError where one cannot be read."""
         grants = []
         for name in (self.caller.name, *self.ancestors(self.caller.name)):
             profile, session = self.launched(name), self.store.peek(name)
@@ -5237,9 +5485,12 @@ class Orchestrator:
         return [grant for grant in grants if grant]
 
     def launch(self, profile: Profile, cwd: str, options: TaskOptions, *, top: bool = False) -> str:
-        """Make the folder of a new session and return its name; `start` starts it.
+        """Make a new session, with its place in the queue and its worktree, and return its name.
+        It has no runner yet: `start` starts that, and until then the session is lost if this
+        process dies. Raises CaoError where it cannot be; then nothing of it is left.
 
-        top: a supervisor for a person, with nobody above it.
+        cwd: the directory to work in, an absolute path. top: a supervisor for a person, with
+        nobody above it.
         """
         check_tmux(self.tmux.program)
         if (program := program_of(profile)) and not options.host:
@@ -5283,7 +5534,8 @@ class Orchestrator:
         if origin:
             place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
             session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
-        # The session's own lock: with this state, it is lost as soon as that is free.
+        # We hold the session's own lock while the session is made. If we are killed, that lock is
+        # free, and by its clock (-1e9) the state is old: whoever looks buries the session at once.
         making = self.store.lock_session(name)
         assert making is not None
         try:
@@ -5302,8 +5554,9 @@ class Orchestrator:
         return name
 
     def _enter(self, session: Session) -> None:
-        """Put a session into the queue and into live/. Raises CaoError where too many wait
-        already. The caller has the runtime directory's lock."""
+        """Put a session into the queue, by a ticket that holds this process's CAO_MAX_SESSIONS,
+        and into live/. Raises CaoError where too many wait already; then the caller takes both
+        back. The caller has the runtime directory's lock."""
         most = int_setting("CAO_MAX_SESSIONS", MAX_SESSIONS)
         if not session.host:  # else it counts there
             queue = f"{self.store.home}/queue"
@@ -5317,14 +5570,16 @@ class Orchestrator:
             )
 
     def place(self, name: str) -> tuple[int, list[str]]:
-        """Return a session's place among those that wait for a slot, and whom it waits for:
-        the one before it or, for the first, those that have a slot. (0, []): it has a slot."""
+        """Return a session's place (1: the first) among those that wait for a slot, and whom it
+        waits for: the one before it or, for the first, those that have a slot. (0, []): it need
+        not wait, for it has no ticket, or there is a slot for it. Takes none: its runner does."""
         living = self.store.live()  # read before the queue: whoever leaves that now has a slot
         queue = self.store.queue()
         if name not in queue:
             return 0, []
 
         def has_slot(other: str) -> bool:
+            """Tell whether a session without a ticket has a slot (see the queue, above)."""
             session = self.store.peek(other)
             if not session or session.host or self.store.running(other):
                 return False
@@ -5333,7 +5588,7 @@ class Orchestrator:
             return self._is_coming(other, self.store.load_state(other))
 
         slots = [other for other in living if other not in queue and has_slot(other)]
-        most = self.store.read_text(queue[name])
+        most = self.store.read_text(queue[name])  # what _enter has put into the ticket
         if not most.isdigit():
             most = str(MAX_SESSIONS)
         free = max(0, int(most) - len(slots))
@@ -5343,8 +5598,8 @@ class Orchestrator:
         return len(before) + 1 - free, before[-1:] or slots
 
     def make_room(self, names: Sequence[str]) -> None:
-        """Ask the session that has been idle for longest, and may close, to close. Ask none
-        where one is about to end already."""
+        """Ask one of these sessions to close, so that its slot becomes free: of those that may
+        close, the one that has been idle for longest. Ask none where one is about to end."""
         idle = []
         for name in names:
             state = self.store.load_state(name)
@@ -5357,7 +5612,8 @@ class Orchestrator:
 
     def start(self, name: str, profile: Profile, resume: str = "") -> None:
         """Write what a session is started with into launch/, then start its runner in tmux. Its
-        inbox may hold its first task already. Where this raises, the caller cleans up."""
+        inbox may hold its first task already. resume: the id of the CLI's conversation to go on
+        with. Where this raises, the caller cleans up."""
         session = self.store.load(name)
         assert session is not None
         provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
@@ -5407,6 +5663,7 @@ class Orchestrator:
         files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
 
         def place(file: str) -> str:
+            """Return the path of a file in launch/, with its folder made."""
             path = self.store.launch_file(name, file)
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             return path
@@ -5425,20 +5682,23 @@ class Orchestrator:
         self._run_session(name, runner_cwd, cao)
 
     def _run_session(self, name: str, cwd: str, cao: Sequence[str]) -> None:
-        """Start a runner in a tmux session of its own, and note its process. Try once more where
-        the server has just exited with its last session (tmux(1), exit-empty)."""
+        """Start a session's runner in a tmux session of the same name, in cwd, and note its process
+        in runner.json; cao: the argv of the copy to run. Try once more where the server has just
+        exited with its last session (tmux(1), exit-empty). Raises TmuxError."""
         argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
         try:
             pid = self.tmux.new_session(name, cwd, env, argv)
         except TmuxError as error:
-            begun = "group" in self.store.load_state(name)  # it was there, and was killed
+            # The runner has written its state: there was a server, and it was killed.
+            begun = "group" in self.store.load_state(name)
             if error.fix != "no server" or begun:
                 raise
             pid = self.tmux.new_session(name, cwd, env, argv)
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def forget(self, name: str) -> None:
-        """Remove a session that never started."""
+        """Remove all of a session that never started: its worktree with whatever is in it, the
+        caller's entries for its tasks, its pane, its folder."""
         import shutil
 
         session = self.store.load(name)
@@ -5454,7 +5714,9 @@ class Orchestrator:
             shutil.rmtree(self.store.folder(name), ignore_errors=True)
 
     def _resume(self, session: Session, text: str, options: TaskOptions) -> str:
-        """Start an ended session again in its old conversation, and give it a task."""
+        """Start a session that has ended, or is about to, again in its old conversation, and give
+        it a task; return the task's name. Raises NotFoundError where it has ended for good. Where
+        the start fails, it is `ended` again, and the task was not given."""
         name = session.name
         profile = self.launched(name)  # its scope is the one it had
         state = self.state_of(name)
@@ -5467,6 +5729,7 @@ class Orchestrator:
             raise NotFoundError(f"the directory of {name} is gone: {session.cwd}", anew)
 
         def left(state: dict[str, Any]) -> bool:
+            """Tell whether its last runner is gone, or another process has resumed it."""
             if state.get("state") != "ended":
                 return True
             return not self.store.is_locked(name)
@@ -5478,7 +5741,8 @@ class Orchestrator:
             if starting is not None:
                 os.close(starting)
             return self._put_task(name, text, options, profile)  # another was quicker
-        # What it was typed, and has not said that it took: see Runner._letters.
+        # `delivering` names what the last runner typed and the CLI did not confirm: it may have it
+        # (Runner._letters).
         again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
         task = ""
         try:
@@ -5504,7 +5768,8 @@ class Orchestrator:
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
-        """Raise where a `command` program cannot be given a text: we can only type to it."""
+        """Raise UsageError where a session runs a `command` program to which this text cannot be
+        typed exactly. All other CLIs can get a text in a file."""
         session = self.store.load(name)
         if not session or session.kind != "agent":
             return
@@ -5516,6 +5781,9 @@ class Orchestrator:
             )
 
     def _put_task(self, name: str, text: str, options: TaskOptions, profile: Profile | None) -> str:
+        """Put a task into a session's inbox and return the task's name. What options leave open
+        (check, check_retries, max_tokens) is as its profile says. Calls options.named before the
+        task is there. Where this raises, nothing was given."""
         self._check_typable(name, text)
         max_tokens, check, retries = options.max_tokens, options.check, options.check_retries
         if profile:
@@ -5546,14 +5814,15 @@ class Orchestrator:
             int(max_tokens),
         )
         self.store.give(message)
-        self.store.poke(self.caller.name)
+        self.store.poke(self.caller.name)  # its runner, if it has one, is to watch the worker
         self.store.poke_queue()  # the caller has no slot while it is owed the result
         return task
 
     # ---- what was given ----
 
     def receipt(self, task: str) -> dict[str, Any]:
-        """Return the facts of a task that was given just now."""
+        """Return what to tell of a task that was given just now: its name, its session and, where
+        that is queued, its place."""
         session = self.store.session_of(task)
         receipt: dict[str, Any] = {"task": task, "session": session}
         place, _ = self.place(session)
@@ -5562,7 +5831,8 @@ class Orchestrator:
         return receipt
 
     def take_back(self, name: str, task: str) -> bool:
-        """Withdraw a task that a session has not taken because it was ending just then."""
+        """Withdraw a task of the caller's as if it had not been given, if its session has not
+        taken it yet; tell whether that was so."""
         for message in self.store.waiting(name):
             if message.task == task and self.store.withdraw(name, message.id):
                 self.store.discharge(self.caller.name, task)
@@ -5572,9 +5842,12 @@ class Orchestrator:
     # ---- giving work ----
 
     def assign(self, target: str, task: str, options: TaskOptions) -> str:
-        """Give a task to a session or, by a profile's name, to a new one; return its name.
+        """Give a task to a session or, by a profile's or provider's name (PROFILE@HOST: on another
+        machine), to a new one; return the task's name. Does not wait for the task.
 
-        The same request_id with the same target and text is the same task.
+        The same request_id with the same target is the same task: it is given once. Raises
+        UsageError where its text is another, and CaoError where the task cannot be given; then
+        nothing was.
         """
         task = strip_controls(task)
         self._check_text(task)
@@ -5598,6 +5871,7 @@ class Orchestrator:
             return self._assign(target, task, options._replace(named=named))
 
     def _check_text(self, text: str) -> None:
+        """Raise UsageError for a text that is empty, or too large for a message."""
         if not text.strip():
             raise UsageError("the text is empty", "write the text, or pipe it in")
         size = len(text.encode(errors="surrogatepass"))
@@ -5608,6 +5882,9 @@ class Orchestrator:
             )
 
     def _assign(self, target: str, text: str, options: TaskOptions) -> str:
+        """Give a task as `assign` does, without its request_id: put it into a living session's
+        inbox, resume an ended session with it, or launch a new one for it. All that the caller
+        may not do raises before anything is made or put."""
         target = options.session or target
         if NAME.match(target) and (session := self.store.load(target)):
             self._check_reach(session)
@@ -5656,8 +5933,9 @@ class Orchestrator:
     def _for_host(
         self, target: str, host: str, options: TaskOptions
     ) -> tuple[Profile, TaskOptions]:
-        """Return the profile for a worker on another machine, with all that the far side is to
-        know, and the options for its session here. Raises where the caller may not go there."""
+        """Return the profile for a worker on another machine, with all that the cao there is to
+        know, and the options for the session here that stands for it. Raises UsageError where
+        host or cwd is wrong, NotAllowedError where the caller may not go there."""
         cwd = options.cwd or current_directory()
         if not HOST.match(host):
             raise UsageError(f"{host!r} is no host's name", "as in developer@build-box")
@@ -5680,10 +5958,15 @@ class Orchestrator:
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
     def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
-        """Raise where the check of a task is no command, or the caller may not give it: it runs
-        without a question, and outside any sandbox that the worker has."""
+        """Raise UsageError where the check of a task is no command, NotAllowedError where the
+        caller may not give it: it runs without a question, and outside any sandbox of the worker.
+
+        An agent may give the check of the worker's own profile, any check to a worker that may
+        run anything, and what a person has allowed for cwd's repository. Else options.allows asks
+        a person, which may take long.
+        """
         check = options.check
-        if not check or options.profile:  # the near side has looked at it
+        if not check or options.profile:  # the cao that sent the profile has looked at it
             return
         if worker and check == worker.settings.get("check"):
             return
@@ -5703,7 +5986,8 @@ class Orchestrator:
             )
 
     def _check_reach(self, session: Session) -> None:
-        """Raise where the caller may not give a task to a session."""
+        """Raise UsageError where the caller may not give a task to this session: it is a client,
+        the caller itself or, for a worker, not one that it knows."""
         if session.kind != "agent":
             raise UsageError(
                 f"{session.name} is a client, not an agent", "give the task to an agent"
@@ -5717,7 +6001,8 @@ class Orchestrator:
             )
 
     def _check_ring(self, target: str) -> None:
-        """Raise where a task would wait for itself."""
+        """Raise UsageError where a task for target would wait for itself: target is above the
+        caller, or waits, itself or through its workers, for a task of the caller's."""
         if target in self.ancestors(self.caller.name):
             raise UsageError(
                 f"{target} is above you and waits for your work: a task for it would wait for ever",
@@ -5750,7 +6035,8 @@ class Orchestrator:
         return [task for client in clients for task in self.store.owed(client)]
 
     def check_mine(self, name: str) -> None:
-        """Raise where the caller is no person, and a session is not its worker."""
+        """Raise UsageError unless the caller is a person, or is above this session, or may have
+        been, before a restart, the client above all of these (is_left)."""
         above = self.ancestors(name)
         if self.caller.person or self.caller.name in above:
             return
@@ -5758,7 +6044,8 @@ class Orchestrator:
             raise UsageError(f"{name} is not your worker", "its supervisor, or a person, may do it")
 
     def known(self) -> set[str]:
-        """Return whom the caller may reach: supervisor, siblings, workers and theirs."""
+        """Return whom the caller may reach: its supervisor and, of those that live, its siblings,
+        its workers, and theirs."""
         above = ""
         if me := self.store.peek(self.caller.name):
             above = me.supervisor
@@ -5774,9 +6061,10 @@ class Orchestrator:
     # ---- what a person allows ----
 
     def allow(self, folder: str, check: str | None, remove: bool, host: str = "") -> list[Profile]:
-        """Allow a check in a folder's repository, a host everywhere or, without these, the
-        folder's own profiles as they are now; return these. remove: take the check or the host
-        away, or all that is allowed there."""
+        """Allow a check in a folder's repository, a host everywhere or, without these two, the
+        folder's own profiles as they are now; return these profiles. remove: no longer allow the
+        check or the host or, without these, anything in that repository. Raises UsageError
+        unless the caller is a person."""
         if not self.caller.person:
             raise UsageError("only a person may allow this", "ask the person to run cao allow")
         repository, inside = find_repository(folder)
@@ -5821,15 +6109,20 @@ class Orchestrator:
         cancelled: Callable[[], bool] = lambda: False,
         on_look: Callable[[Waited], None] = lambda _: None,
     ) -> Waited:
-        """Wait for a result, a message, or a new question of a session below.
+        """Wait until a task has a result, a message has come, or a session that works on a task, or
+        one below it, asks something new; or until timeout_s have passed, or cancelled() is true.
 
-        tasks: anybody's, by their names: their results can be read again and again, and their
-        workers' messages come with them. None: all that is owed to the caller, each to exactly
-        one teller, and all messages to it. told: ids of questions already reported to the
-        caller, which do not end the wait; updated in place. "*": none does. on_look is called
-        at every look, at least every PROGRESS_S.
+        tasks: their names, whoever gave them. Their results can be read again and again; of the
+        messages to the caller, those from their sessions and cao's notices come with them. None:
+        all tasks whose results the caller is owed, each of which only one process gets to tell,
+        and all messages to it; where none is left, the wait is over. want_all: no result ends the
+        wait while a task runs. told: the ids of the questions that do not end the wait, for the
+        caller knows them; those returned are added, if the call was not cancelled. "*" in it: no
+        question ends the wait. on_look is called at every look that ends nothing, at least every
+        PROGRESS_S.
 
-        Who gets what it returns tells it and then calls its `told`.
+        Whoever calls this tells what it returns, and then calls `told` of that (see Waited).
+        Raises NotFoundError for a named task that is not there.
         """
         if told is None:
             told = set()
@@ -5859,7 +6152,7 @@ class Orchestrator:
                         if not cancelled():  # a cancelled call reports nothing
                             told.update(asked)
                         return waited._replace(asking=tuple(asking))
-                    for task in finished:  # another process is telling it, or has
+                    for task in finished:  # another process is telling it, or has told it
                         path = self.store.out_path(self.caller.name, task)
                         self.when_free(path, wake.poke)
                 on_look(Waited((), (), tuple(asking), tuple(running)))
@@ -5868,10 +6161,11 @@ class Orchestrator:
             wake.close()
 
     def _look(self, tasks: Sequence[str] | None, wake: Wake) -> tuple[list[str], list[str]]:
-        """Return the tasks that have a result and those that have none; listen to these.
+        """Return (the tasks that have a result, those that have none). Have wake listen to the
+        sessions of the second, and bury those that are dead.
 
-        Raises NotFoundError where there is no such task: others may have read its result, and
-        cleaned it away.
+        Raises NotFoundError where a named task is not there: others may have read its result,
+        and cleaned it away.
         """
         by_name = tasks is not None
         if tasks is None:
@@ -5891,8 +6185,9 @@ class Orchestrator:
         return finished, running
 
     def questions(self, sessions: Iterable[str]) -> list[dict[str, Any]]:
-        """Return what these sessions and those below them ask now: session (who asks), path
-        (from one of these down to it) and question."""
+        """Return what these sessions and those below them ask now, a dict for each question:
+        session (who asks), path (the names from one of these down to it) and question (as
+        state.json has it). Looks by state_of, which buries the dead."""
         asking = []
         for name in self.store.live():
             path: list[str] = []
@@ -5909,8 +6204,9 @@ class Orchestrator:
         return asking
 
     def _take_letters(self, tasks: Sequence[str] | None) -> list[tuple[Message, Claim]]:
-        """Lock the messages to the caller, which end a wait. tasks: only those from sessions that
-        work on them, and cao's notices. Skip what another process is telling just now."""
+        """Lock the messages to the caller, which end a wait, and return each with its Claim. tasks:
+        of the messages only those from the sessions of these tasks, or from below them; cao's
+        notices come always. Skip what another process is telling just now."""
         if not self.caller.name:
             return []
         taken = []
@@ -5934,17 +6230,17 @@ class Orchestrator:
         by_name: bool,
     ) -> Waited:
         """Return what the caller is going to be told: letters, which are locked already, and the
-        results of the finished tasks, which are locked here.
+        results of the finished tasks. Those that the caller is owed are locked here.
 
-        by_name: the caller named the tasks. Then it gets their results whoever is told them now,
-        or was before. Else a result that another process is telling just now counts as running,
-        and one that was told is left out.
+        by_name: the caller named the tasks. Then it gets their results, even where another process
+        is telling them now, or they were told before. Else a task whose result another process is
+        telling just now counts as running, and one whose result was told is left out.
         """
         messages = tuple(message for message, _ in letters)
         claims, results, running = [claim for _, claim in letters], [], [*running]
         for task in finished:
             owner = self.caller.name
-            if by_name:
+            if by_name:  # it may be owed to a client that the caller was before a restart
                 session = self.store.peek(self.store.session_of(task))
                 if session and self.is_left(session.supervisor):
                     owner = session.supervisor
@@ -5965,9 +6261,14 @@ class Orchestrator:
     def send_message(
         self, target: str, text: str, wait_s: float = 3.0, message_id: str = ""
     ) -> dict[str, Any]:
-        """Put a message into an inbox and return a receipt: the step it reached.
+        """Put a message into a session's inbox (target "supervisor": into that of the caller's
+        supervisor), wait up to wait_s for the session to take it, and return a receipt: message
+        (its id), to, step and, where the CLI confirmed the text, exact. The steps are those of a
+        delivery (room 9).
 
-        message_id: its id, where it may have been put before; it is put once.
+        message_id: its id, where the same message may have been put before; it is put once.
+        Raises UsageError where the caller may not reach the target, NotFoundError where that is
+        not there or has ended; then nothing was put.
         """
         # No line of it may look like the head of another's message (see WORKER_NOTE).
         text = re.sub(r"(?m)^(?=(Message|Notice) from |Result of )", "> ", strip_controls(text))
@@ -6009,7 +6310,9 @@ class Orchestrator:
         return self._receipt(session, message, wait_s)
 
     def _receipt(self, session: Session, message: Message, wait_s: float) -> dict[str, Any]:
-        """Return how far a message got. Wait a little where it can be delivered at once."""
+        """Return the receipt of a message that was just put. Wait up to wait_s where it can be
+        delivered at once. Where the session has ended meanwhile, withdraw it, and raise
+        NotFoundError."""
         target = session.name
         receipt: dict[str, Any] = {"message": message.id, "to": target, "step": "queued"}
         if session.kind != "agent":
@@ -6021,6 +6324,7 @@ class Orchestrator:
         if state.get("state") == "idle" or asked == ["interrupted"]:
 
             def delivery(state: dict[str, Any]) -> dict[str, Any]:
+                """Return the runner's last delivery if this message is in it, else {}."""
                 last = state.get("delivery") or {}
                 if message.id not in last.get("messages", ()):
                     return {}
@@ -6037,8 +6341,8 @@ class Orchestrator:
         return receipt
 
     def any_view(self, name: str) -> dict[str, Any] | None:
-        """Return a session's view: None where there is no session, one in state `unknown` where
-        its format is not ours."""
+        """Return a session's view, for a list: None where there is no session, and for one of
+        another format a view in state `unknown`."""
         try:
             return self.view(name)
         except NotFoundError:
@@ -6049,7 +6353,8 @@ class Orchestrator:
             return {"session": name, **facts, **blank, "waiting_messages": 0}
 
     def render_progress(self, name: str) -> str:
-        """Return a session's state, and the title that its CLI gave its pane."""
+        """Return, in a few words, a session's name, its state, and the title that its CLI gave to
+        its pane, if it gave one."""
         title = self.tmux.title_of(name)
         progress = f"{name} {self.state_of(name).get('state')}"
         if title and title != os.uname().nodename and title.isprintable():
@@ -6071,6 +6376,7 @@ class Orchestrator:
         ordered: list[dict[str, Any]] = []
 
         def walk(above: set[str], depth: int) -> None:
+            """Add the views of those directly below, each followed by those below it."""
             for name in sorted(n for n, view in views.items() if view["supervisor"] in above):
                 views[name]["depth"] = depth
                 ordered.append(views[name])
@@ -6080,7 +6386,9 @@ class Orchestrator:
         return ordered
 
     def read_session(self, name: str, lines: int) -> dict[str, Any]:
-        """Return a session's view with its screen: as it is now, or as it was last."""
+        """Return a session's view with the last lines of its screen, as it is now or, of an ended
+        session, was last; the evidence for its state; and its last 20 tasks that have a result.
+        """
         view = self.view(name)
         screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
         pane = ""
@@ -6106,11 +6414,14 @@ class Orchestrator:
     def answer(
         self, name: str, answer: str, question: str = "", *, key: str = "", dialog: bool = False
     ) -> dict[str, Any]:
-        """Answer what a session asks, and return when the CLI has taken the answer.
+        """Answer what a session asks, and return when the CLI has taken the answer: session,
+        answered (the answer, in words) and state.
 
-        question: the id of the one that is meant, where several are open. key: keys for a
-        dialog that only a terminal can answer, by tmux's names, a blank between. dialog: leave
-        it to the CLI's own dialog.
+        question: the id of the one that is meant; needed where several are open. key: in place of
+        an answer, keys to press in its dialog, by tmux's names, a blank between; only a person
+        may. dialog: in place of an answer, leave it to the CLI's own dialog. Raises UsageError
+        where nothing is asked, the caller may not answer it, or the answer is none (read_answer);
+        CaoError where the CLI did not take it.
         """
         view = self.view(name)
         asked = self._asked(view, question)
@@ -6126,9 +6437,12 @@ class Orchestrator:
         return self.hand_over(name, asked, order)
 
     def hand_over(self, name: str, asked: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
-        """Give a session's runner the answer to a question; return when the CLI has it."""
+        """Give a session's runner an order that answers a question (asked; the order is as `answer`
+        makes it), wait for its reply, and note the answer in approvals.jsonl. Does not look
+        whether the caller may. Raises CaoError where it did not work, or took over ANSWER_S."""
 
         def reply_in(state: dict[str, Any]) -> dict[str, Any]:
+            """Return the runner's reply to this order, {} while there is none."""
             reply = state.get("reply") or {}
             if reply.get("id") != order["id"]:
                 return {}
@@ -6145,7 +6459,8 @@ class Orchestrator:
         return {"session": name, "answered": reply["text"], "state": state.get("state")}
 
     def _asked(self, view: dict[str, Any], question: str) -> dict[str, Any]:
-        """Return the open question that is meant. Raises UsageError where that is not clear."""
+        """Return the open question of a session (view) that is meant: the one with this id or, for
+        "", the only one. Raises UsageError where there is none, or several."""
         name, state = view["session"], view["state"]
         asked: list[dict[str, Any]] = view.get("questions", [])
         if state != "asking" or not asked:
@@ -6164,6 +6479,9 @@ class Orchestrator:
         return asked[0]
 
     def _check_may_answer(self, view: dict[str, Any], asked: dict[str, Any], key: bool) -> None:
+        """Raise UsageError where the caller may not give this answer. A person may give any. An
+        agent may answer those below it: a question of the model's always, anything else only with
+        `approve: supervisor`, and never by keys."""
         name = view["session"]
         self.check_mine(name)
         if self.caller.person:
@@ -6178,7 +6496,9 @@ class Orchestrator:
             )
 
     def stop_session(self, name: str, interrupt: bool) -> dict[str, Any]:
-        """Interrupt a session's turn, or end it with its workers."""
+        """End a session with its workers or, with interrupt, only interrupt its turn. Return what
+        came of it (session, state, did). Raises UsageError where the caller may not, or it is a
+        client."""
         if self.store.find(name).kind != "agent":
             raise UsageError(f"{name} is a client, not an agent", "it ends with its own program")
         self.check_mine(name)
@@ -6203,10 +6523,11 @@ class Orchestrator:
 
 
 class Asking:
-    """A question that this process, a CLI's hook, asks the session's runner.
+    """A question that this process (a CLI's hook, or the demo agent) puts to the session's runner,
+    which has somebody answer it. To make an Asking asks it; payload: the hook's JSON.
 
-    The question is open while the lock on questions/<id> is held. The kernel frees it when this
-    process ends, however it ends.
+    The question is open while the lock on questions/<id> is held. The kernel frees the lock when
+    this process ends, however it ends.
     """
 
     def __init__(self, store: Store, name: str, payload: dict[str, Any]) -> None:
@@ -6219,7 +6540,9 @@ class Asking:
         store.put_event(store.folder(name), json.dumps({**payload, **mark}))
 
     def reply(self) -> dict[str, Any] | None:
-        """Take the answer, if there is one: {"answer", "words"}, or {} to leave it to the CLI."""
+        """Return the answer, {"answer": …, "words": …}; None while there is none; {} where the
+        CLI is to ask by itself, because that was the answer or the runner is gone. An answer is
+        taken by this, so that the runner sees that it arrived."""
         try:
             os.rename(f"{self.path}.reply", f"{self.path}.taken")
         except FileNotFoundError:
@@ -6229,7 +6552,7 @@ class Asking:
         return self.store.read_json(f"{self.path}.taken") or {}
 
     def wait(self) -> dict[str, Any]:
-        """Return the answer once there is one, {} where the runner is gone."""
+        """Block until there is an answer or the runner is gone; return what `reply` does then."""
         lock = f"{self.store.folder(self.name)}/lock"
         Orchestrator(self.store, Caller("")).when_free(lock, self.wake.poke)
         while True:
@@ -6239,25 +6562,27 @@ class Asking:
             self.wake.wait(60)
 
     def withdraw(self) -> None:
-        """Free the lock: the question is over, or was answered."""
+        """Free the lock: the question is closed, whether it was answered or not. The runner cleans
+        up its files."""
         if self.lock is not None:
             os.close(self.lock)
         self.lock = None
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Withdraw the question, and stop listening for its answer."""
         self.withdraw()
         self.wake.close()
 
 
 def make_client(store: Store, name: str) -> None:
-    """Make a client's folder."""
+    """Make the folder of a client: a caller that is no session of ours (see Session.kind)."""
     os.makedirs(store.folder(name), 0o700, exist_ok=True)
     store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
 
 
 def agent_caller(store: Store) -> Caller | None:
-    """Return the caller where we run inside a session of ours (CAO_SESSION), else None."""
+    """Return the caller where we run inside a session of ours (CAO_SESSION), else None. Raises
+    NotFoundError where that session is not there."""
     name = os.environ.get("CAO_SESSION")
     if not name:
         return None
@@ -6269,8 +6594,9 @@ def agent_caller(store: Store) -> Caller | None:
 
 
 def client_stem(program: str) -> str:
-    """Return a client's name: CAO_CLIENT, else one made from the Claude Code session that it
-    runs in, else from its program and directory."""
+    """Return a client's name, to which open_client may add a number: CAO_CLIENT, else one made
+    from the Claude Code session that it runs in, else one from its program and directory. So a
+    client that starts again finds what it was owed."""
     import zlib
 
     if client := os.environ.get("CAO_CLIENT"):
@@ -6283,8 +6609,9 @@ def client_stem(program: str) -> str:
 
 
 def shell_caller(store: Store) -> Caller:
-    """Return the caller of a shell command: a worker of ours, else a client that is named by
-    the directory. That client is a person, unless the shell belongs to another agent.
+    """Return the caller of a shell command: the session of ours that it runs in, else a client
+    (see client_stem), whose folder is made where there is none. That client counts as a person,
+    unless an agent that is none of ours runs the shell.
     """
     caller = agent_caller(store)
     if caller:
@@ -6296,7 +6623,8 @@ def shell_caller(store: Store) -> Caller:
 
 
 def is_agents(own: Iterable[str] = ()) -> bool:
-    """Tell whether any program's agent started us. own: signs that do not count here."""
+    """Tell whether an agent, of whatever program, started this process: one of AGENT_SIGNS is in
+    the environment, or AGENT_PROCESS is above us. own: signs that do not count here."""
     signs = {*AGENT_SIGNS} - {*own}
     if any(map(os.environ.get, signs)):
         return True
@@ -6304,11 +6632,14 @@ def is_agents(own: Iterable[str] = ()) -> bool:
 
 
 def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, str]:
-    """Return an answer to a question as (yes, no, always or words; the words).
+    """Return how to answer a question (asked, as in state.json): for a permission ("yes", "no" or
+    "always", the reason for a no), for all else ("words", an option's text or the answer as it
+    is). person: a person answers; only a person may say `always`.
 
-    It names an option by its key or its whole text; for a question of the model's also by its
-    number, or a beginning of its text that no other option has. Raises UsageError for any other
-    answer to a permission question, and for an empty one.
+    An answer names an option by its key or its whole text or, but for a permission, by a beginning
+    of its text that no other option has; to a question of the model's also by its number. Raises
+    UsageError for any other answer to a permission, an empty one, a number that is no option's,
+    too few or too many lines for several questions, and for a dialog that only keys can answer.
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
@@ -6345,7 +6676,8 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
 
 
 def seconds_setting(name: str, default: float) -> float:
-    """Return a duration from the environment."""
+    """Return a duration from the environment in seconds, default where it is not set or empty.
+    Raises UsageError where it is no duration."""
     if text := os.environ.get(name):
         return parse_seconds(text)
     return default
@@ -6416,11 +6748,13 @@ def _git(
     setting: Sequence[str] = (),  # in place of the user's
     started: Callable[[int], None] = lambda _: None,  # is told git's process group
 ) -> str:
-    """Run git in a directory and return what it printed. Raises CaoError with its words."""
+    """Run git in a directory and return what it printed, without newlines at the end; bytes that
+    are no UTF-8 are kept (surrogateescape). Raises CaoError with git's words where it fails, or
+    takes more than timeout_s."""
     settings = [word for one in (*_GIT_PLAIN, *setting) for word in ("-c", one)]
-    if not os.path.lexists(
-        f"{cwd}/.GIT"
-    ):  # a repository from macOS: git would see one of two files
+    # This file system tells .git from .GIT. The repository's own settings may say otherwise, where
+    # it comes from macOS: then git would take two files whose names differ in case for one.
+    if not os.path.lexists(f"{cwd}/.GIT"):
         settings += ["-c", "core.ignoreCase=false"]
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), "-C", cwd, *settings, "--no-optional-locks", *args]
@@ -6435,7 +6769,7 @@ def _git(
 
 
 def _git_names(cwd: str, *args: str, index: str = "") -> list[str]:
-    """Return what a git command prints with -z."""
+    """Return what a git command prints, entry by entry; args have its -z."""
     return _git(cwd, *args, index=index).split("\0")[:-1]
 
 
@@ -6445,8 +6779,9 @@ def worktree_path(store: Store, name: str) -> str:
 
 
 def worktree_start(cwd: str) -> tuple[str, str]:
-    """Return (top, inside): the repository that a worktree can begin from, and the path of cwd
-    in it, "" where its last commit has no such directory."""
+    """Return (top, inside): the top of the working tree that a worktree can begin from, and the
+    path of cwd in it, "" where its last commit has no such directory. Raises UsageError where
+    there is no repository, or no commit in it."""
     try:
         top = _git(cwd, "rev-parse", "--show-toplevel")
         _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
@@ -6460,7 +6795,8 @@ def worktree_start(cwd: str) -> tuple[str, str]:
 
 
 def add_worktree(store: Store, session: Session) -> None:
-    """Make a session's worktree and branch, or neither."""
+    """Make a session's worktree and its branch, from the last commit of the repository that it was
+    started in. Where this raises, neither is left."""
     path = worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
@@ -6472,8 +6808,9 @@ def add_worktree(store: Store, session: Session) -> None:
 
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
-    """Remove a worktree and its branch. Without force, where `worktree_losses` has found nothing,
-    git looks once more, and refuses where there are changes, a lock or a submodule."""
+    """Remove a session's worktree and its branch, with the commits that only this has. force: with
+    whatever is in it. Without force, the caller has looked whether `worktree_losses` finds any;
+    git looks once more, and refuses (CaoError) where there are changes, a lock or a submodule."""
     import shutil
 
     path, branch = worktree_path(store, name), f"cao/{name}"
@@ -6490,8 +6827,9 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
 
 
 def _status(path: str) -> tuple[list[str], list[str]]:
-    """Return the files of a worktree that differ from its commit, and those that git does not
-    look at: ignored ones, and those marked skip-worktree or assume-unchanged."""
+    """Return (changed, unseen): the files of a worktree that differ from its commit or are new, and
+    those that git does not look at: ignored ones (a directory ends in /), and those marked
+    skip-worktree or assume-unchanged."""
     flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=none")
     lines = _git_names(path, "status", *flags, "--ignored=matching")
     changed = [line[3:] for line in lines if not line.startswith("!!")]
@@ -6512,10 +6850,10 @@ def _submodules(path: str) -> list[str]:
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     """Return the paths of repositories inside a worktree, submodules included, but not of those
-    in ignored directories.
+    in ignored directories (unseen, from _status).
 
-    We search for them: in a directory that has files of the worktree's, git reports none. Nor
-    does it report files in the directory of a submodule that is not checked out.
+    We search for them, because git reports no repository in a directory that has files of the
+    worktree's, nor files in the directory of a submodule that is not checked out.
     """
     inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
     submodules = {f"{path}/{submodule}" for submodule in _submodules(path)}
@@ -6538,7 +6876,8 @@ def discarding(store: Store) -> FileLock:
 
 
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
-    """Return, in words, all that would be lost with a worktree and its branch."""
+    """Return, in words, all that would be lost with a worktree and its branch; [] where nothing
+    would. The caller holds `discarding`. Raises CaoError where git cannot tell."""
     path, branch = worktree_path(store, name), f"cao/{name}"
     cwd, head = path, "HEAD"
     if not os.path.isdir(path):  # git knows its head where the files are gone
@@ -6582,8 +6921,9 @@ def find_worktree(store: Store, session: Session) -> str:
 
 
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
-    """Return a session by its name. Raises UsageError where it has no worktree; to_change: also
-    where the caller may not merge or discard it, or it is at work."""
+    """Return a session, by its name, for work on its worktree. Raises UsageError where it has none
+    on this machine; to_change (to merge or discard it): also where that is not the caller's to
+    do, or the session is at work. Waits up to STOP_S for one whose task has just ended."""
     session = boss.store.find(name)
     if session.host:
         raise UsageError(
@@ -6612,8 +6952,9 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
 
 def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
     """Return (base, tree, left): the commit where a worktree left the branch that its repository
-    is on, a tree of all that is in it now, committed or not, and the paths that git cannot take
-    into that, such as a repository without a commit. Changes nothing."""
+    is on; a git tree of all that is in the worktree now, committed or not; and the paths that git
+    cannot take into that tree, such as a repository without a commit. Changes no file, branch
+    or index: it adds to a copy of the index."""
     import shutil
 
     path = worktree_path(store, session.name)
@@ -6633,8 +6974,8 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
 
 
 def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
-    """Return a worktree's branch, commits, changed and new files, diffstat, and whether it is
-    dirty."""
+    """Return what a worktree holds that its repository's branch does not: branch, path, commits,
+    files (changed and new), diffstat, and dirty (whether some of it is not committed)."""
     path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
     base, tree, left = whole_work(store, session)
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
@@ -6672,8 +7013,12 @@ def _pointers(path: str, origin: str) -> list[str]:
 
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
-    """Commit all that a worker has done on its branch, and merge that into the branch that its
-    repository is on. Where that fails, the repository is exactly as it was before."""
+    """Commit, on the worker's branch, all that its worktree holds, and merge that branch into the
+    one that its repository is on. Return worktree_facts with session, into, was and now (commits).
+
+    Raises CaoError where that fails; then what the repository has checked out is exactly as it
+    was before (the commit in the worktree may stay), and UsageError as worktree_session does.
+    """
     session = worktree_session(boss, name, True)
     path, top = find_worktree(boss.store, session), session.origin
     into = _git(top, "branch", "--show-current")
@@ -6714,7 +7059,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
 
 
 def _last_task(store: Store, name: str) -> str:
-    """Return the beginning of a session's last task and its name, for a commit's message."""
+    """Return the end of a commit's message: the beginning of the session's last task, made visible,
+    and that task's name; "" where it has taken none."""
     for entry in reversed(_listdir(f"{store.folder(name)}/inbox/cur")):
         message = store.taken(name, entry)
         if message and message.kind == "task":
@@ -6723,8 +7069,10 @@ def _last_task(store: Store, name: str) -> str:
 
 
 def _try_merge(top: str, commit: str, resolve: str) -> str:
-    """Return the tree that a merge would make. Raises where it would have conflicts. Changes
-    nothing. A git that cannot try (before 2.38): returns the commit in place of the tree."""
+    """Try the merge of a commit into what is checked out in top, changing nothing; return the tree
+    that it would make. Raises CaoError where it would have conflicts (resolve: what to do then),
+    or git would refuse it for staged changes. git before 2.38 cannot try: then this returns the
+    commit in place of the tree, and raises where top has any changes."""
     flags = ("--write-tree", "--name-only")
     try:
         tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
@@ -6738,7 +7086,7 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     tree, _, conflicts = tried.partition("\n\n")
     if conflicts:
         raise CaoError(conflicts, resolve)
-    # git says this itself, but then takes back what has changed in files marked assume-unchanged.
+    # `git merge` would refuse this, too, but undo changes in files marked assume-unchanged.
     staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
     counts = _git(top, "rev-list", "--count", "--left-right", f"HEAD...{commit}", "--")
     if staged and "0" not in counts.split():
@@ -6748,11 +7096,11 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
 
 
 def _refuse_to_overwrite(top: str, tree: str) -> None:
-    """Raise where a merge would overwrite changes that are not committed, ignored files, or a
-    submodule that is checked out.
+    """Raise CaoError where a merge that ends in tree (or a commit) would overwrite, in top, changes
+    that are not committed, ignored files, or a submodule that is checked out.
 
-    `git merge` says the first too, but of a file marked assume-unchanged only after the loss;
-    the others it overwrites without a word.
+    `git merge` refuses the first as well, but for a file marked assume-unchanged only when the
+    change is lost; the other two it overwrites without a word.
     """
     _git(top, "update-index", "-q", "--refresh", allowed=1)  # read-tree goes by the index alone
     _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
@@ -6773,26 +7121,28 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
 
 
 def _with_parents(path: str) -> Iterable[str]:
-    """Return a relative path and the directories above it."""
+    """Return the directories above a relative path, and the path: a, a/b, a/b/c."""
     import itertools
 
     return itertools.accumulate(path.split("/"), "{}/{}".format)
 
 
 def _merge(top: str, into: str, commit: str, message: str) -> None:
-    """Merge a commit into the branch checked out, or change nothing.
+    """Merge a commit into the branch checked out in top (into), or change nothing and raise.
 
-    A signal that would end us ends what git waits for instead, a hook or gpg, and the merge is
-    undone: KeyboardInterrupt. Git itself is left alone, and so is a filter of a checkout (then
-    the index is locked): half a checkout could not be undone. From here on signals do not end
-    us, so that what was done is reported.
+    A signal that would end us ends, instead, what git waits for: a hook or gpg. Then the merge
+    fails, and this undoes it and raises KeyboardInterrupt. Git itself is never ended, nor is a
+    filter during a checkout (the index is locked then): half a checkout could not be undone. The
+    signals' handlers stay when this returns, so that we live to report what was done.
     """
     index_lock = os.path.join(top, _git(top, "rev-parse", "--git-path", "index.lock"))
     git_group: list[int] = []
     signals: list[int] = []
 
     def end_what_git_waits_for(number: int, _frame: Any) -> None:
-        if not signals:  # git may be about to start a hook, or a hook may ignore SIGTERM
+        """Send SIGTERM, at each alarm after it SIGKILL, to all in git's process group but git."""
+        # The alarm comes again and again: a hook may start later, or ignore SIGTERM.
+        if not signals:
             signal.setitimer(signal.ITIMER_REAL, HOOK_END_S, HOOK_END_S)
         signals.append(number)
         if not git_group or os.path.exists(index_lock):
@@ -6850,7 +7200,7 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
 #
 # A turn's end (the CLI's hook) is believed at a second sign, and not while a question is open:
 #
-#   the hook names work that will start a turn    never: the end of that turn counts (blocking)
+#   the hook names work that will start a turn    never: the new turn's end counts (blocking)
 #   the state file or title says busy or asking   never: the turn goes on
 #   the transcript has the end as well            at once
 #   the state file or title says idle             at once, for a CLI without a transcript
@@ -6867,15 +7217,18 @@ class Delivery(NamedTuple):
 
     messages: tuple[str, ...]  # their ids
     text: str  # what is sent, whole
-    step: str
-    at: float  # when this step was reached
-    enters: int = 1
+    step: str  # claimed, typed, submitted or taken: see the table above
+    at: float  # when this step was reached, in epoch seconds
+    enters: int = 1  # how often Enter was due for it: after the third time it is given up
+    # What the CLI took: "exact", the first difference, "unknown: …" where no event told, or
+    # "claimed" for a program without hooks. "" until it is taken.
     exact: str = ""
 
 
 def render_message(message: Message) -> str:
-    """Return what is typed for a message: a task and a result as they are, all else with its
-    sender."""
+    """Return a message as its reader gets it, typed or from a `wait`: a task and a result are
+    their own text, a message and a notice name their sender. A message that a hook may have
+    handed over before (its id ends in ~) says so."""
     if message.kind == "notice":
         return f"Notice from cao: {message.text}"
     if message.kind != "message":
@@ -6888,12 +7241,14 @@ def render_message(message: Message) -> str:
 
 
 def head_of_message(message: Message) -> str:
-    """Return the first line of a message that a hook hands over."""
+    """Return the first line of a message that a hook hands over. It names the id, by which
+    Runner._note_handed finds the message in the transcript."""
     return f"Message from {message.sender} ({message.id.rstrip('~')}):\n"
 
 
 def by_file(store: Store, name: str, message: Message, text: str) -> str:
-    """Put text into a file that the worker may read; return the line that names it."""
+    """Put text into a file that the worker may read; return the line to send in its place.
+    message: gives that line its sender, and the file its name."""
     letters = PROVIDERS[store.find(name).provider].letters
     path = store.launch_file(name, f"{letters}{message.id}.md")
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -6907,12 +7262,13 @@ def by_file(store: Store, name: str, message: Message, text: str) -> str:
 
 
 def head_of(task: str) -> str:
-    """Return the first words of a task's result, as text."""
+    """Return the words with which render_result begins a task's result. The transcript has them
+    where the CLI took that result."""
     return f"Result of {task} ("
 
 
 def next_step(result: Result) -> str:
-    """Return what to do about a task that was cut short, or ""."""
+    """Return what its owner can do about a task that was cut short, "" for any other."""
     if result.outcome == "timeout":
         return f"To go on, give {result.session} a follow-up task, with a longer timeout."
     if result.reason in ("runner_died", "terminal_gone"):
@@ -6921,7 +7277,8 @@ def next_step(result: Result) -> str:
 
 
 def render_result(result: Result) -> str:
-    """Return a result as text: one line of facts, then the whole answer."""
+    """Return a result as its owner reads it: a line of facts, the notes, the whole answer or the
+    failure's words, what to do next, the last screen, the check, the branch."""
     facts = [result.outcome]
     if result.reason not in ("", result.outcome):
         facts.append(result.reason)
@@ -6972,9 +7329,10 @@ def render_output(tail: str) -> str:
 
 
 def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Message]:
-    """Return what may be typed next: one task, or all messages before the next task.
+    """Return what of waiting (oldest first) may be typed next; task: the open one, or None.
 
-    While a task is open no other is begun.
+    Where none is open: the first task, alone, or all that stands before it. While one is open
+    no other is begun: everything but tasks.
     """
     if task is None and waiting and waiting[0].kind == "task":
         return [waiting[0]]
@@ -6988,12 +7346,14 @@ def next_delivery(waiting: Sequence[Message], task: Message | None) -> list[Mess
 
 
 def rare_look_s(since: float) -> float:
-    """Return how long to wait for the next look: a twentieth of what was waited since then
-    (time.monotonic())."""
+    """Return the seconds until the next look at what has been awaited since that
+    time.monotonic(): a twentieth of the wait so far, 0.05 at the least and LOOK_S at the most.
+    So what comes soon is seen at once, and what takes long costs few looks."""
     return min(LOOK_S, max(0.05, (time.monotonic() - since) / 20))
 
 
-# By a runner: it may write to a terminal of which its CLI is the foreground.
+# The signals that a runner ignores. The CLI is the foreground of the pane's terminal, which would
+# stop a runner that writes there. SIGPIPE: a write to a broken pipe raises an OSError instead.
 _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 
 
@@ -7008,7 +7368,8 @@ _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 
 
 def utc_stamp(at: float) -> str:
-    """Return a time as transcripts have it, to compare with them: ISO 8601, in UTC."""
+    """Return a time (epoch seconds) as transcripts have it, to be compared with theirs as text:
+    ISO 8601, in UTC, to the millisecond."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
 
 
@@ -7021,11 +7382,13 @@ class Meter:
     def __init__(self, where: Tokens) -> None:
         self.where = where
         self.marks: dict[str, tuple[int, int]] = {}  # file -> read up to here; its inode
+        # (file, id of the request) -> when, as utc_stamp; input, cached and output tokens
         self.requests: dict[tuple[str, Any], tuple[str, tuple[int, ...]]] = {}
         self.agents = {""}  # the ids of sub-agents; "": for files that are named after none
 
     def read(self, transcript: str, folder: str, conversation: str) -> None:
-        """Read what is new in a transcript, and in the files of its sub-agents."""
+        """Read what is new in a transcript ("": not known yet), and in the files of its
+        sub-agents: folder (launch/) and conversation are parts of their names (Tokens.more)."""
         import glob
 
         facts = {
@@ -7037,7 +7400,7 @@ class Meter:
         facts = {key: glob.escape(path) for key, path in facts.items()}
         done: set[str] = set()
         files = {transcript}
-        while files:  # one may name a sub-agent, which has another
+        while files:  # a file may name a sub-agent, which has a file of its own
             for path in files:
                 self._read(path)
             done |= files
@@ -7045,6 +7408,8 @@ class Meter:
             files = {os.path.normpath(path) for form in forms for path in glob.glob(form)} - done
 
     def _read(self, path: str) -> None:
+        """Read the whole lines that were added to a file, all of them where it was replaced. A
+        file that cannot be read is left to the next time."""
         size, inode = file_mark(path)
         offset, known_inode = self.marks.get(path, (0, inode))
         if inode != known_inode or size < offset:
@@ -7072,7 +7437,8 @@ class Meter:
                 self.requests[path, key] = (at, counts)
 
     def used_since(self, stamp: str) -> dict[str, int] | None:
-        """Return the tokens of the requests since then; None while there is no file."""
+        """Return {"input", "cached", "output"}: the tokens of the requests since then (as
+        utc_stamp); None while nothing could be read."""
         if not self.marks:
             return None
         used = [counts for at, counts in self.requests.values() if at >= stamp]
@@ -7080,7 +7446,8 @@ class Meter:
         return dict(zip(("input", "cached", "output"), totals))
 
 
-_MOVING = re.compile(r"[\d⠁-⣿]")  # in a dialog too: a clock, a spinner
+# What changes by itself, even in a dialog that waits: the digits of a clock, a spinner.
+_MOVING = re.compile(r"[\d⠁-⣿]")
 
 
 class ScreenProgram:
@@ -7094,27 +7461,28 @@ class ScreenProgram:
         self.tmux, self.pane, self.settings = tmux, pane, profile.settings
         self.ready_at = 0.0  # since when the screen says ready, on the monotonic clock; 0: not now
         self.printed_from = 0  # the line of the pane where the turn began
-        self.overflow = 0  # all the lines tmux keeps, where the turn printed as many
+        self.overflow = 0  # the lines tmux keeps, where the turn printed about as many; else 0
 
     def _pattern(self, key: str) -> str:
         value = self.settings.get(key)
         return str(value) if value else ""
 
     def begin_turn(self) -> None:
-        """Note where what the turn prints will begin."""
+        """Note the line where the turn's output will begin, before its text is typed."""
         _, size, most = self._position()
-        if size > most // 4:  # a full history loses lines, and tmux counts the others anew
+        # The turn gets room: a full history loses lines, and tmux counts the others anew.
+        if size > most // 4:
             self.tmux.run("clear-history", "-t", self.pane)
         self.overflow = 0
         self.printed_from, _, _ = self._position()
 
     def look(self, now: float) -> Look:
-        """Return what the program does now."""
+        """Return what the program does now, by its screen; note since when it has been ready."""
         screen = ""
         try:
             screen = self.tmux.capture(self.pane, join=True)
         except CaoError:
-            pass  # as an empty one it says nothing
+            pass  # `unknown`, as for an empty screen
         look = self.read_screen(screen)
         if look.state != "idle":
             self.ready_at = 0.0
@@ -7123,19 +7491,22 @@ class ScreenProgram:
         return look
 
     def is_ready(self, now: float) -> bool:
-        """Tell whether the screen has said ready for a moment."""
+        """Tell whether the screen has said ready for SETTLE_S / 2: what looks like a prompt may
+        be output that goes on at once."""
         return self.ready_at > 0 and now - self.ready_at >= SETTLE_S / 2
 
     def answer(self) -> str | None:
-        """Return what the turn has printed; None where it has printed nothing yet."""
+        """Return what the turn has printed; None where it has printed nothing yet. Either way the
+        program counts as ready only when another look has seen it so."""
         self.ready_at = 0.0
         line, size, most = self._position()
         if line == self.printed_from:
             return None
 
-        if size >= most * 9 // 10:  # tmux drops a tenth
+        if size >= most * 9 // 10:  # tmux drops a tenth of a full history at once
             self.overflow = most
-        if line < self.printed_from:  # it cleared the screen, and with it our prompt line
+        # It cleared the screen: our prompt's line is gone, and an empty one stands for it.
+        if line < self.printed_from:
             return self.parse_printed("\n" + self._lines_from(-size))
         return self.parse_printed(self._lines_from(self.printed_from - size))
 
@@ -7143,7 +7514,8 @@ class ScreenProgram:
         return self.tmux.capture(self.pane, first=str(first), join=True)
 
     def type_exit(self) -> bool:
-        """Type what ends the program; tell whether its profile says what that is."""
+        """Type the profile's `exit` words, by which the program ends itself; tell whether it has
+        any. This does not wait for the end."""
         words = strip_controls(self._pattern("exit"))
         if words:
             self.tmux.paste(self.pane, [words])
@@ -7151,7 +7523,8 @@ class ScreenProgram:
         return words != ""
 
     def read_screen(self, screen: str) -> Look:
-        """Return the state that the profile's own patterns see on a screen."""
+        """Return the state that the profile's own patterns see on a screen; of what is asking,
+        `why` is the question."""
         asking, busy = self._pattern("asking"), self._pattern("busy")
         lines = [line for line in screen.split("\n") if line.strip()]
         # At the bottom only: a question further up has been answered.
@@ -7166,7 +7539,11 @@ class ScreenProgram:
         return Look("unknown", "screen", f"last line: {lines[-1]!r}")
 
     def parse_printed(self, printed: str) -> str:
-        """Return the answer in what was printed after the prompt line."""
+        """Return the answer in what was printed; the first line is that of the prompt we typed.
+
+        It is the last match of the profile's `answer` pattern, "" where nothing matches. Without
+        a pattern it is all that stands between that first line and the new prompt.
+        """
         if pattern := self._pattern("answer"):
             answers = re.findall(pattern, printed, re.M)
             if not answers:
@@ -7192,7 +7569,7 @@ class ScreenProgram:
 
 
 def task_facts(task: Message | None) -> dict[str, str]:
-    """Return what a session's state.json says about its open task."""
+    """Return what a session's state.json says about its open task; each "" where none is open."""
     if not task:
         return {"task": "", "task_message": "", "task_line": ""}
     return {"task": task.task, "task_message": task.id, "task_line": shorten(task.text, 120)}
@@ -7226,43 +7603,55 @@ class Runner:
             self.program = ScreenProgram(self.boss.tmux, self.pane, profile)
         self.child, self.exit_status = 0, None  # type: int, int | None
         self.group: dict[str, Any] | None = None  # the CLI's, as note_process has it
+        # Queued, starting, idle, working, asking or ended; state.json may say another (_facts).
         self.phase, self.since = "starting", time.time()
         # What ends in _at below is by time.monotonic(): no clock that is set, and no machine
         # that sleeps, makes anything due.
         self.phase_at = time.monotonic()  # the same moment as since
         self.conversation = launch.resume or session.conversation
+        # offset: what the transcript has before it is of earlier turns. inode: its file; 0: any
         self.transcript, self.offset, self.inode = "", 0, 0
-        self.task: Message | None = None
+        self.task: Message | None = None  # the open one
         self.turns: list[str] = []  # the last text of each earlier turn of the task
+        # task_at: when the task was taken; paused_s: for how long it has waited for a person;
+        # look_at: when the next look is due
         self.task_at = self.turn_at = self.paused_s = self.look_at = 0.0
-        self.task_exact, self.tries = "", 0
+        self.task_exact, self.tries = "", 0  # Delivery.exact of the task; how many checks ended
         self.begun = False  # has a turn ever begun?
-        self.stuck = False  # it took no prompt: results wait until a turn has begun
+        # The CLI did not take a result or a notice: these wait until a turn has begun.
+        self.stuck = False
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
-        self.step_at = 0.0  # since when the delivery is at its step, or Enter was pressed again
+        self.step_at = 0.0  # when the delivery reached its step, or Enter was last due for it
         # The locks on what is delivered, until the CLI has taken it.
         self.claims: dict[str, Claim] = {}
         self.typed_before: list[str] = []  # results that an earlier runner typed before it died
-        self.last_sent = ""
+        self.last_sent = ""  # the text of the last delivery
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        # The end of a turn whose agent still awaits its own workers.
+        # The end of a turn that is not the task's: a worker's result, or a message, is to come.
         self.held_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
         self.asked_from = "starting"  # the phase before the first of them was asked
         # The id of a question -> the answer that was ordered.
         self.orders: dict[str, dict[str, Any]] = {}
-        self.looks: dict[str, int] = {}  # id -> how many looks saw no dialog for it
+        # The id of a question -> how many looks saw no dialog (_look_at_questions).
+        self.looks: dict[str, int] = {}
         self.tried: list[str] = []  # what cao answered by itself, an entry for each time
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # cao pressed Esc for a person's "no": the words begin a new turn
-        self.still: tuple[str, float] = ("", 0.0)  # what the screen shows, and since when
+        # The screen without what is _MOVING, and since when it has been the same.
+        self.still: tuple[str, float] = ("", 0.0)
         self.interrupted_at = 0.0  # when a person pressed Esc while a task was open
-        self.ordered, self.pressed_at = "", 0.0  # why cao interrupts: interrupted, timeout, budget
+        # Why cao interrupts: interrupted, timeout or budget, "" while it does not; and when it last
+        # pressed the key for that.
+        self.ordered, self.pressed_at = "", 0.0
+        # How many looks found a turn idle that no hook has ended; the signal that ends us.
         self.idle_looks = self.signal = 0
         self.closing = False  # it was idle for long, and is about to end
-        self.check: dict[str, Any] | None = None  # the check that runs or has run
+        # The check that runs or, where it has an exit_status, has run.
+        self.check: dict[str, Any] | None = None
+        # What prevents typing now; the reason for the phase; what was last said, in a line.
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something prevents typing
         self.evidence: dict[str, Any] = {}
@@ -7274,14 +7663,15 @@ class Runner:
         self.undone: list[Callable[[], object]] = []  # what could not be done yet, oldest first
         self.failed = False  # something could not be done in this round
         self.trouble = ""  # ... and why: it is logged once
-        self.leaving = self.over = False
-        self.saved: dict[str, Any] = {}
+        self.leaving = self.over = False  # its end is decided; its end is done
+        self.saved: dict[str, Any] = {}  # state.json as it was last written
         self.lock = -1  # the session's: from run_session
 
     # ---- what state.json says ----
 
     def _facts(self) -> dict[str, Any]:
-        """Return what state.json says now."""
+        """Return what state.json is to say now. Its state is the phase, but for an idle CLI with
+        an open task: that is `working` or, after a person's Esc, `asking`."""
         shown = self.phase
         questions = [question._asdict() for question in self.questions.values()]
         if self.task and self.phase == "idle":
@@ -7327,7 +7717,7 @@ class Runner:
     def _save(self) -> None:
         """Write state.json where it changed, and wake whom it concerns."""
         facts = self._facts()
-        # The result is written before the state that mentions it.
+        # Not while something is undone: a result is written before the state that follows it.
         if facts == self.saved or self.undone:
             return
         self.store.save_state(self.name, facts)
@@ -7343,7 +7733,8 @@ class Runner:
 
     def _see_to(self, action: Callable[[], object]) -> None:
         """Do what must not be lost: now, or in the first round in which the machine can (a disk
-        is full, there are no descriptors left). It must do no harm when it is done twice."""
+        is full, there are no descriptors left). An action that fails half-way is done again from
+        its beginning, so it must do no harm twice."""
         self.undone.append(action)
         self._catch_up()
 
@@ -7367,6 +7758,8 @@ class Runner:
         self.store.log(self.name, event, **fields)
 
     def _set_phase(self, phase: str, why: str = "") -> None:
+        """Enter a phase; starting and working are `asking` while a question is open. The time
+        spent asking is no time of the task. The next look is due after LOOK_S."""
         if self.questions and phase in ("starting", "working"):
             phase = "asking"
         if phase != self.phase:
@@ -7378,13 +7771,18 @@ class Runner:
         self.look_at = time.monotonic() + LOOK_S
 
     def delivery_open(self) -> bool:
-        """Tell whether something was typed of which the CLI has not spoken yet."""
+        """Tell whether a delivery is on its way: claimed, and not confirmed by the CLI yet."""
         return self.delivery is not None and self.delivery.step != "taken"
 
     # ---- what the CLI says ----
 
     def _on_event(self, event: Event, at: float) -> None:
-        """Take in what the CLI, or a look at it, says."""
+        """Take in what the CLI, or a look at it, said at that time (epoch seconds).
+
+        An end is only noted as `ending`, until a second sign; while idle it is ignored. Of kinds
+        that are not named here only the conversation and the transcript count; a question goes to
+        _on_asked as well.
+        """
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
         self._log("event", kind=event.kind, source=event.source, reason=event.reason)
         if event.conversation:
@@ -7402,18 +7800,20 @@ class Runner:
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         delivery, ours = self.delivery, False
-        # "unknown": the CLI's state file showed the turn before its hook came.
+        # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
         if delivery and ours:
             self._taken(first_difference(delivery.text, event.text))
         else:
             self.last_line = shorten(f"> {event.text}", 120)
-        # The transcript was marked before our prompt was typed: a short turn may be over by now.
+        # For our prompt the transcript was marked before it was typed. A short turn may have been
+        # written by now, which a mark would pass over.
         self._begin_turn(marked=ours)
 
     def _taken(self, exact: str) -> None:
-        """Note that the CLI has taken what was delivered: it is off the books."""
+        """Note that the CLI has taken the delivery, and take that off the books. exact: see
+        Delivery; after "unknown" a second call may say better."""
         if not self.delivery:
             return
         self.delivery = self.delivery._replace(step="taken", at=time.time(), exact=exact)
@@ -7426,11 +7826,15 @@ class Runner:
             self.task_exact = exact
 
     def _release(self) -> None:
-        """Let go of what was on its way: another may tell it."""
+        """Free the locks on what is not taken yet: it stays on the books, and a later delivery
+        or another process tells it."""
         for letter in list(self.claims):
             self.claims.pop(letter).release()
 
     def _begin_turn(self, *, marked: bool = False) -> None:
+        """Note that a turn has begun, and with it the end of every question but those of hooks.
+        marked: the transcript was marked before the prompt; else it is marked here, unless a turn
+        runs already."""
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, False
@@ -7447,7 +7851,11 @@ class Runner:
     # ---- what it asks ----
 
     def _on_asked(self, event: Event, payload: dict[str, Any]) -> None:
-        """A hook asks: it waits for the answer (a lock says how long), or we press its keys."""
+        """Open the question of a hook, unless cao answers it by itself.
+
+        Either the hook waits for the answer, for as long as it holds the question's lock; or, of
+        a CLI whose row asks by "keys", it has ended, and keys answer the dialog.
+        """
         where, name = self.row.asks, str(payload.get("cao_question", ""))
         if where == "keys" and not name:
             name = random_letters(6)
@@ -7475,6 +7883,7 @@ class Runner:
         return f"{self.folder}/questions/{name}"
 
     def _ask(self, question: Question) -> None:
+        """Open a question, and notify the person; nothing where it is open already."""
         if question.id in self.questions:
             return
         self.questions[question.id] = question
@@ -7485,7 +7894,13 @@ class Runner:
         self.boss.notify(self.name, "asking", question.text, task_facts(self.task)["task"])
 
     def _close_question(self, question: Question, answer: str = "") -> None:
-        """A question is over: answered, or withdrawn."""
+        """Close an open question. answer: what it was answered, in words; "": it was answered
+        elsewhere, or withdrawn.
+
+        Without an answer a hook that waits (where: "hook") is let go; callers whose hook is gone
+        pass the question with where="". Whoever ordered an answer finds the outcome in `reply`.
+        After the last question the phase is what it was before the first.
+        """
         event, words = "answered", answer
         if not answer:
             event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
@@ -7502,12 +7917,12 @@ class Runner:
             for client in list(self.popups):
                 self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
-            if self.asked_from == "starting" and self.begun:
+            if self.asked_from == "starting" and self.begun:  # a turn began meanwhile
                 self.asked_from = "working"
             self._set_phase(self.asked_from)
 
     def _reply(self, question: Question, reply: dict[str, Any]) -> None:
-        """Give a hook its answer, {}: to let go."""
+        """Give the hook that waits with a question its answer; {} has it end without one."""
         self.store.write(f"{self._question_path(question.id)}.reply", json.dumps(reply))
         self.store.poke(self.name)
 
@@ -7518,7 +7933,8 @@ class Runner:
         return [q.id for q in asked_by_hook if q.agent or not self.row.shows]
 
     def _show_popups(self) -> None:
-        """Ask whoever is attached and can type what the CLI itself shows no dialog of."""
+        """Open a popup with `cao answer` in each attached terminal that can type, where a question
+        is open that no dialog of the CLI's shows. One that its person closes leaves an event."""
         unseen = self._unseen()
         if not unseen:
             return
@@ -7538,7 +7954,8 @@ class Runner:
             threading.Thread(target=ask, args=(client,), daemon=True).start()
 
     def _settle_questions(self) -> None:
-        """Close the questions whose hook has ended: it took the answer, or was ended."""
+        """Close the questions whose hook has ended, for their lock is free. A hook that took its
+        answer has renamed it to .taken; any other was withdrawn."""
         for question in list(self.questions.values()):
             path = self._question_path(question.id)
             if question.where == "hook" and self.store.is_free(path):
@@ -7552,7 +7969,8 @@ class Runner:
     # ---- a turn's and a task's end ----
 
     def _end_turn(self, event: Event) -> None:
-        """A turn ended, failed or was interrupted. Decide what that means for the task."""
+        """End the turn, with its questions, as event says: ended, failed or interrupted. Then
+        decide what that means for the open task."""
         how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
         goes_on = False
@@ -7587,7 +8005,7 @@ class Runner:
             ends_session = event.reason == "auth"  # it can do nothing until a person has logged in
             if ends_session:
                 detail += f"; try: {self.row.login}"
-            if event.reason == "blocked":
+            if event.reason == "blocked":  # a hook of the user's refused the prompt
                 ends_session = self.row.deaf
                 if event.source == "transcript" and self.row.failure:
                     detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
@@ -7614,8 +8032,9 @@ class Runner:
             self._accept(event)
 
     def _accept(self, event: Event, checked: bool = False) -> None:
-        """Take a turn's answer as the task's. An empty one fails the task. Where there is a check
-        that was not passed yet, only start it: _after_check goes on from there."""
+        """Take a turn's answer as the task's. An empty one fails the task, unless it is a
+        program's. Where there is a check that was not passed yet (checked), this only starts it:
+        _after_check goes on from there."""
         if not event.text.strip() and not self.program:
             words = "the turn ended without an answer"
             self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
@@ -7627,8 +8046,9 @@ class Runner:
             )
 
     def _whole_answer(self, event: Event) -> Event:
-        """Return the end with its answer as the transcript has it: Claude Code 2.1.330 trims
-        the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give none."""
+        """Return a turn's end with its answer as the transcript has it: Claude Code 2.1.330 trims
+        the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give none. Where the two
+        differ by more than blanks, or the transcript has none, the event stays as it is."""
         whole = self._transcript_event()
         if whole and whole.kind == "ended":
             if not event.text:
@@ -7638,8 +8058,9 @@ class Runner:
         return event
 
     def _more_to_come(self) -> bool:
-        """Tell whether the turn's end is not the task's: workers of its own are out, or its
-        sender, or a person who refused something, has more to say."""
+        """Tell whether the turn's end is not the task's: the agent was not told all results of
+        its own workers, or a message waits from the task's sender, or from cao (a failed check, a
+        person's "no")."""
         if self.store.owed(self.name):
             return True
         for message in self.store.waiting(self.name):
@@ -7652,7 +8073,8 @@ class Runner:
         return self.task is not None and message.sender in (self.task.sender, "cao")
 
     def _end_task(self, outcome: str, **fields: Any) -> None:
-        """Write the open task's one result and tell its owner."""
+        """Close the open task, if there is one: end its check, write its one result, wake its
+        owner, notify the person. fields: more of the Result. The session goes on."""
         task = self.task
         if not task:
             return
@@ -7704,7 +8126,7 @@ class Runner:
         self.task = self.check = self.held_end = None
         self.turns, self.task_exact, self.paused_s = [], "", 0.0
         self._see_to(lambda: self.boss.conclude(result, task.sender))
-        if task.id in self.claims:  # it ended before the CLI took it
+        if task.id in self.claims:  # the task ended before the CLI took it
             self._see_to(self.claims.pop(task.id).told)
         self._log(
             "result",
@@ -7718,8 +8140,10 @@ class Runner:
     def _start_check(self, event: Event) -> None:
         """Run the task's acceptance check in the worker's directory, beside this loop.
 
-        It finds the answer, byte for byte, in the file CAO_ANSWER: that of this try, for one
-        check runs at a time. Where that cannot be written the check has failed.
+        The check finds the answer, byte for byte, in the file CAO_ANSWER: that of this try, for
+        one check runs at a time. A check that cannot be started, whose file cannot be
+        written or that takes longer than TASK_TIMEOUT_S has failed with 127. It is over once it
+        has an exit_status (_after_check).
         """
         import shlex
         import threading
@@ -7759,12 +8183,13 @@ class Runner:
         threading.Thread(target=work, daemon=True).start()
 
     def _end_check(self) -> None:
-        """End the check that runs, if one does: its task is over, or has gone on."""
+        """End the processes of the check that runs, if one does: nobody needs what it says."""
         if self.check and "exit_status" not in self.check and "group" in self.check:
             end_group(*self.check["group"])
 
     def _after_check(self) -> None:
-        """Accept the answer, or give the check's output back to the worker."""
+        """A check has ended: accept the answer or, after a failure, give the check's output back
+        to the worker, or fail the task where it has no try left."""
         check, task = self.check, self.task
         if not check or not task:
             return
@@ -7797,13 +8222,16 @@ class Runner:
         return Message(name, "message", "cao", self.name, text, time.time())
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
-        """End the session, for the first reason there is."""
+        """End the session; only the first call counts. What the machine refuses of the end is
+        done in a later round."""
         if not self.leaving:
             self.leaving = True
             self._see_to(lambda: self._leave(outcome, reason, detail))
 
     def _leave(self, outcome: str, reason: str, detail: str) -> None:
-        """Answer what is open, end what is left, keep the last screen."""
+        """End the session: keep the last screen, give every open task its result, report the
+        messages, end the check, the CLI and the workers, write the last state. A failure on the
+        way has all of it done again."""
         self._note_handed()
         screen = self._screen(first="-200")
         self._count_tokens()
@@ -7852,8 +8280,9 @@ class Runner:
         self.over = True
 
     def _has_ended(self, flags: int = os.WNOHANG | os.WUNTRACED) -> bool:
-        """Tell whether the CLI has ended; its exit status is noted. It is continued at once
-        where it was stopped: no shell is there to bring it back from Ctrl-Z."""
+        """Tell whether the CLI has ended, and note its exit status; False before it was started.
+        A CLI that Ctrl-Z stopped is continued at once: no shell is there to bring it back.
+        flags: of waitpid; 0 waits for the end."""
         while self.child and self.exit_status is None:
             pid, status = os.waitpid(self.child, flags)
             if not pid:
@@ -7867,7 +8296,8 @@ class Runner:
     # ---- looking ----
 
     def _find_transcript(self) -> str:
-        """Return the path of the CLI's transcript, "" while it is not known."""
+        """Return the path of the CLI's transcript, "" while it is not known. Where no event named
+        it, it is looked for by the row's glob."""
         if not self.transcript and self.row.transcript:
             import glob
 
@@ -7875,19 +8305,21 @@ class Runner:
         return self.transcript
 
     def _count_tokens(self) -> None:
-        """Count what the open task has used so far."""
+        """Note in `usage` the tokens that the open task has used so far, where the CLI tells."""
         if self.task and self.meter:
             self.meter.read(self._find_transcript(), self.launch.folder, self.conversation)
             self.usage = self.meter.used_since(self.began)
 
     def _transcript_event(self) -> Event | None:
-        """Return how the turn ended by the CLI's transcript, if it says so."""
+        """Return how the turn that runs has ended, by what the transcript has since its mark; None
+        where it does not say. Raises OSError where the machine refuses to read it now."""
         if not self._find_transcript():
             return None
         try:
             with open(self.transcript, "rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
-                if self.inode not in (0, inode):  # Copilot 1.0.102: Esc took the prompt out of it
+                # Another file: at Esc, Copilot 1.0.102 writes it anew, without the prompt.
+                if self.inode not in (0, inode):
                     return Event("interrupted", source="transcript")
                 self.inode = inode
                 file.seek(self.offset)
@@ -7899,13 +8331,15 @@ class Runner:
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
-        """Return the path of a file that the CLI writes, by its row's words."""
+        """Return the path, or glob, of a file that the CLI writes. form: of its row, with {home},
+        {folder}, {conversation} and {pid}."""
         home = self.row.home_in({**self.env, **self.row.start(self.launch).env})
         known = {"folder": self.launch.folder, "pid": self.child}
         return form.format(home=home, conversation=self.conversation, **known)
 
     def _mark_transcript(self) -> None:
-        """What stands in the transcript so far is of turns that were."""
+        """Note that all the transcript has so far is of earlier turns. Before the first turn the
+        mark that _begin made stays."""
         if self.begun and self.transcript:
             self.offset, self.inode = file_mark(self.transcript)
 
@@ -7930,7 +8364,8 @@ class Runner:
         self.boss.tmux.keys(self.pane, *names)
 
     def _status(self) -> Look:
-        """Read the CLI's own state file, or its pane's title, where it has one."""
+        """Return the state that the CLI's own state file, or its pane's title, says; `unknown`
+        for a CLI that has neither. `cao why` shows the last one."""
         if self.row.status:
             look = read_status_json(self.store.read_text(self._own_file(self.row.status)))
         elif self.row.titles:
@@ -7941,7 +8376,8 @@ class Runner:
         return look
 
     def _unheard(self) -> str:
-        """Return what an error adds where no hook has come, of a CLI that has them."""
+        """Return words to add to an error: that none of the CLI's hooks has ever come. "" where
+        one has, or the program has none."""
         if self.heard or self.program:
             return ""
         return "; none of its hooks came: are they switched off?"
@@ -7951,8 +8387,12 @@ class Runner:
         return self._see()[1]
 
     def _shows_input(self) -> bool:
-        """Tell whether the input line is on the screen; our own text in it may look as a dialog
-        does, or be so long that its beginning has left the screen."""
+        """Tell whether the input line is on the screen, even where our own text in it hides that:
+        the text may look as a dialog does, or its beginning may have left the screen.
+
+        So the screen is read a second time without the lines that are ours. Last, our text's end
+        without its beginning is an input line that is too long for the screen.
+        """
         if not self.row.composer:
             return True
         screen, ours = self._screen(ansi=True), "".join(self.last_sent.split())
@@ -7970,7 +8410,8 @@ class Runner:
         return ours[-40:] in shown
 
     def _swallowed(self) -> bool:
-        """Wait until the input line shows what was typed; tell whether it got lost there.
+        """Wait until the input line shows what was typed; tell whether that got lost: the line is
+        empty now, and was not all the time.
 
         Gemini CLI 0.61.0 takes the line away as it loads a conversation, and brings it back
         empty. A line that only stays empty belongs to a CLI that has not read its input yet.
@@ -7994,8 +8435,9 @@ class Runner:
         return drafts[-1:] == [""] and set(drafts) != {""}
 
     def _advance_ending(self, now: float) -> None:
-        """Believe a turn's end at its second sign: a user's Stop hook may have stopped it. Never
-        where work in the background starts another turn (`blocking`): that one's end counts."""
+        """End the turn where `ending`, its hook's word, has a second sign: a Stop hook of the
+        user's may have kept the turn going. Never where work in the background starts another
+        turn (`blocking`): the end of that other turn counts."""
         event = self.ending
         if not event or event.blocking or self.questions:
             return
@@ -8011,7 +8453,8 @@ class Runner:
     def _has_second_sign(
         self, event: Event, look: Look, written: Event | None, waited_s: float
     ) -> bool:
-        """Tell whether something beside its event confirms a turn's end."""
+        """Tell whether a turn's end is confirmed: by the transcript (written), by look, or by the
+        time since its event. The table at the head of this room says when each is enough."""
         if written and written.kind == "ended":
             return True
         if look.state == "idle" and not self.transcript:
@@ -8028,7 +8471,8 @@ class Runner:
         return waited_s >= UNSEEN_S and not self._shows_work()
 
     def _look(self, now: float) -> None:
-        """Look at what gives no event: at most once a second while a turn runs."""
+        """Look at what gives no event, and count tokens. While a turn runs this is done every
+        LOOK_S; of a program, and of a CLI that starts, in each round."""
         self.look_at = now + LOOK_S
         self._count_tokens()
         if self.program:
@@ -8041,7 +8485,8 @@ class Runner:
             self._look_at_questions()
 
     def _look_at_start(self, now: float) -> None:
-        """Find the composer, or a dialog of the first run."""
+        """See whether a CLI that starts is ready: then it is idle. Or else a turn began unheard,
+        a dialog of the first run asks, or nobody is logged in, which ends the session."""
         look, waited_s = self._status(), now - self.phase_at
         has_prompt = self.delivery_open()  # the first task was on its command line
         if has_prompt and waited_s > SUBMIT_S and self._began_unheard(look):
@@ -8065,7 +8510,8 @@ class Runner:
             return
         if look.state in ("busy", "asking"):
             return
-        # A title says idle over a dialog too, and a second before the CLI takes a paste.
+        # A title says idle over a dialog too, and a second before the CLI takes a paste. A hook
+        # tells more, and is awaited for a while (none comes where a policy switches them off).
         if look.state == "idle" and not self.heard and waited_s <= 3 * STARTING_S:
             return
         # Qwen Code connects MCP servers beside its first turn, which then has no tool of ours.
@@ -8075,8 +8521,10 @@ class Runner:
         self._set_phase("idle", "its input line is drawn")
 
     def _began_unheard(self, look: Look) -> bool:
-        """See whether a turn runs, or is over, of which no prompt event came: a managed
-        policy may switch our hooks off. Where they come, a later turn is theirs to tell."""
+        """Tell whether the delivery began a turn of which no prompt event came (look is busy, or
+        the transcript has an end); if so, note both as taken and begun. A managed policy may
+        switch our hooks off. Where hooks do come, a turn after the first is theirs to tell,
+        unless look is busy."""
         if look.state != "busy":
             if self.heard and self.begun:
                 return False
@@ -8090,7 +8538,8 @@ class Runner:
         return True
 
     def _look_at_turn(self, now: float) -> None:
-        """Find the ends of a turn that no hook tells: Esc, an API failure, a lost hook."""
+        """Find what no hook tells of a turn that runs: a dialog, or its end (Esc, an API failure,
+        a lost hook). A hook that is still to come goes first."""
         self._note_handed()
         look = self._status()
         if self._look_for_dialog(now, look.state):
@@ -8104,7 +8553,7 @@ class Runner:
         if look.state == "idle":
             self.idle_looks += 1
         if self.idle_looks >= 2 and self._hook_under_way():
-            return  # the hook knows more than the look
+            return  # what the hook says is better than what the look saw
 
         event = self._transcript_event()
         # Its hook may be on the way: believed at the second look that is idle or, for a CLI that
@@ -8125,9 +8574,13 @@ class Runner:
                 self._on_event(failed, time.time())
 
     def _untold_end(self, look: Look) -> Event:
-        """Return how a turn ended of which neither a hook nor the transcript tells the end: the
-        screen may show that a person took it back (Claude Code 2.1.332 puts the prompt into the
-        input line again), or what a hook of the user's said (Qwen Code 0.24.4)."""
+        """Return how a turn ended of which neither a hook nor the transcript tells the end.
+
+        It failed where the screen shows what a hook of the user's said (Qwen Code 0.24.4). It was
+        interrupted where the screen shows that a person took the prompt back (Claude Code 2.1.332
+        puts it into the input line again), or where cao pressed the key. Else it failed as
+        unknown_end: it never counts as done.
+        """
         words = self._shown_failure()
         if words:
             return Event("failed", f"a hook of yours refused it: {words}", "blocked", "screen")
@@ -8142,24 +8595,30 @@ class Runner:
         return re.search(self.row.busy, self._screen()) is not None
 
     def _shown_failure(self) -> str | None:
-        """Return the screen's own words for how a turn ended, None where it has none."""
+        """Return the last words on the screen about a turn that failed or was refused; "" where
+        it says that a person took the prompt back, None where it says nothing of the kind."""
         shown: list[str | None] = [None]
         if self.row.failure:
             shown += re.findall(self.row.failure, self._screen(), re.M)
         return shown[-1]
 
     def _look_for_dialog(self, now: float, state: str = "") -> bool:
-        """Ask what a dialog without a hook asks: there is no input line on the screen, and
-        nothing has moved for some seconds (but a clock or a spinner)."""
+        """Open a question for a dialog of which no hook tells; tell whether that was done, or the
+        session was ended because it asks for a login.
+
+        A dialog is a screen without an input line on which nothing has moved for some seconds,
+        but a clock or a spinner: so it takes several calls to find one. state: what the CLI says
+        of itself. Beside that this notes in `why` which attempt a failed request is at.
+        """
         text, draft = self._see()
         picture = _MOVING.sub("", text)
         if self.row.retries and self.phase == "working":
             self.why = ""
             for attempt in re.findall(self.row.retries, text, re.M):
                 self.why = f"retrying, attempt {attempt}"
-        # A title stays as it is: Gemini CLI 0.61.0 asks after a 500 whether to try again. So may
-        # a spinner: pi 0.73.1 and Kimi Code 2.1.0 show one above a dialog, and while they work an
-        # input line, as all of them do.
+        # A title may go on saying busy over a dialog: Gemini CLI 0.61.0 asks after a 500 whether to
+        # try again. A spinner may stay too: pi 0.73.1 and Kimi Code 2.1.0 show one above a dialog.
+        # While they work, all CLIs show an input line.
         if self.row.titles:
             state = ""
         # A busy machine takes long to draw the first screen, step by step.
@@ -8191,7 +8650,10 @@ class Runner:
         return self.store.events(self.name) != []  # read last: a hook that has ended left its event
 
     def _look_at_questions(self) -> None:
-        """See whether a person answered at the CLI's own dialog."""
+        """Close the questions that were answered at the CLI's own dialog, for it is gone; show
+        popups for those that have none. A dialog that was never seen may still be drawn: its
+        question gets UNSEEN_LOOKS looks without one. After it was seen, one look without it is
+        enough. What a dialog without a hook asks is over once the screen has changed, too."""
         self._show_popups()
         look = self._status()
         text, draft = self._see()
@@ -8200,7 +8662,8 @@ class Runner:
             dialog = look.state == "asking"
         moved, unseen = _MOVING.sub("", text) != self.still[0], self._unseen()
         for question in list(self.questions.values()):
-            # A hook that takes an answer ends its dialog, and says so itself.
+            # The hook that takes an answer ends the dialog: that the answer got there is for
+            # _settle_questions to tell, not for this.
             if question.id in unseen or question.id in self.orders:
                 continue
             # Looks are counted, not seconds: a machine that stood still has drawn nothing.
@@ -8212,6 +8675,8 @@ class Runner:
                 self._close_question(question)
 
     def _may_close(self) -> bool:
+        """Tell whether the session has nothing to do and nothing to come, so that it may end:
+        for it was idle for long, or for another to have its slot."""
         if self.phase != "idle" or self.session.keep or self.task or self.delivery_open():
             return False
         owed = self.store.owed(self.name)
@@ -8220,7 +8685,8 @@ class Runner:
         return not owed and not self.store.waiting(self.name)
 
     def _close_if_idle(self, now: float, asked: bool = False) -> None:
-        """End where nothing was to be done for long, or another waits for our slot.
+        """End the session if it may close and has been idle for idle_close_s. asked: another waits
+        for its slot, and it need not have been idle so long.
 
         The caller who gives a task puts it into the inbox first, then reads `closing`. The runner
         sets `closing` first, then reads the inbox. So one of the two always sees the other."""
@@ -8236,14 +8702,19 @@ class Runner:
                 self.closing = False
 
     def _left_s(self) -> float:
-        """Return the seconds that the open task has left, by a clock that stands still while
-        the machine sleeps; not counted is the time in which a person is waited for."""
+        """Return the seconds that the open task has left, a large number where none is open or a
+        person has interrupted it. The clock stands still while the machine sleeps.
+
+        The time of a question is given back once no question is open (paused_s). Until then this
+        is too small, so nothing times out while the session asks.
+        """
         if not self.task or self.interrupted_at:
             return 1e9
         return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
 
     def _patience(self) -> float:
-        """Return for how many seconds nothing can be due."""
+        """Return for how many seconds the runner may sleep, unless something wakes it: until the
+        next look where it has to look, else until something is due by the clock."""
         now = time.monotonic()
         if self.failed:
             return LOOK_S / 4
@@ -8265,7 +8736,8 @@ class Runner:
         return max(0.01, min(dues) - now)
 
     def _look_at_output(self, program: ScreenProgram, now: float) -> None:
-        """Read the screen of a program that gives no events."""
+        """Read the screen of a program that gives no events: open or close its question, note
+        that it is ready for a first task, or end its turn with what was printed."""
         if self.phase == "idle" and not self.delivery_open():
             return
         look = program.look(now)
@@ -8286,7 +8758,8 @@ class Runner:
     # ---- life ----
 
     def run(self) -> int:
-        """Look after the session until its CLI has ended; return the CLI's exit status."""
+        """Look after the session until it has ended; return the CLI's exit status (-9: killed by
+        signal 9; 0 where it never ran)."""
         launched = self.store.load_state(self.name)
         since = float(launched.get("since") or 0)
         typed = launched.get("delivering") or ()
@@ -8312,7 +8785,8 @@ class Runner:
                 self.lock = lock
 
     def _wait(self, woken: int) -> None:
-        """Wait until something happens or is due."""
+        """Wait until something happens or is due; return at once where the session is over or a
+        signal came."""
         # Each tmux command of this round ended with a signal: none is a reason for another round.
         drain_pipe(woken)
         try:
@@ -8334,7 +8808,8 @@ class Runner:
             self.signal = number
 
     def _begin(self) -> None:
-        """Start the CLI, with the first task on its command line where it takes one."""
+        """Start the CLI, with the first task on its command line where it takes one: that task is
+        the open one from here on. Where the program or the directory is gone, end the session."""
         launch = self.launch
         program = list(launch.mcp[:-1])  # cao.py itself, for the demo
         named = program_of(launch.profile)
@@ -8399,7 +8874,8 @@ class Runner:
         return not self.over
 
     def _go_on(self) -> None:
-        """Begin when there is a slot. Read what happened, look, decide, save."""
+        """Start the CLI once there is a slot. Then read what happened, look, decide, save, and
+        show the state in tmux."""
         keep_socket()
         self._keep_lock()
         if not self.child:
@@ -8411,7 +8887,9 @@ class Runner:
                 self._set_phase("starting")
                 self._begin()
         self._read_events()
-        for task in self.store.running(self.name):  # an idle supervisor learns at once
+        # Where the runner of a worker of ours dies, we are woken, and bury its session: an idle
+        # agent learns at once that the task is lost.
+        for task in self.store.running(self.name):
             try:
                 self.boss.watch(self.store.session_of(task), self.wake.poke)
             except FAILURES as error:
@@ -8422,7 +8900,8 @@ class Runner:
             self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
 
     def _queue(self, ahead: Sequence[str]) -> None:
-        """Wait for a slot: we are woken when one of those before us has ended, or may close."""
+        """Note that the session waits for a slot, and have an idle session close for it. ahead:
+        whom it waits for (Orchestrator.place); we are woken when one of them has ended."""
         if self.phase != "queued":
             os.write(1, b"cao: this session begins when another has ended\r\n")
         self._set_phase("queued", "it waits for a slot")
@@ -8431,7 +8910,8 @@ class Runner:
             self.boss.watch(name, self.wake.poke)
 
     def _reap(self) -> None:
-        """See whether the CLI ended, and finish the session where it did."""
+        """Finish the session where its CLI has ended by itself. A turn's end that still waited for
+        a second sign counts then, unless a check or a worker's result was to follow."""
         if self.leaving or not self._has_ended():
             return
         self._read_events()
@@ -8447,7 +8927,8 @@ class Runner:
         self._finish("failed", reason, words)
 
     def _read_events(self) -> None:
-        """Deal with what the hooks and our callers dropped; forget it when that is saved."""
+        """Deal with the events that hooks and callers left in events/, each once. Their files are
+        removed only when what came of them is saved."""
         events = self.store.events(self.name)
         for entry, at, payload in events:
             if entry not in self.dealt:
@@ -8460,6 +8941,7 @@ class Runner:
             self.dealt.clear()
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
+        """Obey an order of ours (its key is `cao`), or take in what a hook said at that time."""
         if self.leaving:
             return
         order = payload.get("cao")
@@ -8506,18 +8988,20 @@ class Runner:
             self._deliver_next()
 
     def _advance_held(self) -> None:
-        """Take the answer that came while workers were out, where nothing will start another
-        turn: what they answered was taken by a `wait` of the agent's own."""
+        """Accept the answer of the turn that was held (held_end), where nothing is left that would
+        start another turn: the agent took its workers' results by a `wait` of its own."""
         event = self.held_end
         if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
         if not self.store.owed(self.name) and not self.store.waiting(self.name):
             self.held_end = None
-            self.turns.pop()
+            self.turns.pop()  # it had been noted as an earlier turn
             self._accept(event)
 
     def _advance_delivery(self, now: float) -> None:
-        """No prompt event yet: look, press Enter once or twice more, or give up."""
+        """See to a delivery of which no prompt event has come for SUBMIT_S: the turn may run
+        unheard; else press Enter again, twice at most and only where the text still stands in the
+        input line; then give up."""
         delivery = self.delivery
         if not delivery or self.phase != "idle" or now - self.step_at < SUBMIT_S:
             return
@@ -8534,7 +9018,8 @@ class Runner:
         self._undeliverable(delivery)
 
     def _advance_timers(self, now: float) -> None:
-        """Do what is due by the clock alone."""
+        """Do what is due: after a person's Esc, for the budget, for the timeout, for an interrupt
+        key that had no effect, for a CLI that never started, for a session that was idle."""
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
             self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
@@ -8571,7 +9056,7 @@ class Runner:
         self._close_if_idle(now)
 
     def _time_out(self, why: str = "") -> None:
-        """End the open task: its time is over."""
+        """End the open task: its time is over. why: the end of that sentence, from its colon on."""
         if self.task:
             words = f"no answer in {render_seconds(self.task.timeout_s)}{why}"
             self._end_task("timeout", reason="timeout", detail=words)
@@ -8579,11 +9064,15 @@ class Runner:
     # ---- delivery ----
 
     def _compose(self, messages: Sequence[Message], *, by_argv: bool = False) -> str:
-        """Return the text to send; what cannot go exactly (by_argv: on the command line, else by
-        typing) goes into a file that the worker may read, named by one line. That line speaks of
-        the first message: of several, the caller then sends the first alone."""
+        """Return the text to send for messages. by_argv: on the CLI's command line; else it is
+        typed.
+
+        Text that would not arrive exactly that way is put into a file that the worker may read,
+        and one line that names the file is returned. That line speaks of the first message only:
+        where there are several, the caller is to send the first alone.
+        """
         text = "\n\n".join(map(render_message, messages))
-        if self.program:  # for a program, not an agent: no word of ours
+        if self.program:  # it is no agent, and is to read no word of ours
             text = messages[0].text
         if by_argv:
             size = len(text.encode(errors="surrogatepass"))
@@ -8595,9 +9084,13 @@ class Runner:
         return by_file(self.store, self.name, messages[0], text)
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> Delivery | None:
-        """Take messages and note them as on their way; a task among them is the open one from
-        here on. Those that another is telling, or has told (a `wait` of the agent itself), are
-        left out. None where none is left."""
+        """Lock messages, note them as the delivery that is on its way with this text, at this
+        step, and save that; nothing is typed here. A task among them is the open one from here
+        on.
+
+        Left out are those that another process is telling, or has told (a `wait` of the agent
+        itself); the text is then made anew, without them. None where none is left.
+        """
         ours = []
         for message in messages:
             if message.kind == "result":
@@ -8625,7 +9118,12 @@ class Runner:
         return delivery
 
     def _letters(self) -> list[Message]:
-        """Return what waits for the conversation, oldest first: messages, and results."""
+        """Return what waits for the conversation, oldest first: the inbox, and as messages of kind
+        `result` (id: the task) the results that the agent was not told.
+
+        A result that an earlier runner typed says so; where the CLI took that one, it is taken
+        off the books here.
+        """
         letters = self.store.waiting(self.name)
         if self.stuck:  # the senders of tasks and messages learn that they failed; the rest stays
             return [m for m in letters if m.kind in ("task", "message")]
@@ -8642,8 +9140,8 @@ class Runner:
         return letters
 
     def _was_typed(self, task: str) -> bool:
-        """Tell whether the run before this one typed a result and the CLI took it, by its
-        transcript; then it is off the books."""
+        """Tell whether an earlier runner typed a result and the CLI took it, for the transcript
+        has it. If so, take it off the books."""
         if task not in self.typed_before:
             return False
         if head_of(task) not in self.store.read_text(self.transcript):
@@ -8653,8 +9151,9 @@ class Runner:
         return True
 
     def _note_handed(self, *, done: bool = False) -> None:
-        """Take off the books what a hook has handed over, if the transcript has it in the part
-        of the turn that runs; done: that turn has ended well."""
+        """Take the messages off the books that a hook has handed over (their ids end in ~) and
+        that the transcript has in the turn that runs. done: that turn has just ended well; some
+        CLIs' transcripts prove nothing before (Provider.mid_turn)."""
         if not done and self.row.mid_turn != "transcript":
             return
         handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
@@ -8676,7 +9175,8 @@ class Runner:
             self.store.poke(self.name)
 
     def _deliver_next(self) -> None:
-        """Type what waits, if the CLI can take it and no person is at it."""
+        """Type what waits and press Enter, if the CLI can take it and no person is at it. Where
+        it cannot, note why in held_back: a later round tries again."""
         self._note_handed()
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:
@@ -8693,7 +9193,7 @@ class Runner:
             return
 
         text = self._compose(messages)
-        if len(messages) > 1 and "is in the file" in text[:200]:
+        if len(messages) > 1 and "is in the file" in text[:200]:  # the line of by_file
             messages = messages[:1]
             text = self._compose(messages)
         before = self.delivery, self.task
@@ -8703,12 +9203,13 @@ class Runner:
                 self._type_text(delivery.messages, delivery.text)
         except FAILURES:
             if not self.delivery or self.delivery.step in ("claimed", "taken"):
-                self._release()  # a part was typed: again, once the line is cleared
+                self._release()  # perhaps a part was typed: _obstacle clears the line for all of it
                 self.delivery, self.task = before
             raise
 
     def _obstacle(self) -> str:
-        """Return why nothing may be typed now, or ""."""
+        """Return why nothing may be typed now, or "". Where the input line has our own text, this
+        presses the key that clears it; where there is no input line, it looks for a dialog."""
         if not self._in_foreground():
             return "another program has the terminal"
         if self.boss.tmux.person_active_s(self.name) < PERSON_S:
@@ -8722,7 +9223,8 @@ class Runner:
             return "its input line is not on the screen"
         if not draft:
             return ""
-        # The draft may be all of it, or as much as a line shows.
+        # The draft is our own where it is the beginning of what was sent: all of its first line,
+        # or 40 characters, for a line may show no more.
         sent = self.last_sent.split("\n")[0].strip()
         if sent.startswith(draft) and len(draft) >= min(len(sent), 40):
             self._keys(CLEAR_LINE)  # our own prompt, put back by Esc
@@ -8730,13 +9232,16 @@ class Runner:
         return "a person has typed something"
 
     def _in_foreground(self) -> bool:
+        """Tell whether keys go to the CLI, and not to a program that took its terminal."""
         try:
             return os.tcgetpgrp(0) == self.child
         except OSError:
             return False
 
     def _type_text(self, ids: tuple[str, ...], text: str) -> None:
-        """Type text and press Enter: each only after a look that it is safe."""
+        """Type the text of the messages with these ids, three times at most where the CLI loses
+        it, and press Enter if that is safe (_enter). The caller has seen that nothing prevents
+        typing. A program without hooks counts as having taken it at once."""
         if self.program:
             self.program.begin_turn()
         self._mark_transcript()
@@ -8753,7 +9258,7 @@ class Runner:
             self._begin_turn()
 
     def _enter(self) -> bool:
-        """Press Enter, never into a dialog or another program."""
+        """Press Enter, never into a dialog or another program; tell whether it was pressed."""
         if not self._in_foreground() or not self._shows_input():
             self._log("enter_withheld")
             return False
@@ -8788,13 +9293,17 @@ class Runner:
     # ---- orders ----
 
     def _interrupt(self, outcome: str) -> None:
-        """End the turn that runs, by the CLI's own key."""
+        """Interrupt the turn that runs, by the CLI's own key. outcome: why.
+
+        "timeout" and "budget" end the task here. "interrupted", by order, ends it when the CLI
+        tells the turn's end or, where no turn runs, here.
+        """
         if self.phase == "idle" and not self.delivery_open():
             if self.task and outcome == "interrupted":  # no turn runs: its check or its workers do
                 self.interrupted_at = 0.0
                 self._end_task("interrupted", reason="by_order")
             return
-        # idle: its prompt was submitted; the key is pressed again once the turn runs
+        # Idle here means that a prompt is on its way: the key is pressed again once its turn runs.
         if self.phase not in ("idle", "working", "asking"):
             return
         if self.ordered in (outcome, "timeout"):
@@ -8812,11 +9321,14 @@ class Runner:
             self._press_interrupt()
 
     def _look_at_interrupt(self, now: float) -> None:
-        """Press again where the CLI still works (Kimi Code 2.1.0 is deaf between its prompt
-        event and its first request), but not soon: a second Esc opens a dialog in a CLI that was
-        only slow to obey the first (Qwen Code 0.24.4, on a busy machine). Where it takes input
-        again and did not tell the turn's end, that was it (Copilot 1.0.102 may rewrite its
-        transcript before it was read)."""
+        """See what came of the interrupt key, a while after it was pressed.
+
+        Where the CLI still works, press it again (Kimi Code 2.1.0 is deaf between its prompt event
+        and its first request). That is not done soon: a second Esc opens a dialog in a CLI that
+        was only slow to obey the first (Qwen Code 0.24.4, on a busy machine). Where the CLI takes
+        input again and has not told the turn's end for UNTOLD_S, count the turn as interrupted
+        (Copilot 1.0.102 may rewrite its transcript before it was read).
+        """
         if not self.row.busy:
             return
         text, draft = self._see()
@@ -8826,6 +9338,7 @@ class Runner:
             self._on_event(Event("interrupted", source="screen"), time.time())
 
     def _press_interrupt(self) -> None:
+        """Press the keys that interrupt a turn, and have the next look come soon."""
         for key in self.row.interrupt:
             self._keys(key)
             select.select([], [], [], 0.2)  # OpenCode 1.18.33 reads two at once as another key
@@ -8835,8 +9348,9 @@ class Runner:
     # ---- answers ----
 
     def _answer(self, order: dict[str, Any]) -> None:
-        """Hand an answer over, by the way the question came. A hook says itself when it took it:
-        see _settle_questions."""
+        """Obey an order to answer a question (_hand_over). Whoever gave it finds in `reply` what
+        came of it: here where it failed, else once the question is closed. A hook takes its
+        answer later: see _settle_questions."""
         question = self.questions.get(str(order.get("question")))
         if not question:
             fault = "it asks this no more"
@@ -8854,7 +9368,13 @@ class Runner:
             self.reply = {"id": order["id"], "ok": False, "text": fault}
 
     def _hand_over(self, order: dict[str, Any], question: Question) -> str:
-        """Give an answer to the CLI; return why that did not work, or ""."""
+        """Give an answer to the CLI, by the way the question came (Question.where); return why
+        that did not work, or "".
+
+        order: {"answer", "words"} (yes, no or always, and words), or {"key"}: keys to press, or
+        {"dialog": True}: leave it to the CLI's own dialog. This adds `as_text`: the answer, in
+        words.
+        """
         keys, answer, words = (order.get(part, "") for part in ("key", "answer", "words"))
         if order.get("dialog"):
             self.orders.pop(question.id)
@@ -8885,9 +9405,10 @@ class Runner:
         return self._press(question, keys)
 
     def _press(self, question: Question, keys: str) -> str:
-        """Press keys in the dialog of a question, each once the one before has changed it;
-        return why that did not work, or ""."""
-        # The event comes before the dialog is drawn.
+        """Press keys (tmux's names, blanks between) in the dialog of a question, each once the one
+        before has changed the screen, and close the question; return why that did not work, or
+        "". Where no dialog comes, no key is pressed: the question is closed as withdrawn."""
+        # Its event comes before the dialog is drawn, so this waits: 500 looks, about 10 s.
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
             return ""
@@ -8902,12 +9423,13 @@ class Runner:
         return ""
 
     def _changed(self, before: str) -> bool:
-        """Tell whether the screen changes within a while."""
+        """Tell whether the screen comes to differ from before, within some seconds."""
         return bool(look_until(lambda: self._screen() != before, 150))
 
     def _dialog_shows(self, question: Question) -> bool:
         """Tell whether the dialog that is drawn is that of this question: Gemini CLI 0.61.0 tells
-        of parallel calls at once, and asks about one after the other."""
+        of parallel calls at once, and asks about one after the other. With one question open that
+        is taken for granted."""
         asked_by_keys = [q for q in self.questions.values() if q.where == "keys"]
         if len(asked_by_keys) < 2:
             return True
@@ -8925,8 +9447,8 @@ class Runner:
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
-        a CLI asks about cao's own tools. Three times: what stays, or comes back, is for a
-        person."""
+        a CLI asks about cao's own tools. Each is tried three times at most: what stays, or comes
+        back, is for a person. Any other question is left alone."""
         trust_words, key = self.row.trusts
         if self.row.asks_own and question.text.startswith(OWN_TOOLS):
             what, key = question.id, "1"
@@ -8942,13 +9464,14 @@ class Runner:
 
 
 def tmux_variables() -> dict[str, str]:
-    """Return what tmux says of this pane to the programs in it."""
+    """Return the environment variables by which tmux tells a program about its pane."""
     return {k: os.environ[k] for k in ("TERM", "TMUX", "TMUX_PANE", "COLORTERM") if k in os.environ}
 
 
 def keep_socket() -> bool:
-    """Have the tmux server whose pane this is make its socket again, where it is gone (a
-    cleaner of /tmp removes those of living servers; SIGUSR1: tmux(1)). False: no server."""
+    """Tell whether the tmux server whose pane this is still lives: it is our parent. Where its
+    socket is gone, have it make that again (a cleaner of /tmp removes the sockets of living
+    servers; SIGUSR1: tmux(1))."""
     socket, server, _ = os.environ.get("TMUX", ",0,").rsplit(",", 2)
     if int(server) != os.getppid():
         return False
@@ -8964,6 +9487,8 @@ def keep_socket() -> bool:
 def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
     """Start a program on our terminal, as its foreground process group; return its pid.
 
+    argv[0] is its path, env all of its environment. Raises OSError where no process can be made.
+    A program that cannot be executed says so on the terminal, and its exit status is 127.
     Not subprocess: only the child itself can take the terminal before its first read.
     """
     pid = os.fork()
@@ -9029,16 +9554,19 @@ import cao
 print("cao-here", flush=True)
 sys.exit(cao.main(ARGV))
 """
+# A login shell, for the user's PATH there, becomes a Python that runs the first line it is sent.
 _FAR_PYTHON = """exec "$SHELL" -lc 'exec python3 -I -S -c "exec(input())"'"""
 
 
-# What reading raises for words that cao does not write: 1e999 is infinite, [[[[… too deep.
+# What is raised as we read words of the other side that no cao writes: 1e999 is infinite, [[[[…
+# too deep. It ends the session, for no other round will understand them.
 _FALSE_WORDS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": ""}}'
 
 
 def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
-    """Return ssh's command line, by CAO_SSH and with our options; words stand at its end."""
+    """Return ssh's command line: the program and options of CAO_SSH (in env), our options, words.
+    Raises CaoError where there is no such program, or CAO_SSH cannot be parsed."""
     import shlex
 
     try:
@@ -9050,8 +9578,12 @@ def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
 
 
 class Link:
-    """One ssh connection to the cao of another machine, by lines on its stdin and stdout. Where
-    that machine does not have this cao.py yet, it gets it first."""
+    """One ssh connection to the cao of another machine, by lines on its stdin and stdout. A
+    machine that does not have this cao.py yet is sent it first.
+
+    argv: the arguments of cao there. `here`: that cao has said that it runs. `closed`: there is
+    nothing more to read, and `end` is to be called.
+    """
 
     def __init__(self, host: str, argv: Sequence[str], env: dict[str, str]) -> None:
         with open(os.path.abspath(__file__), "rb") as file:
@@ -9077,14 +9609,15 @@ class Link:
         self.write(f"exec({start!a})".encode())
 
     def call(self, tool: str, arguments: dict[str, Any]) -> None:
-        """Use a tool of the MCP server there; `read` gives its result."""
+        """Ask for a tool of the MCP server there. The response is a line that `read` returns."""
         self.calls += 1
         request = {"jsonrpc": "2.0", "id": self.calls, "method": "tools/call"}
         request["params"] = {"name": tool, "arguments": arguments}
         self.write(json.dumps(request).encode())
 
     def write(self, line: bytes, end: bytes = b"\n") -> None:
-        """Write a line; where the connection is broken the next `read` says so."""
+        """Write a line. A machine that takes none of it for DEAF_S loses its connection; that a
+        connection is broken is not raised here, but seen by the next `read`."""
         view, poll = memoryview(line + end), select.poll()
         poll.register(self.fd_out, select.POLLOUT)
         try:
@@ -9097,7 +9630,11 @@ class Link:
             pass
 
     def read(self) -> list[bytes]:
-        """Return the lines that cao there has written; blocks until there is something."""
+        """Return the whole lines that cao there has written; blocks until something comes.
+
+        At the end of all it sets `closed`. What comes before cao runs there is not returned: this
+        sends cao.py where it is asked for, and greets cao. Raises ValueError for an endless line.
+        """
         chunk = os.read(self.fd_in, 1 << 16)
         self.closed = not chunk
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
@@ -9113,8 +9650,8 @@ class Link:
         return lines
 
     def end(self) -> int:
-        """Return the exit status of ssh, when there was no more to read. Its words, and those of
-        the machine there, are on our stderr."""
+        """Close the connection and return ssh's exit status; after 3 s ssh is killed. Its words,
+        and those of the machine there, are on our stderr."""
         os.close(self.fd_out)
         os.close(self.fd_in)
         for _ in range(150):  # a machine may have ssh wait for ever
@@ -9150,18 +9687,19 @@ class Remote:
         self.far_task = ""  # its name there, as this connection reported it
         self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
         self.orders: list[dict[str, Any]] = []  # to be sent
-        self.mark = ""  # of what this side has seen of the other
+        self.mark = ""  # the other side's, of the facts that it sent last
         self.kept: list[str] = []  # ids from there that are files here: to be told to that side
         # The session is being ended there, by order: reason, detail, until when that is awaited.
         self.ending: tuple[str, str, float] | None = None
         self.child, self.lock = 0, -1  # the ssh in our pane; the session's lock, by run_session
         self.trouble = ""  # what this machine refused: it is tried again
-        self.end: tuple[str, str, str] | None = None  # the session's end here, as _finish got it
+        # The session's end here, as _finish got it: from then on each round is only for that.
+        self.end: tuple[str, str, str] | None = None
         self.over = False
         self.signals: list[int] = []
 
     def run(self) -> int:
-        """Look after the session until it has ended; its lock is ours."""
+        """Look after the session until it has ended, or the pane is gone; return 0."""
         self._save()  # from here on a free lock means that we are dead
         woken = hear_signals(lambda number, _: self.signals.append(number))
         self.wake.listen(self.name)
@@ -9179,6 +9717,8 @@ class Remote:
         return 0
 
     def _save(self) -> None:
+        """Write state.json where it changed, and wake whoever listens to this session, to one
+        above it or to all."""
         self.state.update(task_facts(self.task))
         if self.state != self.saved:
             if self.state["state"] != self.saved.get("state"):
@@ -9205,6 +9745,8 @@ class Remote:
         return not self.over
 
     def _go_on(self) -> None:
+        """Do a round's work: signals, what came from there, orders, then the end, the connection
+        or what is to be said there; save."""
         now = time.monotonic()
         if signal.SIGHUP in self.signals:
             self.over = True  # the pane is gone; the next use starts us again, and the work goes on
@@ -9254,6 +9796,8 @@ class Remote:
             self._finish("failed", "never_started", str(error))
 
     def _read(self, link: Link) -> None:
+        """Take in what came from there. What is no cao's word ends the session; what this machine
+        or that one refuses ends the connection, and the next one repeats it."""
         here = link.here
         try:
             for line in link.read():
@@ -9279,11 +9823,12 @@ class Remote:
             self._on_break(link)
 
     def _on_break(self, link: Link) -> None:
-        """The connection broke, or never was: try again while the task has time."""
+        """The connection broke, or never was: try again in a while. End the session here where
+        no connection ever came about, or none for longer than the open task's timeout."""
         host, now = self.session.host, time.monotonic()
         words = tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3)
         what = f"{host} cannot be reached: ssh ended with {link.end()}: {words}"
-        what = self.trouble or what  # then it was we who ended it
+        what = self.trouble or what  # our own trouble: we ended the connection for it (_read)
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.broken_at = self.broken_at or now
@@ -9299,7 +9844,9 @@ class Remote:
     # ---- what goes there ----
 
     def _sync(self, link: Link) -> None:
-        """Say what is wanted there; the answer comes once there is something to say."""
+        """Call `sync` there with what this connection has not sent yet, or where no such call
+        waits there: that machine answers once it has news of the session. The oldest waiting task
+        becomes the open one here; each connection sends it again, until its result is here."""
         waiting: list[Message] = []
         if not self.ending:
             waiting = self.store.waiting(self.name)
@@ -9334,12 +9881,16 @@ class Remote:
         link.call("sync", wanted)
 
     def _letter(self, message: Message) -> dict[str, str]:
+        """Return a message as it is sent there. Its sender there is this side as a whole, so any
+        sender but the supervisor is named in the text."""
         text = message.text
         if message.sender != self.session.supervisor:
             text = f"(from {message.sender}) {text}"
         return {"id": message.id, "text": text}
 
     def _on_order(self, order: dict[str, Any]) -> None:
+        """Begin the end at a `stop`; pass any other order on, or refuse it where that machine, or
+        the session there, cannot be reached now."""
         if order.get("cao") == "stop":
             self._end("stopped", "the session was stopped")
         elif self.link and self.link.here and self.state["conversation"]:
@@ -9348,7 +9899,8 @@ class Remote:
             self._on_reply(order.get("id", ""), {"failed": "no connection now"})
 
     def _end(self, reason: str, detail: str) -> None:
-        """End the session there, then here. `closing` tells who gives a task now to wait."""
+        """Order the session's end there; _go_on ends it here once that is told, after FAR_STOP_S,
+        or at once where there is no connection. `closing` has whoever gives a task now wait."""
         if not self.ending:
             self.ending = (reason, detail, time.monotonic() + FAR_STOP_S)
             self.state["closing"] = True
@@ -9357,7 +9909,8 @@ class Remote:
     # ---- what comes from there ----
 
     def _on_facts(self, facts: dict[str, Any]) -> None:
-        """Take in what that machine says. Its words are taken as words, and nothing else is."""
+        """Take in what `sync` answered. Each part is made a text, a number or a record of
+        ours; what cannot be made so raises one of _FALSE_WORDS, and _read ends the session."""
         self.mark = facts["mark"]
         self.state["conversation"] = str(facts["session"])
         for letter, reply in facts["replies"].items():
@@ -9379,7 +9932,7 @@ class Remote:
         questions = [make_record(asked, Question) for asked in facts["questions"]]
         for question in questions:
             for option in question.options:
-                "".join(Option(*option))
+                "".join(Option(*option))  # raises where it is not two texts
         usage = None
         if facts["usage"]:
             usage = {key: int(facts["usage"][key]) for key in ("input", "cached", "output")}
@@ -9387,7 +9940,8 @@ class Remote:
         self.state.update(state=state, why=why, last_line=last_line, usage=usage)
 
     def _on_reply(self, letter: str, reply: dict[str, Any]) -> None:
-        """There is an answer to a task, a message or an order of ours."""
+        """Take in what came of a task, a message or an order of ours. letter: its id; reply: has
+        `failed`, in words, where it was refused there."""
         failed = str(reply.get("failed", ""))
         words = f"{self.session.host}: {failed}"
         message = next((m for m in self.store.waiting(self.name) if m.id == letter), None)
@@ -9412,7 +9966,9 @@ class Remote:
             self.state["reply"] = {"id": letter, "ok": not failed, "text": text}
 
     def _keep(self, message: Message) -> None:
-        """Put a message of there into the supervisor's inbox here."""
+        """Put a message from there into the supervisor's inbox here, once however often it comes.
+        Where that cannot be now, it is not told as kept, and that machine says it again. Raises
+        ValueError for a false id."""
         if not re.fullmatch(r"\d{20}-[a-z0-9.-]+", message.id):  # it is to be a file's name here
             raise ValueError(message.id)
         here = message._replace(to=self.session.supervisor, sender="cao")
@@ -9427,12 +9983,14 @@ class Remote:
             self.mark, self.retry_at = "", time.monotonic() + LOOK_S
 
     def _keep_result(self, result: Result) -> None:
+        """End the open task with its result from there, and have that machine told."""
         render_result(result)  # raises where it is of another form than ours
         where = f"done on {self.session.host} by {result.session}, in {self.session.cwd} there"
         self._end_task(result._replace(notes=(*result.notes, where), told_at=0.0))
         self.kept.append(result.task)
 
     def _end_task(self, result: Result) -> None:
+        """Write the open task's one result: result with what is known here about that task."""
         task = self.task
         assert task is not None
         result = result._replace(
@@ -9458,7 +10016,8 @@ class Remote:
         self.child = spawn_foreground(ssh, {**self.env, **tmux_variables()})
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
-        """End the session here: answer what is open."""
+        """End the session here: give every open task its result, report the messages, write the
+        last state. What fails on the way is done again by the next round, from the beginning."""
         if self.over:
             return
         self.end = (outcome, reason, detail)
@@ -9476,8 +10035,8 @@ class Remote:
 
 
 def note_failure(store: Store, name: str, error: Exception, known: str) -> str:
-    """Say, once, what a session's runner could not do: the next round tries again. Return the
-    words; known are those of the last."""
+    """Log, and say in runner.log, what a session's runner could not do: the next round tries
+    again. Return the words. known: the words of the last failure, which are not said twice."""
     words = str(error)
     if words != known:
         store.log(name, "failed", words=words)
@@ -9500,7 +10059,8 @@ def hear_signals(note: Callable[[int, Any], None]) -> int:
 
 
 def run_session(store: Store, name: str) -> int:
-    """Be a session's runner: the pane's own process."""
+    """Be a session's runner, the pane's own process, until it ends; return its exit status.
+    Raises CaoError where there is no such session, or it has a runner already."""
     session, folder = store.find(name), store.folder(name)
     # The pane dies with this process; its last words must outlive both.
     path = f"{folder}/runner.log"
@@ -9546,7 +10106,9 @@ class Flow(NamedTuple):
     max_tokens: str = ""
     working_directory: str = ""
     overlap: str = "skip"  # when the run before it is still going on
-    timezone: str = ""  # this and the next are here to be refused: cron has neither
+    # This and the next are here to be refused: cron has neither. Only this machine's own zone,
+    # and catch_up: false, pass.
+    timezone: str = ""
     catch_up: str = ""
     on_failure: tuple[str, ...] = ()  # a program that gets a failed run's record on stdin
     prompt: str = ""
@@ -9554,7 +10116,8 @@ class Flow(NamedTuple):
     fault: str = ""  # why the file cannot be read now; the rest is as it was when added
 
     def beside(self, path: str) -> str:
-        """Return a path of the file's, which may be relative to where the file is."""
+        """Return a path that the flow's file names, absolute: a relative one, or "", counts from
+        the folder of that file."""
         return os.path.normpath(os.path.join(os.path.dirname(self.file), path))
 
 
@@ -9588,7 +10151,12 @@ _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
 
 
 def parse_flow(text: str, file: str) -> Flow:
-    """Return the flow in a file's text; those of the reference program load unchanged."""
+    """Return the flow in a file's text; those of the reference program load unchanged.
+
+    file: its absolute path; the file's name gives a flow without one its name. Raises CaoError for
+    what cron or cao cannot do, and for a variable in the task of a flow without a script. It is
+    not looked at whether the profile and the script are there.
+    """
     settings, prompt = parse_frontmatter(text, file)
     given = dict(Flow._field_defaults, name=os.path.basename(file).partition(".")[0], schedule="")
     given.update({key: value for key, value in settings.items() if value is not None})
@@ -9620,14 +10188,18 @@ def parse_flow(text: str, file: str) -> Flow:
         unknown=tuple(sorted({*settings} - {*Flow._fields})),
     )
     flow = Flow(**fields)
-    if not flow.script:
+    if not flow.script:  # then nothing gives a variable its value: this raises
         fill_variables(prompt, {}, file)
-    parse_seconds(flow.timeout)
+    parse_seconds(flow.timeout)  # raises
     return flow
 
 
 def fill_variables(prompt: str, given: dict[str, Any], source: str) -> str:
-    """Return a prompt with its [[variables]] filled. Raises CaoError naming those not given."""
+    """Return a prompt with its [[variables]] filled: text as it is, any other value as JSON.
+
+    given: name -> value; more than the prompt has is fine. source names the flow's file in the
+    CaoError that names the variables not given.
+    """
     missing = sorted({name for name in re.findall(r"\[\[(\w+)\]\]", prompt) if name not in given})
     if missing:
         raise CaoError(
@@ -9645,7 +10217,8 @@ def fill_variables(prompt: str, given: dict[str, Any], source: str) -> str:
 
 
 def run_script(flow: Flow) -> dict[str, Any] | None:
-    """Run a flow's script and return the variables it gives, None where it says not to run."""
+    """Run a flow's script in its folder and return the variables it gives, None where it says
+    not to run. Raises CaoError where it fails, or prints anything but the JSON of a verdict."""
     script = flow.beside(flow.script)
     ran = run([script], SCRIPT_S, cwd=os.path.dirname(script))
     verdict = parse_object(ran.out)
@@ -9669,9 +10242,11 @@ def run_to_end(
     on_found: Callable[[Waited], None] = lambda _: None,
     on_look: Callable[[Waited], None] = lambda _: None,
 ) -> Waited:
-    """Wait for a task's result, or, unless patient, for a question.
+    """Wait for a task's result, or, unless patient, for a question; return what came.
 
-    on_found is called with what comes before it: messages and new questions.
+    As with await_tasks, the caller tells what is returned and then calls its `told`. What comes
+    before that (messages and, if patient, questions, each once) goes to on_found, and counts as
+    told afterwards. on_look is called at every look.
     """
     asked: set[str] = set()
     while True:
@@ -9688,7 +10263,8 @@ def run_to_end(
 
 
 def read_flow(file: str) -> str:
-    """Return a file's text."""
+    """Return the text of a flow's file, or of another that a person named. Raises UsageError
+    where it cannot be read."""
     try:
         with open(file, encoding="utf-8", errors="replace") as opened:
             return opened.read()
@@ -9714,7 +10290,10 @@ CRON_SIGNS = (("\"$(printf '\\045')\"", "%"), ("\"$(printf '\\043')\"", "#"))
 
 
 def run_crontab(word: str, text: str = "") -> Ran:
-    """Run `crontab WORD`; every byte is kept, in and out."""
+    """Run `crontab WORD` with text as its input; every byte is kept, in and out.
+
+    LC_ALL=C: its words are those of NO_CRONTAB. EDITOR=cat: -e prints the crontab.
+    """
     env = {**os.environ, "LC_ALL": "C", "EDITOR": "cat", "VISUAL": "cat"}
     return run([find_program("crontab"), word], 20, text=text, env=env, errors="surrogateescape")
 
@@ -9728,7 +10307,8 @@ def has_crontab() -> bool:
 
 
 def read_crontab() -> str:
-    """Return the user's crontab. Raises CaoError where it is not known."""
+    """Return the user's crontab, "" where there is none. Raises CaoError where it is not known:
+    then nothing may be written in its place."""
     ran = run_crontab("-l")
     error = ran.err.strip()
     if not error:
@@ -9762,13 +10342,13 @@ RUN: dict[str, Any] = {  # the record of a run
     "ended_at": None,
     "seconds": 0.0,
     "task": "",
-    "outcome": "",  # one of OUTCOMES, or skipped
+    "outcome": "",  # one of OUTCOMES, or skipped; "": the run is going on
     "reason": "",
     "detail": "",
     "answer": "",
     "notes": (),
 }
-_RUN = {  # what has to be what in it
+_RUN = {  # of which type a value in it has to be
     **dict.fromkeys("started_at ended_at task outcome reason detail answer".split(), str),
     "seconds": _NUMBER,
     "usage": _FACTS["usage"],
@@ -9781,6 +10361,7 @@ class Schedule:
     def __init__(self, store: Store) -> None:
         self.store, self.folder = store, f"{store.home}/flows"
         self.mark = f"# {tmux_socket(store.home)} flow"  # ends our lines, with the flow's name
+        # One of our lines; its groups: a # where it is off, the schedule, the flow's name.
         fields = r"(@\w+|(?:\S+[ \t]+){4}\S+)"
         self.line = rf"^(#?)[ \t]*{fields}[ \t]+'env' .* {self.mark} ([\w-]+)[^\S\n]*$\n?"
 
@@ -9802,7 +10383,8 @@ class Schedule:
         return flow
 
     def load(self, name: str) -> Flow:
-        """Return a flow as its file is now, or, with `fault`, as it was when it was added."""
+        """Return a flow as its file is now; where that cannot be read now, as it was when it was
+        added, with the reason in `fault`. Raises NotFoundError where there is no such flow."""
         added = self._added(name)
         if added is None:
             raise NotFoundError(f"there is no flow {name!r}", "cao schedule list, or add FILE")
@@ -9812,7 +10394,12 @@ class Schedule:
             return added._replace(fault=str(error))
 
     def add(self, flow: Flow, passed: Sequence[str]) -> None:
-        """Enter a flow; it takes the place of one of that name. passed: more variables."""
+        """Enter a flow, and its line in the crontab if there is one here; it takes the place of a
+        flow of that name, whose runs stay.
+
+        passed: names of variables (or beginnings with a *) to keep for its runs, besides the
+        default ones.
+        """
         if has_crontab():
             self.put_line(flow)
         os.makedirs(self._file(flow.name, "runs"), 0o700, exist_ok=True)
@@ -9863,12 +10450,17 @@ class Schedule:
     # ---- their crontab lines ----
 
     def lines(self) -> dict[str, re.Match[str]]:
-        """Return the crontab lines of the flows by their names."""
+        """Return the crontab lines of the flows: flow's name -> a match of `line`. Raises CaoError
+        where the crontab is not known."""
         matches = re.finditer(self.line, read_crontab(), re.M | re.A)
         return {match[3]: match for match in matches}
 
     def put_line(self, flow: Flow) -> None:
-        """Let cron run a flow by this cao.py. In its line every path is data."""
+        """Write a flow's crontab line, by which cron runs it with this Python and this cao.py.
+
+        Every path in the line is data, to cron and to its shell. Raises CaoError for what cron
+        cannot run, or may not find later.
+        """
         cao = os.path.abspath(__file__)
         if re.search(r"/(?:\.cache|Caches|archive-v\d+)/", cao):
             what = f"cron cannot rely on {cao}: uv or pipx may empty their cache any time"
@@ -9883,7 +10475,7 @@ class Schedule:
         self.set_line(flow.name, line)
 
     def disable(self, name: str) -> None:
-        """Let cron run a flow no more: its line is commented out."""
+        """Let cron run a flow no more: its line, if it has one, is commented out."""
         self.load(name)
         line = self.lines().get(name)
         if line:
@@ -9921,7 +10513,8 @@ class Schedule:
             os.close(lock)
 
     def stale_lines(self) -> dict[str, str]:
-        """Return why crontab lines of ours cannot run their flows, by these flows' names."""
+        """Return the crontab lines of ours that cannot run their flows: flow's name -> why. {}
+        where the crontab is not known."""
         try:
             lines = self.lines()
         except CaoError:
@@ -9938,7 +10531,11 @@ class Schedule:
     # ---- the runs ----
 
     def runs(self, name: str) -> list[dict[str, Any]]:
-        """Return the records of a flow's runs, the oldest first."""
+        """Return the records of a flow's runs, the oldest first.
+
+        A run whose process was killed comes as `lost`, without ended_at: that is found here by its
+        lock, and not written down. A record that cannot be read goes into quarantine.
+        """
         records = []
         for entry in _listdir(self._file(name, "runs")):
             run_id, _, ending = entry.rpartition(".")
@@ -9961,7 +10558,12 @@ class Schedule:
         return records
 
     def run(self, name: str, on_look: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Run a flow now and return the run's record; on_look may end it by an exception."""
+        """Run a flow now and return the run's record, whatever its end. Raises NotFoundError.
+
+        Sets os.environ: PATH as it was when the flow was added, and what else was kept then and
+        is missing now, for cron starts with almost none. on_look is called while it waits, and
+        may raise KeyboardInterrupt: the run is then recorded as interrupted.
+        """
         flow = self.load(name)
         env = self.store.read_json(self._file(name, "env")) or {}
         for key, value in env.items():
@@ -9993,7 +10595,11 @@ class Schedule:
         self.store.write(self._run_file(record, "json"), dump(record), durable=True)
 
     def _enter(self, flow: Flow, record: dict[str, Any]) -> None:
-        """Write a run's first record; report the runs before it whose process was killed."""
+        """Write a run's first record, as skipped where one before it goes on (overlap: skip).
+
+        For the runs before it whose process was killed, do what that process no longer can: end
+        their sessions, report them and write down that they are lost.
+        """
         for before in self.runs(flow.name):
             if before["reason"] == "killed" and not before["ended_at"]:
                 self._end_task(before)
@@ -10004,7 +10610,8 @@ class Schedule:
         self._save(record)
 
     def _end_task(self, record: dict[str, Any]) -> None:
-        """End the session that a killed run has left; note its answer, if there is one."""
+        """End the session that a killed run has left; put the task's answer, if there is one, into
+        the run's record, which the caller saves."""
         boss = self._boss()
         try:
             boss.end(self.store.session_of(record["task"]))
@@ -10016,7 +10623,8 @@ class Schedule:
             pass  # there was no task yet, or its session is gone
 
     def _conclude(self, flow: Flow, record: dict[str, Any]) -> None:
-        """Report a failure to the flow's command, save the record, drop the oldest ones."""
+        """Report a run that failed to the flow's own command (on_failure), note when the run
+        ended, save its record, and drop the oldest records of the flow."""
         if flow.on_failure and record["outcome"] not in ("done", "skipped"):
             try:
                 where = flow.beside(flow.working_directory)
@@ -10032,12 +10640,18 @@ class Schedule:
             _unlink(self._run_file(old, "lock"))
 
     def _boss(self) -> Orchestrator:
+        """Return who gives the tasks of all flows: the client "schedule", which acts for the person
+        who added them, so with a person's rights."""
         if not self.store.load("schedule"):
             make_client(self.store, "schedule")
         return Orchestrator(self.store, Caller("schedule", person=True))
 
     def _work(self, flow: Flow, record: dict[str, Any], on_look: Callable[[], None]) -> None:
-        """Run the script, give the task and wait for its end."""
+        """Run the script, give the task, wait for its end, and put what came of it into record.
+
+        A question of the agent's ends the run as failed, for nobody is there to answer. In any
+        case the session is ended. What raises here is recorded by `run`.
+        """
         if flow.fault:
             raise CaoError(flow.fault)
         given: dict[str, Any] | None = {}
@@ -10077,18 +10691,22 @@ class Schedule:
 
 
 def render_question(session: str, question: dict[str, Any], path: Sequence[str] = ()) -> str:
-    """Return what a session asks as text, with its options."""
+    """Return a question as text without a last newline: who asks, what, and the options.
+
+    path: names from a session above it down to this one; where they are several, all are said.
+    """
     by_way = ""
     if len(path) > 1:
         by_way = f" (by way of {' > '.join(path)})"
-    # Further in than the options, and than the next question: no line of it passes for these.
+    # Its further lines are indented by more than an option or the next question is: so the
+    # asker's words cannot look like one of these.
     text = question["text"].replace("\n", "\n    ")
     lines = [f"{session}{by_way} asks ({question['kind']}, {question['id']}): {text}"]
     return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
 
 
 def render_questions(view: dict[str, Any]) -> str:
-    """Return all that a session asks, whole."""
+    """Return every open question in a session's view, whole; "" where there is none."""
     asked = view.get("questions", ())
     return "".join(render_question(view["session"], question) + "\n" for question in asked)
 
@@ -10096,9 +10714,10 @@ def render_questions(view: dict[str, Any]) -> str:
 def how_to_answer(
     session: str, question: dict[str, Any], by_tool: bool = False, approves: bool = False
 ) -> str:
-    """Return who may answer a question, and how: in the words of a shell, or of a tool too.
+    """Return who may answer a question, and how, as a sentence for the one who reads it.
 
-    approves: a permission is its supervisor's to give."""
+    by_tool: the reader is an agent with cao's tools, else a person at a shell. approves: the
+    session's profile lets its supervisor give permissions, so that agent may."""
     kind = question["kind"]
     if kind == "question" or (kind == "permission" and approves):
         tool = ""
@@ -10119,7 +10738,7 @@ def how_to_answer(
 
 
 def render_session(view: dict[str, Any]) -> str:
-    """Return one line on a session."""
+    """Return a session's view as one line, indented by its `depth`; questions are shortened."""
     line = f"{'  ' * view.get('depth', 0)}{view['session']}  {view['state']}"
     line += f" for {render_seconds(view['for_s'])}"
     if view["kind"] == "agent":
@@ -10140,6 +10759,7 @@ class DemoAgent:
     bracketed paste, a busy line, Esc, a menu, hooks, a state file; and it calls cao.
 
     A prompt may hold a line `demo: STEP; STEP …`; without one it says what it has read.
+    It sets its terminal to raw mode when it is made; `run` sets it back.
     """
 
     def __init__(self, store: Store, launch_folder: str) -> None:
@@ -10151,13 +10771,14 @@ class DemoAgent:
         name = os.path.basename(self.folder)
         depth = store.find(name).depth
         self.boss = Orchestrator(store, Caller(name, depth, worker=True))
-        self.heard: list[Waited] = []  # told when the turn's answer is
-        self.keys = b""
+        self.heard: list[Waited] = []  # what the answer tells: off the books once that is out
+        self.keys = b""  # read from the terminal, and not used yet
         self.saved = termios.tcgetattr(0)
         tty.setraw(0, termios.TCSANOW)
 
     def run(self, prompt: str) -> int:
-        """Take prompts until /exit; return the exit status."""
+        """Take prompts until /exit, or the end of input; return the exit status. prompt: the
+        first one, "" to read that too."""
         import termios
 
         try:
@@ -10182,7 +10803,8 @@ class DemoAgent:
         os.write(1, text.replace("\n", "\r\n").encode(errors="replace"))
 
     def keep_trying(self, write: Callable[[], None]) -> None:
-        """Write something, though the disk be full for a while."""
+        """Call write until it succeeds: the disk may be full for a while. Raises EOFError, which
+        ends the agent, where the session's folder is gone."""
         while True:
             try:
                 return write()
@@ -10200,7 +10822,8 @@ class DemoAgent:
         self.keep_trying(lambda: self.store.put_event(self.folder, text))
 
     def key(self, timeout_s: float | None = None) -> bytes:
-        """Return the next key: a byte, an escape sequence, or b"" after the timeout."""
+        """Return the next key: one byte (of a letter, the first), a whole escape sequence, or b""
+        when none came within timeout_s (None: any time). Raises EOFError at the end of input."""
         while True:
             match = re.match(rb"\x1b\[[0-9;]*[A-Za-z~]|[^\x1b]|\x1b(?!\[|$)", self.keys, re.S)
             if match:
@@ -10216,7 +10839,8 @@ class DemoAgent:
             self.keys += chunk
 
     def read_prompt(self) -> str:
-        """Return what is typed or pasted until Enter."""
+        """Return what is typed or pasted until an Enter outside a paste; C-u begins anew. It
+        echoes no more than the first 150 bytes. Raises EOFError at C-d on an empty line."""
         text, pasting = b"", False
         self.show("\ndemo> ")
         while True:
@@ -10237,7 +10861,8 @@ class DemoAgent:
                 text += b"\n" if pasting and key == b"\r" else key
 
     def turn(self, prompt: str) -> int | None:
-        """Work on one prompt; return an exit status where the script ends the agent."""
+        """Work on one prompt and tell cao of it as a CLI's hooks do. Return None to go on with
+        the next prompt, or the exit status where the step `exit` ends the agent."""
         self.status("busy")
 
         def note_prompt() -> None:
@@ -10284,7 +10909,8 @@ class DemoAgent:
         return f"I have read {len(lines)} lines, {len(prompt.encode())} bytes: {shorten(first, 60)}"
 
     def step(self, verb: str, rest: str) -> str | None:
-        """Do one step; return what it adds to the answer, or None when Esc ended it."""
+        """Do one step; return what it adds to the answer, "" for nothing, or None when Esc ended
+        it. An unknown step is said in the answer."""
         if verb == "say":
             return rest
         if verb == "sleep":
@@ -10317,7 +10943,8 @@ class DemoAgent:
         return f"unknown step {verb!r}"
 
     def gather(self) -> str:
-        """Wait for all tasks given to others; return what they and their messages say."""
+        """Wait for all tasks given to others; return what they and their messages say. A
+        question of theirs is for a person: it does not end the wait."""
         lines: list[str] = []
         tasks = self.store.owed(self.boss.caller.name)
         told: set[str] = set()
@@ -10329,6 +10956,7 @@ class DemoAgent:
                 return "\n".join([*lines, *(f"{r.session}: {r.answer}" for r in waited.results)])
 
     def pressed_escape(self, seconds: float) -> bool:
+        """Wait so long, or until Esc; tell whether it was pressed. Other keys are dropped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self.key(left) == b"\x1b":
@@ -10336,8 +10964,11 @@ class DemoAgent:
         return False
 
     def ask(self, verb: str, question: str, options: Sequence[str]) -> str | None:
-        """Ask, by a hook of our own and by a menu on the screen: the first answer counts.
-        Return the chosen option or the words given, None for Esc."""
+        """Ask by a hook, which cao answers, and by a menu on the screen: the first answer counts.
+        Return the chosen option or the words given (of a permission: both), None for Esc.
+
+        verb: "ask" asks a question of the model's, "permit" for a permission.
+        """
         payload: dict[str, Any] = {"hook_event_name": "PermissionRequest", "tool_name": "Bash"}
         payload["tool_input"] = {"command": question}
         if verb == "ask":
@@ -10365,7 +10996,7 @@ class DemoAgent:
                     chosen = options[-1] if reply["answer"] == "no" else options[0]
                     answer = f"{chosen} {answer}".strip()
                 break
-            if reply == {}:  # it is left to our dialog
+            if reply == {}:  # the menu alone is left: by order, or the runner is gone
                 asking.withdraw()
         self.status("busy")
         asking.close()
@@ -10381,7 +11012,11 @@ _DEMO = (
 
 
 def show_demo(store: Store, say: Callable[[str], None]) -> None:
-    """Show the whole main job with agents that need no account; leave nothing behind."""
+    """Show the whole main job with agents that need no account. say: prints one text.
+
+    No session is left running; their files, and the folder of a client that is made for the
+    demo, stay until `cao clean`. Raises CaoError where the supervisor's task was not done.
+    """
     started = time.monotonic()
     name = f"client-demo-{random_letters()}"
     make_client(store, name)
@@ -10392,6 +11027,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
         say(f"{time.monotonic() - started:5.1f} s  {text}")
 
     def tell_changes(_: Waited) -> None:
+        """Tell each agent's state that has changed since the last call."""
         for view in boss.list_sessions():
             session, state = view["session"], view["state"]
             if view["kind"] == "agent" and seen.get(session) != state:
@@ -10399,6 +11035,7 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
                 tell(f"{'    ' * view['depth']}{session} is {state}")
 
     def answer(waited: Waited) -> None:
+        """Answer each new question as a person would, by its first option."""
         tell_changes(waited)
         for ask in waited.asking:
             session, question = ask["session"], ask["question"]
@@ -10426,8 +11063,8 @@ def show_demo(store: Store, say: Callable[[str], None]) -> None:
 
 
 def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the evidence for a session's state: in words, in the order to read it; and as
-    facts for a program."""
+    """Return the evidence for a session's state, twice: as label -> words, in the order to read
+    them, without what says nothing; and as facts for a program. Raises NotFoundError."""
     view, state = boss.read_session(name, PANE_LINES), boss.store.load_state(name)
     look, event = view["evidence"].get("look"), view["evidence"].get("event")
     has_runner, group = boss.store.is_locked(name), state.get("group")
@@ -10474,14 +11111,14 @@ def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, An
 
 
 def _drop_worktree(store: Store, name: str) -> bool:
-    """Remove a session's worktree and branch where nothing is lost by that; tell whether
-    there is no worktree any more."""
+    """Remove a session's worktree and branch where nothing is lost by that. Tell whether it has
+    no worktree now, or never had one. False where something would be lost, or git refuses."""
     path, session = worktree_path(store, name), store.peek(name)
     if session and not session.worktree:
         return True
     half_made = False
     try:
-        # Its record was perhaps never written, or is gone.
+        # Without session.json only the worktree itself knows its repository.
         origin = session.origin if session else _git(path, "rev-parse", "--git-common-dir")
         if os.path.isdir(path):
             # git was killed while it made the worktree: no worker was ever in it.
@@ -10491,12 +11128,13 @@ def _drop_worktree(store: Store, name: str) -> bool:
             if half_made or not worktree_losses(store, name, origin):
                 remove_worktree(store, name, origin, force=half_made)
     except CaoError:
-        pass  # it cannot be read
+        pass  # git cannot read it, or refuses: it stays
     return not os.path.lexists(path)
 
 
 def _last_used(store: Store, name: str) -> float:
-    """Return when something last happened to a session or client, or came for it."""
+    """Return when something last happened to a session or client, or came for it: a message,
+    or the result of a task it gave. In epoch seconds."""
     folder = store.folder(name)
     paths = [folder, *(f"{folder}/{part}" for part in ("state.json", "out", "inbox/new"))]
     paths += map(store.result_path, store.owed(name))
@@ -10504,10 +11142,14 @@ def _last_used(store: Store, name: str) -> float:
 
 
 def _is_done_with(store: Store, name: str, owed: set[str], age_s: float) -> bool:
-    """Tell whether an ended session's folder is of no use to anybody. Who is to be told
-    something and does not come for it expires."""
+    """Tell whether nobody needs the folder of an ended session or client any more.
+
+    A folder is needed while one of its results is owed to somebody (owed: all such tasks), and for
+    EXPIRES_S while messages or results wait for the session itself. One whose session.json cannot
+    be read is kept. age_s: since something last happened to it.
+    """
     if not os.path.exists(f"{store.folder(name)}/session.json"):
-        return True  # killed while it was made
+        return True  # who made it was killed before that was written
     session = store.peek(name)
     if not session or any(task in owed for task in store.results(name)):
         return False
@@ -10515,19 +11157,21 @@ def _is_done_with(store: Store, name: str, owed: set[str], age_s: float) -> bool
 
 
 def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
-    """End what is dead and remove what is old; return what was removed, and in words what
-    is of a format that only another version knows.
+    """Bury the dead sessions and remove what was not used for older_s. Return the names of the
+    sessions removed, and a line on each that is kept because only another version can read it.
 
-    Never a live session's files, an undelivered message or a dirty worktree.
+    It never removes the files of a live session or of one above it, nor a worktree in which
+    something could be lost, nor, before EXPIRES_S, a message or result that nobody was told.
     """
     import shutil
 
     store, removed, foreign = boss.store, [], []
     for name in store.live():
         if boss.state_of(name).get("state") == "ended":
-            store.set_live(name, False)  # killed between its two last steps
+            store.set_live(name, False)  # its runner was killed before this, its last step
     for name in filter(NAME.match, _listdir(f"{store.home}/worktrees")):
-        # One whose session's folder is gone is as old as its new folder, and then removed.
+        # A worktree whose session's folder is gone gets a new one: so the loop below sees it,
+        # and removes both once that is old.
         os.makedirs(store.folder(name), 0o700, exist_ok=True)
     needed = {above for name in store.live() for above in boss.ancestors(name)}
     owed = store.all_owed()
@@ -10553,7 +11197,8 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
 
 
 def _sweep_up(store: Store, older_s: float) -> None:
-    """Remove the copies of cao that no session runs from, and the FIFOs of dead processes."""
+    """Remove the copies of cao that no session runs from and that were not used for older_s, and
+    the FIFOs of dead processes."""
     import shutil
 
     launches = [store.read_text(store.launch_file(n, "launch.json")) for n in store.all_sessions()]
@@ -10575,9 +11220,12 @@ STATE_COLOURS = {"working": 4, "starting": 4, "queued": 5, "asking": 3, "idle": 
 def session_rows(
     views: Sequence[dict[str, Any]], columns: int, live: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Return each session as one line in three parts: its place in the tree, its state, and
-    the rest: age, task, and what it asks or said last. live: it stands for long on a screen,
-    and an age that does not grow there would be wrong."""
+    """Return each session as one line of so many columns, made visible, in three parts: its place
+    in the tree, its state, and the rest: age, task, and what it asks or said last.
+
+    live: the line stays on a screen, which is drawn each second only while a session works. So
+    for the other states it says since when they last, not for how long.
+    """
     names = []
     for view in views:
         names.append("  " * view["depth"] + view["session"])
@@ -10609,7 +11257,7 @@ def session_rows(
         if view.get("usage"):
             tokens = f"[{view['usage']['input'] + view['usage']['output']:,} tokens] "
         parts = [(tokens + task, rest * 2 // 5), (last, rest - rest * 2 // 5 - 2)]
-        if rest < 70:  # room for one of them
+        if rest < 70:  # room for one of them: what is urgent, else the task
             if not urgent:
                 last = tokens + (task or last)
             parts = [(last, rest)]
@@ -10620,7 +11268,9 @@ def session_rows(
 
 
 def attach_argv(boss: Orchestrator, name: str) -> list[str]:
-    """Return the tmux command that attaches our terminal to a session."""
+    """Return the tmux command that attaches our terminal to a session. Raises NotFoundError where
+    it has ended or has no terminal, UsageError for a client. Takes TMUX out of this process's
+    environment."""
     session = None
     if NAME.match(name):
         session = boss.store.peek(name)
@@ -10630,10 +11280,11 @@ def attach_argv(boss: Orchestrator, name: str) -> list[str]:
         raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
     if not NAME.match(name) or not boss.tmux.pane_of(name):
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
-    os.environ.pop("TMUX", None)  # inside a tmux of the person's own it would refuse
+    os.environ.pop("TMUX", None)  # with it, tmux refuses to attach inside another tmux
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
 
+# The facts of a session's view in which the filter of `cao watch` looks for its words.
 WATCH_FILTERS = "session state profile provider supervisor cwd task_line last_line".split()
 READ_LINES = 1000  # of a session's screen and history
 ALL_LINES = 1 << 20  # a step to the first or last
@@ -10665,6 +11316,8 @@ class Watch:
         self.states: dict[str, str] = {}  # of all agents, at the last look
         self.views: list[dict[str, Any]] = []  # the sessions in the list
         self.at, self.selected = 0, ""  # the selected session: its row, and its name
+        # notice: a result or error on the last line, until the next key. verb: the key of the verb
+        # that is being typed, "" for none; label: its prompt; typed: what was typed for it.
         self.notice = self.filter = self.verb = self.label = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
@@ -10675,12 +11328,14 @@ class Watch:
         self.room = 1  # rows of the list, or lines of the page
 
     def run(self, screen: Any) -> None:
-        """Show and obey until q is pressed."""
+        """Show and obey until q is pressed in the list, or the terminal is gone. screen: the
+        window that curses.wrapper gives."""
         import curses
 
         self.screen = screen
         self.wake.listen("")
-        # All is drawn anew, also at the old size: the terminal may have been another between.
+        # All is drawn anew, even where the size is the old one: it may have been another for a
+        # moment, which moved what the terminal shows.
         signal.signal(signal.SIGWINCH, lambda _number, _frame: screen.clearok(True))
         signal.set_wakeup_fd(self.wake.fd, warn_on_full_buffer=False)
         if curses.has_colors():
@@ -10697,7 +11352,7 @@ class Watch:
             # A terminal that was told no size says 0; curses then takes the usual one.
             if 0 not in size and (size.lines, size.columns) != screen.getmaxyx():
                 curses.resizeterm(size.lines, size.columns)
-                if self.unread:  # its lines are others now: from the first again
+                if self.unread:  # the question is wrapped anew: show it from its first line
                     self.scroll = self.unread = ALL_LINES
             if self.look():
                 curses.beep()
@@ -10712,7 +11367,8 @@ class Watch:
                 return
 
     def look(self) -> bool:
-        """Read the sessions; tell whether one has begun to ask, or ended its work."""
+        """Read the sessions into the list, bury the dead, and keep the selected one selected.
+        Tell whether one has begun to ask or ended its work since the last look: that rings."""
         views = self.boss.list_sessions()
         self.arrange(views)
         before = self.states
@@ -10734,7 +11390,9 @@ class Watch:
     def arrange(self, views: Sequence[dict[str, Any]]) -> None:
         """Put into the list what the filter allows: those that ask, then the tree of the others."""
         self.views = []
-        depths: dict[str, int] = {}  # of a session's workers, below those of the tree that remain
+        # Session -> the depth of its workers in the list: one that is left out, or moved to the
+        # top because it asks, does not count above them.
+        depths: dict[str, int] = {}
         for view in views:
             depth, asks = depths.get(view["supervisor"], 0), view["state"] == "asking"
             text = " ".join(str(view[key]) for key in WATCH_FILTERS if key in view)
@@ -10745,13 +11403,17 @@ class Watch:
         self.views.sort(key=lambda view: view["state"] != "asking")
 
     def select(self, at: int) -> None:
-        """Select the session of a row, or of the first or last one."""
+        """Select the session of a row, or of the nearest one there is; none in an empty list."""
         self.at, self.selected = max(0, min(at, len(self.views) - 1)), ""
         if self.views:
             self.selected = self.views[self.at]["session"]
 
     def draw(self) -> None:
-        """Draw all: the counts, the list, the selected session, the keys; or a page of text."""
+        """Draw all: the counts, the list, the selected session, the keys; or a page of text.
+
+        Notes what was shown: the lines below it (`scroll`), how many rows or lines there was room
+        for (`room`), and how many lines of a question nobody has seen yet (`unread`).
+        """
         import curses
 
         screen = self.screen
@@ -10810,8 +11472,9 @@ class Watch:
         screen.refresh()
 
     def text(self, columns: int, lines: int) -> tuple[str, list[str]]:
-        """Return a title and all lines of the page; of the list, in so many lines what the
-        selected session asks and the end of its screen."""
+        """Return the title and the text below it. On a page that is all of its lines. In the list
+        it is about the selected session: what it asks, then the end of its screen, in so many
+        lines. What cannot be read, or an empty list, is said in the title."""
         if self.page == "help":
             rows = [f"{key:13} {about}" for key, (_, about, _) in WATCH_KEYS.items()]
             return "Keys", wrap_columns("\n".join(rows), columns)
@@ -10837,7 +11500,8 @@ class Watch:
         return title, [*asked, *screen[max(0, len(screen) + len(asked) - lines) :]]
 
     def take_keys(self) -> None:
-        """Handle the keys that were pressed since the last time."""
+        """Obey the keys that were pressed since the last time: the verb that is being typed gets
+        them first, then the keys of WATCH_KEYS; others move."""
         import curses
 
         while not self.over:
@@ -10884,7 +11548,8 @@ class Watch:
         self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
 
     def begin(self, verb: str) -> None:
-        """Begin a verb. What is typed for it goes to the session that is selected now."""
+        """Begin a verb, by its key; `i` is carried out at once. What is typed for it goes to the
+        session that is selected now, an answer to the question that this session asks first."""
         if not self.selected:
             return
         view, self.typed = self.views[self.at], ""
@@ -10905,7 +11570,8 @@ class Watch:
             self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
 
     def select_asking(self, _key: str) -> None:
-        """Select the next session that asks; they come first in the list."""
+        """Select the next session that asks, after the last one the first. They come first in
+        the list."""
         asking = [view["state"] for view in self.views].count("asking")
         if self.page or not asking:
             return
@@ -10922,7 +11588,8 @@ class Watch:
             self.select(self.at + step)
 
     def type_key(self, key: str) -> None:
-        """Take a key for the line that is being typed; Enter does it, Esc leaves it."""
+        """Take a key for the line that is being typed. Enter carries the verb out, but an answer
+        only once the whole question was shown; Esc empties the line and leaves the verb."""
         if key == "Esc":
             self.typed = ""
         elif key in ("KEY_BACKSPACE", "\x7f", "\b"):
@@ -10937,7 +11604,8 @@ class Watch:
             self.obey()
 
     def obey(self) -> None:
-        """Carry out a verb with what was typed for it; the last line shows the result."""
+        """Carry out the verb with what was typed for it, and end it: the last line shows the
+        result. With nothing typed it does nothing, but for `i`, which takes no words."""
         name, question = self.target
         result = ""
         try:
@@ -10957,7 +11625,8 @@ class Watch:
             self.notice = in_commands(str(error).replace("\n", "; "))
             questions = self.boss.store.load_state(name).get("questions") or ()
             if question in [asked["id"] for asked in questions]:
-                # The words were wrong: they can be mended, and are no keys of the list.
+                # The question is still open, so the words were wrong. The verb goes on: they can
+                # be mended, and what is typed next is not taken for keys of the list.
                 self.asked = self.asked[0], f"{self.asked[1]}\n{self.notice}"
                 self.scroll = 0
                 return
@@ -10966,7 +11635,8 @@ class Watch:
         self.verb, self.unread = "", 0
 
     def attach(self, _key: str) -> None:
-        """Give the terminal to the selected session until the person detaches."""
+        """Give the terminal to the selected session until the person detaches; the last line
+        says where that fails."""
         import curses
 
         if not self.selected:
@@ -11022,21 +11692,26 @@ class Span(NamedTuple):
 def render_trace(boss: Orchestrator, root: str) -> str:
     """Return what a tree of sessions did, by their logs and results, as JSON in Google's
     "Trace Event Format": one process, in it a thread for each session, times in microseconds
-    since 1970 (the viewers begin at the first)."""
+    since 1970 (the viewers begin at the first).
+
+    root: the session at the top of the tree, "" for all sessions there are. Raises NotFoundError
+    where there is no such session, or none of them has a log.
+    """
     store = boss.store
     views = boss.list_sessions(True)
     if root:
         store.find(root)
         views = [v for v in views if root in (v["session"], *boss.ancestors(v["session"]))]
 
-    # The states each session had, and what was sent to it or came back from it.
+    # The states each session had, as (when, state, why); and what was sent to it or came back
+    # from it, as (when, kind, sender, receiver, facts).
     states: dict[str, list[tuple[int, str, str]]] = {}
     arrows: list[tuple[int, str, str, str, dict[str, Any]]] = []
     for view in views:
         name = view["session"]
         states[name] = []
         waiting = {message.id: message for message in store.waiting(name)}
-        giver = {}
+        giver = {}  # task -> who gave it
         for entry in read_log(store.read_text(f"{store.folder(name)}/log.jsonl")):
             at = round(entry["at"] * 1e6)
             if entry["event"] in ("state", "lost"):
@@ -11104,7 +11779,7 @@ def render_trace(boss: Orchestrator, root: str) -> str:
             put("i", threads[sender], outcome, left, s="t", cat="result", args=about)
         came = max(at, left)
         after = [span for span in spans.get(receiver, []) if span.end > came]
-        if after:  # else it had ended
+        if after:  # else the receiver had ended by then
             ends: dict[str, Any] = {"id": number, "cat": kind, "args": about}
             put("s", threads[sender], kind, left, **ends)
             put("f", threads[receiver], kind, max(came, after[0].start), bp="e", **ends)
@@ -11117,7 +11792,9 @@ def render_trace(boss: Orchestrator, root: str) -> str:
 class Client(NamedTuple):
     """Where one MCP client keeps its servers, and what our entry has beside the command."""
 
-    file: str
+    file: str  # its path, or words that say where to find it
+    # The key of the servers there. toml, continue, goose and mcp (OpenCode's key) stand for a form
+    # of their own: see render_entry.
     key: str = "mcpServers"
     extra: dict[str, Any] = {}  # noqa: RUF012 - never written to
     add: str = ""  # the client's own command that adds a server, up to the argv
@@ -11156,7 +11833,8 @@ CLIENTS: dict[str, Client] = {
 
 
 def source_folder() -> str:
-    """Return the folder that cao was, or can be, installed from. Raises UsageError."""
+    """Return the folder of a checkout, which uvx and pipx can install cao from: the one this
+    cao.py is in, or was installed from. Raises UsageError where there is none."""
     folder = os.path.dirname(os.path.abspath(__file__))
     if not os.path.isfile(f"{folder}/pyproject.toml"):  # installed: PEP 610 says where from
         from importlib import metadata
@@ -11175,8 +11853,9 @@ def own_command(form: str) -> list[str]:
     """Return an argv that runs `cao mcp` on this machine. form: uvx, pipx, copy (of this very
     file), or now (as this process is run).
 
-    Never the bare name cao-mcp, which any stranger may register on an index. For now, no path in
-    the cache of uvx or pipx either, which is emptied now and then.
+    It is never the bare name cao-mcp, which any stranger may register on an index. Nor is it a
+    path in the cache of uvx or pipx, which is emptied now and then: run from there, the form now
+    gives their command. Raises CaoError where that program or a checkout is missing.
     """
     bin_folder = os.path.dirname(sys.executable)
     cached = re.search(
@@ -11198,13 +11877,15 @@ def own_command(form: str) -> list[str]:
 
 
 def own_settings() -> dict[str, str]:
-    """Return the variables that say which cao this is: a client's server starts without them."""
+    """Return our settings in this environment, for a client's entry: the client starts its server
+    without them, which would perhaps use another runtime directory."""
     names = ("CAO_HOME", "XDG_STATE_HOME", "CAO_CALL_CEILING_S", "CAO_ELICITATION", *PASSED_ON)
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def render_entry(client: Client, argv: Sequence[str]) -> str:
-    """Return the entry for a client's own file, in that file's language."""
+    """Return the entry for a client's own file, in that file's language. argv: the command that
+    runs `cao mcp`."""
     command, args, env = argv[0], list(argv[1:]), own_settings()
     if client.key == "toml":
         # Codex gives a server HOME, LANG, PATH, TERM and what is named here (0.171.0): workers
@@ -11241,7 +11922,8 @@ def render_entry(client: Client, argv: Sequence[str]) -> str:
 
 
 def explain_profile(profile: Profile) -> dict[str, Any]:
-    """Return what is effective and what is ignored of a profile, as data."""
+    """Return what is effective and what is ignored of a profile, as label -> words, without what
+    says nothing. The names of environment variables are listed, never their values."""
     row, settings, effort = PROVIDERS[profile.provider], profile.settings, profile.effort
     if effort and not row.program:
         effort += "  (not passed on)"
@@ -11288,12 +11970,14 @@ _KEYS_OF = {  # keys that mean something to one provider only, or to none
 
 
 def _finding(what: str, state: str, detail: str, **facts: Any) -> dict[str, Any]:
-    """Return a row of `cao doctor`; facts: the detail's, for a program."""
+    """Return a row of `cao doctor`. state: ok, missing, broken or stale; of a CLI also unproven,
+    older or newer; of a live turn ok or look. facts: what detail says, for a program."""
     return {"what": what, "state": state, "detail": detail, **facts}
 
 
 def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
-    """Return rows (see _finding) on this machine, and whether cao can work."""
+    """Return rows (see _finding) on this machine, and whether cao can work: that needs tmux. The
+    second row is tmux's. A CLI that is missing or broken does not count."""
     from concurrent.futures import ThreadPoolExecutor
 
     python = sys.version.split()[0]
@@ -11324,6 +12008,7 @@ def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _doctor_cli(row: Provider) -> dict[str, Any]:
+    """Return the row on one CLI: whether it is there, of the proven version, and logged in."""
     try:
         program = find_program(row.program)
     except CaoError:
@@ -11356,8 +12041,8 @@ def _doctor_cli(row: Provider) -> dict[str, Any]:
 
 
 def _login_state(row: Provider, program: str) -> tuple[bool | None, str]:
-    """Return whether a CLI is logged in, None where nothing tells, and that in words: by its
-    environment, its files or its own word."""
+    """Return whether a CLI is logged in, None where nothing tells, and the same in words. What
+    tells it is a variable, a file, or a command of the CLI's own, which is run."""
     for sign in row.login_signs:
         if os.path.exists(os.path.expanduser(sign)) if sign[0] == "~" else os.environ.get(sign):
             return True, f"logged in ({sign})"
@@ -11369,8 +12054,8 @@ def _login_state(row: Provider, program: str) -> tuple[bool | None, str]:
 
 
 def _first_run(row: Provider) -> str:
-    """Return words where a CLI will ask for a theme and the like before its first task: Claude
-    Code 2.1.332 does until its own file says that it has."""
+    """Return words for the row where a CLI will ask for a theme and the like before its first
+    task, else "". Claude Code 2.1.332 does until its own file says that it has."""
     if row.name != "claude":
         return ""
     folder = os.environ.get("CLAUDE_CONFIG_DIR") or os.path.expanduser("~")
@@ -11381,7 +12066,8 @@ def _first_run(row: Provider) -> str:
 
 
 def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
-    """Return what `doctor` returns on another machine, which gets this cao.py by that."""
+    """Return what `doctor` returns on another machine, and copy this cao.py there where it lacks
+    it. Raises UsageError for a name that is none, CaoError where ssh cannot reach it."""
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
     link, output = Link(host, ["doctor", "--json"], dict(os.environ)), b""
@@ -11393,12 +12079,13 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
     except ValueError:  # it is broken off, or there is none
         what = f"{host} cannot be reached: ssh ended with {status}"
         raise CaoError(what, f"ssh {host} true") from None
-    return rows, rows[1]["state"] == "ok"
+    return rows, rows[1]["state"] == "ok"  # tmux's row: see doctor
 
 
 def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
-    """Do one real turn of a CLI in the current directory; return the row (see _finding) that
-    names the signals that came, and those that did not."""
+    """Do one real turn of a CLI in the current directory, in a new session that is ended again.
+    Return its row (see _finding): ok where the task was done and every signal that cao goes by
+    came; else look, and the detail names those that did not. target: a provider or profile."""
     task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
     waited = boss.await_tasks([task], LIVE_S + 10)
     waited.told()
@@ -11458,7 +12145,12 @@ class Call(NamedTuple):
     on_look: Callable[[Waited], None] = lambda _: None
 
     def wait(self, tasks: Sequence[str] | None, timeout_s: float, **how: Any) -> Answer:
-        """Wait as await_tasks does, heard and cancelled as this call is."""
+        """Wait for tasks (None: all that is owed to the caller) and return what was found.
+
+        The questions this client has heard do not end the wait; the call's cancelling does. how:
+        more of Orchestrator.await_tasks. What is found is off the books once the answer is sent;
+        where no answer can be made of it, the next wait finds it again.
+        """
         how.update(told=self.told, cancelled=self.cancelled, on_look=self.on_look)
         known = frozenset(self.told)
         waited = self.server.await_tasks(self.boss, tasks, timeout_s, **how)
@@ -11474,15 +12166,17 @@ class Answer(NamedTuple):
 
     text: str
     data: dict[str, Any] | None
-    left: tuple[str, ...] = ()  # tasks to speak of when the call was cancelled
-    claims: tuple[Claim, ...] = ()  # on what it tells: off the books once it is told
-    failed: bool = False  # isError: the model can act on it too
+    # The tasks it is about. Where the call was cancelled, the next call's answer names them.
+    left: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()  # on what it tells: off the books once the answer is sent
+    failed: bool = False  # it is an error, which the model reads and can act on: isError
 
 
 class Argument(NamedTuple):
     """An argument of a verb: of its command, of its tool, or of both.
 
-    One that ends in _s is a time: the tool takes seconds, the option, which has no _s, 10m too.
+    Where the name ends in _s it is a time. The tool takes seconds; the option of the command,
+    whose name has no _s, takes 90s or 10m too.
     """
 
     name: str
@@ -11507,7 +12201,8 @@ class Argument(NamedTuple):
         return "--" + re.sub("_s$", "", self.name).replace("_", "-")
 
     def add_to(self, parser: Any) -> None:
-        """Add it to a command's parser, which gives None for what was left out."""
+        """Add it to a command's parser. Where it is left out the parser gives None, but for a
+        default in `settings`."""
         settings: dict[str, Any] = {"help": self.about}
         names = [self.name]
         if self.place not in ("", "1"):
@@ -11534,7 +12229,7 @@ class Tool(NamedTuple):
     title: str
     about: str
     required: tuple[str, ...]
-    gives: dict[str, Any]
+    gives: dict[str, Any]  # name -> schema, of the data in its answer
     call: Callable[[Call, dict[str, Any]], Answer]
     reads: bool = False  # readOnlyHint
     ends: bool = False  # destructiveHint
@@ -11543,8 +12238,9 @@ class Tool(NamedTuple):
 
 
 def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool's arguments. Raises UsageError naming the one that is wrong, and what
-    to write (JSON Schema 2020-12: the few words our own schemas use)."""
+    """Return a tool's arguments as its schema has them: other obvious forms are put right (see
+    read_argument), null for what may be left out is left out. Raises UsageError naming the one
+    that is wrong, and what to write (JSON Schema 2020-12: the few words our own schemas use)."""
     for name in tool.required:
         if name not in given:
             example = ", ".join(f'"{name}": …' for name in tool.required)
@@ -11588,7 +12284,8 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # the types of JSON values, 
 
 def read_argument(kind: str, value: Any) -> Any:
     """Return an argument as its schema has it, where a model wrote it in another obvious form:
-    "true", "60", 1 for "1", one name or "a, b" for a list."""
+    "true", "60", 1 for "1", one name or "a, b" for a list. Anything else is returned as it is:
+    whether it fits is for the caller to check."""
     if kind == "string" and type(value) in (int, float):
         return str(value)
     if not isinstance(value, str):
@@ -11609,7 +12306,8 @@ def task_options(given: dict[str, Any]) -> TaskOptions:
 
 
 def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset()) -> Answer:
-    """Return what a wait found, as text and as data; known: the questions told before.
+    """Return what a wait found, as text and as data. known: ids of the questions that the client
+    had been told before that wait.
 
     Claude Code and Codex show the model the data alone: what to do next stands there too.
     """
@@ -11679,7 +12377,8 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
 
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
-    """Return a result as data for a program; a long answer is cut, and says so."""
+    """Return a result as data for a tool's caller, without its empty fields. An answer of more
+    than `most` characters is cut: then `cut` says so, and where the whole answer is."""
     data = {key: value for key, value in result._asdict().items() if value not in ("", (), None)}
     for key in ("screen", "ended_at"):
         data.pop(key, None)
@@ -11702,13 +12401,21 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
 
 
 def give_task(call: Call, given: dict[str, Any]) -> str:
-    """Give a task as handoff and assign are told to; return its name."""
+    """Give a task as the arguments of handoff or assign say; return its name.
+
+    Where no `cwd` is given, a new session on this machine works in the client's directory, for
+    which the client may be asked. A check that nobody has allowed is put to the person, if one is
+    there, in a form.
+    """
     options = task_options(given)
     is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
     if not options.cwd and not is_session and "@" not in given["target"]:
         options = options._replace(cwd=call.server.directory())
     options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
     return call.boss.assign(given["target"], given["task"], options)
+
+
+# ---- what the tools do: each gets the call and its checked arguments ----
 
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
@@ -11722,7 +12429,7 @@ def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     session = call.boss.store.find(receipt["session"])
     me = call.boss.store.load(call.boss.caller.name)
     how = f'Call wait with tasks ["{task}"] for the result.'
-    if me and me.kind == "agent":
+    if me and me.kind == "agent":  # its runner types the result
         how = "The result will arrive in your conversation by itself."
     text = f"Task {task} is with session {session.name}, in {session.cwd}."
     if "why" in receipt:
@@ -11747,8 +12454,8 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def usable_profiles(store: Store, cwd: str) -> list[str]:
-    """Return the names for new sessions: the profiles, each with what forbids its use, if
-    anything does, and the providers that are installed."""
+    """Return the names that handoff and assign take for a new session in cwd: every profile, with
+    the reason behind it where it cannot be used now, and the providers that are installed."""
     names, default = [], default_provider()
     faults = {"": ""}  # program -> what is wrong with it; each is looked for once
     for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
@@ -11772,7 +12479,7 @@ def usable_profiles(store: Store, cwd: str) -> list[str]:
 def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     views = call.boss.list_sessions(bool(given.get("all")))
     me = call.boss.caller
-    if me.worker:
+    if me.worker:  # it sees only those that it may reach, itself, and those above it
         reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
     profiles = usable_profiles(call.boss.store, current_directory())
@@ -11792,7 +12499,7 @@ def _call_read_session(call: Call, given: dict[str, Any]) -> Answer:
 def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
     done = call.boss.answer(given["session"], given["answer"], given.get("question", ""))
     done["next"] = "Call wait."
-    if tasks := call.boss.store.owed(call.boss.caller.name):  # one may have ended just now
+    if tasks := call.boss.store.owed(call.boss.caller.name):  # also one that has ended by now
         done["next"] = f"Call wait with tasks {json.dumps(tasks)}."
     text = f"{done['session']} got the answer: {done['answered']}. Call wait to go on."
     return Answer(text, done)
@@ -11807,9 +12514,14 @@ def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def _near_assign(boss: Orchestrator, task: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Give a task of the near side to its session here, or to a new one. Its profile comes with
-    it: it was looked up, clipped and checked there."""
+    """Give a task of the near side to its session here, or to a new one. Return the task's and
+    session's names here, and the command that shows the session's terminal ([]: it has none).
+
+    The profile comes with the task: the near side has looked it up, clipped and checked it. The
+    task's name there is the request_id here, so that a task that is sent twice is given once.
+    """
     profile = Profile(**{key: _tuples(value) for key, value in given["profile"].items()})
+    # A new session is one deeper than its caller: so it is as deep here as it is there.
     boss.caller = boss.caller._replace(depth=given["depth"] - 1)
     wanted = {**task, **given, "profile": profile, "request_id": task["task"]}
     name = boss.assign(profile.name, task["text"], task_options(wanted))
@@ -11822,7 +12534,8 @@ def _near_assign(boss: Orchestrator, task: dict[str, Any], given: dict[str, Any]
 
 
 def _near_order(boss: Orchestrator, order: dict[str, Any], session: str) -> dict[str, Any]:
-    """Obey an order that the near side's runner got; who may give it was decided there."""
+    """Obey an order that the near side's runner got: an answer to a question, "interrupt" or
+    "stop". Who may give it was decided there. Raises UsageError where the question is over."""
     if order["cao"] != "answer":
         return boss.stop_session(session, order["cao"] == "interrupt")
     for asking in boss.questions([session]):
@@ -11833,15 +12546,19 @@ def _near_order(boss: Orchestrator, order: dict[str, Any], session: str) -> dict
 
 
 def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
-    """Do what the near side wants, each once however often it is said; then answer, once there is
-    something else to say of its session here than `mark`.
+    """Do what the near side (see Remote._sync) wants: give its tasks and letters, obey its
+    orders. Tasks and letters that it sends again are not given again.
 
-    kept: the messages and results that the near side has on its own books by now.
+    Return the replies to these and what there is to tell of its session here; where there was
+    nothing to do, wait until there is something new to tell. One that fails gets a reply with
+    `failed`, and the others are done all the same. mark: the hash of what the near side was told
+    last. kept: the messages and results that are on its own books by now, and so come off ours.
     """
     boss, store, me = call.boss, call.boss.store, call.boss.caller.name
     session, task, replies = given["session"], given["task"], {}
 
     def attempt(key: str, work: Callable[..., dict[str, Any]], *how: Any) -> dict[str, Any]:
+        """Do one thing that is wanted, and note the reply to it: its result, or why it failed."""
         try:
             replies[key] = work(*how)
         except CaoError as error:
@@ -11874,7 +12591,9 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
 
 
 def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
-    """Return what the near side is to know of its session here."""
+    """Return what the near side is to know of its session here: the messages for it, the
+    session's state, the questions of the session and of those below it, and the task's result.
+    session and task are "" before there is one."""
     store = boss.store
     messages = [message._asdict() for message in store.waiting(boss.caller.name)]
     facts: dict[str, Any] = {"messages": messages, "questions": [], "result": None}
@@ -11935,7 +12654,8 @@ class Ask(NamedTuple):
 
 
 def as_facts(value: Any, key: str = "") -> Any:
-    """Return what --json gives: times in ISO 8601 under `at` and `…_at`, null for "none"."""
+    """Return a value as --json prints it. Epoch seconds under `at` or `…_at` become ISO 8601, 0
+    null; "" becomes null except under `answer` and `text`. key: the name the value stands under."""
     if isinstance(value, dict):
         return {name: as_facts(one, name) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -11961,6 +12681,7 @@ def _cell(text: str, most: int) -> str:
 
 
 def _facts_table(facts: dict[str, Any]) -> str:
+    """Return facts as a table of two columns; a list's items stand on one line."""
     rows = []
     for key, value in facts.items():
         text = str(value)
@@ -11971,7 +12692,11 @@ def _facts_table(facts: dict[str, Any]) -> str:
 
 
 def _given_text(target: str, text: str | None) -> str:
-    """Return a task or a message: the argument, or what stdin has for "-" or nothing."""
+    """Return a task or a message: the argument, or all of stdin where that is "-" or left out.
+
+    Raises UsageError where it is left out and stdin is a terminal, or the target is a sentence:
+    then the target was left out.
+    """
     if text is None and " " in target:
         what = f"{target!r} is no session, profile or provider"
         raise UsageError(what, "name one before the text: cao handoff developer 'what to do'")
@@ -11983,6 +12708,8 @@ def _given_text(target: str, text: str | None) -> str:
 
 
 def _given_options(ask: Ask) -> TaskOptions:
+    """Return the task's options in a command's arguments. Raises UsageError for what is empty or
+    out of range."""
     for word in ("cwd", "check", "request_id"):
         if getattr(ask.args, word, None) == "":  # an unset variable: not the same as none
             option = "--" + word.replace("_", "-")
@@ -11999,7 +12726,11 @@ _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT
 
 
 def _report(ask: Ask, waited: Waited) -> int:
-    """Print what a wait found: answers on stdout, all else on stderr; return the exit code."""
+    """Print what a wait found and take it off the books; return the exit code.
+
+    On stdout are the answers of tasks that were done, or with --json everything; the rest is on
+    stderr.
+    """
     if ask.args.json:
         records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in waited.results]
         messages = [message._asdict() for message in waited.messages]
@@ -12014,7 +12745,7 @@ def _report(ask: Ask, waited: Waited) -> int:
             else:
                 print(result.answer)
         _note_waited(waited)
-    sys.stdout.flush()  # raises where it could not be printed
+    sys.stdout.flush()  # raises where it could not be printed: then it is still owed
     waited.told()
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in waited.results]
     if waited.asking:
@@ -12027,6 +12758,7 @@ def _report(ask: Ask, waited: Waited) -> int:
 
 
 def _note_waited(waited: Waited) -> None:
+    """Print the messages and questions that a wait found on stderr, with how to answer these."""
     for message in waited.messages:
         print(render_message(message), file=sys.stderr)
     for item in waited.asking:
@@ -12048,7 +12780,8 @@ def cmd_handoff(ask: Ask) -> int:
 
 
 def _progress(ask: Ask, still_wanted: Callable[[], None]) -> Callable[[str], None]:
-    """Return what prints a session's state on stderr, when it has changed."""
+    """Return a function to call at each look of a wait: it prints a session's state and title on
+    stderr when they have changed. still_wanted is called first; it may end the wait by raising."""
     started, seen = time.monotonic(), ""
 
     def tell(session: str) -> None:
@@ -12067,10 +12800,11 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a person, CI, a 
 
 
 def end_by_signals() -> Callable[[], None]:
-    """Let ENDINGS end us as Ctrl-C does, those that nohup or a shell had us ignore left out.
+    """Let each signal of ENDINGS raise KeyboardInterrupt, as Ctrl-C does. A signal that is ignored
+    now stays so: nohup, or a shell for its background jobs, set that.
 
-    Returns what is to be called now and then: it raises once more where Python dropped the
-    KeyboardInterrupt, as it does with one that falls into a destructor.
+    Returns a function to call now and then: once a signal came, it raises KeyboardInterrupt again,
+    for Python drops one that falls into a destructor.
     """
     came: list[int] = []
 
@@ -12089,11 +12823,13 @@ def end_by_signals() -> Callable[[], None]:
 
 
 def cmd_run(ask: Ask) -> int:
+    """Do one task. However that ends, end the session that was made for it, unless the task was
+    not done and --keep-on-failure was given. A session that was there before is never ended."""
     if ask.args.file:
         if ask.args.task is not None:
             raise UsageError("the task is given twice", "leave out --file, or the task")
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
-    tasks: list[str] = []  # its name, known before it is given
+    tasks: list[str] = []  # the task's name, noted before it is given: a signal may come between
 
     options = _given_options(ask)._replace(named=tasks.append)
     kept = ask.args.keep_on_failure
@@ -12116,12 +12852,14 @@ def cmd_run(ask: Ask) -> int:
         )
     except BaseException:
         for number in ENDINGS:
-            signal.signal(number, signal.SIG_IGN)  # once is enough: what is kept is said below
+            # A second signal changes nothing: we still have to clean up and say what is kept.
+            signal.signal(number, signal.SIG_IGN)
         for task in filter(ask.store.was_given, tasks):
             session = ask.store.session_of(task)
             if ask.args.target != session and not kept:
                 ask.boss.end(session)
-            elif not ask.boss.take_back(session, task):  # it may wait behind another's
+            # One that has not begun, behind another task, is withdrawn; else its turn is ended.
+            elif not ask.boss.take_back(session, task):
                 ask.boss.stop_session(session, True)
             _say_kept(ask, session)
         raise
@@ -12136,7 +12874,7 @@ def cmd_run(ask: Ask) -> int:
         if one["question"]["kind"] == "question":
             way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
-    if waited.asking and made and not kept:  # its end is said here, and needs no `wait`
+    if waited.asking and made and not kept:  # its session was ended: `wait` need not tell that
         ask.boss.await_tasks([task], 0).told()
 
     code = EXIT_ASKING if waited.asking and not ask.args.json else _report(ask, waited)
@@ -12146,7 +12884,7 @@ def cmd_run(ask: Ask) -> int:
 
 
 def _say_kept(ask: Ask, session: str) -> None:
-    """Say on stderr what is left of a run."""
+    """Say on stderr what is left of a run: its live session, else its folder; its branch."""
     facts, kept = ask.store.load(session), [ask.store.folder(session)]
     if ask.boss.state_of(session).get("state") != "ended":
         kept = [f"session {session}: cao attach {session}, cao stop {session}"]
@@ -12195,12 +12933,13 @@ def cmd_ls(ask: Ask) -> None:
         columns = os.get_terminal_size(1).columns or columns
     for name, state, rest in session_rows(views, columns):
         line = name + state + rest
-        if not terminal:  # an agent reads it: no padding
+        if not terminal:  # an agent reads it, and pays for each blank: no padding
             line = name + state + re.sub(" {3,}", "  ", rest)
         elif not os.environ.get("NO_COLOR"):
             colour = 30 + STATE_COLOURS.get(state.strip(), 9)
             line = f"{name}\x1b[{colour}m{state}\x1b[m{rest}"
-        # Past what makes text visible: session_rows has done that with what is not ours.
+        # Not by our own sys.stdout, which would show the codes of the colours as text. All that
+        # others wrote was made visible by session_rows.
         print(line.rstrip(), file=sys.__stdout__)
 
 
@@ -12218,11 +12957,12 @@ def cmd_show(ask: Ask) -> None:
         scope["environment"] = " ".join(sorted(env))
 
     head = f"{render_session(view)}\n{render_questions(view)}{_facts_table(scope)}"
-    screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # blank lines: one
+    screen = re.sub(r"\n([^\S\n]*\n){2,}", "\n\n", f"\n{view['screen']}")  # one blank line at most
     _print(ask, {**view, "scope": scope}, f"{head}{screen}".rstrip("\n"))
 
 
 def cmd_diff(ask: Ask) -> int:
+    """Become `git diff-tree` of all that is in a worktree; with --json print facts instead."""
     session = worktree_session(ask.boss, ask.args.session)
     path = find_worktree(ask.store, session)
     if ask.args.json:
@@ -12242,7 +12982,8 @@ def cmd_diff(ask: Ask) -> int:
 
 
 def show_visible() -> None:
-    """Copy what git prints to stdout; but for its own colours it is made visible."""
+    """Copy stdin to stdout, made visible but for the colours that git itself sets: `cao visible`,
+    which cmd_diff puts between git and the person's pager."""
     for line in sys.stdin.buffer:
         parts = re.split(r"(\x1b\[[1;]*(?:3[1-6])?m)", line.decode(errors="backslashreplace"))
         parts[::2] = map(visible, parts[::2])
@@ -12263,6 +13004,8 @@ def cmd_merge(ask: Ask) -> None:
 
 
 def cmd_discard(ask: Ask) -> None:
+    """Remove a worktree and its branch, and end the session. Without --yes only where nothing
+    would be lost."""
     name = ask.args.session
     session = worktree_session(ask.boss, name, True)
     with discarding(ask.store):
@@ -12280,6 +13023,7 @@ def cmd_discard(ask: Ask) -> None:
 
 
 def cmd_answer(ask: Ask) -> None:
+    """Give the one answer in the arguments, or go through the open questions with the person."""
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
@@ -12356,7 +13100,7 @@ def cmd_watch(ask: Ask) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("cao watch needs a terminal", "cao ls, or cao ls --json")
     watch = Watch(ask.boss)
-    os.environ.setdefault("ESCDELAY", "100")
+    os.environ.setdefault("ESCDELAY", "100")  # ms until an Esc is taken for that key
     try:
         curses.wrapper(watch.run)
     except curses.error as error:
@@ -12405,7 +13149,7 @@ def cmd_logs(ask: Ask) -> None:
     wake = Wake(ask.store)
     read: dict[str, int] = {}  # how much of each log was printed
 
-    still_wanted = end_by_signals()  # else its links would stay
+    still_wanted = end_by_signals()  # so that `finally` removes the wake's links
     try:
         if follow and not one:
             wake.listen("")  # sessions that start later
@@ -12421,7 +13165,7 @@ def cmd_logs(ask: Ask) -> None:
                 if file_mark(path)[0] == before:
                     continue
                 text = ask.store.read_text(path)
-                read[name] = text.rfind("\n") + 1  # a line may be half written
+                read[name] = text.rfind("\n") + 1  # the last line may be half written: next time
                 lines += [(entry, name) for entry in read_log(text[before : read[name]])]
 
             for entry, name in sorted(lines, key=lambda pair: pair[0]["at"]):
@@ -12437,6 +13181,7 @@ def cmd_logs(ask: Ask) -> None:
 
 
 def _render_log(name: str, entry: dict[str, Any]) -> str:
+    """Return an entry of a session's log as one line, in local time."""
     at = time.strftime("%H:%M:%S", time.localtime(entry["at"]))
     more = "  ".join(
         f"{k}={one_line(v)}"
@@ -12511,7 +13256,7 @@ def cmd_allow(ask: Ask) -> None:
 
 
 def cmd_clean(ask: Ask) -> None:
-    if ask.args.older.isdigit():  # days were meant, perhaps: what is removed is gone
+    if ask.args.older.isdigit():  # it would be seconds: perhaps days were meant
         raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
@@ -12554,6 +13299,8 @@ def cmd_schedule(ask: Ask) -> int:
 
 
 def _schedule_add(ask: Ask, plan: Schedule) -> str:
+    """Enter the flow in a file; return its name. A profile that cannot be used now, and a key that
+    looks mistyped, are only said on stderr."""
     file = os.path.abspath(ask.args.name)
     flow = parse_flow(read_flow(file), file)
     passed: Sequence[str] = ()
@@ -12571,7 +13318,7 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
 
 
 def _schedule_show(ask: Ask, plan: Schedule, names: list[str]) -> None:
-    """Print flows: all of one, where its name is given, else one a line."""
+    """Print flows: for the action list one a line, for any other all facts of one flow."""
     try:
         lines = plan.lines() if names else {}
     except CaoError as error:
@@ -12593,9 +13340,10 @@ def _schedule_show(ask: Ask, plan: Schedule, names: list[str]) -> None:
 
 
 def _schedule_log(ask: Ask, plan: Schedule) -> None:
+    """Print the runs of the flow that is named, or of all, the oldest first."""
     name, records = ask.args.name, []
     for flow in [name] if name else plan.names():
-        plan.load(flow)
+        plan.load(flow)  # raises where there is no such flow
         records += plan.runs(flow)
     records.sort(key=itemgetter("id"))  # which begins with its time
     rows = []
@@ -12610,12 +13358,13 @@ def _schedule_log(ask: Ask, plan: Schedule) -> None:
 
 
 def _schedule_run(ask: Ask, plan: Schedule) -> int:
+    """Run a flow now and print its answer; return the exit code, 0 also for a skipped run."""
     still_wanted = end_by_signals()
     record = plan.run(ask.args.name, still_wanted)
     outcome, good = record["outcome"], record["outcome"] in ("done", "skipped")
     if ask.args.json or outcome == "done":
         _print(ask, record, record["answer"])
-    elif not good or os.isatty(2):  # cron makes mail of whatever is said here
+    elif not good or os.isatty(2):  # of a skipped run nothing: cron mails what is said
         words = shorten(strip_controls(record["detail"] or record["reason"]), 400)
         took = f"{render_seconds(record['seconds'])}, run {record['id']}"
         _note(f"flow {record['flow']}: {outcome} {words} ({took})")
@@ -12625,7 +13374,7 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 
 
 def cmd_doctor(ask: Ask) -> int:
-    live = ask.args.live  # "": each CLI that is there
+    live = ask.args.live  # None: no live turn; "": one of each CLI that is there
     rows: list[dict[str, Any]] = []
     good, bad = True, EXIT_TMUX
     if not live:
@@ -12670,7 +13419,8 @@ class Verb(NamedTuple):
     """One row of VERBS."""
 
     name: str
-    call: Callable[[Ask], int | None] | None  # its exit code, None for done; mcp: see main
+    # Returns the exit code, None for done. The row mcp has none: see main.
+    call: Callable[[Ask], int | None] | None
     about: str
     example: str
     arguments: tuple[Argument, ...] = ()
@@ -12871,7 +13621,7 @@ VERBS = (
 
 
 def complete(store: Store, words: Sequence[str]) -> list[str]:
-    """Return what the last of a command's words may become."""
+    """Return what the last of the words behind `cao`, "" or half typed, may become."""
     verb = next((verb for verb in VERBS if verb.name == words[0]), None)
     last, names = words[-1], [verb.name for verb in VERBS]
 
@@ -12946,8 +13696,13 @@ def as_person(boss: Orchestrator) -> Orchestrator:
 
 
 class Form:
-    """A question in the client's form, for a call that waits. ask: the permission that a session
-    asks for; without it the question is open until it is answered."""
+    """A question in the client's form, for a call that waits: make it, wait until `is_over`, then
+    always `close` it.
+
+    ask: an element of Waited.asking, the permission that a session asks for; once that is over,
+    so is the form. Without it only a response ends the form. options: the first does nothing;
+    "yes" is left out where the text is too long to be shown whole.
+    """
 
     def __init__(
         self,
@@ -12968,7 +13723,8 @@ class Form:
         self.params = {"message": "\n".join(lines), "requestedSchema": schema}
 
     def is_over(self) -> bool:
-        """Show the form when it is its turn; tell whether there is a response, or no question."""
+        """Show the form as soon as no other is shown. Tell whether it has a response, or the
+        session no longer asks. To be called again and again."""
         if self.ask:
             state, asked = self.boss.state_of(self.ask["session"]), self.ask["question"]["id"]
             if asked not in [question["id"] for question in objects_at(state, "questions")]:
@@ -12978,7 +13734,8 @@ class Form:
         return bool(self.key and self.server.requests[self.key])
 
     def close(self) -> str:
-        """Take the form from the client if it is still there; return the option chosen, or ""."""
+        """Withdraw the form where it has no response, and let the next one be shown. Return the
+        option that was chosen, "" where none was: declined, cancelled, withdrawn or not shown."""
         if not self.key:
             return ""
         response = self.server.requests.pop(self.key)
@@ -12995,7 +13752,10 @@ class Form:
 
 class McpServer:
     """Speaks MCP on two descriptors: the versions with initialize and the stateless one,
-    chosen by each message. Owns the lines and the calls in flight; the tools are rows."""
+    chosen by each message. Owns the lines and the calls in flight; the tools are rows.
+
+    One thread reads; each tool call has a thread of its own. near: see open_near.
+    """
 
     def __init__(self, store: Store, fd_in: int, fd_out: int, near: str = "") -> None:
         import threading
@@ -13005,25 +13765,28 @@ class McpServer:
         self.writing = threading.Lock()
         self.version = ""  # of the handshake, once there was one
         self.client_name = ""
-        self.boss: Orchestrator | None = None
+        self.boss: Orchestrator | None = None  # see open
         self.opening = threading.Lock()
-        self.signals: list[int] = []
-        self.lock: int | None = None
-        self.running: dict[tuple[str, Any], Any] = {}  # threading.Event: it is cancelled
+        self.signals: list[int] = []  # descriptors that a signal makes readable: see cmd_mcp
+        self.lock: int | None = None  # on the client's folder
+        # The calls in flight, by type and value of their ids (1 is not "1"): a threading.Event
+        # that is set once the call is cancelled.
+        self.running: dict[tuple[str, Any], Any] = {}
         self.closed = False  # the client has closed our input
         self.capabilities: dict[str, Any] = {}  # the client's, from its handshake
         self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
         self.form_lock = threading.Lock()  # one form at a time
-        self.forms: dict[str, bool] = {}  # a permission's id: the form may be shown (again)
+        self.forms: dict[str, bool] = {}  # a permission's id: its form may be shown, also again
         self.threads: list[Any] = []  # of the calls in flight
-        self.told: set[str] = set()
+        self.told: set[str] = set()  # ids of the questions that calls have reported
         self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
         self.ending = threading.Condition()  # over running and unsaid
 
     # ---- lines ----
 
     def serve(self) -> int:
-        """Answer until the client closes our input; return the exit status."""
+        """Answer until the client closes our input; return the exit status. Calls in flight then
+        get CLOSING_S to end."""
         buffer = bytearray()
         while True:
             try:
@@ -13040,12 +13803,14 @@ class McpServer:
                 del buffer[: end + 1]
                 if line.strip():
                     self.receive(line)
-        self.closed = True  # waits end and tell nothing; quick calls are answered still
+        self.closed = True  # waits end and tell nothing; quick calls are still answered
         self.wake_calls()
         until = time.monotonic() + CLOSING_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
-        self.writing.acquire(timeout=CANCEL_S)  # what was told just now goes off the books
+        # Wait for a line that is being written: it goes out whole, and what it tells goes off the
+        # books. The lock is kept: nothing is written after this.
+        self.writing.acquire(timeout=CANCEL_S)
         self.close()
         return 0
 
@@ -13060,7 +13825,8 @@ class McpServer:
             wake.vanish()
 
     def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
-        """Write one message as one line; claims: on what it tells."""
+        """Write one message as one line. claims: on what it tells, which goes off the books once
+        the whole line is written. Where the client is gone, this ends the process."""
         line = json.dumps(message, ensure_ascii=False, allow_nan=False) + "\n"
         with self.writing:
             view = memoryview(line.encode(errors="backslashreplace"))  # for a lone surrogate
@@ -13073,14 +13839,14 @@ class McpServer:
             except OSError:
                 self.close()
                 os._exit(0)  # the client is gone; nobody is left to tell
-            Waited(claims=tuple(claims)).told()  # the whole line is written
+            Waited(claims=tuple(claims)).told()
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification."""
         self.send({"jsonrpc": "2.0", "method": method, "params": params})
 
     def receive(self, line: bytes) -> None:
-        """Take one line, which is one message."""
+        """Take one line, which is one message; what is none is answered with an error."""
         try:
             message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
         except RecursionError:
@@ -13096,7 +13862,9 @@ class McpServer:
             self.handle(message)
 
     def handle(self, message: Any) -> None:
-        """Answer one message; notifications and stray responses get none."""
+        """Deal with one message: answer a request, keep a response to a request of ours, cancel a
+        call. Other notifications, and responses to nothing of ours, are ignored; anything else gets
+        an error. Raises neither RpcError nor CaoError: they are sent as errors."""
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
             self.send(_error(value_at(message, "id"), -32600, "not a JSON-RPC 2.0 message"))
             return
@@ -13127,7 +13895,8 @@ class McpServer:
     # ---- methods ----
 
     def dispatch(self, key: Any, method: str, params: dict[str, Any]) -> None:
-        """Answer a request, or start the thread that will."""
+        """Answer a request, or start the thread that will (tools/call). Raises RpcError where the
+        request is wrong."""
         meta = params.get("_meta", {})
         if not isinstance(meta, dict):
             raise RpcError(-32602, "_meta must be an object")
@@ -13152,7 +13921,8 @@ class McpServer:
         self.send({"jsonrpc": "2.0", "id": key, "result": result})
 
     def check_modern(self, meta: dict[str, Any]) -> None:
-        """Check what 2026-07-28 wants with every request (basic: Requests)."""
+        """Check what 2026-07-28 wants with every request (basic: Requests), and note the client's
+        name. Raises RpcError."""
         version = meta[_META + "protocolVersion"]
         if not isinstance(version, str):
             raise RpcError(-32602, f"_meta {_META}protocolVersion must be a string")
@@ -13169,7 +13939,8 @@ class McpServer:
             self.client_name = text_at(info, "name")
 
     def initialize(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Do the handshake: echo a version we know, else offer our newest."""
+        """Do the handshake: echo a version we know, else offer our newest with a handshake. Note
+        the client's name and what it can. Raises RpcError for a second one."""
         wanted = params.get("protocolVersion")
         if not isinstance(wanted, str):
             raise RpcError(-32602, "protocolVersion must be a string")
@@ -13195,14 +13966,16 @@ class McpServer:
         }
 
     def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return tools/list."""
-        if os.environ.get("CAO_SESSION"):  # `cao hook … await-tools` may wait for this
+        """Return tools/list. In a session of ours, also note that its CLI has asked: its runner, or
+        `cao hook … await-tools`, may wait for that."""
+        if os.environ.get("CAO_SESSION"):
             self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
             self.store.poke(os.environ["CAO_SESSION"])
         return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
 
     def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the prompt that makes any client a supervisor."""
+        """Return the prompt that makes any client a supervisor: that of the profile supervisor,
+        INSTRUCTIONS where it has none, and the goal."""
         given = params.get("arguments", {})
         if params.get("name") != "supervisor":
             raise RpcError(-32602, f"there is no prompt {params.get('name')!r}")
@@ -13216,7 +13989,7 @@ class McpServer:
         return {"messages": [{"role": "user", "content": {"type": "text", "text": text}}]}
 
     def read_resource(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the sessions as JSON, or an answer's whole text."""
+        """Return the live sessions as JSON, or an answer's whole text. Raises RpcError."""
         uri = params.get("uri")
         if uri == "cao://sessions":
             text = json.dumps(self.open(False).list_sessions(), ensure_ascii=False)
@@ -13239,7 +14012,9 @@ class McpServer:
     def call_tool(
         self, key: Any, params: dict[str, Any], meta: dict[str, Any], modern: bool
     ) -> None:
-        """Make a tool call in a thread of its own."""
+        """Start a tool call in a thread of its own, which sends the result. Of a call that is
+        cancelled nothing is sent, and what it found is left to the next wait. Raises RpcError for
+        an unknown tool or arguments that are no object; other faults are results."""
         import threading
 
         name = params.get("name")
@@ -13256,13 +14031,14 @@ class McpServer:
             token = None
 
         cancelled = threading.Event()
-        with self.ending:  # others may be looking through them
+        with self.ending:  # end_call of another may be looking through them
             self.running[type(key).__name__, key] = cancelled
 
         def work() -> None:
             done = self.run_tool(self.tools[name], arguments, cancelled, token)
             result = self.end_call(key, cancelled, done)
-            if result is None or (self.closed and done.claims):  # who has left is told nothing
+            # Nothing that is owed is told to a client that has left: it would be lost.
+            if result is None or (self.closed and done.claims):
                 for claim in done.claims:
                     claim.release()
                 return
@@ -13276,9 +14052,11 @@ class McpServer:
         thread.start()
 
     def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
-        """Return a tool's answer, or its error as one."""
+        """Return a tool's answer; an error is an answer too, with `failed`. cancelled: an Event
+        that ends its wait. token: for progress, None where the client wants none."""
 
         def work() -> Answer:
+            # SYNC comes from a cao.py like this one, and has no schema.
             arguments = given if tool is SYNC else check_arguments(tool, given)
             boss = self.open(tool.delegates)
 
@@ -13311,14 +14089,17 @@ class McpServer:
             raise CaoError(f"cao failed: {error!r}", words) from None
 
     def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
-        """Return a call's result, begun with the tasks of calls that were cancelled; None
-        where it was cancelled itself: then it has told nothing."""
+        """Take a call off those in flight and return its result, None where it was cancelled.
+
+        Nothing is sent for a cancelled call, so its tasks are named at the beginning of the next
+        result. For that, this waits up to CANCEL_S for cancelled calls that have not ended yet.
+        """
 
         def cancelled_go_on() -> bool:
             return any(other.is_set() for other in self.running.values())
 
         with self.ending:
-            # A call that was cancelled just now may still have something to say.
+            # A call that was cancelled just now may still have to add its tasks to `unsaid`.
             self.ending.wait_for(lambda: cancelled.is_set() or not cancelled_go_on(), CANCEL_S)
             self.running.pop((type(key).__name__, key), None)
             self.ending.notify_all()
@@ -13350,10 +14131,12 @@ class McpServer:
         cancelled: Callable[[], bool] = lambda: False,
         token: str | int | None = None,
     ) -> Call:
-        """Return what a tool may use while it waits."""
+        """Return what a tool may use while it waits, by the client's own limits. At its looks
+        progress is sent, every PROGRESS_S, where the client gave a token for that."""
         started, last = time.monotonic(), [0.0]
 
         def look(waited: Waited) -> None:
+            """Send the client progress, unless it got some less than PROGRESS_S ago."""
             passed = time.monotonic() - started
             # 0.9: await_tasks looks at every half of PROGRESS_S, but not to the millisecond.
             if token is None or passed - last[0] < PROGRESS_S * 0.9 or cancelled():
@@ -13372,14 +14155,16 @@ class McpServer:
     # ---- requests to the client, in the versions with a handshake ----
 
     def request(self, method: str, params: dict[str, Any]) -> str:
-        """Send a request of ours; its response comes into `requests`, under the id returned."""
+        """Send a request of ours and return its id. `requests` has the response under that id,
+        None until it came; the caller takes it out, whether it came or not."""
         key = f"cao-{random_letters(8)}"
         self.requests[key] = None
         self.send({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         return key
 
     def wait_until(self, over: Callable[[], Any], limit_s: float) -> None:
-        """Wait until over says so, at most so long; it is called whenever a response came."""
+        """Wait until over returns true, for limit_s at the most. over is called first of all, and
+        whenever calls are woken: by a response, a cancelling, a form that was closed."""
         wake, until = Wake(self.store), time.monotonic() + limit_s
         try:
             while not over() and time.monotonic() < until:
@@ -13389,8 +14174,8 @@ class McpServer:
 
     def directory(self) -> str:
         """Return where a task works for which no directory is named: our own if the client has
-        it open (roots/list), else its first root. Without roots our own: but GUI clients start
-        their servers in / or in the home. Raises UsageError then."""
+        it open (roots/list), else its first root. Without roots it is our own, too, but not / or
+        the home, where GUI clients start their servers: then it raises UsageError."""
         here = os.path.realpath(current_directory())
         if os.environ.get("CAO_SESSION"):
             return here
@@ -13405,7 +14190,8 @@ class McpServer:
         return here
 
     def list_roots(self) -> list[str]:
-        """Return the directories that the client has open; none where it does not say."""
+        """Ask the client which directories it has open, for ROOTS_S at the most, and return them;
+        none where it does not say. / is left out."""
         from urllib.parse import unquote
 
         if not isinstance(self.capabilities.get("roots"), dict):
@@ -13420,7 +14206,10 @@ class McpServer:
 
     def has_person(self) -> bool:
         """Tell whether a person fills in the client's forms: not in an agent of ours, nor where
-        an agent or a script started the client."""
+        an agent or a script started the client, nor for a client that we do not know.
+
+        CAO_ELICITATION=off: never. =person: wherever the client can, but in no agent of ours.
+        """
         setting = os.environ.get("CAO_ELICITATION")
         able = isinstance(self.capabilities.get("elicitation"), dict)
         if not able or setting == "off" or os.environ.get("CAO_SESSION"):
@@ -13441,11 +14230,17 @@ class McpServer:
         cancelled: Callable[[], bool],
         **how: Any,
     ) -> Waited:
-        """Wait as Orchestrator.await_tasks does, and ask the person for the permissions that are
-        asked for: they end the wait when the form was closed without yes or no."""
+        """Wait as Orchestrator.await_tasks does. Where a person is there, show each permission
+        that is asked for in a form, and go on waiting after its yes or no.
+
+        Such a permission ends the wait only when its form is over without one: it was declined, or
+        the question answered elsewhere. That form is not shown again. Any other new question ends
+        the wait at once.
+        """
         if not self.has_person():
             return boss.await_tasks(tasks, timeout_s, told=told, cancelled=cancelled, **how)
         until = time.monotonic() + timeout_s
+        # Not those whose form was withdrawn because the call ended: they get it again.
         heard = {key for key in told if not self.forms.get(key)}
         form: Form | None = None
 
@@ -13482,7 +14277,8 @@ class McpServer:
         return waited
 
     def answer_by_form(self, form: Form) -> bool:
-        """Give a session the person's answer; tell whether there was one, and it took it."""
+        """Close a form and give its session the person's yes or no. Tell whether the session took
+        one; the form of that question is not shown again in any case."""
         chosen, ask = form.close(), form.ask or {}
         self.forms[ask["question"]["id"]] = False
         if chosen in ("yes", "no"):
@@ -13494,7 +14290,9 @@ class McpServer:
         return False
 
     def allow_by_form(self, call: Call, check: str, cwd: str) -> bool:
-        """Ask the person to allow a check in a directory's repository; tell whether they did."""
+        """Ask the person, in a form, to allow a check in a directory's repository. Tell whether
+        they did: then it is allowed for good. False at once where no person is there, or the form
+        cannot show the check whole."""
         repository = find_repository(cwd)[0]
         where = one_line(repository)
         if repository != cwd:
@@ -13509,7 +14307,8 @@ class McpServer:
         return True
 
     def cancel(self, key: Any) -> None:
-        """Stop waiting for a call; what is unknown or finished is ignored. Never its worker."""
+        """End the wait of a call that the client cancels; the worker goes on. key: the call's id;
+        one that is unknown or has ended is ignored."""
         if not isinstance(key, (str, int)):
             return
         with self.ending:
@@ -13520,8 +14319,9 @@ class McpServer:
             self.wake_calls()
 
     def open(self, delegates: bool) -> Orchestrator:
-        """Return the verbs, for our client: its folder is adopted if there is one, made at
-        the first delegation (clients start probe processes)."""
+        """Return the verbs, for our client. A folder that it left is adopted. Where there is none,
+        one is made only for a tool that delegates, as clients start processes just to probe us;
+        until then the caller has no name. In an agent of ours the caller is that agent."""
         with self.opening:
             if self.boss and (self.boss.caller.name or not delegates):
                 return self.boss
@@ -13580,8 +14380,8 @@ SERVER_INFO = {"name": "cao", "title": "cao: hand work to other coding agents", 
 
 
 def _versions_for(meta: dict[str, Any]) -> list[str]:
-    """Return the versions to name to the client of a modern request. One that could be asked
-    (elicitation), or knows the tasks extension, is to do the handshake: a question of
+    """Return the versions to name to the client of a modern request. A client that could show a
+    form (elicitation), or knows the tasks extension, is to do the handshake instead: a form of
     2026-07-28 cannot be withdrawn. Claude Code 2.1.332 and Copilot CLI 1.0.102 then do it in
     the same process."""
     capabilities = meta.get(_META + "clientCapabilities")
@@ -13594,7 +14394,7 @@ def _versions_for(meta: dict[str, Any]) -> list[str]:
 
 
 def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
-    """Return a list result: one page, so any cursor is a bad one."""
+    """Return a list result. There is one page only, so any cursor raises RpcError."""
     if params.get("cursor") is not None:
         raise RpcError(-32602, "there is no such cursor")
     return rows
@@ -13605,7 +14405,8 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
-    """Return an error response; without a readable id it has none (2025-11-25 schema)."""
+    """Return an error response, without an id where the request has none that can be read
+    (2025-11-25 schema)."""
     response: dict[str, Any] = {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
     if data is not None:
         response["error"]["data"] = data
@@ -13622,10 +14423,11 @@ def _modern(result: dict[str, Any]) -> dict[str, Any]:
 
 def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
     """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no living
-    `cao mcp` has; without make, a caller without a name where there is none to adopt.
+    `cao mcp` has, made if need be. Without make, where there is none to adopt: a caller without a
+    name, and no lock.
 
-    Where there are several, nobody knows which was whose before a restart: one in which
-    something is left is adopted by none of them. See Orchestrator.is_left.
+    Where there are several, nobody knows which was whose before a restart: so none adopts one in
+    which results or messages are left. See Orchestrator.is_left.
     """
     several = store.load(f"{stem}-2")
     for number in range(1, 1000):
@@ -13643,8 +14445,13 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
 
 
 def open_near(store: Store, near: str) -> tuple[Caller, int]:
-    """Return (caller, lock) of the folder of a session on another machine that gives work to
-    one here. The server of a connection that is dead, and does not know it yet, is ended."""
+    """Return (caller, lock) of the folder here of a near session: one on another machine, whose
+    work is done by a session here. near: HOME's id.SESSION there. Raises UsageError where that is
+    no such name, or an agent calls us.
+
+    A server that still serves this near session is killed: its connection is dead, or there would
+    be no new one, and it may not have noticed.
+    """
     if not NEAR.match(near) or not shell_caller(store).person:
         raise UsageError("--near is for the cao of another machine", "cao mcp")
     name = near.replace(".", "-")
@@ -13663,7 +14470,8 @@ def open_near(store: Store, near: str) -> tuple[Caller, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; the only place that prints."""
+    """Run a command line and return its exit code; what ends it is said here, on stderr. argv:
+    without the program's name; None: this process's own."""
     argv = list(sys.argv[1:] if argv is None else argv)
 
     closed = open_closed_streams()
@@ -13672,7 +14480,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if word == "hook":
             return cmd_hook(given)
 
-        if "stdout" in closed and "stderr" not in closed:  # without both only the work is wanted
+        # Where both are closed, only the work is wanted.
+        if "stdout" in closed and "stderr" not in closed:
             raise CaoError("standard output is closed", "redirect it: >/dev/null")
         if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
             return cmd_mcp("".join(argv[2:]))
@@ -13718,7 +14527,8 @@ def main_mcp() -> int:
 
 
 class Shown:
-    """A stream to a terminal: nothing that an agent or a CLI wrote hides in it."""
+    """A stream to a terminal that runs visible() on all text: nothing that an agent or a CLI
+    wrote can hide in it, or move the cursor."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -13731,17 +14541,20 @@ class Shown:
 
 
 def shown_on(stream: Any, exact: bool = False) -> Any:
-    """Return a stream to print on, for a terminal another than for a file or a program."""
-    # For half of a pair (JSON's \ud83d), and a locale that lacks a letter.
+    """Return what to print on: a Shown for a terminal, unless the text is to be exact (JSON); else
+    the stream itself. The stream is set to escape what it cannot encode."""
+    # Such as half of a pair (JSON's \ud83d), or a letter that the locale lacks.
     stream.reconfigure(errors="backslashreplace")
     return Shown(stream) if stream.isatty() and not exact else stream
 
 
 def cmd_hook(argv: Sequence[str]) -> int:
-    """Drop a hook's JSON into the session's events/; never fail the CLI that waits for us.
+    """Deal with a hook, whose JSON is on stdin. Its CLI waits for us: never fail it, return 0.
 
-    A hook that asks waits for the answer and prints it. Where it prints nothing, the CLI's own
-    dialog asks the person in its terminal: no tool runs because we failed.
+    argv: the session's folder, perhaps "await-tools". A hook that asks something waits for the
+    answer and prints it. Where it prints nothing, the CLI's own dialog asks the person in its
+    terminal: no tool runs because we failed. A hook at the end of a tool call prints the messages
+    that wait. Any other becomes an event for the runner.
     """
     text = sys.stdin.buffer.read().decode(errors="replace")
     folder = argv[0] if argv else ""
@@ -13776,9 +14589,12 @@ def cmd_hook(argv: Sequence[str]) -> int:
 
 
 def ask_by_hook(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
-    """Ask, wait for the answer, and print it as the CLI takes it."""
+    """Hand a question to the session's runner, wait for the answer, and print it as the CLI takes
+    it. Print nothing where it is left to the CLI's own dialog, or the runner is gone."""
     asking = Asking(store, name, payload)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # withdrawn: the lock is free
+    # The CLI ends a hook that it no longer needs: our death frees the lock, and so the question
+    # is withdrawn.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         reply = asking.wait()
         if reply.get("answer"):
@@ -13799,7 +14615,12 @@ def is_gemini_subagents(payload: dict[str, Any]) -> bool:
 
 def hand_messages(store: Store, row: Provider, name: str, payload: dict[str, Any]) -> None:
     """Print the messages that wait for a CLI at work, for its model to read beside the result
-    of its tool call; one by one where they are long."""
+    of its tool call: HANDED_CHARS at the most, the others after the next call. A message that
+    alone is longer is put into a file.
+
+    Each is only marked as perhaps told: its runner takes it off the books once it finds it in the
+    transcript. Nothing is printed for a sub-agent, or a tool call that a person interrupted.
+    """
     if agent_of(payload) or is_gemini_subagents(payload) or payload.get("is_interrupt"):
         return
     texts: list[str] = []
@@ -13820,7 +14641,8 @@ def hand_messages(store: Store, row: Provider, name: str, payload: dict[str, Any
 
 
 def await_tools(store: Store, name: str) -> None:
-    """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools."""
+    """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools: else
+    its first turn could have none of them (see _AWAIT_TOOLS)."""
     listed = store.launch_file(name, "tools-listed")
     if os.path.exists(listed):
         return
@@ -13834,9 +14656,10 @@ def await_tools(store: Store, name: str) -> None:
 
 
 def cmd_mcp(near: str = "") -> int:
-    """Serve MCP on stdin and stdout; whatever else prints, prints to stderr.
+    """Serve MCP on stdin and stdout, and then end the process. Whatever else prints meanwhile
+    prints to stderr.
 
-    near: the session of another machine that works here.
+    near: the session on another machine whose work is done here, "" for any other client.
     """
     store = Store(runtime_home())
     fd_out = os.dup(1)
@@ -13849,7 +14672,8 @@ def cmd_mcp(near: str = "") -> int:
         server.close()
         os._exit(0)
 
-    # Without it a signal between Python's last look and the read() would wait for input.
+    # A signal makes `woken` readable. Else one that comes just before serve() waits for input
+    # would be acted on only after the next input.
     woken, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.set_wakeup_fd(wakes)
@@ -13874,9 +14698,10 @@ cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage,
 
 
 def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
-    """Return the argument parser and those of its commands.
+    """Return the argument parser, and its commands' parsers by their names.
 
-    Of the one that is called alone, where one is: all of them take 15 ms.
+    called: the command that is to be run; then only its parser is made, for all take 15 ms. Any
+    other word: all of them.
     """
     import argparse
 
@@ -13913,7 +14738,8 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run one command of the command line."""
+    """Run one command of the command line and return its exit code. Puts Shown streams (see
+    shown_on) in the place of sys.stdout and sys.stderr. Raises CaoError."""
     sys.stderr = shown_on(sys.stderr)
     try:
         if not argv or argv[0] == "help":
