@@ -27,7 +27,8 @@ Where to look for
                                a `wait` tells: room 8, Orchestrator._take_letters
     a turn that does not end   room 9, a table at its head, "what the CLI says" and "looking"
       or a task, after it      room 9, "a turn's and a task's end"; cao why SESSION
-    a session that is queued   room 8, the queue (a table above Orchestrator), and its place
+    a session that is queued   room 8, the queue (a table above Orchestrator), and `place`
+      or a task not yet typed  room 9, Runner._deliver_next and _obstacle; cao why SESSION
     a wrong permission         room 5, "what they ask"; room 8, Orchestrator.answer, Asking and
                                read_answer; room 9, "what it asks" and "answers"; room 13, Form
     a check nobody allowed     room 8, Orchestrator._check_command
@@ -1739,13 +1740,14 @@ def _blocked(reason: Any) -> Event:
 
 _STOPPED = Event("interrupted", source="transcript")
 
-# Each _NAME_says is a row's `entry_says` (Provider tells what it is given and returns). Its
-# docstring says what is peculiar to that CLI's transcript.
+# Each _NAME_says is a row's `entry_says` (see Provider), for Provider.read_transcript: None means
+# that the turn goes on, so an end before it counts no more; ... that the entry does not matter.
+# The docstring says what is peculiar to that CLI's transcript.
 
 
 def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
-    """2.1.332 fires no Stop where a hook of the user's refused the prompt, or said
-    `continue: false` before or after a tool. Only the transcript tells of these ends."""
+    """Besides the usual ends: 2.1.332 fires no Stop where a hook of the user's refused the prompt,
+    or said `continue: false` before or after a tool. Only the transcript tells of these two."""
     ending = value_at(entry, "promptSubmitEnding.ending")
     if text_at(ending, "kind").endswith("_by_hook"):
         return _blocked(value_at(ending, "reason"))
@@ -2384,6 +2386,7 @@ export const cao = async ({ client }) => {
       // A message's name ends in a hyphen and four letters.
       if (!readdirSync(`${hook.at(-1)}/inbox/new`).some((name) => /-.{4}$/.test(name))) return
       if (below.has(sessionID) || typeof output.output !== "string") return  // an MCP tool's
+      if (output.output.includes("User aborted the command")) return  // Esc: no request follows
       const printed = await new Promise((done) => run({ hook_event_name: "PostToolUse" }, done))
       if (!printed) return
       const text = JSON.parse(printed).additionalContext
@@ -5397,8 +5400,9 @@ class Orchestrator:
                 self.end(other)
 
     def end(self, name: str) -> None:
-        """End a session and its workers. Its runner does it; where that has not done so within
-        STOP_S, we kill its pane and bury it."""
+        """End a session and its workers, and wait for it. Its runner does it; where that is dead,
+        or has not done so within STOP_S, we kill its pane and bury it. A runner that outlives even
+        this is still at it when we return. Does not look whether the caller may."""
         try:
             self.control(name, {"cao": "stop"}, lambda state: state.get("state") == "ended", STOP_S)
         except FAILURES as error:  # no room for an order
@@ -5987,14 +5991,16 @@ class Orchestrator:
 
     def _check_reach(self, session: Session) -> None:
         """Raise UsageError where the caller may not give a task to this session: it is a client,
-        the caller itself or, for a worker, not one that it knows."""
+        the caller itself or, for any agent of ours (Caller.worker), neither below it nor one of
+        `known`."""
         if session.kind != "agent":
             raise UsageError(
                 f"{session.name} is a client, not an agent", "give the task to an agent"
             )
         if session.name == self.caller.name:
             raise UsageError("that is yourself", "give the task to another, or do it yourself")
-        if self.caller.worker and session.name not in self.known():
+        below = self.caller.name in self.ancestors(session.name)  # it may have ended: it resumes
+        if self.caller.worker and not below and session.name not in self.known():
             raise UsageError(
                 f"{session.name} is not one of your workers or siblings",
                 "list_sessions shows whom you may reach",
@@ -6637,9 +6643,10 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     is). person: a person answers; only a person may say `always`.
 
     An answer names an option by its key or its whole text or, but for a permission, by a beginning
-    of its text that no other option has; to a question of the model's also by its number. Raises
-    UsageError for any other answer to a permission, an empty one, a number that is no option's,
-    too few or too many lines for several questions, and for a dialog that only keys can answer.
+    of its text that no other option has; to a question of the model's also by its number. To a
+    permission, `no: WORDS` is a no with its reason. Raises UsageError for any other answer to a
+    permission, an empty one, a number that is no option's, too few or too many lines for several
+    questions, and for a dialog that only keys can answer.
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
@@ -7934,7 +7941,9 @@ class Runner:
 
     def _show_popups(self) -> None:
         """Open a popup with `cao answer` in each attached terminal that can type, where a question
-        is open that no dialog of the CLI's shows. One that its person closes leaves an event."""
+        is open that no dialog of the CLI's shows. One that its person closes, or whose program has
+        ended, leaves an event: it closes those questions that nobody is answering (_on_payload).
+        """
         unseen = self._unseen()
         if not unseen:
             return
@@ -9729,8 +9738,10 @@ class Remote:
             self.store.poke_up(self.name)
 
     def _round(self) -> bool:
-        """Do all that can be done now; tell whether the session goes on. What the machine
-        refuses is tried again in the next round."""
+        """Do all that can be done now; tell whether another round is to follow: none where the
+        session has ended, or its pane is gone (it goes on there, and the next use starts us again).
+        What either machine refuses is tried again in the next round. Raises CaoError where the
+        session's folder is gone."""
         self.wake.drain()
         try:
             if self.end:

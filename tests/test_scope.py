@@ -472,3 +472,16 @@ def test_an_agent_gives_no_permissions_that_a_profile_does_not(place, agent, com
     done = place.run(command, "demo", "hello", "--permissions", "all", **env)
     assert (done.returncode, "only a person may give" in done.stderr) == (2, True)
     assert place.live() == [session]
+
+
+@pytest.mark.tmux
+def test_an_agent_may_name_its_own_worker_that_has_ended(place):
+    result = json.loads(place.ok("handoff", "demo", "demo: assign demo {demo: say one}", "--json"))
+    boss = result["results"][0]["session"]
+    (worker,) = until(lambda: [name for name in place.live() if name != boss])
+    other = place.ok("assign", "demo", "hello").partition(".")[0]
+    place.ok("stop", worker)
+    place.ok("stop", other)
+    for name, words in ((worker, "has ended"), (other, "is not one of your workers")):
+        done = place.run("assign", name, "hello", CAO_SESSION=boss)  # a demo resumes nothing
+        assert words in done.stderr
