@@ -518,7 +518,7 @@ def test_a_link_that_is_cut_is_made_again_and_nothing_is_doubled(far):
     assert result["answer"] == "once"
     assert sorted(far.heard) == ["after", "before"]
     assert len(far.machine.sessions()) == 1
-    given = list(far.machine.cao_home.glob("sessions/*/results/*"))
+    given = list(far.machine.cao_home.glob("sessions/*/results/[!.]*"))  # one may be written anew
     assert len(given) == 1
 
 
