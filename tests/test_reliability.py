@@ -343,8 +343,12 @@ def test_a_runner_whose_lock_was_removed_is_not_buried_and_has_it_again(place, v
 
 def test_a_runner_is_woken_for_its_removed_lock_when_we_let_it_go(place, verbs, monkeypatch):
     session = idle_session(place)
+    place.ok("stop", session)  # in its place we are the runner that lives, and has no lock
     lock = place.home / "sessions" / session / "lock"
-    lock.unlink()
+    until(lambda: place.store.is_locked(session), False)
+    place.store.save_state(session, {"state": "idle", "since": 1.0})
+    note = cao.dump(cao.note_process(os.getpid()))
+    place.store.write(place.store.launch_file(session, "runner.json"), note)
     ours = []
 
     def poke(_name):
@@ -352,7 +356,7 @@ def test_a_runner_is_woken_for_its_removed_lock_when_we_let_it_go(place, verbs, 
         ours.append(str(lock) in [os.readlink(link) for link in links if os.path.islink(link)])
 
     monkeypatch.setattr(verbs.store, "poke", poke)
-    verbs.state_of(session)
+    assert verbs.state_of(session)["state"] == "idle"
     assert ours == [False]
 
 
