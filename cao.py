@@ -8834,8 +8834,9 @@ class Runner:
         takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
             text = self._compose(first, by_argv=True)
-            if self._take(first, text, "submitted"):
-                launch = launch._replace(prompt=text)
+            # Where this round is a second one, its lock is ours already, and nothing is taken.
+            self._take(first, text, "submitted")
+            launch = launch._replace(prompt=text)
         if launch.resume:  # its transcript has earlier turns
             self.offset, self.inode = file_mark(self._find_transcript())[0], 0
         if self.program:
