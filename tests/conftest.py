@@ -94,6 +94,11 @@ def until(look, wanted=bool, timeout_s=60.0, show=lambda: ""):
         select.select([], [], [], max(0.02, 2 * (time.monotonic() - began)))
 
 
+def find_admin(name: str) -> str | None:
+    """Return an administrator's program: su leaves its folder out of PATH."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:/sbin")
+
+
 def kill(pid: int) -> None:
     """Kill a process that may be gone already."""
     try:

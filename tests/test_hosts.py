@@ -24,15 +24,15 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, ROOT, McpClient, kill, real_clis, until
+from conftest import CAO, ROOT, McpClient, find_admin, kill, real_clis, until
 from test_readme import blocks
 from test_real_clis import SHELL, install
 
-SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+SSHD, USERADD, USERDEL = map(find_admin, ("sshd", "useradd", "userdel"))
 LACKS = ""
 if not SSHD or not shutil.which("ssh"):
     LACKS = "no sshd here (Debian: apt install openssh-server)"
-elif os.getuid() != 0:
+elif os.getuid() != 0 or not USERADD:
     LACKS = "only root can make the user that is the other machine"
 if LACKS and os.environ.get("CAO_TEST_REQUIRE_SSH"):
     pytest.fail(LACKS, pytrace=False)
@@ -136,9 +136,9 @@ def user_there():
         pytest.skip(LACKS)
     for left in [user.pw_name for user in pwd.getpwall()]:  # by a run that was killed
         if left.startswith("cao-far-") and not os.path.exists(f"/proc/{left[8:]}"):
-            subprocess.run(["userdel", "-f", "-r", left], check=False, capture_output=True)
+            subprocess.run([USERDEL, "-f", "-r", left], check=False, capture_output=True)
     name = f"cao-far-{os.getpid()}"
-    make = ["useradd", "-m", "-p", "*", "-s", "/bin/bash", name]  # no password: sshd wants one
+    make = [USERADD, "-m", "-p", "*", "-s", "/bin/bash", name]  # no password: sshd wants one
     subprocess.run(make, check=True, capture_output=True)
     user = pwd.getpwnam(name)
     try:
@@ -147,7 +147,7 @@ def user_there():
             yield made
             made.close()
     finally:
-        subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
+        subprocess.run([USERDEL, "-r", name], check=False, capture_output=True)
         shutil.rmtree(f"/tmp/tmux-{user.pw_uid}", ignore_errors=True)
 
 

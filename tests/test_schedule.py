@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import cao
-from conftest import CAO, ROOT, Place, kill, until
+from conftest import CAO, ROOT, Place, find_admin, kill, until
 
 # ---- flow files ----
 
@@ -795,7 +795,7 @@ def cron_daemon(crontab):
     It is started when the tables are written: cron compares times in whole seconds, so a table
     that changes in the second in which it was read is not read again.
     """
-    program = shutil.which("cron", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    program = find_admin("cron")
     if not program or os.getuid() != 0 or not SYSTEM_PYTHON:
         words = "this needs root, Debian's cron, and a Python outside root's home"
         pytest.fail(words) if os.environ.get("CAO_TEST_REQUIRE_CRON") else pytest.skip(words)
@@ -811,10 +811,12 @@ def cron_daemon(crontab):
 def user():
     """An ordinary user of this system, for one test."""
     name = f"cao-{os.getpid()}"
-    subprocess.run(["useradd", "-m", "-s", "/bin/sh", name], check=True, capture_output=True)
+    subprocess.run(
+        [find_admin("useradd"), "-m", "-s", "/bin/sh", name], check=True, capture_output=True
+    )
     yield pwd.getpwnam(name)
     subprocess.run(["crontab", "-u", name, "-r"], check=False, capture_output=True)
-    subprocess.run(["userdel", "-r", name], check=False, capture_output=True)
+    subprocess.run([find_admin("userdel"), "-r", name], check=False, capture_output=True)
 
 
 @pytest.mark.tmux
