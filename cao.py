@@ -6754,6 +6754,7 @@ def _git(
     index: str = "",  # instead of the worktree's own
     setting: Sequence[str] = (),  # in place of the user's
     started: Callable[[int], None] = lambda _: None,  # is told git's process group
+    text: str = "",  # its standard input
 ) -> str:
     """Run git in a directory and return what it printed, without newlines at the end; bytes that
     are no UTF-8 are kept (surrogateescape). Raises CaoError with git's words where it fails, or
@@ -6768,7 +6769,7 @@ def _git(
     env = {**git_environment(), "LC_ALL": "C"}
     if index:
         env["GIT_INDEX_FILE"] = index
-    ran = run(argv, timeout_s, env=env, errors="surrogateescape", started=started)
+    ran = run(argv, timeout_s, text=text, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
         fix = f"put that right, then try again (cd {cwd} && git status)"
         raise CaoError(f"git {args[0]}: {ran.fault()}", fix)
@@ -7023,8 +7024,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Commit, on the worker's branch, all that its worktree holds, and merge that branch into the
     one that its repository is on. Return worktree_facts with session, into, was and now (commits).
 
-    Raises CaoError where that fails; then what the repository has checked out is exactly as it
-    was before (the commit in the worktree may stay), and UsageError as worktree_session does.
+    Raises CaoError where that fails, which says whether what the repository has checked out is as
+    it was before (the commit in the worktree may stay), and UsageError as worktree_session does.
     """
     session = worktree_session(boss, name, True)
     path, top = find_worktree(boss.store, session), session.origin
@@ -7035,10 +7036,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"git -C {top} switch BRANCH",
         )
     try:
-        # Git refuses these in the middle of another merge, and where the index is locked.
-        for place in (path, top):
-            _git(place, "merge", "--ff-only", "HEAD")
-            _git(place, "update-index", "--force-write-index")
+        _refuse_unfinished(path)
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
             raise CaoError(what, f"commit and push them, or move them out of {path}")
@@ -7046,7 +7044,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
             message = f"Add {name}'s work{_last_task(boss.store, name)}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
-        if _git(top, "branch", "--show-current") != into:  # a hook of that commit may be slow
+        _refuse_unfinished(top)  # now: a hook of that commit may be slow
+        if _git(top, "branch", "--show-current") != into:
             raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
         was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
         branch = f"refs/heads/{session.worktree}"
@@ -7056,13 +7055,22 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         commit = _git(path, "rev-parse", "HEAD")
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
         _refuse_to_overwrite(top, _try_merge(top, commit, resolve))
-        message = f"Merge branch '{session.worktree}'"
-        _merge(top, into, commit, message)
+        _refuse_to_move(top, was, commit)
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
+    _merge(top, into, commit, f"Merge branch '{session.worktree}'")
     now = _git(top, "rev-parse", "HEAD")
     return {"session": name, "into": into, **facts, "was": was, "now": now}
+
+
+def _refuse_unfinished(place: str) -> None:
+    """Raise CaoError, in git's words, in the middle of another merge and where the index is
+    locked."""
+    # Git says the first before it looks for what to merge, and goes no further, as there is no
+    # such branch: a merge of HEAD would take the message of an unfinished revert with it.
+    _git(place, "merge", "--ff-only", "no such branch", allowed=1)
+    _git(place, "update-index", "--force-write-index")
 
 
 def _last_task(store: Store, name: str) -> str:
@@ -7134,8 +7142,29 @@ def _with_parents(path: str) -> Iterable[str]:
     return itertools.accumulate(path.split("/"), "{}/{}".format)
 
 
+def _refuse_to_move(top: str, was: str, commit: str) -> None:
+    """Raise CaoError where the branch checked out in top (at was) is locked, or a hook refuses to
+    move it to a commit that is ahead. `git merge` would ask when the files are checked out."""
+    new = commit
+    if _git(top, "rev-list", "-n1", was, "--not", commit, "--"):
+        new = was  # a merge commit, which is not made yet; this also shows that it can be undone
+    # Without a limit: killed, git would leave its lock.
+    steps = f"start\nupdate HEAD {new} {was}\nprepare\nabort\n"
+    _git(top, "update-ref", "--stdin", text=steps, timeout_s=None)
+
+
+def _standing(top: str) -> tuple[str, str]:
+    """Return, for comparison, what git says of a working tree: its branch and commit, index and
+    files; and the commit that is being merged there."""
+    flags = ("--porcelain=v2", "--branch", "-uall", "--ignore-submodules=none")
+    merging = ("rev-parse", "-q", "--verify", "MERGE_HEAD")
+    return _git(top, "status", *flags), _git(top, *merging, allowed=1)
+
+
 def _merge(top: str, into: str, commit: str, message: str) -> None:
-    """Merge a commit into the branch checked out in top (into), or change nothing and raise.
+    """Merge a commit into the branch checked out in top (into), or change nothing and raise
+    CaoError; git may stop half-way in the checkout (a filter fails, the disk is full): then the
+    error says so.
 
     A signal that would end us ends, instead, what git waits for: a hook or gpg. Then the merge
     fails, and this undoes it and raises KeyboardInterrupt. Git itself is never ended, nor is a
@@ -7171,13 +7200,19 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
+    before = _standing(top)
     try:
         _git(top, *merge, timeout_s=None, setting=plain, started=git_group.append)
-    except CaoError:
-        _git(top, "merge", "--abort", allowed=128)  # it may have begun
-        if signals:
+    except CaoError as error:
+        what, fix = f"nothing was merged into {into}, or changed there: {error.what}", error.fix
+        if _standing(top)[1] == commit != before[1]:  # it has begun; no other is ours to undo
+            _git(top, "merge", "--abort", allowed=128)
+        if _standing(top) != before:
+            what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"
+            fix = f"git -C {top} status, which shows what is there now"
+        elif signals:
             raise KeyboardInterrupt from None
-        raise
+        raise CaoError(what, fix) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

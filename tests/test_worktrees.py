@@ -101,6 +101,12 @@ def all_but_the_branch_of(place, path) -> list:
     return [files, refs, head, index, work, worktrees.split("\n")[0]]
 
 
+def unfinished_in(place) -> list:
+    """Return what git keeps of a merge, revert or cherry-pick that is not committed yet."""
+    files = [place.work / ".git" / name for name in ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE")]
+    return [file.exists() and file.read_text() for file in files]
+
+
 def refused(place, *argv, code, said, fix) -> None:
     done = place.run(*argv)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
@@ -240,6 +246,15 @@ def staged_in_the_way(repo, path):
     git(repo.work, "add", "a.txt")
 
 
+def beside_a_revert(repo, path):
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+    (repo.work / "b.txt").write_text("mine\n")
+    git(repo.work, "add", "b.txt")
+    git(repo.work, "commit", "-q", "-m", "mine")
+    git(repo.work, "revert", "--no-commit", "HEAD")
+    (path / "new.txt").write_text("theirs\n")
+
+
 def detached(repo, path):
     (path / "a.txt").write_text("theirs\n")
     git(repo.work, "checkout", "-q", "--detach")
@@ -308,6 +323,31 @@ def diverged_and_locked(repo, path):
     git(repo.work, "commit", "-q", "-m", "mine")
     git(repo.work, "status")  # there is nothing for git to refresh, so it locks late
     locked("repository")(repo, path)
+
+
+def cannot_move(file):
+    def make(repo, path):
+        (path / "a.txt").write_text("theirs\n")
+        (path / "new.txt").write_text("new\n")
+        (repo.work / ".git" / file).write_bytes(b"")
+
+    return make
+
+
+PROTECT = """[ "$1" = prepared ] || exit 0
+while read -r _ _ ref; do [ "$ref" != refs/heads/main ] || { echo main is protected >&2; exit 1; }
+done"""
+
+
+def protected(repo, path):
+    (path / "a.txt").write_text("theirs\n")
+    (path / "new.txt").write_text("new\n")
+    put_hook(repo, "reference-transaction", PROTECT)
+
+
+def diverged_and_protected(repo, path):
+    git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+    protected(repo, path)
 
 
 def nested_repository(repo, path):
@@ -391,6 +431,7 @@ def stashing(repo, path):
         (staged_in_the_way, 1, "a.txt", "git status"),
         (unseen_in_the_way, 1, "a.txt", "git status"),
         (staged_beside_what_is_unseen, 1, "b.txt", "commit or unstage"),
+        (beside_a_revert, 1, "b.txt", "commit or unstage"),
         (new_file_in_the_way, 1, "new.txt", "git status"),
         (detached, 2, "on no branch (detached HEAD)", "switch"),
         (merging("repository"), 1, "unmerged files", "git status"),
@@ -403,6 +444,10 @@ def stashing(repo, path):
         (locked("repository"), 1, "index.lock': File exists", "put that right"),
         (diverged_and_locked, 1, "index.lock': File exists", "put that right"),
         (locked("worktree"), 1, "index.lock': File exists", "put that right"),
+        (cannot_move("HEAD.lock"), 1, "HEAD.lock': File exists", "put that right"),
+        (cannot_move("refs/heads/main.lock"), 1, "main.lock': File exists", "put that right"),
+        (protected, 1, "main is protected", "put that right"),
+        (diverged_and_protected, 1, "main is protected", "put that right"),
         (nested_repository, 1, "the repository app/scaffold", "move them out of"),
         (nested_and_committed, 1, "the repository scaffold", "move them out of"),
         (nested_among_our_files, 1, "the repository sub", "move them out of"),
@@ -416,9 +461,58 @@ def test_a_merge_that_cannot_be_is_refused_and_leaves_the_repository_exactly_as_
     session, path = worker(repo)
     spoil(repo, path)
     before, tip = all_but_the_branch_of(repo, path), git(path, "rev-parse", "HEAD")
+    unfinished = unfinished_in(repo)
     refused(repo, "merge", session, code=code, said=said, fix=fix)
     assert all_but_the_branch_of(repo, path) == before
+    assert unfinished_in(repo) == unfinished
     git(path, "merge-base", "--is-ancestor", tip, "HEAD")
+
+
+@pytest.mark.parametrize("when", ["in the worker's commit", "in our merge"])
+def test_a_merge_that_the_person_has_begun_meanwhile_is_not_undone(repo, when):
+    session, path = worker(repo)
+    git(repo.work, "checkout", "-q", "-b", "side")
+    (repo.work / "a.txt").write_text("side\n")
+    git(repo.work, "commit", "-qam", "side")
+    git(repo.work, "checkout", "-q", "main")
+    (repo.work / "a.txt").write_text("main\n")
+    git(repo.work, "commit", "-qam", "main")
+    git(path, "merge", "-q", "main")
+    (path / "new.txt").write_text("new\n")
+    real, said, fix = shutil.which("git"), "nothing was changed there", "git status"
+    persons = (
+        f"(cd '{repo.work}'; unset $({real} rev-parse --local-env-vars)\n"
+        f"{real} merge -q side; echo resolved > a.txt; {real} add a.txt) >&2"
+    )
+    put_hook(repo, "pre-commit", persons)
+    if when == "in our merge":
+        put_hook(repo, "pre-commit", "")
+        program = repo.folder / "bin" / "git"
+        program.write_text(
+            f'#!/bin/sh\ncase "$*" in *"merge -q"*) {persons};; esac\nexec {real} "$@"\n'
+        )
+        program.chmod(0o755)
+        said, fix = f"{repo.work} is not as it was before", f"git -C {repo.work} status"
+    refused(repo, "merge", session, code=1, said=said, fix=fix)
+    assert (repo.work / "a.txt").read_text() == "resolved\n"
+    assert git(repo.work, "rev-parse", "MERGE_HEAD") == git(repo.work, "rev-parse", "side")
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_merge_that_stops_in_the_middle_of_its_checkout_says_so(repo, diverged):
+    session, path = worker(repo)
+    (path / "a.txt").write_text("theirs\n")
+    (path / "b.txt").write_text("new\n")
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "theirs")
+    for key, value in (("smudge", "false"), ("clean", "cat"), ("required", "true")):
+        git(repo.work, "config", f"filter.bad.{key}", value)
+    (repo.work / ".git" / "info" / "attributes").write_text("b.txt filter=bad\n")
+    if diverged:
+        git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
+    said, fix = f"{repo.work} is not as it was before", f"git -C {repo.work} status"
+    refused(repo, "merge", session, code=1, said=said, fix=fix)
+    assert (repo.work / "a.txt").read_text() == "theirs\n"
 
 
 SLOW_TO_ABORT = """#!/bin/sh
