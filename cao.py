@@ -6581,9 +6581,15 @@ class Asking:
 
 
 def make_client(store: Store, name: str) -> None:
-    """Make the folder of a client: a caller that is no session of ours (see Session.kind)."""
-    os.makedirs(store.folder(name), 0o700, exist_ok=True)
-    store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
+    """Make the folder of a client, a caller that is no session of ours (see Session.kind), where
+    there is none. Raises UsageError where an agent's session has that name."""
+    session = store.load(name)
+    if session and session.kind != "client":
+        what = f"{name} is an agent's session, and cannot be a client's name too"
+        raise UsageError(what, "set CAO_CLIENT to another name")
+    if not session:
+        os.makedirs(store.folder(name), 0o700, exist_ok=True)
+        store.create(Session(name, "client", cwd=current_directory(), launched_at=time.time()))
 
 
 def agent_caller(store: Store) -> Caller | None:
@@ -6623,8 +6629,7 @@ def shell_caller(store: Store) -> Caller:
     if caller:
         return caller
     name = client_stem("shell")
-    if not store.load(name):
-        make_client(store, name)
+    make_client(store, name)
     return Caller(name, person=not is_agents())
 
 
@@ -10689,8 +10694,7 @@ class Schedule:
     def _boss(self) -> Orchestrator:
         """Return who gives the tasks of all flows: the client "schedule", which acts for the person
         who added them, so with a person's rights."""
-        if not self.store.load("schedule"):
-            make_client(self.store, "schedule")
+        make_client(self.store, "schedule")
         return Orchestrator(self.store, Caller("schedule", person=True))
 
     def _work(self, flow: Flow, record: dict[str, Any], on_look: Callable[[], None]) -> None:
@@ -14479,11 +14483,10 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
     several = store.load(f"{stem}-2")
     for number in range(1, 1000):
         name = stem if number == 1 else f"{stem}-{number}"
-        if not store.load(name):
-            if not make:
-                return Caller("", stem=stem), None
-            make_client(store, name)
-        elif several and (store.owed(name) or store.waiting(name)):
+        if not make and not store.load(name):
+            return Caller("", stem=stem), None
+        make_client(store, name)
+        if several and (store.owed(name) or store.waiting(name)):
             continue
         lock = store.lock_session(name)
         if lock is not None:
@@ -14502,8 +14505,7 @@ def open_near(store: Store, near: str) -> tuple[Caller, int]:
     if not NEAR.match(near) or not shell_caller(store).person:
         raise UsageError("--near is for the cao of another machine", "cao mcp")
     name = near.replace(".", "-")
-    if not store.load(name):
-        make_client(store, name)
+    make_client(store, name)
     path = store.launch_file(name, "server.json")
     before = store.read_json(path)
     if before and is_running(before):

@@ -2224,6 +2224,18 @@ def test_the_environment_may_name_the_client(connect, place, env, name):
 
 
 @pytest.mark.tmux
+def test_the_name_of_an_agents_session_is_no_clients(connect, place):
+    """That client would act as the agent, and read what it is owed."""
+    _, session = given(connect(), "demo: sleep 30")
+    done = place.run("wait", "--timeout", "0s", CAO_CLIENT=session)
+    assert (done.returncode, "set CAO_CLIENT to another name" in done.stderr) == (2, True)
+    inside = connect(CAO_CLIENT=session)
+    for refused in inside.call("list_sessions"), inside.call("assign", target="demo", task="x"):
+        assert (refused["isError"], "set CAO_CLIENT" in text(refused)) == (True, True)
+    assert place.live() == [session]
+
+
+@pytest.mark.tmux
 def test_inside_a_worker_the_caller_is_the_worker(talk, connect, place):
     _, session = given(talk, "demo: sleep 30")
     place.until_state(session, "working")
