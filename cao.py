@@ -4449,7 +4449,7 @@ class Store:
 
         The entry in out/ appears with its lock held, and the lock is freed when the message is
         in the inbox. Raises CaoError where the inbox is full or a file cannot be written; then
-        nothing was given.
+        nothing was given. Interrupted (Ctrl-C), it was given if the message is in the inbox.
         """
         path = self.out_path(message.sender, message.task)
         folder = os.path.dirname(path)
@@ -4461,7 +4461,8 @@ class Store:
                 self.put(message)
         except BaseException as error:
             _unlink(temporary)
-            _unlink(path)
+            if not self.was_given(message.task):
+                _unlink(path)
             if isinstance(error, OSError):
                 raise _not_written(path, error) from error
             raise

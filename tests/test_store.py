@@ -319,6 +319,40 @@ def test_a_task_that_cannot_be_given_was_not_given(store, monkeypatch, call, nth
     assert store.running("boss-2222") == ["worker-3333.k3f9"]
 
 
+def test_whoever_gives_a_task_and_is_interrupted_is_owed_its_result_if_it_is_in_the_inbox(
+    store, monkeypatch
+):
+    outcomes = []
+
+    def interrupt_after(patch, call, nth):
+        real, left = getattr(os, call), [nth]
+
+        def called(*args, **more):
+            made = real(*args, **more)
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return made
+
+        patch.setattr(os, call, called)
+
+    for number, call in enumerate(("open", "write", "fsync", "rename", "unlink", "listdir")):
+        for nth in range(1, 20):
+            given = task(f"worker-3333.{call[0]}{number}{nth}", number=100 * number + nth)
+            with monkeypatch.context() as patch:
+                interrupt_after(patch, call, nth)
+                try:
+                    store.give(given)
+                except KeyboardInterrupt:
+                    pass
+                else:
+                    break
+            in_inbox = [m.task for m in store.waiting("worker-3333")]
+            assert sorted(store.owed("boss-2222")) == sorted(in_inbox), (call, nth)
+            outcomes.append(given.task in in_inbox)
+    assert {*outcomes} == {True, False}
+
+
 @pytest.mark.parametrize(
     ("write", "path"),
     [
