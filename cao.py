@@ -8874,7 +8874,7 @@ class Runner:
         first = next_delivery(self.store.waiting(self.name), None)
         takes = self.row.start(launch._replace(prompt="x")).argv != self.row.start(launch).argv
         if first and takes and first[0].kind == "task":
-            text = self._compose(first, by_argv=True)
+            first, text = self._compose(first, by_argv=True)
             # Where this round is a second one, its lock is ours already, and nothing is taken.
             self._take(first, text, "submitted")
             launch = launch._replace(prompt=text)
@@ -9114,13 +9114,14 @@ class Runner:
 
     # ---- delivery ----
 
-    def _compose(self, messages: Sequence[Message], *, by_argv: bool = False) -> str:
-        """Return the text to send for messages. by_argv: on the CLI's command line; else it is
-        typed.
+    def _compose(
+        self, messages: list[Message], *, by_argv: bool = False
+    ) -> tuple[list[Message], str]:
+        """Return what is sent now of messages: all of them, or the first alone; and the text for
+        that. by_argv: on the CLI's command line; else it is typed.
 
-        Text that would not arrive exactly that way is put into a file that the worker may read,
-        and one line that names the file is returned. That line speaks of the first message only:
-        where there are several, the caller is to send the first alone.
+        Where the text of all would not arrive exactly that way, the first is sent alone; if need
+        be by one line that names a file, which the worker may read.
         """
         text = "\n\n".join(map(render_message, messages))
         if self.program:  # it is no agent, and is to read no word of ours
@@ -9131,8 +9132,10 @@ class Runner:
         else:
             exact = not typing_fault(self.row, text)
         if exact:
-            return text
-        return by_file(self.store, self.name, messages[0], text)
+            return messages, text
+        if len(messages) > 1:
+            return self._compose(messages[:1], by_argv=by_argv)
+        return messages, by_file(self.store, self.name, messages[0], text)
 
     def _take(self, messages: Sequence[Message], text: str, step: str) -> Delivery | None:
         """Lock messages, note them as the delivery that is on its way with this text, at this
@@ -9154,7 +9157,10 @@ class Runner:
         if not ours:
             return None
         if len(ours) < len(messages):
-            text = self._compose(ours)
+            locked = ours
+            ours, text = self._compose(locked)
+            for message in locked[len(ours) :]:
+                self.claims.pop(message.id).release()
 
         ids = tuple(message.id for message in ours)
         delivery = self.delivery = Delivery(ids, text, step, time.time())
@@ -9243,10 +9249,7 @@ class Runner:
         if self.held_back:
             return
 
-        text = self._compose(messages)
-        if len(messages) > 1 and "is in the file" in text[:200]:  # the line of by_file
-            messages = messages[:1]
-            text = self._compose(messages)
+        messages, text = self._compose(messages)
         before = self.delivery, self.task
         try:
             delivery = self._take(messages, text, "claimed")

@@ -907,6 +907,15 @@ def test_what_cannot_be_typed_goes_apart_from_the_messages_beside_it(place):
     assert Path(path).read_text().endswith(long)
 
 
+def test_messages_that_wait_arrive_together_whatever_their_words(place):
+    session, _ = assign(place, "demo: sleep 2; say done")
+    place.until_state(session, "working")
+    for text in ("the fault is in the file a.py", "and in b.py"):
+        place.ok("send", session, text)
+    both = until(lambda: conversation(place, session)[1:])[0]
+    assert both.partition("the fault is in the file a.py")[2].endswith(":\nand in b.py")
+
+
 def test_a_wait_prints_messages_beside_the_answers(place):
     task = place.ok("assign", "demo", "demo: tell half way; say the end").strip()
     until(lambda: place.store.load_result(task))
