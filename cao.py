@@ -7060,12 +7060,14 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        _refuse_to_overwrite(top, _try_merge(top, commit, resolve))
+        tree = _try_merge(top, commit, resolve)
+        _refuse_to_overwrite(top, tree)
         _refuse_to_move(top, was, commit)
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
-    _merge(top, into, commit, f"Merge branch '{session.worktree}'")
+    strategy = "recursive" if tree == commit else "ort"  # as tried; an old git may have no other
+    _merge(top, into, commit, f"Merge branch '{session.worktree}'", strategy)
     now = _git(top, "rev-parse", "HEAD")
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
@@ -7167,7 +7169,7 @@ def _standing(top: str) -> tuple[str, str]:
     return _git(top, "status", *flags), _git(top, *merging, allowed=1)
 
 
-def _merge(top: str, into: str, commit: str, message: str) -> None:
+def _merge(top: str, into: str, commit: str, message: str, strategy: str) -> None:
     """Merge a commit into the branch checked out in top (into), or change nothing and raise
     CaoError; git may stop half-way in the checkout (a filter fails, the disk is full): then the
     error says so.
@@ -7202,7 +7204,7 @@ def _merge(top: str, into: str, commit: str, message: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    plain = []
+    plain = [f"pull.twohead={strategy}"]
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)

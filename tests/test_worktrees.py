@@ -928,11 +928,14 @@ def test_commits_on_no_branch_are_named_where_the_worktrees_files_are_gone(repo)
     assert session not in git(repo.work, "worktree", "list")
 
 
-def test_a_strategy_that_the_user_has_set_for_a_branch_does_not_merge_nothing(repo):
+@pytest.mark.parametrize(
+    ("key", "value"), [("branch.main.mergeOptions", "-s ours"), ("pull.twohead", "ours")]
+)
+def test_a_strategy_that_the_user_has_set_does_not_merge_nothing(repo, key, value):
     session, path = worker(repo)
     (path / "new.txt").write_text("new\n")
     git(repo.work, "commit", "-q", "--allow-empty", "-m", "ours")
-    git(repo.work, "config", "branch.main.mergeOptions", "-s ours")
+    git(repo.work, "config", key, value)
     repo.ok("merge", session)
     assert (repo.work / "new.txt").exists()
 
