@@ -6937,7 +6937,8 @@ def find_worktree(store: Store, session: Session) -> str:
 def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> Session:
     """Return a session, by its name, for work on its worktree. Raises UsageError where it has none
     on this machine; to_change (to merge or discard it): also where that is not the caller's to
-    do, or the session is at work. Waits up to STOP_S for one whose task has just ended."""
+    do, or the session is at work, or another is in that worktree. Waits up to STOP_S for one whose
+    task has just ended."""
     session = boss.store.find(name)
     if session.host:
         raise UsageError(
@@ -6951,17 +6952,34 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
         )
     if to_change:
         boss.check_mine(name)
-        state = boss.state_of(name)
-        task = state.get("task")
-        if task and boss.store.load_result(task):  # its runner says so in a moment
-            state = boss.control(name, {}, lambda now: now.get("task") != task, STOP_S)
-        work = state.get("task")
-        if not work and (state["state"] != "idle" or boss.store.waiting(name)):
-            work = "a message"
-        if work and state["state"] != "ended":
-            what = f"{name} is at work on {work}"
-            raise UsageError(what, f"wait for it, or: cao stop {name}")
+        for other in (name, *sessions_inside(boss, name)):
+            _refuse_at_work(boss, other, worktree_path(boss.store, name))
     return session
+
+
+def sessions_inside(boss: Orchestrator, name: str) -> list[str]:
+    """Return the live sessions that work in a session's worktree, or below it; itself included."""
+    inside = []
+    for other in boss.store.live():
+        session = boss.store.peek(other)
+        cwd = "" if not session or session.host else session.cwd
+        if f"{cwd}/".startswith(f"{worktree_path(boss.store, name)}/"):
+            inside.append(other)
+    return [other for other in inside if boss.state_of(other)["state"] != "ended"]
+
+
+def _refuse_at_work(boss: Orchestrator, name: str, path: str) -> None:
+    """Raise UsageError where a session is at work (in a worktree, by its path)."""
+    state = boss.state_of(name)
+    task = state.get("task")
+    if task and boss.store.load_result(task):  # its runner says so in a moment
+        state = boss.control(name, {}, lambda now: now.get("task") != task, STOP_S)
+    work = state.get("task")
+    if not work and (state["state"] != "idle" or boss.store.waiting(name)):
+        work = "a message"
+    if work and state["state"] != "ended":
+        what = f"{name} is at work on {work} in {path}"
+        raise UsageError(what, f"wait for it, or: cao stop {name}")
 
 
 def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
@@ -11217,8 +11235,9 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
     """Bury the dead sessions and remove what was not used for older_s. Return the names of the
     sessions removed, and a line on each that is kept because only another version can read it.
 
-    It never removes the files of a live session or of one above it, nor a worktree in which
-    something could be lost, nor, before EXPIRES_S, a message or result that nobody was told.
+    It never removes the files of a live session or of one above it, nor a worktree in which one
+    works or something could be lost, nor, before EXPIRES_S, a message or result that nobody was
+    told.
     """
     import shutil
 
@@ -11245,6 +11264,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         if lock is None:
             continue
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
+        in_use = in_use or bool(sessions_inside(boss, name))
         if not in_use and _drop_worktree(store, name):
             shutil.rmtree(store.folder(name))
             removed.append(name)
@@ -13062,20 +13082,25 @@ def cmd_merge(ask: Ask) -> None:
 
 def cmd_discard(ask: Ask) -> None:
     """Remove a worktree and its branch, and end the session. Without --yes only where nothing
-    would be lost."""
+    would be lost, also of what is saved as it ends."""
     name = ask.args.session
     session = worktree_session(ask.boss, name, True)
+    for other in sessions_inside(ask.boss, name):
+        if name not in (other, *ask.boss.ancestors(other)):
+            raise UsageError(f"{other} is in the worktree of {name}", f"cao stop {other}")
     with discarding(ask.store):
-        try:
-            losses = worktree_losses(ask.store, name, session.origin)
-        except CaoError as error:
-            losses = [f"what cannot be read ({error.what})"]
-        if losses and not ask.args.yes:
-            what = f"{name} holds {' and '.join(losses)}, which may be nowhere else"
-            raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
-        if ask.boss.state_of(name)["state"] != "ended":
+        for holds in ("holds", "was ended, and now holds"):
+            try:
+                losses = worktree_losses(ask.store, name, session.origin)
+            except CaoError as error:
+                losses = [f"what cannot be read ({error.what})"]
+            if losses and not ask.args.yes:
+                what = f"{name} {holds} {' and '.join(losses)}, which may be nowhere else"
+                raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
+            if ask.boss.state_of(name)["state"] == "ended":
+                break
             ask.boss.end(name)
-        remove_worktree(ask.store, name, session.origin, force=ask.args.yes or bool(losses))
+        remove_worktree(ask.store, name, session.origin, force=ask.args.yes)
     _print(ask, {"session": name, "discarded": session.worktree}, f"{name}: discarded")
 
 

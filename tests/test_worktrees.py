@@ -629,6 +629,51 @@ def test_discard_refuses_where_there_is_work_and_ends_the_session(repo):
     assert not (repo.home / "sessions" / session).exists()
 
 
+@pytest.mark.parametrize("commit", ["", "git add new.txt && git commit -qm autosave"])
+def test_what_a_worker_saves_as_it_ends_is_not_discarded_unasked(repo, commit):
+    program = repo.folder / "bin" / "saver"
+    program.write_text(
+        "#!/bin/sh\nwhile printf 'ready> ' && read -r line; do\n"
+        f'[ "$line" != /quit ] || {{ echo new > new.txt; {commit or "true"}; exit; }}\ndone\n'
+    )
+    program.chmod(0o755)
+    command = "provider: command\ncommand: [saver]\nready: '^ready> $'\nexit: /quit"
+    repo.profile("saver", f"---\n{command}\nkeep: true\n---\n")
+    argv = ("handoff", "saver", "hello", "--worktree", "--json")
+    (result,) = json.loads(repo.ok(*argv))["results"]
+    session = result["session"]
+    said = f"{session} was ended, and now holds {'1 commits' if commit else 'uncommitted changes'}"
+    refused(repo, "discard", session, code=2, said=said, fix="--yes")
+    assert (repo.home / "worktrees" / session / "new.txt").exists()
+    repo.ok("discard", session, "--yes")
+
+
+def test_a_worktree_in_which_another_is_at_work_is_neither_merged_nor_discarded(repo):
+    session, path = worker(repo)
+    (path / "sub").mkdir()
+    task = repo.ok("assign", "demo", "demo: sleep 30", "--cwd", str(path / "sub")).strip()
+    other = task.partition(".")[0]
+    repo.until_state(other, "working")
+    for argv in (("merge", session), ("discard", session), ("discard", session, "--yes")):
+        refused(repo, *argv, code=2, said=f"at work on {task} in {path}", fix=f"stop {other}")
+    repo.ok("stop", session)
+    repo.ok("clean", "--older", "0s")
+    assert (path / "sub").exists()
+
+
+def test_a_worktree_in_which_another_waits_is_merged_and_not_discarded(repo):
+    session, path = worker(repo)
+    other, _ = worker(repo, CAO_SESSION=session, cwd=path)  # its own: it ends with it
+    (path / "new.txt").write_text("new\n")
+    repo.ok("merge", session)
+    repo.ok("handoff", "demo", "demo: say on", "--cwd", str(path))
+    (third,) = {*repo.live()} - {session, other}
+    refused(repo, "discard", session, code=2, said=f"{third} is in the", fix=f"cao stop {third}")
+    repo.ok("stop", third)
+    repo.ok("discard", session)
+    assert (repo.live(), path.exists()) == ([], False)
+
+
 def test_a_worker_at_work_on_a_message_is_neither_merged_nor_discarded(repo):
     session, path = worker(repo)
     repo.ok("send", session, "demo: sleep 60")
