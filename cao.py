@@ -7084,8 +7084,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
-    strategy = "recursive" if tree == commit else "ort"  # as tried; an old git may have no other
-    _merge(top, into, commit, f"Merge branch '{session.worktree}'", strategy)
+    _merge(top, into, commit, tree, f"Merge branch '{session.worktree}'")
     now = _git(top, "rev-parse", "HEAD")
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
@@ -7187,10 +7186,11 @@ def _standing(top: str) -> tuple[str, str]:
     return _git(top, "status", *flags), _git(top, *merging, allowed=1)
 
 
-def _merge(top: str, into: str, commit: str, message: str, strategy: str) -> None:
+def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
     """Merge a commit into the branch checked out in top (into), or change nothing and raise
-    CaoError; git may stop half-way in the checkout (a filter fails, the disk is full): then the
-    error says so.
+    CaoError; tree is what _try_merge gave. Git may stop half-way in the checkout (a filter fails,
+    the disk is full), and a hook, or somebody beside it, may change files: then that stays, and
+    the error says so.
 
     A signal that would end us ends, instead, what git waits for: a hook or gpg. Then the merge
     fails, and this undoes it and raises KeyboardInterrupt. Git itself is never ended, nor is a
@@ -7222,7 +7222,8 @@ def _merge(top: str, into: str, commit: str, message: str, strategy: str) -> Non
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    plain = [f"pull.twohead={strategy}"]
+    # A git that cannot try a merge may not know "ort", with which newer ones do.
+    plain = [f"pull.twohead={'recursive' if tree == commit else 'ort'}"]
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
@@ -7231,7 +7232,9 @@ def _merge(top: str, into: str, commit: str, message: str, strategy: str) -> Non
         _git(top, *merge, timeout_s=None, setting=plain, started=git_group.append)
     except CaoError as error:
         what, fix = f"nothing was merged into {into}, or changed there: {error.what}", error.fix
-        if _standing(top)[1] == commit != before[1]:  # it has begun; no other is ours to undo
+        begun = _standing(top)[1] == commit != before[1]  # no other merge is ours to undo
+        # An abort would delete what somebody else has staged meanwhile.
+        if begun and (tree == commit or _git(top, "write-tree", allowed=128) == tree):
             _git(top, "merge", "--abort", allowed=128)
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"

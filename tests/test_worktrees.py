@@ -498,6 +498,16 @@ def test_a_merge_that_the_person_has_begun_meanwhile_is_not_undone(repo, when):
     assert git(repo.work, "rev-parse", "MERGE_HEAD") == git(repo.work, "rev-parse", "side")
 
 
+@pytest.mark.parametrize("change", ["echo mine > new.txt", "echo mine > mine; git add mine"])
+def test_what_changes_in_the_repository_while_a_hook_runs_is_kept(repo, change):
+    session, path = worker(repo)
+    failing_hook(repo, path)
+    put_hook(repo, "pre-merge-commit", f"{change}; echo the hook says no >&2; exit 1")
+    said, fix = f"{repo.work} is not as it was before", f"git -C {repo.work} status"
+    refused(repo, "merge", session, code=1, said=said, fix=fix)
+    assert (repo.work / change.split()[3].rstrip(";")).read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("diverged", [False, True])
 def test_a_merge_that_stops_in_the_middle_of_its_checkout_says_so(repo, diverged):
     session, path = worker(repo)
