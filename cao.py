@@ -3140,6 +3140,19 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
     return [fd for fd, _ in poll.poll(timeout_ms)]
 
 
+def start_thread(work: Callable[[], None], *, daemon: bool = True) -> Any:
+    """Start a thread and return it. Raises OSError where the machine allows no more of them now,
+    which Python calls a RuntimeError. daemon=False: this process does not end before it."""
+    import threading
+
+    thread = threading.Thread(target=work, daemon=daemon)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "a new thread") from error
+    return thread
+
+
 def machine_fault(error: OSError) -> CaoError:
     """Return a CaoError that puts into words an OSError which nothing else has caught."""
     fix = "cao doctor"
@@ -3759,7 +3772,10 @@ class FileLock:
         timer = threading.Timer(LOCKED_S, say)
         timer.daemon = True
         if self.kind == fcntl.LOCK_EX:  # a shared one is taken to wait for a process's death
-            timer.start()
+            try:
+                timer.start()
+            except RuntimeError:
+                pass  # the machine allows no more threads: nothing is said
         fcntl.flock(self.fd, self.kind)
         timer.cancel()
 
@@ -4393,6 +4409,11 @@ class Store:
             if not nudge(f"{folder}/{entry}"):
                 _unlink(f"{self.home}/wake/{entry}")
                 _unlink(f"{folder}/{entry}")
+
+    def poke_own(self) -> None:
+        """Wake whoever waits in this process."""
+        for wake in list(self.wakes):
+            wake.poke()
 
     def poke_up(self, name: str) -> None:
         """Wake all who listen to a session, to one of those above it, or to the states of all."""
@@ -5220,20 +5241,17 @@ class Orchestrator:
 
     # ---- the dead ----
 
-    def watch(self, name: str, wake: Callable[[], None]) -> None:
-        """Bury a session whose runner is dead. Where it lives, return at once, and call wake the
-        moment it dies, as when_free does."""
+    def watch(self, name: str) -> None:
+        """Bury a session whose runner is dead. Where it lives, return at once, and wake whoever
+        waits in this process the moment it dies, as when_free does."""
         self.state_of(name)
-        self.when_free(f"{self.store.folder(name)}/lock", wake)
+        self.when_free(f"{self.store.folder(name)}/lock")
 
-    def when_free(self, path: str, wake: Callable[[], None]) -> None:
-        """Return at once, and call wake, from a thread that waits for it, once nobody has a file's
-        lock. While such a thread waits, another call for the same path does nothing: its wake is
-        not called."""
+    def when_free(self, path: str) -> None:
+        """Return at once, and wake whoever waits in this process (Store.poke_own) once nobody has
+        a file's lock. A thread waits for that, one for each path."""
         if path in self._watched:
             return
-        import threading
-
         self._watched.add(path)
 
         def wait() -> None:
@@ -5244,9 +5262,13 @@ class Orchestrator:
                 pass  # it is not made yet, or gone
             select.select([], [], [], 0.05)  # a session that starts is not locked yet
             self._watched.discard(path)
-            wake()
+            self.store.poke_own()
 
-        threading.Thread(target=wait, daemon=True).start()
+        try:
+            start_thread(wait)
+        except OSError:
+            self._watched.discard(path)
+            raise
 
     def bury(self, name: str) -> None:
         """Do what the dead runner of a session no longer can: end what is left of its CLI, give
@@ -5350,7 +5372,6 @@ class Orchestrator:
         if not command:
             return
         import shlex
-        import threading
 
         text = shorten(text, 300)
         session = env.pop("CAO_SESSION", name)  # it is the person's, not the agent's
@@ -5377,7 +5398,7 @@ class Orchestrator:
             if fault:
                 self.store.log(name, "notify_failed", why=fault)
 
-        threading.Thread(target=work).start()
+        start_thread(work, daemon=False)
 
     def notify_undelivered(self, message: Message, why: str) -> None:
         """Tell the sender, once, by a notice, that its message was not delivered or, where its id
@@ -6160,8 +6181,7 @@ class Orchestrator:
                             told.update(asked)
                         return waited._replace(asking=tuple(asking))
                     for task in finished:  # another process is telling it, or has told it
-                        path = self.store.out_path(self.caller.name, task)
-                        self.when_free(path, wake.poke)
+                        self.when_free(self.store.out_path(self.caller.name, task))
                 on_look(Waited((), (), tuple(asking), tuple(running)))
                 wake.wait(min(left, PROGRESS_S / 2))  # so progress is late by half at the most
         finally:
@@ -6188,7 +6208,7 @@ class Orchestrator:
                 raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             running.append(task)
             wake.listen(session)
-            self.watch(session, wake.poke)
+            self.watch(session)
         return finished, running
 
     def questions(self, sessions: Iterable[str]) -> list[dict[str, Any]]:
@@ -6561,7 +6581,7 @@ class Asking:
     def wait(self) -> dict[str, Any]:
         """Block until there is an answer or the runner is gone; return what `reply` does then."""
         lock = f"{self.store.folder(self.name)}/lock"
-        Orchestrator(self.store, Caller("")).when_free(lock, self.wake.poke)
+        Orchestrator(self.store, Caller("")).when_free(lock)
         while True:
             reply = self.reply()
             if reply is not None:
@@ -7938,7 +7958,7 @@ class Runner:
                 # The dialog of this question was seen before its hook came.
                 if question.kind == "screen":
                     self._close_question(question)
-            self.boss.when_free(self._question_path(name), self.wake.poke)
+            self.boss.when_free(self._question_path(name))
 
         kind, lines = "permission", 1
         if questions := questions_in(payload):
@@ -7962,7 +7982,8 @@ class Runner:
             self.asked_from = self.phase
         self._log("asking", question=question.id, kind=question.kind)
         self._set_phase("asking", f"asks: {shorten(question.text, 80)}")
-        self.boss.notify(self.name, "asking", question.text, task_facts(self.task)["task"])
+        about = (self.name, "asking", question.text, task_facts(self.task)["task"])
+        self._see_to(lambda: self.boss.notify(*about))
 
     def _close_question(self, question: Question, answer: str = "") -> None:
         """Close an open question. answer: what it was answered, in words; "": it was answered
@@ -8011,8 +8032,6 @@ class Runner:
         unseen = self._unseen()
         if not unseen:
             return
-        import threading
-
         argv = ["env", f"CAO_HOME={self.store.home}", *self.launch.mcp[:-1], "answer", self.name]
         closed = json.dumps({"cao": "popup_closed", "questions": unseen})
 
@@ -8024,7 +8043,7 @@ class Runner:
 
         for client in set(self.boss.tmux.clients(self.name)) - self.popups:
             self.popups.add(client)
-            threading.Thread(target=ask, args=(client,), daemon=True).start()
+            self._see_to(partial(start_thread, partial(ask, client)))
 
     def _settle_questions(self) -> None:
         """Close the questions whose hook has ended, for their lock is free. A hook that took its
@@ -8219,7 +8238,6 @@ class Runner:
         has an exit_status (_after_check).
         """
         import shlex
-        import threading
 
         assert self.task is not None
         self._end_check()
@@ -8253,7 +8271,7 @@ class Runner:
         except CaoError as error:
             check.update(tail=str(error), exit_status=127)
             return
-        threading.Thread(target=work, daemon=True).start()
+        self._see_to(lambda: start_thread(work))
 
     def _end_check(self) -> None:
         """End the processes of the check that runs, if one does: nobody needs what it says."""
@@ -8965,7 +8983,7 @@ class Runner:
         # agent learns at once that the task is lost.
         for task in self.store.running(self.name):
             try:
-                self.boss.watch(self.store.session_of(task), self.wake.poke)
+                self.boss.watch(self.store.session_of(task))
             except FAILURES as error:
                 self._note_failure(error)
         self._advance(time.monotonic())
@@ -8981,7 +8999,7 @@ class Runner:
         self._set_phase("queued", "it waits for a slot")
         self.boss.make_room(ahead)
         for name in ahead:
-            self.boss.watch(name, self.wake.poke)
+            self.boss.watch(name)
 
     def _reap(self) -> None:
         """Finish the session where its CLI has ended by itself. A turn's end that still waited for
@@ -11454,7 +11472,7 @@ class Watch:
         before = self.states
         self.states = {v["session"]: v["state"] for v in views if v["kind"] == "agent"}
         for name in self.states:
-            self.boss.watch(name, self.wake.poke)  # a kill -9 pokes nobody
+            self.boss.watch(name)  # a kill -9 pokes nobody
         names = [view["session"] for view in self.views]
         if self.selected in names:
             self.at = names.index(self.selected)
@@ -12664,7 +12682,7 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
             if mark != given["mark"] or replies or call.cancelled():
                 state = {"session": session, "replies": replies, "mark": mark}
                 return Answer("", {**facts, **state})
-            boss.watch(session, wake.poke)
+            boss.watch(session)
             wake.wait(PROGRESS_S)
     finally:
         wake.close()
@@ -13828,7 +13846,7 @@ class Form:
             self.server.notify("notifications/cancelled", {"requestId": self.key})
         self.key = ""
         self.server.form_lock.release()
-        self.server.wake_calls()
+        self.server.store.poke_own()
         chosen = text_at(response, "result.content.answer")
         if chosen in self.options and text_at(response, "result.action") == "accept":
             return chosen
@@ -13889,7 +13907,7 @@ class McpServer:
                 if line.strip():
                     self.receive(line)
         self.closed = True  # waits end and tell nothing; quick calls are still answered
-        self.wake_calls()
+        self.store.poke_own()
         until = time.monotonic() + CLOSING_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -13898,11 +13916,6 @@ class McpServer:
         self.writing.acquire(timeout=CANCEL_S)
         self.close()
         return 0
-
-    def wake_calls(self) -> None:
-        """Wake every call that waits."""
-        for wake in list(self.store.wakes):
-            wake.poke()
 
     def close(self) -> None:
         """Leave no FIFO behind; the threads are daemons and end with us."""
@@ -13959,7 +13972,7 @@ class McpServer:
                 self.cancel(params.get("requestId"))
             elif method is None and isinstance(key, str) and key in self.requests:
                 self.requests[key] = message
-                self.wake_calls()
+                self.store.poke_own()
             elif "method" not in message and "result" not in message and "error" not in message:
                 self.send(_error(None, -32600, "neither a request nor a response"))
             return
@@ -14131,10 +14144,13 @@ class McpServer:
                 result = _modern(result)
             self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
 
-        thread = threading.Thread(target=work, daemon=True)
         self.threads = [other for other in self.threads if other.is_alive()]
-        self.threads.append(thread)
-        thread.start()
+        try:
+            self.threads.append(start_thread(work))
+        except OSError:
+            with self.ending:
+                del self.running[type(key).__name__, key]
+            raise
 
     def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
         """Return a tool's answer; an error is an answer too, with `failed`. cancelled: an Event
@@ -14401,7 +14417,7 @@ class McpServer:
                 cancelled.set()
                 self.ending.notify_all()
         if cancelled:
-            self.wake_calls()
+            self.store.poke_own()
 
     def open(self, delegates: bool) -> Orchestrator:
         """Return the verbs, for our client. A folder that it left is adopted. Where there is none,

@@ -168,6 +168,55 @@ def test_an_idle_supervisor_is_told_at_once_that_its_worker_is_lost(place):
     until(lambda: place.store.owed(boss), [])
 
 
+def test_a_second_wait_learns_of_a_runners_death_as_soon_as_the_first(place, verbs, monkeypatch):
+    monkeypatch.setattr(cao, "PROGRESS_S", 1e6)  # no look but where somebody wakes it
+    session, task = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    listening = Path(place.store.listeners(session))
+    assert verbs.await_tasks([task], 0).running == (task,)
+    found = []
+    second = threading.Thread(target=lambda: found.append(verbs.await_tasks([task], 60)))
+    listening = set(os.listdir(place.store.listeners(session)))
+    second.start()
+    until(lambda: {*os.listdir(place.store.listeners(session))} - listening)
+    kill_runner(place, session)
+    second.join()
+    assert [r.outcome for r in found[0].results] == ["lost"]
+
+
+NO_THREADS = """
+import threading
+starting_thread, threads = threading.Thread.start, [0]
+def start_each_second(self):
+    threads[0] += 1
+    if threads[0] % 2:
+        raise RuntimeError("can't start new thread")
+    starting_thread(self)
+if sys.argv[1:2] == ["run-session"]:
+    threading.Thread.start = start_each_second
+"""
+
+
+@pytest.mark.parametrize(("steps", "event"), [
+    ("", "ended"),
+    ("ask Which?|A|B; ", "asking"),
+    ("assign demo {demo: say one}; gather; ", "ended"),
+])  # fmt: skip
+def test_a_runner_that_gets_no_thread_now_starts_it_in_a_later_round(place, steps, event):
+    put_loader(place, NO_THREADS)
+    events = place.folder / "events"
+    notify = f"sh -c 'echo $CAO_NOTIFY_EVENT >>{events}'"
+    given = place.ok(
+        "assign", "demo", f"demo: {steps}say two", "--check", "true", CAO_NOTIFY=notify
+    )
+    if event == "asking":
+        session = place.store.session_of(given.strip())
+        place.until_state(session, event)
+        place.ok("answer", session, "A")
+    assert place.ok("wait", given.strip()).endswith("two\n")
+    until(lambda: events.exists() and event in events.read_text())
+
+
 @pytest.fixture
 def no_grace(verbs, monkeypatch):
     """The verbs, to which a session without a runner is starting for as long as it may be."""

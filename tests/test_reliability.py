@@ -258,6 +258,31 @@ def test_at_the_limit_of_open_files_a_call_says_so_and_the_others_go_on(place):
     until(lambda: os.listdir(place.home / "wake"), lambda names: len(names) < 5)
 
 
+def test_a_call_that_gets_no_thread_says_so_and_the_next_one_works(place, monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    out, into = os.pipe()
+    server = cao.McpServer(place.store, 0, into)
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x"}}
+    call = {"jsonrpc": "2.0", "method": "tools/call", "params": {"name": "list_sessions"}}
+    try:
+        server.handle({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello})
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            server.handle({**call, "id": 2})
+        server.handle({**call, "id": 3})
+        server.threads[0].join()
+        answers = [json.loads(line) for line in os.read(out, 1 << 16).splitlines()]
+    finally:
+        os.close(out)
+        os.close(into)
+    assert [answer["id"] for answer in answers] == [1, 2, 3]
+    assert "a new thread" in answers[1]["error"]["message"]
+    assert "result" in answers[2]
+    assert server.running == {}
+
+
 # ---- tmux ----
 
 
