@@ -3601,8 +3601,10 @@ def runtime_home() -> str:
     """Return the runtime directory's path: $CAO_HOME, else cao/ in $XDG_STATE_HOME, else in
     ~/.local/state. It need not exist yet. Raises UsageError where CAO_HOME is / or the user's
     home directory."""
-    if os.environ.get("CAO_HOME"):
-        home = os.path.realpath(os.path.join(current_directory(), os.environ["CAO_HOME"]))
+    if given := os.environ.get("CAO_HOME"):
+        if not given.startswith("/"):  # else the current directory may be gone: a worker moved it
+            given = os.path.join(current_directory(), given)
+        home = os.path.realpath(given)
         if home in ("/", os.path.realpath(os.path.expanduser("~"))):
             raise UsageError(f"CAO_HOME is {home}", "set it to a folder of cao's own")
         return home
@@ -6842,9 +6844,10 @@ def add_worktree(store: Store, session: Session) -> None:
 
 
 def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False) -> None:
-    """Remove a session's worktree and its branch, with the commits that only this has. force: with
-    whatever is in it. Without force, the caller has looked whether `worktree_losses` finds any;
-    git looks once more, and refuses (CaoError) where there are changes, a lock or a submodule."""
+    """Remove a session's worktree and its branch, with the commits that only this has; a branch
+    that is checked out elsewhere stays. force: with whatever is in it. Without force, the caller
+    has looked whether `worktree_losses` finds any; git looks once more, and refuses (CaoError)
+    where there are changes, a lock or a submodule."""
     import shutil
 
     path, branch = worktree_path(store, name), f"cao/{name}"
@@ -6855,8 +6858,10 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
         _git(origin, "worktree", "remove", "--force", "--force", path, allowed=128)
     if os.path.lexists(path):
         raise CaoError(f"{path} could not be removed", f"ls -la {path}")
-    # By force: -d goes by the upstream, or by what happens to be checked out there.
-    if _git(origin, "for-each-ref", f"refs/heads/{branch}", allowed=128):
+    # The pattern also takes branches below this name.
+    checked_out = ("for-each-ref", "--format=%(refname) %(worktreepath)", f"refs/heads/{branch}")
+    if f"refs/heads/{branch} " in _git(origin, *checked_out, allowed=128).split("\n"):
+        # By force: -d goes by the upstream, or by what happens to be checked out there.
         _git(origin, "branch", "-q", "-D", branch)
 
 
@@ -6909,6 +6914,14 @@ def discarding(store: Store) -> FileLock:
     return FileLock(f"{store.home}/discarding")
 
 
+def _kept_elsewhere(cwd: str, branch: str) -> str:
+    """Return all that keeps commits when a branch is gone, to be excluded: `rev-list --stdin`."""
+    # Not a symbolic one: that may be another name of the branch itself.
+    ref = "--format=%(if)%(symref)%(then)%(else)^%(refname)%(end)"
+    refs = _git(cwd, "for-each-ref", ref, "refs/heads", "refs/tags", "refs/remotes").split()
+    return "\n".join(ref for ref in refs if ref != f"^refs/heads/{branch}")
+
+
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be lost with a worktree and its branch; [] where nothing
     would. The caller holds `discarding`. Raises CaoError where git cannot tell."""
@@ -6916,10 +6929,9 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     cwd, head = path, "HEAD"
     if not os.path.isdir(path):  # git knows its head where the files are gone
         cwd, head = origin, f"worktrees/{name}/HEAD"
-    elsewhere = (f"--exclude={branch}", "--branches", "--tags", "--remotes")
     # "--": a file may be called HEAD.
-    commits = (head, f"refs/heads/{branch}", "--not", *elsewhere, "--")
-    count = _git(cwd, "rev-list", "--count", "--ignore-missing", *commits)
+    commits = ("--ignore-missing", "--stdin", head, f"refs/heads/{branch}", "--")
+    count = _git(cwd, "rev-list", "--count", *commits, text=_kept_elsewhere(cwd, branch))
     losses = []
     if count != "0":
         losses.append(f"{count} commits")
@@ -7064,6 +7076,17 @@ def _pointers(path: str, origin: str) -> list[str]:
     return pointers
 
 
+def _refuse_unknown_submodules(path: str, branch: str) -> None:
+    """Raise CaoError where only this branch says which commit a submodule is at that is not
+    checked out in its worktree. Into one that is, `_pointers` looks."""
+    known = _kept_elsewhere(path, branch)
+    for submodule in _submodules(path):
+        says_so = ("-n1", "--stdin", "HEAD", "--", f":(literal){submodule}")
+        if not _listdir(f"{path}/{submodule}") and _git(path, "rev-list", *says_so, text=known):
+            what = f"{submodule}, a submodule, is at a commit that may be nowhere else"
+            raise CaoError(what, f"cd {path} && git submodule update --init; then try again")
+
+
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Commit, on the worker's branch, all that its worktree holds, and merge that branch into the
     one that its repository is on. Return worktree_facts with session, into, was and now (commits).
@@ -7084,7 +7107,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
             raise CaoError(what, f"commit and push them, or move them out of {path}")
-        _git(path, "add", "-A")
+        _git(path, "add", "-A", timeout_s=None)  # killed, it would leave the index locked
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
             message = f"Add {name}'s work{_last_task(boss.store, name)}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
@@ -7097,6 +7120,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             what = f"{session.worktree} has commits that are not in what is checked out in {path}"
             raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
+        _refuse_unknown_submodules(path, session.worktree)
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
         tree = _try_merge(top, commit, resolve)
         _refuse_to_overwrite(top, tree)

@@ -822,6 +822,11 @@ def in_the_middle_of_a_rebase(repo, path):
     git(path, "-c", editor, "rebase", "-q", "-i", "--autostash", "HEAD~1")
 
 
+def with_another_name(repo, path):
+    git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
+    git(path, "symbolic-ref", "refs/heads/alias", f"refs/heads/cao/{path.name}")
+
+
 def with_a_bare_dot_git(repo, path):
     make_nested(path / "scaffold")
     (path / "scaffold" / ".git" / "HEAD").unlink()
@@ -841,6 +846,7 @@ def with_a_bare_dot_git(repo, path):
         (believed_unchanged("--assume-unchanged"), "git does not look at (a.txt)"),
         (ignored, "7 files that git does not look at (0.log, 1.log, 2.log, 3.log, 4.log, ...)"),
         (in_the_middle_of_a_rebase, "an unfinished rebase"),
+        (with_another_name, "holds 1 commits"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -901,6 +907,24 @@ def test_commits_inside_a_submodule_are_not_merged_and_named(repo):
     refused(repo, "merge", session, code=1, said=words, fix="push")
     assert all_of(repo, path) == before
     kept_unless_yes(repo, session, path, words)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_submodules_commit_is_merged_where_it_is_not_checked_out_if_others_have_it(
+    repo, published
+):
+    session, path = with_submodule(repo)
+    git(path / "lib", "commit", "-q", "--allow-empty", "-m", "better")
+    git(path, "commit", "-qam", "a pointer")
+    git(path, "submodule", "-q", "deinit", "--force", "lib")
+    if published:
+        git(repo.work, "branch", "theirs", f"cao/{session}")
+        repo.ok("merge", session)
+    else:
+        before = all_of(repo, path)
+        fix = "submodule update --init"
+        refused(repo, "merge", session, code=1, said="lib, a submodule, is at a commit", fix=fix)
+        assert all_of(repo, path) == before
 
 
 def test_files_in_a_submodule_that_is_not_checked_out_are_named(repo):
@@ -1020,6 +1044,30 @@ def test_of_two_branches_that_keep_the_same_commits_one_stays(repo):
     said = [discard.communicate(timeout=60)[1] for discard in discards]
     assert sorted(discard.returncode for discard in discards) == [0, 2], said
     assert path.exists() + other.exists() == 1
+
+
+def test_a_branch_that_is_in_use_and_one_below_it_stay_when_a_worktree_is_discarded(repo):
+    one, path = worker(repo)
+    git(path, "checkout", "-q", "--detach")
+    git(repo.work, "checkout", "-q", f"cao/{one}")
+    two, path = worker(repo)
+    git(path, "branch", "-q", "-m", f"cao/{two}/part")
+    for session in (one, two):
+        repo.ok("discard", session)
+        assert not (repo.home / "worktrees" / session).exists()
+    left = {"*", f"cao/{one}", f"cao/{two}/part"}
+    assert {*git(repo.work, "branch", "--list", "cao/*").split()} == left
+
+
+def test_a_worker_may_remove_the_directory_that_it_was_started_in(repo):
+    (repo.work / "sub").mkdir()
+    (repo.work / "sub" / "b.txt").write_text("b\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-q", "-m", "sub")
+    check = "sh -c 'cd .. && rm -r sub'"
+    argv = ("demo: say done", "--worktree", "--json", "--check", check)
+    (result,) = json.loads(repo.ok("handoff", "demo", *argv, cwd=repo.work / "sub"))["results"]
+    assert (result["outcome"], result["worktree"]["files"]) == ("done", ["sub/b.txt"])
 
 
 def test_a_locked_worktree_stays_unless_yes_is_said(repo):
