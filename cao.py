@@ -157,6 +157,7 @@ INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_IN
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
 HOOK_END_S = 2.0  # a git hook that does not end by SIGTERM is killed after this
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
+LEFT_OPEN_S = 0.2  # so soon is it seen that a program has ended whose pipes another keeps open
 LOOK_S = 1.0  # at most one look a second where no event exists
 TASK_TIMEOUT_S = 3600.0
 CALL_CEILING_S = 45.0  # most MCP clients cut a call after 60 s; CAO_CALL_CEILING_S
@@ -3161,22 +3162,55 @@ def machine_fault(error: OSError) -> CaoError:
     return CaoError(f"{error.filename or 'a file'}: {error.strerror}", fix)
 
 
-def read_tail(fd: int, most_bytes: int, until: float) -> bytes:
-    """Read to the end of file, or until that time.monotonic(); return no more than the last
-    most_bytes. All else is dropped as it comes, so a program may print without end."""
-    tail = b""
-    while (left_s := until - time.monotonic()) > 0:
-        if readable([fd], left_s):
-            chunk = os.read(fd, 1 << 16)
-            if not chunk:
-                break
-            tail = (tail + chunk)[-most_bytes:]
-    return tail
+def converse(child: Any, text: bytes, until: float, most_bytes: int) -> tuple[bytearray, bytearray]:
+    """Give a program (a Popen) its standard input, and return what it prints on its pipes, out and
+    err, until it has ended, or until that time.monotonic(). A process that it leaves behind may
+    keep the pipes open: that is not waited for.
+
+    most_bytes, unless it is 0: only so much of the end is kept. All else is dropped as it comes,
+    so a program may print without end.
+    """
+    poll, into, left = select.poll(), {}, memoryview(text)
+    printed = bytearray(), bytearray()
+    for stream, buffer in zip((child.stdout, child.stderr), printed):
+        if stream:
+            into[stream.fileno()] = buffer
+            poll.register(stream, select.POLLIN)
+    in_use = len(into)
+    if child.stdin:
+        in_use += 1
+        poll.register(child.stdin, select.POLLOUT)
+
+    while in_use and (left_s := until - time.monotonic()) > 0:
+        ended = child.poll() is not None  # before its pipes are read: then this is all of it
+        if ended:
+            left_s = 0
+        for fd, _ in poll.poll(min(left_s, LEFT_OPEN_S) * 1000):
+            if fd in into:
+                chunk = os.read(fd, 1 << 16)  # a pipe holds no more
+                into[fd] += chunk
+                if most_bytes:
+                    del into[fd][:-most_bytes]
+                over = not chunk
+            else:
+                try:
+                    left = left[os.write(fd, left[: select.PIPE_BUF]) :]  # does not block
+                except BrokenPipeError:
+                    left = left[:0]
+                over = not left
+                if over:
+                    child.stdin.close()
+            if over:
+                poll.unregister(fd)
+                in_use -= 1
+        if ended:
+            break
+    return printed
 
 
 def run(
     argv: Sequence[str],
-    timeout_s: float | None,  # None: no limit, and subprocess does not poll 20 times a second
+    timeout_s: float | None,  # None: no limit
     *,
     text: str = "",
     cwd: str | None = None,
@@ -3186,13 +3220,14 @@ def run(
     terminal: bool = False,
     tail_bytes: int = 0,
 ) -> Ran:
-    """Run a program to its end and return what it printed: the one door to subprocess.
+    """Run a program to its end and return what it printed: the one door to subprocess. A process
+    that it leaves behind is not waited for.
 
     text is its standard input; started is told its process group, before anything is read.
     terminal: it has our terminal and our process group instead, and `out` is empty; give no
-    timeout then. errors="surrogateescape": every byte is kept, in and out. tail_bytes
-    (with a timeout): keep only so much of the end of what it prints, errors and all, as `out`;
-    its standard input is empty then.
+    timeout then. errors="surrogateescape": every byte is kept, in and out. tail_bytes: keep only
+    so much of the end of what it prints, errors and all, as `out`; its standard input is empty
+    then.
 
     Raises CaoError where it cannot be started, and where it takes longer than timeout_s; then its
     whole process group has been killed. An exit status other than 0 is the caller's to judge.
@@ -3218,26 +3253,25 @@ def run(
         reason = getattr(error, "strerror", None) or error
         raise CaoError(f"{argv[0]} could not be started: {reason}") from error
     started(child.pid)
-    tail, left_s = b"", timeout_s
+    until, left_s = float("inf"), None
+    if timeout_s is not None:
+        until = time.monotonic() + timeout_s
+    printed = converse(child, text.encode(errors=errors), until, tail_bytes)
+    if timeout_s is not None:
+        left_s = max(0.0, until - time.monotonic())
     try:
-        if tail_bytes and timeout_s is not None:
-            assert child.stdout is not None
-            until = time.monotonic() + timeout_s
-            tail = read_tail(child.stdout.fileno(), tail_bytes, until)
-            left_s = max(0.0, until - time.monotonic())
-        out, err = child.communicate(text.encode(errors=errors), left_s)
+        child.wait(left_s)
     except subprocess.TimeoutExpired as error:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-        for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
-            stream.close()  # not read to its end: who left the group may hold it for ever
-        output = b"".join(filter(None, (tail, error.output, error.stderr)))
         what = f"{argv[0]} took longer than {timeout_s:.0f} s"
-        if printed := output.decode(errors="replace").strip():
-            what += f", having printed: {tail_lines(printed, 5)}"
+        if output := b"".join(printed).decode(errors="replace").strip():
+            what += f", having printed: {tail_lines(output, 5)}"
         raise CaoError(what) from error
-    out = tail + (out or b"")  # None: it was not ours to read
-    return Ran(child.returncode, *((b or b"").decode(errors=errors) for b in (out, err)))
+    finally:
+        for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
+            stream.close()
+    return Ran(child.returncode, *(part.decode(errors=errors) for part in printed))
 
 
 def find_program(name: str, path: str | None = None) -> str:

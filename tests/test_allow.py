@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -732,9 +734,34 @@ def test_a_program_that_prints_without_end_is_ended_in_time_and_takes_no_memory(
     assert int(out.split()[-1]) < 20_000  # kB; `yes` prints gigabytes in that time
 
 
-def test_a_program_whose_child_keeps_its_output_open_is_given_up_in_time():
+@pytest.mark.parametrize("how", [
+    {"timeout_s": 20}, {"timeout_s": 20, "tail_bytes": 100}, {"timeout_s": None},
+], ids=str)  # fmt: skip
+def test_a_program_is_over_when_it_ends_whatever_it_leaves_behind(how):
+    began = time.monotonic()
+    ran = cao.run(["sh", "-c", "sleep 25 & echo $!; exit 3"], **how)
+    took_s = time.monotonic() - began
+    os.kill(int(ran.out), signal.SIGKILL)
+    assert (ran.status, ran.err, took_s < 20) == (3, "", True)
+    assert cao.run(["sh", "-c", "yes & exit 3"], **how).status == 3  # what it prints goes nowhere
+
+
+def test_a_program_may_be_slow_to_read_and_close_what_it_prints_on():
+    text = "x" * 1_000_000
+    assert cao.run(["sh", "-c", "sleep 1; cat"], 60, text=text) == (0, text, "")
+    script = "exec >&- 2>&-; sleep 1; test $(wc -c) = 1000000"
+    assert cao.run(["sh", "-c", script], 60, text=text) == (0, "", "")
+    assert cao.run(["sh", "-c", "exec <&-; echo x; exit 3"], 60, text=text) == (3, "x\n", "")
+
+
+def test_a_program_that_does_not_end_is_killed_with_its_group():
     with pytest.raises(cao.CaoError, match=r"took longer than 1 s, having printed: hi"):
-        cao.run(["sh", "-c", "echo hi; sleep 30 & exit 0"], 1, tail_bytes=100)
+        cao.run(["sh", "-c", "echo hi; sleep 30 & sleep 30"], 1, tail_bytes=100)
+
+
+def test_a_check_may_leave_a_process_behind(place):
+    check = "sh -c 'sleep 60 & exit 0'"
+    assert place.ok("handoff", "demo", "demo: say x", "--check", check, timeout_s=50) == "x\n"
 
 
 def test_a_check_that_prints_without_end_costs_its_runner_no_memory(place):
