@@ -156,6 +156,7 @@ PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
 HOOK_END_S = 2.0  # a git hook that does not end by SIGTERM is killed after this
+SPARE_FILES = 16  # that a process can still open, whatever it has locked in order to tell it
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
 LEFT_OPEN_S = 0.2  # so soon is it seen that a program has ended whose pipes another keeps open
 LOOK_S = 1.0  # at most one look a second where no event exists
@@ -3853,11 +3854,19 @@ class Claim:
 
     def release(self) -> None:
         """Free the lock, if it is still held, and wake those who listen to the owner: one of them
-        may want to tell it."""
+        may want to tell it. Where they cannot be woken, they find it when they look."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self.store.poke(self.owner)
+            try:
+                self.store.poke(self.owner)
+            except OSError:
+                pass
+
+    def is_last(self) -> bool:
+        """Tell whether no other thing is to be claimed beside this one: this process may open few
+        more files, and needs some to tell it. The kernel gives the lowest free descriptor."""
+        return self.fd >= os.sysconf("SC_OPEN_MAX") - SPARE_FILES
 
 
 def nudge(path: str) -> bool:
@@ -4544,11 +4553,13 @@ class Store:
         if not claim:
             # Gone, or else its giver has the lock, and is at it.
             return not os.path.lexists(self.out_path(owner, task))
-        if self.was_given(task):  # just now
+        try:
+            if self.was_given(task):  # just now
+                return False
+            claim.told()  # nobody was told anything: this only takes it off the books
+            return True
+        finally:
             claim.release()
-            return False
-        claim.told()  # nobody was told anything: this only takes it off the books
-        return True
 
     def running(self, owner: str) -> list[str]:
         """Return the tasks of an owner that have no result yet."""
@@ -4633,8 +4644,10 @@ class Store:
         where it was told or is being told. A kill in between leaves nothing half done."""
         claim = self._take(name, f"{self.folder(name)}/inbox/new/{message_id}")
         if claim:
-            _unlink(claim.path)
-            claim.release()
+            try:
+                _unlink(claim.path)
+            finally:
+                claim.release()
         return claim is not None
 
     # ---- events, results ----
@@ -4813,7 +4826,7 @@ class TaskOptions(NamedTuple):
 
 class Waited(NamedTuple):
     """What a wait has found. `running` are the tasks that have no result yet, or whose result
-    another process is just telling.
+    another process is just telling, or the next wait tells (Claim.is_last).
 
     Whoever tells it to the caller calls `told` afterwards, or `release` if it was not told. Until
     then its results and messages are owed, and locked by this process.
@@ -6191,6 +6204,7 @@ class Orchestrator:
         if told is None:
             told = set()
         wake = Wake(self.store)
+        claims: list[Claim] = []  # ours until they are returned
         until = time.monotonic() + timeout_s
         try:
             if tasks is None:
@@ -6206,12 +6220,12 @@ class Orchestrator:
                 if asked - told and "*" not in told:
                     over = True
                 # Take them only now: a process that is killed in a wait has taken nothing.
-                letters = self._take_letters(tasks)
+                letters = self._take_letters(tasks, claims)
                 enough = finished
                 if want_all and running:
                     enough = []
                 if over or letters or enough:
-                    waited = self._take(finished, running, letters, tasks is not None)
+                    waited = self._take(finished, running, letters, claims, tasks is not None)
                     if over or waited.results or waited.messages:
                         if not cancelled():  # a cancelled call reports nothing
                             told.update(asked)
@@ -6220,6 +6234,9 @@ class Orchestrator:
                         self.when_free(self.store.out_path(self.caller.name, task))
                 on_look(Waited((), (), tuple(asking), tuple(running)))
                 wake.wait(min(left, PROGRESS_S / 2))  # so progress is late by half at the most
+        except BaseException:
+            Waited(claims=tuple(claims)).release()
+            raise
         finally:
             wake.close()
 
@@ -6266,10 +6283,11 @@ class Orchestrator:
                     asking.append({"session": name, "path": path, "question": question})
         return asking
 
-    def _take_letters(self, tasks: Sequence[str] | None) -> list[tuple[Message, Claim]]:
-        """Lock the messages to the caller, which end a wait, and return each with its Claim. tasks:
-        of the messages only those from the sessions of these tasks, or from below them; cao's
-        notices come always. Skip what another process is telling just now."""
+    def _take_letters(self, tasks: Sequence[str] | None, claims: list[Claim]) -> list[Message]:
+        """Lock the messages to the caller, which end a wait, and return them; their Claims are
+        added to claims. tasks: of the messages only those from the sessions of these tasks, or
+        from below them; cao's notices come always. Skip what another process is telling just
+        now."""
         if not self.caller.name:
             return []
         taken = []
@@ -6282,26 +6300,33 @@ class Orchestrator:
                     continue
             claim = self.store.take_message(self.caller.name, message.id)
             if claim:
-                taken.append((message, claim))
+                claims.append(claim)
+                taken.append(message)
+                if claim.is_last():
+                    break
         return taken
 
     def _take(
         self,
         finished: Sequence[str],
         running: Sequence[str],
-        letters: Sequence[tuple[Message, Claim]],
+        letters: Sequence[Message],
+        claims: list[Claim],
         by_name: bool,
     ) -> Waited:
         """Return what the caller is going to be told: letters, which are locked already, and the
-        results of the finished tasks. Those that the caller is owed are locked here.
+        results of the finished tasks. Those that the caller is owed are locked here. claims: those
+        on the letters; the others are added.
 
         by_name: the caller named the tasks. Then it gets their results, even where another process
         is telling them now, or they were told before. Else a task whose result another process is
         telling just now counts as running, and one whose result was told is left out.
         """
-        messages = tuple(message for message, _ in letters)
-        claims, results, running = [claim for _, claim in letters], [], [*running]
+        results, running = [], [*running]
         for task in finished:
+            if claims and claims[-1].is_last():
+                running.append(task)
+                continue
             owner = self.caller.name
             if by_name:  # it may be owed to a client that the caller was before a restart
                 session = self.store.peek(self.store.session_of(task))
@@ -6317,7 +6342,7 @@ class Orchestrator:
             result = self.store.load_result(task)
             if result:
                 results.append(result)
-        return Waited(tuple(results), messages, (), tuple(running), tuple(claims))
+        return Waited(tuple(results), tuple(letters), (), tuple(running), tuple(claims))
 
     # ---- talking, watching, ending ----
 
@@ -9242,7 +9267,8 @@ class Runner:
         on.
 
         Left out are those that another process is telling, or has told (a `wait` of the agent
-        itself); the text is then made anew, without them. None where none is left.
+        itself), and those that a later delivery brings (Claim.is_last); the text is then made
+        anew, without them. None where none is left.
         """
         ours = []
         for message in messages:
@@ -9253,6 +9279,8 @@ class Runner:
             if claim:
                 self.claims[message.id] = claim
                 ours.append(message)
+                if claim.is_last():
+                    break
         if not ours:
             return None
         if len(ours) < len(messages):

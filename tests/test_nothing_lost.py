@@ -919,9 +919,9 @@ def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, wa
     tasks = [verbs.assign("demo", f"demo: sleep 1; say {w}", given) for w in ("one", "two")]
     letters = verbs._take_letters
 
-    def slowly(senders):  # all else happens between its look at the ledger and into the inbox
+    def slowly(*given):  # all else happens between its look at the ledger and into the inbox
         until(lambda: verbs.store.running("person"), [])
-        return letters(senders)
+        return letters(*given)
 
     monkeypatch.setattr(verbs, "_take_letters", slowly)
     monkeypatch.setattr(verbs, "watch", lambda *_: None)  # a thread, which outlives the test
