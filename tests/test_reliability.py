@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -256,6 +257,79 @@ def test_at_the_limit_of_open_files_a_call_says_so_and_the_others_go_on(place):
     assert all("late" in text for text in texts if text not in refused)
     assert client.call("list_sessions")["content"]
     until(lambda: os.listdir(place.home / "wake"), lambda names: len(names) < 5)
+
+
+def test_waits_with_few_descriptors_tell_all_that_waits_each_once(place):
+    place.ok("ls", CAO_CLIENT="boss")
+    task = place.ok("assign", "demo", "demo: say the answer", CAO_CLIENT="boss").strip()
+    until(lambda: place.store.load_result(task))
+    words = [f"letter {n}." for n in range(70)]
+    for n, word in enumerate(words):
+        place.store.put(cao.Message(f"{n:02d}-x", "message", "worker-2222", "boss", word))
+    script = place.folder / "few"
+    script.write_text(f"#!/bin/sh\nulimit -n 40\nexec {' '.join(CAO)} mcp\n")
+    client = McpClient.__new__(McpClient)
+    client.process = subprocess.Popen(
+        ["sh", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=place.work, env={**place.env, "CAO_CLIENT": "boss"},
+    )  # fmt: skip
+    place.started.append(client.process)
+    client.buffer, client.seen, client.next_id = b"", [], 0
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x"}}
+    client.request("initialize", hello)
+    told = []
+    while place.store.waiting("boss") or place.store.owed("boss"):
+        found = client.call("wait", timeout_s=5)
+        assert not found.get("isError"), found
+        data = found["structuredContent"]
+        told += [message["text"] for message in data.get("messages", ())]
+        told += [result["answer"] for result in data.get("results", ())]
+    assert sorted(told) == sorted([*words, "the answer"])
+    assert len(os.listdir(f"/proc/{client.process.pid}/fd")) < 24
+    assert client.call("list_sessions")["content"]
+
+
+def test_a_runner_with_few_descriptors_delivers_all_that_waits_each_once(place):
+    session = idle_session(place)
+    place.ok("assign", session, "demo: sleep 3")
+    place.until_state(session, "working")
+    resource.prlimit(runner_of(place, session), resource.RLIMIT_NOFILE, (40, 40))
+    words = [f"letter {n}." for n in range(60)]
+    for n, word in enumerate(words):
+        place.store.put(cao.Message(f"{n:02d}-x", "message", "boss-2222", session, word))
+    until(lambda: place.store.waiting(session), [])
+    path = place.home / "sessions" / session / "launch" / "conversation.jsonl"
+    assert re.findall(r"letter \d+\.", path.read_text()) == words
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), KeyboardInterrupt()],
+                         ids=lambda error: type(error).__name__)  # fmt: skip
+@pytest.mark.parametrize(("call", "nth"), [
+    ("take_message", 3), ("take_result", 1), ("take_result", 2), ("load_result", 2),
+])  # fmt: skip
+def test_a_wait_that_breaks_leaves_all_to_the_next(store, monkeypatch, call, nth, error):
+    store.create(cao.Session("worker-2222", "agent"))
+    tasks = [f"worker-2222.k{n}" for n in (2, 3)]
+    for n, task in enumerate(tasks):
+        store.give(cao.Message(f"{n}-{task}", "task", "boss-2222", "worker-2222", "x", 1.0, task))
+        store.save_result(cao.Result(task, "worker-2222", "done", "x", ended_at=1.0), "boss-2222")
+    for n in range(4):
+        store.put(cao.Message(f"{n}-x", "message", "worker-2222", "boss-2222", "x"))
+    boss, left, real = cao.Orchestrator(store, cao.Caller("boss-2222")), [nth], getattr(store, call)
+
+    def broken(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise error
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, call, broken)
+        with pytest.raises(type(error)):
+            boss.await_tasks(None, 5)
+    waited = boss.await_tasks(None, 5)
+    assert (len(waited.messages), len(waited.results), waited.running) == (4, 2, ())
+    waited.release()
 
 
 def test_a_call_that_gets_no_thread_says_so_and_the_next_one_works(place, monkeypatch):
