@@ -4874,6 +4874,14 @@ def profile_files(folder: str) -> dict[str, str]:
     return {name: path for name, path in paths.items() if os.path.isfile(path)}
 
 
+def named_path(file: str) -> str:
+    """Return the real path that a file of git's names, "" where it names none."""
+    match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
+    if not match:
+        return ""
+    return os.path.realpath(os.path.join(os.path.dirname(file), os.fsdecode(match[1])))
+
+
 def find_repository(folder: str) -> tuple[str, str]:
     """Return the repository that a folder is in, and the folder's path from the top of its
     working tree.
@@ -4889,16 +4897,9 @@ def find_repository(folder: str) -> tuple[str, str]:
             return folder, "."
         top = os.path.dirname(top)
 
-    def named_path(file: str, start: str) -> str:
-        """Return the real path that a file of git's names, from start; "" where it names none."""
-        match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
-        if not match:
-            return ""
-        return os.path.realpath(os.path.join(start, os.fsdecode(match[1])))
-
     repository = f"{top}/.git"
-    private = named_path(repository, top)  # .git/worktrees/NAME
-    if private and named_path(f"{private}/gitdir", private) == repository:
+    private = named_path(repository)  # .git/worktrees/NAME
+    if private and named_path(f"{private}/gitdir") == repository:
         repository = os.path.dirname(os.path.dirname(private))
     return repository, os.path.relpath(folder, top)
 
@@ -5585,6 +5586,7 @@ class Orchestrator:
             worktree = profile.settings.get("worktree")
         origin = inside = ""
         if worktree and not options.host:
+            self._check_repository(cwd)
             origin, inside = worktree_start(cwd)
         stem, profile_name = render_slug(profile.name) or "agent", profile.name
         if options.host:
@@ -5627,6 +5629,18 @@ class Orchestrator:
         finally:
             os.close(making)
         return name
+
+    def _check_repository(self, cwd: str) -> None:
+        """Raise NotAllowedError where an agent wants a worktree of another repository than the one
+        that it is in. It may have written that, and git runs what a repository's config names."""
+        here = os.path.realpath(current_directory())
+        own, other = find_repository(here)[0], find_repository(cwd)[0]
+        in_none = own == here and not self.caller.worker  # a client such as Claude Desktop
+        if own != other and not in_none and not self.caller.person:
+            raise NotAllowedError(
+                f"an agent gets worktrees of the repository that it is in ({own}), not of {other}",
+                "leave worktree out, or a person has to start it: cao handoff --worktree",
+            )
 
     def _enter(self, session: Session) -> None:
         """Put a session into the queue, by a ticket that holds this process's CAO_MAX_SESSIONS,
@@ -6833,6 +6847,63 @@ def git_environment() -> dict[str, str]:
     return env
 
 
+def _in_worktrees(folder: str) -> str:
+    """Return a folder's path from the folder of all our worktrees, "" where it is not in there."""
+    inside = os.path.relpath(os.path.realpath(folder), f"{runtime_home()}/worktrees")
+    return "" if inside.startswith("..") else inside
+
+
+def _worktree_origin(store: Store, name: str) -> str:
+    """Return the working tree that a session's worktree was made from: a person's, or a worker's
+    worktree. Where the session's record is gone, git's files tell. Raises CaoError where they do
+    not, or name a place in our worktrees: an agent may have written that."""
+    if session := store.peek(name):
+        return session.origin
+    repository, inside = find_repository(worktree_path(store, name))
+    if inside != "." or _in_worktrees(repository):
+        raise CaoError(f"there is no record of {name}, and git's files do not tell its repository")
+    return os.path.dirname(repository)
+
+
+def _git_directory(folder: str) -> str:
+    """Return git's directory of a working tree, by the tree's top or that of a submodule in it.
+
+    Git runs what a repository's config names, and agents write in our worktrees. So in these, it
+    is "" unless it lies in the repository that the worktree was made from and, for a worktree's
+    top, that repository lists it.
+    """
+    directory = named_path(f"{folder}/.git") or os.path.realpath(f"{folder}/.git")
+    name, _, inner = _in_worktrees(folder).partition("/")
+    if not name:
+        return directory
+    common = _git_directory(_worktree_origin(Store(runtime_home()), name))
+    if not common:
+        return ""
+    common = named_path(f"{common}/commondir") or common
+    if inner:
+        known = directory.startswith(f"{common}/")
+    else:
+        listed = named_path(f"{directory}/gitdir") == f"{os.path.realpath(folder)}/.git"
+        known = listed and os.path.dirname(directory) == f"{common}/worktrees"
+    return directory if known else ""
+
+
+def git_at(folder: str) -> list[str]:
+    """Return git's options for work in a folder. In our worktrees git does not look for its
+    directory, but is given it. Raises CaoError where an agent may have made that."""
+    place = ["-C", folder]
+    if not os.path.isdir(folder) or not _in_worktrees(folder):
+        return place
+    directory = _git_directory(folder)
+    if not directory:
+        raise CaoError(
+            f"the worktree's .git file was changed: {folder}/.git is not what git wrote there, and"
+            " git would run what it leads to",
+            "in the repository, not there: git worktree repair",
+        )
+    return [*place, f"--git-dir={directory}"]
+
+
 def _git(
     cwd: str,
     *args: str,
@@ -6852,7 +6923,7 @@ def _git(
     if not os.path.lexists(f"{cwd}/.GIT"):
         settings += ["-c", "core.ignoreCase=false"]
     # Without optional locks: a worker's own git must not fail because somebody looks.
-    argv = [find_program("git"), "-C", cwd, *settings, "--no-optional-locks", *args]
+    argv = [find_program("git"), *git_at(cwd), *settings, "--no-optional-locks", *args]
     env = {**git_environment(), "LC_ALL": "C"}
     if index:
         env["GIT_INDEX_FILE"] = index
@@ -6877,15 +6948,19 @@ def worktree_start(cwd: str) -> tuple[str, str]:
     """Return (top, inside): the top of the working tree that a worktree can begin from, and the
     path of cwd in it, "" where its last commit has no such directory. Raises UsageError where
     there is no repository, or no commit in it."""
+    _, path = find_repository(cwd)
+    inside = "" if path == "." else path
+    top = os.path.normpath(os.path.realpath(cwd).removesuffix(inside))
     try:
-        top = _git(cwd, "rev-parse", "--show-toplevel")
+        # Where there is no .git, git takes a folder with the right files in it for a repository.
+        if not os.path.lexists(f"{top}/.git"):
+            raise CaoError("not a git repository")
         _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
     except CaoError as error:
         fix = "leave worktree out, or begin in a git repository with a commit"
         raise UsageError(f"there can be no worktree in {cwd}: {error.what}", fix) from None
-    inside = ""
-    if _git(cwd, "rev-parse", "--verify", "-q", "HEAD:./", allowed=1):
-        inside = _git(cwd, "rev-parse", "--show-prefix")
+    if not _git(top, "rev-parse", "--verify", "-q", f"HEAD:{inside}", allowed=1):
+        inside = ""
     return top, inside
 
 
@@ -6927,11 +7002,21 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
 def _status(path: str) -> tuple[list[str], list[str]]:
     """Return (changed, unseen): the files of a worktree that differ from its commit or are new, and
     those that git does not look at: ignored ones (a directory ends in /), and those marked
-    skip-worktree or assume-unchanged."""
-    flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=none")
+    skip-worktree or assume-unchanged.
+
+    Git would run itself in a submodule, wherever its .git leads. So it only compares commits here
+    (`dirty`), and we look into those that are the repository's own; any other counts as changed.
+    """
+    flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=dirty")
     lines = _git_names(path, "status", *flags, "--ignored=matching")
     changed = [line[3:] for line in lines if not line.startswith("!!")]
     unseen = [line[3:] for line in lines if line.startswith("!!")]
+    for submodule in _submodules(path):
+        folder = f"{path}/{submodule}"
+        if os.path.lexists(f"{folder}/.git") and (
+            not _git_directory(folder) or any(_status(folder)[0])
+        ):
+            changed.append(submodule)
     for line in _git_names(path, "ls-files", "-v", "-z"):
         file = line[2:]
         # S: skip-worktree; lower case: assume-unchanged.
@@ -6944,6 +7029,19 @@ def _submodules(path: str) -> list[str]:
     """Return the paths of a working tree's submodules, checked out or not."""
     staged = [line.partition("\t") for line in _git_names(path, "ls-files", "--stage", "-z")]
     return [file for mode, _, file in staged if mode.startswith("160000 ")]
+
+
+def _add_all(
+    path: str, *flags: str, allowed: int = 0, index: str = "", timeout_s: float | None = 120
+) -> None:
+    """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
+    would run git in submodules (see _status); `git update-index` does not."""
+    submodules = _submodules(path)
+    rest = [f":(exclude,literal){submodule}" for submodule in submodules]
+    add = ("add", "-A", *flags, "--", ".", *rest)
+    _git(path, *add, allowed=allowed, index=index, timeout_s=timeout_s)
+    if submodules:
+        _git(path, "update-index", "--remove", "--", *submodules, index=index)
 
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
@@ -7087,7 +7185,7 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
     try:
         shutil.copy2(own_index, index)  # with its time, which git compares
         # Status 1: some file or repository could not be added; all others were.
-        _git(path, "add", "-A", "--ignore-errors", ".", allowed=1, index=index)
+        _add_all(path, "--ignore-errors", allowed=1, index=index)
         tree = _git(path, "write-tree", index=index)
         others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
         left = _git_names(path, *others, index=index)
@@ -7118,7 +7216,7 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
 def _pointers(path: str, origin: str) -> list[str]:
     """Return the repositories inside a worktree of which a merge would take only a pointer: all
     but submodules that are at a known commit and have no changes."""
-    pointers = []
+    pointers, submodules = [], _submodules(path)
     _, unseen = _status(path)
     for inner in _repositories_inside(path, unseen):
         folder = f"{path}/{inner}"
@@ -7126,10 +7224,10 @@ def _pointers(path: str, origin: str) -> list[str]:
         recorded = _git(origin, "rev-parse", "--revs-only", f"HEAD:{inner}", allowed=128)
         known = ("--ignore-missing", "--not", "--remotes", *recorded.split())
         if (
-            not os.path.lexists(f"{folder}/.git")
-            or not _git(folder, "rev-parse", "--show-superproject-working-tree")
+            inner not in submodules
+            or not _git_directory(folder)
             or _git(folder, "rev-list", "-n1", "HEAD", "--branches", *known, "--")
-            or _git(folder, "status", "--porcelain", "--ignore-submodules=none")
+            or any(_status(folder)[0])
         ):
             pointers.append(inner)
     return pointers
@@ -7166,7 +7264,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
             raise CaoError(what, f"commit and push them, or move them out of {path}")
-        _git(path, "add", "-A", timeout_s=None)  # killed, it would leave the index locked
+        _add_all(path, timeout_s=None)  # killed, it would leave the index locked
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
             message = f"Add {name}'s work{_last_task(boss.store, name)}"
             _git(path, "commit", "-q", "-m", message, timeout_s=None)
@@ -7222,7 +7320,7 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     except CaoError as error:
         if "usage: " not in error.what:
             raise
-        if _git(top, "status", "--porcelain", "-uno"):
+        if _git(top, "status", "--porcelain", "-uno", "--ignore-submodules=dirty"):
             what = f"git before 2.38 merges into a clean tree only, {top} has changes"
             raise CaoError(what, f"commit or stash what is in the way in {top}") from None
         return commit  # in a clean tree the merge itself can be undone
@@ -7284,7 +7382,7 @@ def _refuse_to_move(top: str, was: str, commit: str) -> None:
 def _standing(top: str) -> tuple[str, str]:
     """Return, for comparison, what git says of a working tree: its branch and commit, index and
     files; and the commit that is being merged there."""
-    flags = ("--porcelain=v2", "--branch", "-uall", "--ignore-submodules=none")
+    flags = ("--porcelain=v2", "--branch", "-uall", "--ignore-submodules=dirty")
     merging = ("rev-parse", "-q", "--verify", "MERGE_HEAD")
     return _git(top, "status", *flags), _git(top, *merging, allowed=1)
 
@@ -11300,8 +11398,7 @@ def _drop_worktree(store: Store, name: str) -> bool:
         return True
     half_made = False
     try:
-        # Without session.json only the worktree itself knows its repository.
-        origin = session.origin if session else _git(path, "rev-parse", "--git-common-dir")
+        origin = _worktree_origin(store, name)
         if os.path.isdir(path):
             # git was killed while it made the worktree: no worker was ever in it.
             lock = _git(path, "rev-parse", "--git-path", "locked")
@@ -13157,8 +13254,8 @@ def cmd_diff(ask: Ask) -> int:
         words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
         print(words, file=sys.stderr, flush=True)
     form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
-    show = ("--paginate", "-C", path, "diff-tree", "-r", "-M", "--color=auto", form, base, tree)
-    argv, env = [find_program("git"), *show], git_environment()
+    show = ("diff-tree", "-r", "-M", "--color=auto", form, base, tree)
+    argv, env = [find_program("git"), "--paginate", *git_at(path), *show], git_environment()
     # git starts a pager only on a terminal: there, `cao visible` reads all before the pager does.
     filter_first = quote_argv([sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"])
     env["GIT_PAGER"] = f"{filter_first} | {_git(path, 'var', 'GIT_PAGER')}"
