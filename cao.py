@@ -3586,10 +3586,10 @@ class Tmux:
         """Close a client's popup, if it has one; nothing where the client is gone."""
         self._run_there("display-popup", "-C", "-c", client)
 
-    def person_active_s(self, name: str) -> float:
-        """Return the seconds since somebody last typed in a client attached to a session; a
-        large number where none is attached."""
-        out = self.run("list-clients", "-t", f"={name}", "-F", "#{client_activity}")
+    def person_active_s(self, pane: str) -> float:
+        """Return the seconds since somebody last typed in a client attached to a pane's session;
+        a large number where none is attached."""
+        out = self.run("list-clients", "-t", pane, "-F", "#{client_activity}")
         return min((abs(time.time() - int(at)) for at in out.split()), default=1e9)
 
 
@@ -7722,68 +7722,160 @@ class Meter:
 _MOVING = re.compile(r"[\d⠁-⣿]")
 
 
+class Mark(NamedTuple):
+    """A place in a pane, behind which all is new: the lines up to there, and what had been typed
+    at the end of the last one ("": nothing, or it is not shown)."""
+
+    lines: list[str]
+    text: str = ""
+
+
+def lines_behind(mark: Mark, lines: list[str]) -> list[str] | None:
+    """Return what a pane's lines have behind a mark, the rest of its own line first. None where
+    that line is gone: the screen was cleared or drawn anew, or it was more than tmux keeps.
+
+    A line with typed text is known by its words, for tmux may have dropped lines above it; any
+    other by all that stands above it.
+    """
+    at, last = len(mark.lines) - 1, mark.lines[-1]
+    if not mark.text:
+        if len(lines) <= at or lines[:at] != mark.lines[:at]:
+            return None
+        return [lines[at].removeprefix(last), *lines[at + 1 :]]
+    typed = last[: last.rindex(mark.text) + len(mark.text)]
+    for n in range(min(at, len(lines) - 1), -1, -1):
+        # A shell may show more behind the text (the time, a suggestion), before Enter or after it.
+        for words in (last.rstrip(), typed):
+            if lines[n].startswith(words):
+                return [lines[n][len(words) :], *lines[n + 1 :]]
+    return None
+
+
+def split_screen(text: str) -> list[str]:
+    """Return the lines of a screen without the blank ones at its end; at least one."""
+    lines = text.split("\n")
+    while len(lines) > 1 and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
 class ScreenProgram:
     """A program without hooks (provider: command): its screen alone says what it does.
 
-    It owns where on the screen a turn began, and since when the program has been ready. It knows
-    nothing of tasks, and decides nothing.
+    It owns the places on the screen where a turn began and where the last question was answered,
+    and since when the screen has said the same. It knows nothing of tasks, and decides nothing.
     """
 
     def __init__(self, tmux: Tmux, pane: str, profile: Profile) -> None:
         self.tmux, self.pane, self.settings = tmux, pane, profile.settings
-        self.ready_at = 0.0  # since when the screen says ready, on the monotonic clock; 0: not now
-        self.printed_from = 0  # the line of the pane where the turn began
-        self.overflow = 0  # the lines tmux keeps, where the turn printed about as many; else 0
+        self.seen = Look("unknown", "none")
+        self.seen_at = 0.0  # since when the screen has said this, on the monotonic clock
+        self.settled = False  # what looks like a prompt may be output that goes on at once
+        self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
+        self.prompt = ""  # what stood on the turn's line before its text
+        self.at_work = False  # the screen has not shown the end of the turn yet
+        self.waits = [""]  # the lines when the open question was settled
+        self.cut = False  # was the turn's line gone at its end?
+        self.most = 0  # the lines that tmux keeps above the screen
 
     def _pattern(self, key: str) -> str:
         value = self.settings.get(key)
         return str(value) if value else ""
 
     def begin_turn(self) -> None:
-        """Note the line where the turn's output will begin, before its text is typed."""
-        _, size, most = self._position()
-        # The turn gets room: a full history loses lines, and tmux counts the others anew.
-        if size > most // 4:
+        """Note what stands in the pane before a turn's text is typed, and make room for it."""
+        form = "#{history_size} #{history_limit}"
+        size, self.most = map(int, self.tmux.ask(self.pane, form).split())
+        if size > self.most // 4:  # a full history loses lines
             self.tmux.run("clear-history", "-t", self.pane)
-        self.overflow = 0
-        self.printed_from, _, _ = self._position()
+        self.prompt = self._lines()[-1]
+
+    def mark(self, text: str = "") -> None:
+        """Note that all that is in the pane asks nothing any more. text: what was just typed; this
+        waits until the program shows it, but not for long."""
+        text = text.strip()
+        if text and not look_until(lambda: text in self._lines()[-1], 25):
+            text = ""
+        self.asked = Mark(self._lines(), text)
+
+    def mark_turn(self, text: str) -> None:
+        """Note where a turn begins, when its text was typed and before Enter."""
+        self.mark(text)
+        self.turn, self.at_work, self.cut, self.settled = self.asked, True, False, False
 
     def look(self, now: float) -> Look:
-        """Return what the program does now, by its screen; note since when it has been ready."""
-        screen = ""
+        """Return what the program does now, by its screen; note since when that is so."""
+        screen, lines = "", [""]
         try:
             screen = self.tmux.capture(self.pane, join=True)
+            if self._pattern("asking"):
+                lines = self._lines()
         except CaoError:
             pass  # `unknown`, as for an empty screen
-        look = self.read_screen(screen)
-        if look.state != "idle":
-            self.ready_at = 0.0
-        elif not self.ready_at:
-            self.ready_at = now
+        self._pass_answered(now, lines)
+        look = self.read_screen(screen, "\n".join(self._unanswered(lines)))
+        if look != self.seen:
+            self.seen, self.seen_at = look, now
+        self.settled = now - self.seen_at >= SETTLE_S / 2
+        if look.state != "asking":
+            self.waits = [""]
+        elif self.settled and self.waits == [""]:
+            self.waits = lines
         return look
 
-    def is_ready(self, now: float) -> bool:
-        """Tell whether the screen has said ready for SETTLE_S / 2: what looks like a prompt may
-        be output that goes on at once."""
-        return self.ready_at > 0 and now - self.ready_at >= SETTLE_S / 2
+    def _pass_answered(self, now: float, lines: list[str]) -> None:
+        """Move the mark behind a question that a person has answered in the pane: more lines
+        follow, and the one that had been the last has changed, or somebody has typed. Otherwise
+        the question is still being drawn."""
+        at = len(self.waits) - 1
+        if self.waits == [""] or len(lines) <= at + 1:
+            return
+        typed_s = self.tmux.person_active_s(self.pane)
+        if lines[at] != self.waits[at] or typed_s < now - self.seen_at:
+            self.asked = Mark(self.waits)
+        self.waits = [""]
+
+    def _unanswered(self, lines: list[str]) -> list[str]:
+        """Return what may be a question: all that the turn has printed, or all since the last
+        question was answered."""
+        for mark in (self.asked, self.turn):
+            new = lines_behind(mark, lines)
+            if new is not None:
+                return new
+        return lines
+
+    def settles_in(self, now: float) -> float | None:
+        """Return in how many seconds what the screen says will be believed; None where nothing
+        depends on that."""
+        if self.settled or self.seen.state not in ("idle", "asking"):
+            return None
+        return max(0.01, self.seen_at + SETTLE_S / 2 - now)
+
+    def is_ready(self) -> bool:
+        """Tell whether the screen says ready."""
+        return self.settled and self.seen.state == "idle"
 
     def answer(self) -> str | None:
-        """Return what the turn has printed; None where it has printed nothing yet. Either way the
-        program counts as ready only when another look has seen it so."""
-        self.ready_at = 0.0
-        line, size, most = self._position()
-        if line == self.printed_from:
+        """Return what the turn has printed; None where it has printed nothing yet. Then the
+        program counts as ready only when other looks have seen it so."""
+        lines = self._lines()
+        new = lines_behind(self.turn, lines)
+        if new is not None and len(new) == 1:
+            self.seen, self.settled = Look("unknown", "none"), False
             return None
+        self.at_work, self.cut = False, new is None
+        self.asked = Mark(lines)
+        if new is None:
+            new = lines
+        if new[0].strip():  # parse_printed passes over a first line
+            new = ["", *new]
+        return self.parse_printed("\n".join(new), self.prompt)
 
-        if size >= most * 9 // 10:  # tmux drops a tenth of a full history at once
-            self.overflow = most
-        # It cleared the screen: our prompt's line is gone, and an empty one stands for it.
-        if line < self.printed_from:
-            return self.parse_printed("\n" + self._lines_from(-size))
-        return self.parse_printed(self._lines_from(self.printed_from - size))
-
-    def _lines_from(self, first: int) -> str:
-        return self.tmux.capture(self.pane, first=str(first), join=True)
+    def _lines(self) -> list[str]:
+        """Return the pane's lines, from the first that tmux still has. Only the last one keeps
+        the blanks at its end."""
+        lines = split_screen(self.tmux.capture(self.pane, first="-", join=True))
+        return [*map(str.rstrip, lines[:-1]), lines[-1]]
 
     def type_exit(self) -> bool:
         """Type the profile's `exit` words, by which the program ends itself; tell whether it has
@@ -7794,14 +7886,16 @@ class ScreenProgram:
             self.tmux.keys(self.pane, "Enter")
         return words != ""
 
-    def read_screen(self, screen: str) -> Look:
-        """Return the state that the profile's own patterns see on a screen; of what is asking,
-        `why` is the question."""
+    def read_screen(self, screen: str, printed: str | None = None) -> Look:
+        """Return the state that the profile's own patterns see on a screen and in what was printed
+        since the last answer (None: the same); of what is asking, `why` is the question."""
         asking, busy = self._pattern("asking"), self._pattern("busy")
         lines = [line for line in screen.split("\n") if line.strip()]
-        # At the bottom only: a question further up has been answered.
-        if asking and lines and (match := re.search(asking, "\n".join(lines[-3:]), re.M)):
-            return Look("asking", "screen", match[0].strip())
+        if printed is None:
+            printed = screen
+        questions = list(re.finditer(asking, printed, re.M)) if asking else []
+        if questions:
+            return Look("asking", "screen", questions[-1][0].strip())
         if busy and (match := re.search(busy, screen, re.M)):
             return Look("busy", "screen", f"busy: {match[0]!r}")
         if not lines:
@@ -7810,11 +7904,12 @@ class ScreenProgram:
             return Look("idle", "screen", f"ready: {lines[-1]!r}")
         return Look("unknown", "screen", f"last line: {lines[-1]!r}")
 
-    def parse_printed(self, printed: str) -> str:
+    def parse_printed(self, printed: str, prompt: str = "") -> str:
         """Return the answer in what was printed; the first line is that of the prompt we typed.
 
         It is the last match of the profile's `answer` pattern, "" where nothing matches. Without
-        a pattern it is all that stands between that first line and the new prompt.
+        a pattern it is all that stands between that first line and the new prompt. prompt: the
+        one before the turn; where the new one is the same, it may follow on the answer's line.
         """
         if pattern := self._pattern("answer"):
             answers = re.findall(pattern, printed, re.M)
@@ -7825,19 +7920,12 @@ class ScreenProgram:
                 answer = answer[0]
             return str(answer)
 
-        lines = printed.rstrip("\n").split("\n")
-        while lines and not lines[-1].strip():
-            lines.pop()
-        if lines and re.search(self._pattern("ready"), lines[-1]):
-            lines.pop()
+        lines = split_screen(printed)
+        if re.search(self._pattern("ready"), lines[-1]):
+            last, prompt = lines.pop().rstrip(), prompt.rstrip()
+            if prompt and last.endswith(prompt):
+                lines.append(last[: -len(prompt)])
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
-
-    def _position(self) -> tuple[int, int, int]:
-        """Return the pane's cursor line, counted from the top of its history, how many lines
-        that history has, and how many tmux keeps."""
-        form = "#{cursor_y} #{history_size} #{history_limit}"
-        row, size, most = map(int, self.tmux.ask(self.pane, form).split())
-        return row + size, size, most
 
 
 def task_facts(task: Message | None) -> dict[str, str]:
@@ -8369,8 +8457,8 @@ class Runner:
         except FAILURES as error:
             words = getattr(error, "what", error)
             notes.append(f"the worktree could not be read: {words}")
-        if self.program and self.program.overflow:
-            words = f"it printed as much as tmux keeps ({self.program.overflow} lines)"
+        if self.program and self.program.cut:
+            words = f"it cleared its screen, or tmux kept no more ({self.program.most} lines)"
             notes.append(f"{words}: the beginning of its answer may be gone")
 
         self._end_check()
@@ -8992,8 +9080,8 @@ class Runner:
             return LOOK_S / 4
         if self.ending and now - self.ending_at < UNSEEN_S:
             return max(0.02, (now - self.ending_at) / 20)
-        if self.program and self.program.ready_at:
-            return 0.05
+        if self.program and (settles_s := self.program.settles_in(now)) is not None:
+            return settles_s
         if self.held_back:
             return rare_look_s(self.held_at)
         if self.phase == "starting":
@@ -9009,23 +9097,24 @@ class Runner:
 
     def _look_at_output(self, program: ScreenProgram, now: float) -> None:
         """Read the screen of a program that gives no events: open or close its question, note
-        that it is ready for a first task, or end its turn with what was printed."""
-        if self.phase == "idle" and not self.delivery_open():
-            return
+        that it is ready for a first task, or end its turn with what was printed. What it prints
+        after its turn was interrupted belongs to nobody."""
         look = program.look(now)
         self.evidence["look"] = look._asdict()
-        if look.state == "asking":
+        for question in list(self.questions.values()):
+            if look.state != "asking" or question.text != look.why:
+                self._close_question(question)
+        if look.state == "asking" and program.settled:
             name = sha256_of(look.why)[:8]
             self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
-            return
-        for question in list(self.questions.values()):
-            self._close_question(question)
-        if not program.is_ready(now):
+        if not program.is_ready():
             return
         if self.phase == "starting":
             self._set_phase("idle", look.why)
-        elif (answer := program.answer()) is not None:
-            self._end_turn(Event("ended", answer, source="screen"))
+        elif program.at_work:
+            answer = program.answer()
+            if answer is not None and self.phase == "working":
+                self._end_turn(Event("ended", answer, source="screen"))
 
     # ---- life ----
 
@@ -9491,8 +9580,10 @@ class Runner:
         presses the key that clears it; where there is no input line, it looks for a dialog."""
         if not self._in_foreground():
             return "another program has the terminal"
-        if self.boss.tmux.person_active_s(self.name) < PERSON_S:
+        if self.boss.tmux.person_active_s(self.pane) < PERSON_S:
             return "a person is at the session"
+        if self.program and (self.program.at_work or not self.program.is_ready()):
+            return f"the program is not ready ({self.program.seen.why})"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"
         draft = self._draft()
@@ -9531,6 +9622,8 @@ class Runner:
                 break
             self._log("swallowed", messages=ids)
             self._keys(CLEAR_LINE)
+        if self.program:
+            self.program.mark_turn(text)
         self.delivery = Delivery(ids, text, "typed", time.time())
         if self._enter() and self.program:
             self._taken("claimed")
@@ -9594,6 +9687,8 @@ class Runner:
             words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
             self._end_task("failed", reason="budget", detail=words)
         if self.program:
+            self.program.mark()
+            self.program.settled = False
             self._keys("C-c")
             self._end_turn(Event("interrupted", source="keys"))
         else:
@@ -9671,9 +9766,11 @@ class Runner:
         if question.where == "hook" and not keys:
             self._reply(question, {"answer": answer, "words": words})
             return ""
-        if question.where == "typed" and not keys:
-            keys = "Enter"
-            self.boss.tmux.paste(self.pane, [strip_controls(as_text)])
+        if self.program:
+            words = "" if keys else strip_controls(as_text)
+            self.boss.tmux.paste(self.pane, [words])
+            self.program.mark(words)
+            keys = keys or "Enter"
         elif answer == "yes":
             keys = "1"
         elif not keys:  # Esc ends the turn, and the words begin the next one

@@ -1639,6 +1639,122 @@ def test_a_programs_turn_is_broken_off_by_its_own_interrupt(place, order):
     assert place.ok("handoff", session, "6 * 7") == "42\n"  # it lives on
 
 
+def put_program(place, code, more=""):
+    """Put a profile `told` for a program that begins each turn with `text = read()`."""
+    head = "import signal, sys\ndef read():\n    print(end='> ', flush=True)\n    return input()\n"
+    path = place.folder / "told.py"
+    path.write_text(head + code)
+    place.profile("told", f"---\nprovider: command\ncommand: [python3, -u, {path}]\n"
+                          f"ready: '^> $'\n{more}---\n")  # fmt: skip
+
+
+# It takes no notice of Ctrl-C, and what it prints waits for a writer to the FIFO `go`.
+DEAF = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+while text := read():
+    if text.startswith("hold"):
+        open("go").read()
+    print("answer to", text)
+"""
+
+
+@pytest.mark.parametrize("order", ["stop", "timeout"])
+def test_a_program_is_typed_into_only_when_its_interrupted_turn_is_over(place, order):
+    put_program(place, DEAF)
+    os.mkfifo(place.work / "go")
+    limit = () if order == "stop" else ("--timeout", "1s")
+    first = place.ok("assign", "told", "hold this", *limit).strip()
+    session = first.partition(".")[0]
+    place.until_state(session, "working")
+    if order == "stop":
+        place.ok("stop", "--interrupt", session)
+    (result,) = json.loads(place.run("wait", "--json", first).stdout)["results"]
+    assert result["outcome"] == {"stop": "interrupted", "timeout": "timeout"}[order]
+    second = place.ok("assign", session, "go on").strip()
+    until(lambda: "the program is not ready" in place.state(session)["held_back"])
+    assert "go on" not in place.screen(session)
+    (place.work / "go").write_text("")
+    assert place.ok("wait", second) == "answer to go on\n"
+    assert place.ok("handoff", session, "the third") == "answer to the third\n"
+
+
+@pytest.mark.parametrize(
+    "clears",
+    [r"\x1b[H\x1b[2J", r"\x1b[H\x1b[2J\x1b[3J", r"\x1bc", r"\x1b[?1049h\x1b[H\x1b[2J"],
+    ids=["screen", "history", "reset", "alternate"],
+)
+@pytest.mark.parametrize("limit", [50_000, 0])
+def test_an_answer_on_a_cleared_screen_is_whole_or_said_to_be_cut(place, clears, limit):
+    code = "while count := read():\n    print(end='%s')\n    print(*range(int(count)), sep='\\n')\n"
+    put_program(place, code % clears)
+    conf = place.folder / "tmux.conf"
+    conf.write_text(f"set -g history-limit {limit}\n")
+    session = "told"
+    for count in (5, 5, 70, 1):
+        given = ("handoff", session, str(count), "--json")
+        (result,) = json.loads(place.ok(*given, CAO_TMUX_CONF=str(conf)))["results"]
+        session, numbers = result["session"], [str(n) for n in range(count)]
+        if result["notes"]:
+            assert "the beginning of its answer may be gone" in result["notes"][0]
+            numbers = numbers[-45:]
+        assert result["answer"].split()[-len(numbers) :] == numbers
+
+
+MENU = """
+while text := read():
+    if text == "delete it":
+        print("Allow rm -rf?", *[f" {n}. choice" for n in range(5)], sep="\\n")
+        text = "chosen: " + read()
+    print(text)
+    if text == "later":
+        print(end="> ")
+        open("go").read()
+        print("\\nAllow rm -rf?", *[f" {n}. choice" for n in range(5)], sep="\\n")
+        print("chosen: " + read())
+"""
+
+
+@pytest.mark.parametrize("by", ["cao", "person"])
+def test_a_programs_question_has_as_many_lines_as_it_likes(place, by):
+    put_program(place, MENU, r"asking: '^Allow .*\?'" "\n")
+    session, task = assign(place, "delete it", "told")
+    place.until_state(session, "asking")
+    if by == "cao":
+        place.ok("answer", session, "3")
+    else:
+        place.tmux("send-keys", "-t", f"={session}:", "3", "Enter")
+        until(lambda: place.state(session)["state"] != "asking")
+    menu = "".join(f" {n}. choice\n" for n in range(5))
+    assert place.ok("wait", task) == f"Allow rm -rf?\n{menu}> 3\nchosen: 3\n"
+    assert place.ok("handoff", session, "over") == "over\n"
+
+
+def test_no_task_answers_what_an_idle_program_asks(place):
+    put_program(place, MENU, r"asking: '^Allow .*\?'" "\n")
+    os.mkfifo(place.work / "go")
+    session = assign(place, "later", "told")[0]
+    place.until_state(session, "idle")
+    (place.work / "go").write_text("")
+    place.until_state(session, "asking")
+    task = place.ok("assign", session, "harmless").strip()
+    place.ok("answer", session, "4")
+    assert place.ok("wait", task) == "harmless\n"
+    assert "chosen: 4\n" in place.screen(session)
+
+
+@pytest.mark.parametrize("ready", [">>> $", "^>>> $"])
+def test_an_answer_is_whole_behind_a_prompt_and_text_as_wide_as_the_pane(place, ready):
+    place.profile("calc", CALC.replace("^>>> $", ready))
+    session = "calc"
+    for width in (199, 200, 201, 400):
+        given = ("handoff", session, "11  # ".ljust(width - len(">>> "), "x"), "--json")
+        (result,) = json.loads(place.ok(*given))["results"]
+        assert (result["answer"], result["notes"]) == ("11", [])
+        session = result["session"]
+    if ready == ">>> $":
+        assert place.ok("handoff", session, "print('a  b', end='')") == "a  b\n"
+
+
 EXITING = """---
 provider: command
 command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]
