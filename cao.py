@@ -1018,8 +1018,9 @@ class _Yaml:
         return self.meaning(text)
 
     def meaning(self, word: str) -> Any:
-        """Return what text without quotes, which was just read, means: a bool, None, a number or
-        text. Fails where readers of YAML differ about it."""
+        """Return what text without quotes, which was just read, means, as parse_yaml says: a
+        bool (yes and on, too), None, a number or text. Fails where parse_yaml refuses a number that
+        YAML 1.1 and 1.2 read differently, and for .inf, .nan, = and <<."""
         if word in _MEANINGS:
             return _MEANINGS[word]
         if re.fullmatch(_INT, word):
@@ -1115,6 +1116,13 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
     if not isinstance(values, list):
         return []
     return [value for value in values if isinstance(value, dict)]
+
+
+def utc_stamp(at: float) -> str:
+    """Return a time (epoch seconds) as transcripts have it, to be compared with theirs as text:
+    ISO 8601, in UTC, to the millisecond. Raises OverflowError, ValueError or OSError for a time
+    that no calendar has."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
 
 
 # ==== 5. Providers ====================================================================
@@ -1232,7 +1240,9 @@ class Provider(NamedTuple):
     piece: tuple[int, int] = (10**9, 10**9)  # newlines and characters one paste may have
     settle_s: float = 0.0  # between the paste and Enter, where Enter is swallowed else
     typed_bytes: int = 32_000  # longer text goes as a file
-    letters: str = ""  # ... in this folder in launch/, for a CLI that may read no other there
+    # ... in this folder in launch/. Its CLI gets that folder alone, for some write where they may
+    # read: what else is in launch/ says what cao runs and what the agent may do.
+    letters: str = "letters/"
     untypable: str = r"\A\s|\A[!/]|\s\Z|\\\Z"  # regex: what typing would change or run
     argv_bytes: int = 100_000  # one argument holds less than 128 KiB (Linux)
     no_prompt: str = r"\s*[!/]"  # a text that begins so is no prompt on its command line
@@ -1884,13 +1894,20 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     return ...
 
 
-def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
-    """Return the request that an entry of a transcript tells of: its id, its time (as it stands
-    there, see Tokens.at), and its input, cached and output tokens. None where it tells of none."""
+def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, str, tuple[int, ...]] | None:
+    """Return the request that an entry of a transcript tells of: its id, its time (as utc_stamp),
+    and its input, cached and output tokens. None where it tells of none."""
     request = tuple(value_at(entry, keys) for keys in where.id.split())
     at, usage = value_at(entry, where.at), value_at(entry, where.usage)
-    if None in request or not isinstance(at, (str, int)) or not isinstance(usage, dict):
+    if not all(isinstance(value, (str, int)) for value in (*request, at)):
         return None
+    if not isinstance(usage, dict):
+        return None
+    if not isinstance(at, str):
+        try:
+            at = utc_stamp(at / 1000)
+        except (OverflowError, ValueError, OSError):
+            return None
 
     def count(counts: str) -> int:
         """Return the sum of the numbers in usage that one field of Tokens names."""
@@ -1927,7 +1944,7 @@ def _start_claude(launch: Launch) -> Start:
         *("--mcp-config", f"{folder}/mcp.json", "--strict-mcp-config"),
         *("--append-system-prompt-file", f"{folder}/system.md"),
         # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
-        f"--allowedTools=mcp__cao,Read(/{folder}/**)",
+        f"--allowedTools=mcp__cao,Read(/{folder}/letters/**)",
     ]
     if lacking(profile):
         names = _own_names(profile, profile.tools)
@@ -2080,7 +2097,7 @@ def _start_qwen(launch: Launch) -> Start:
         *_given({"--resume": launch.resume, "--session-id": launch.fresh}),
         *_mode(launch),
         *_given({"-m": launch.profile.model, "--mcp-config": f"{folder}/mcp.json"}),
-        *("--add-dir", folder, "--append-system-prompt", launch.system),
+        *("--add-dir", f"{folder}/letters", "--append-system-prompt", launch.system),
     ]
     # These settings are merged over the user's, which stay as they are.
     env = {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json"}
@@ -2098,12 +2115,26 @@ def _start_qwen(launch: Launch) -> Start:
         },
         "permissions": {"deny": _own_names(launch.profile, lacking(launch.profile))},
     }
+    if effective_permissions(launch.profile) == "edits":
+        settings["permissions"]["deny"] += _qwen_outside(launch.cwd)
     if launch.profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
     if launch.profile.trust:
         settings["security"] = {"folderTrust": {"enabled": False}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
     return Start(argv, env, files)
+
+
+def _qwen_outside(cwd: str) -> list[str]:
+    """Return what Qwen Code 0.24.4 must not write: what is outside cwd, by its real path, and .git,
+    which names programs that git runs. Its mode auto-edit asks for none of it, whatever `ask`
+    says."""
+    rules, above = [], "/"
+    for part in cwd.strip("/").split("/"):
+        name = re.sub(r"(\W)", r"\\\1", part)
+        rules += [f"Edit(/{above}!({name}))", f"Edit(/{above}!({name})/**)"]
+        above += f"{name}/"
+    return [*rules, f"Edit(/{above}**/.git/**)"]
 
 
 _KIMI_HOOKS = (
@@ -2168,9 +2199,20 @@ def _kimi_folder_key(folder: str) -> str:
 # pi tries again by itself, 2, 4 and 8 s later: such an error is not the end of the turn.
 _PI_EXTENSION = """\
 const { spawn, spawnSync } = require("node:child_process");
-const { readdirSync } = require("node:fs");
-const { relative, resolve } = require("node:path");
+const { lstatSync, readdirSync, realpathSync } = require("node:fs");
+const { dirname, relative, resolve } = require("node:path");
 const { hook, mode, cwd, free } = JSON.parse(%s);
+// Tell whether pi writes below cwd. It drops a leading @, expands ~, takes each kind of blank for a
+// plain one and follows links. What is written into .git may be run by git.
+const changed = /^[@~]|[\\u00a0\\u2000-\\u200a\\u202f\\u205f\\u3000]|(^|\\/)\\.git(\\/|$)/i;
+const below = (path) => {
+  if (!path || changed.test(path)) return false;
+  try {
+    let at = resolve(cwd, path);
+    while (!lstatSync(at, { throwIfNoEntry: false })) at = dirname(at);
+    return !relative(realpathSync(cwd), realpathSync(at)).startsWith("..");
+  } catch { return false; }  // a link to nothing, or no path at all
+};
 const passing = /overload|rate.?limit|too many|429|50[0-4]|server|network|connection|time|fetch/i;
 module.exports = (pi) => {
   const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
@@ -2206,9 +2248,8 @@ module.exports = (pi) => {
   });
   pi.on("tool_call", async (e, ctx) => {
     const { toolName: tool, input } = e;
-    const inside = input.path && !relative(cwd, resolve(cwd, input.path)).startsWith("..");
     if (mode === "all" || ["read", "grep", "find", "ls"].includes(tool)) return;
-    if (mode !== "ask" && ["edit", "write"].includes(tool) && inside) return;
+    if (mode !== "ask" && ["edit", "write"].includes(tool) && below(input.path)) return;
     if (tool === "bash" && new RegExp(free).test(input.command)) return;
     const what = input.command || input.path || JSON.stringify(input);
     const closing = new AbortController(), child = spawn(hook[0], hook.slice(1));
@@ -2297,7 +2338,7 @@ def _start_copilot(launch: Launch) -> Start:
     argv += [
         *_given({"--model": profile.model, "--reasoning-effort": profile.effort}),
         *("--additional-mcp-config", f"@{folder}/mcp.json", "--allow-tool=cao"),
-        *("--plugin-dir", f"{folder}/copilot", "--add-dir", folder),
+        *("--plugin-dir", f"{folder}/copilot", "--add-dir", f"{folder}/letters"),
         *_own_names(profile, lacking(profile)),
     ]
     if launch.prompt:
@@ -2434,9 +2475,12 @@ def _start_opencode(launch: Launch) -> Start:
             entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
     rules = PROVIDERS["opencode"].permission_words[profile.permissions].split()
+    permissions: dict[str, Any] = dict(rule.split("=") for rule in rules)
     outside = "ask"
     if profile.permissions == "all":
         outside = "allow"
+    elif permissions["edit"] == "allow":  # but git may run what is in its files
+        permissions["edit"] = {"*": "allow", "*.git": "ask", "*.git/*": "ask"}
     config: dict[str, Any] = {
         "autoupdate": False,
         "instructions": [f"{folder}/system.md"],
@@ -2445,9 +2489,9 @@ def _start_opencode(launch: Launch) -> Start:
         # It adds a blank to what it sums up; and a "no" would end the turn of parallel calls.
         "experimental": {"disable_paste_summary": True, "continue_loop_on_deny": True},
         "permission": {
-            **dict(rule.split("=") for rule in rules),
+            **permissions,
             **dict.fromkeys(_own_names(profile, lacking(profile)), "deny"),
-            "external_directory": {"*": outside, f"{folder}/**": "allow"},
+            "external_directory": {"*": outside, f"{folder}/letters/**": "allow"},
         },
     }
     if profile.model:
@@ -5081,7 +5125,8 @@ class Orchestrator:
 
     Owns the truth about sessions: which live, what their state is, and the burial of those
     whose runner is dead. All that matters is in the Store: this keeps only the threads that
-    watch locks, and what never changes (who is above whom, the tmux server).
+    watch locks, and what never changes (who is above whom, which tasks there are, the tmux
+    server).
 
     In this order: truth, the dead, ends and orders; starting sessions, what was given;
     giving work, what a person allows, waiting, talking, watching, ending.
@@ -5090,6 +5135,7 @@ class Orchestrator:
     def __init__(self, store: Store, caller: Caller) -> None:
         self.store, self.caller = store, caller
         self._watched: set[str] = set()
+        self._known: set[str] = set()  # tasks known to be given: to look for one takes long
         self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
 
@@ -5762,6 +5808,7 @@ class Orchestrator:
             if not isinstance(text, str):
                 text = dump(content)
             self.store.write(place(file), text)
+        place(provider.letters)
         for link in links:
             path = place(f"{provider.shadow}/{link}")
             if os.path.exists(f"{home}/{link}") and not os.path.lexists(path):
@@ -5903,6 +5950,7 @@ class Orchestrator:
             int(max_tokens),
         )
         self.store.give(message)
+        self._known.add(task)
         self.store.poke(self.caller.name)  # its runner, if it has one, is to watch the worker
         self.store.poke_queue()  # the caller has no slot while it is owed the result
         return task
@@ -6266,15 +6314,19 @@ class Orchestrator:
             tasks = self.store.owed(self.caller.name)
         finished, running = [], []
         for task in tasks:
+            session = self.store.session_of(task)
+            if not self.store.has_result(task):
+                wake.listen(session)  # before the look that counts: a later result pokes us
             if self.store.has_result(task):
                 finished.append(task)
                 continue
-            session = self.store.session_of(task)
-            if by_name and not (self.store.load(session) and self.store.was_given(task)):
-                what = f"there is no task {task}"
-                raise NotFoundError(what, "list_sessions shows the sessions and tasks")
+            if by_name:
+                if task not in self._known and self.store.was_given(task):
+                    self._known.add(task)
+                if task not in self._known or not self.store.load(session):
+                    what = f"there is no task {task}"
+                    raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             running.append(task)
-            wake.listen(session)
             self.watch(session)
         return finished, running
 
@@ -6704,7 +6756,8 @@ def agent_caller(store: Store) -> Caller | None:
 def client_stem(program: str) -> str:
     """Return a client's name, to which open_client may add a number: CAO_CLIENT, else one made
     from the Claude Code session that it runs in, else one from its program and directory. So a
-    client that starts again finds what it was owed."""
+    client that starts again finds what it was owed. program: what an MCP client calls itself;
+    "shell" for a shell command."""
     import zlib
 
     if client := os.environ.get("CAO_CLIENT"):
@@ -7246,10 +7299,13 @@ def _refuse_unknown_submodules(path: str, branch: str) -> None:
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     """Commit, on the worker's branch, all that its worktree holds, and merge that branch into the
-    one that its repository is on. Return worktree_facts with session, into, was and now (commits).
+    one that its repository is on. Return worktree_facts with session, into, was and now (that
+    one's commits; equal where there was nothing to merge).
 
-    Raises CaoError where that fails, which says whether what the repository has checked out is as
-    it was before (the commit in the worktree may stay), and UsageError as worktree_session does.
+    The caller holds the lock `merging`, in the main thread (_merge handles signals). Raises
+    CaoError where that fails, which says whether what the repository has checked out is as it was
+    before (the commit in the worktree may stay); UsageError as worktree_session does or where the
+    repository is on no branch; KeyboardInterrupt where a signal ended it.
     """
     session = worktree_session(boss, name, True)
     path, top = find_worktree(boss.store, session), session.origin
@@ -7523,7 +7579,7 @@ def by_file(store: Store, name: str, message: Message, text: str) -> str:
     message: gives that line its sender, and the file its name."""
     letters = PROVIDERS[store.find(name).provider].letters
     path = store.launch_file(name, f"{letters}{message.id}.md")
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)  # an older cao made none
     store.write(path, text)
 
     what = f"A message from {message.sender}"
@@ -7639,12 +7695,6 @@ _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 #   not counted  requests of which the CLI writes nothing (OpenCode's title, Gemini's routing)
 
 
-def utc_stamp(at: float) -> str:
-    """Return a time (epoch seconds) as transcripts have it, to be compared with theirs as text:
-    ISO 8601, in UTC, to the millisecond."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
-
-
 class Meter:
     """Counts the tokens of a session, from what its CLI writes about each request to the model.
 
@@ -7699,13 +7749,11 @@ class Meter:
         self.marks[path] = (offset + len(lines), inode)
         for entry in map(parse_object, lines.decode(errors="replace").split("\n")):
             agents = value_at(entry, self.where.agents)
-            if agents:
+            if isinstance(agents, list):
                 self.agents.update(map(str, agents))
             request = read_tokens(self.where, entry)
             if request:
                 key, at, counts = request
-                if not isinstance(at, str):
-                    at = utc_stamp(at / 1000)
                 self.requests[path, key] = (at, counts)
 
     def used_since(self, stamp: str) -> dict[str, int] | None:
@@ -8970,6 +9018,10 @@ class Runner:
         but a clock or a spinner: so it takes several calls to find one. state: what the CLI says
         of itself. Beside that this notes in `why` which attempt a failed request is at.
         """
+        # A state file knows of a dialog: while it says busy, the screen only tells of retries.
+        due = self.still[0] or now - self.still[1] >= 3 * SCREEN_S
+        if state == "busy" and self.row.status and not due:
+            return False
         text, draft = self._see()
         picture = _MOVING.sub("", text)
         if self.row.retries and self.phase == "working":
@@ -9550,7 +9602,7 @@ class Runner:
         it cannot, note why in held_back: a later round tries again."""
         self._note_handed()
         messages = next_delivery(self._letters(), self.task)
-        if self.interrupted_at and self.task:
+        if self.interrupted_at and self.task:  # after a person's Esc only its sender, or cao
             messages = [message for message in messages if self._is_of_task(message)]
         if self.program:
             messages = messages[:1]
@@ -9570,8 +9622,10 @@ class Runner:
             if delivery:
                 self._type_text(delivery.messages, delivery.text)
         except FAILURES:
+            # All of it is typed again, unless all of it stands there already ("typed"); _obstacle
+            # clears a part. "taken" is the step of the delivery before, where _take failed.
             if not self.delivery or self.delivery.step in ("claimed", "taken"):
-                self._release()  # perhaps a part was typed: _obstacle clears the line for all of it
+                self._release()
                 self.delivery, self.task = before
             raise
 
@@ -9941,7 +9995,8 @@ _HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"proto
 
 
 def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
-    """Return ssh's command line: the program and options of CAO_SSH (in env), our options, words.
+    """Return ssh's command line: the program and options of CAO_SSH (in env), our options, words
+    (more options, --, the host and what runs there). Of one option ssh takes the first: the user's.
     Raises CaoError where there is no such program, or CAO_SSH cannot be parsed."""
     import shlex
 
@@ -10053,8 +10108,9 @@ class Remote:
         self.env = store.read_launch(self.name, "env.json")
         # As state.json has it; `conversation` is the name of the session there.
         self.state = {"conversation": "", **store.load_state(self.name)}
+        # `group` there says that a runner has begun; None: the CLI's processes are not here.
         self.state.update(group=None, questions=[])
-        self.saved: dict[str, Any] = {}
+        self.saved: dict[str, Any] = {}  # state.json as it was last written
         self.link: Link | None = None
         self.slot: int | None = None  # a lock, no slot of the queue: few connections start at once
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
@@ -10071,8 +10127,8 @@ class Remote:
         self.trouble = ""  # what this machine refused: it is tried again
         # The session's end here, as _finish got it: from then on each round is only for that.
         self.end: tuple[str, str, str] | None = None
-        self.over = False
-        self.signals: list[int] = []
+        self.over = False  # no other round: the session has ended, or the pane is gone
+        self.signals: list[int] = []  # the numbers of those that came
 
     def run(self) -> int:
         """Look after the session until it has ended, or the pane is gone; return 0."""
@@ -11684,19 +11740,34 @@ def in_commands(text: str) -> str:
     return text
 
 
+class Key(NamedTuple):
+    """A key of `cao watch`. One that carries out a verb stands in the verb's row of VERBS."""
+
+    name: str
+    word: str  # what it does, for the last line; "" where that has no room for it
+    about: str  # the same for the help
+    press: Callable[[Watch, Key], None]
+    prompt: str = ""  # asks for the words of a verb that needs some
+    # Carries the verb out, for a session, with these words and a question's id. Returns what the
+    # last line says of it.
+    call: Callable[[Orchestrator, str, str, str], str] | None = None
+
+
 class Watch:
     """Owns the terminal during `cao watch`. It draws again when a session's state changes (the
     runner pokes us), a key is pressed or the size changes; while a session works, also once a
     second. Otherwise it sleeps."""
 
-    def __init__(self, boss: Orchestrator) -> None:
+    def __init__(self, boss: Orchestrator, keys: Iterable[Key]) -> None:
         self.boss, self.wake = boss, Wake(boss.store)
+        self.keys = {key.name: key for key in keys}
         self.states: dict[str, str] = {}  # of all agents, at the last look
         self.views: list[dict[str, Any]] = []  # the sessions in the list
         self.at, self.selected = 0, ""  # the selected session: its row, and its name
-        # notice: a result or error on the last line, until the next key. verb: the key of the verb
-        # that is being typed, "" for none; label: its prompt; typed: what was typed for it.
-        self.notice = self.filter = self.verb = self.label = self.typed = ""
+        # notice: a result or error on the last line, until the next key. verb: the key for which
+        # words are being typed; label: its prompt; typed: the words so far.
+        self.verb: Key | None = None
+        self.notice = self.filter = self.label = self.typed = ""
         self.target = ("", "")  # the session, and its question, as they were when the verb began
         self.page = ""  # what is shown in place of the list: "screen", "question" or "help"
         self.asked = ("", "")  # a question's page: title and text
@@ -11839,7 +11910,8 @@ class Watch:
             put(y, 0, line)
         last = self.notice
         if not last:
-            last = PAGE_KEYS if self.page else LIST_KEYS
+            keys = [f"{key.name} {key.word}" for key in self.keys.values() if key.word]
+            last = PAGE_KEYS if self.page else "  ".join(keys)
         if self.verb:
             label = f"{self.label} (Esc goes back): "
             if self.unread:
@@ -11854,8 +11926,8 @@ class Watch:
         it is about the selected session: what it asks, then the end of its screen, in so many
         lines. What cannot be read, or an empty list, is said in the title."""
         if self.page == "help":
-            rows = [f"{key:13} {about}" for key, (_, about, _) in WATCH_KEYS.items()]
-            return "Keys", wrap_columns("\n".join(rows), columns)
+            rows = [f"{key.name:13} {key.about}" for key in self.keys.values()]
+            return "Keys", wrap_columns("\n".join((*rows, MOVES)), columns)
         if self.page == "question":
             return self.asked[0], wrap_columns(self.asked[1], columns)
         if self.filter and not self.views:
@@ -11878,8 +11950,8 @@ class Watch:
         return title, [*asked, *screen[max(0, len(screen) + len(asked) - lines) :]]
 
     def take_keys(self) -> None:
-        """Obey the keys that were pressed since the last time: the verb that is being typed gets
-        them first, then the keys of WATCH_KEYS; others move."""
+        """Obey the keys that were pressed since the last time: words that are being typed get
+        them first, then self.keys; others move."""
         import curses
 
         while not self.over:
@@ -11897,57 +11969,59 @@ class Watch:
 
             self.notice = ""
             if self.verb:
-                self.type_key(key)
-            elif key in WATCH_KEYS:
-                WATCH_KEYS[key][2](self, key)
+                self.type_key(self.verb, key)
+            elif key in self.keys:
+                self.keys[key].press(self, self.keys[key])
             else:
                 self.move(key)
 
             if self.unread:
                 self.draw()  # each line of a question is shown before it is answered
 
-    def go_back(self, key: str) -> None:
+    def go_back(self, key: Key) -> None:
         """Leave a page; from the list, Esc ends the filter and q ends all."""
         if self.page:
             self.page = ""
-        elif key == "q":
+        elif key.name == "q":
             self.over = True
         else:
             self.filter = ""
 
-    def show_page(self, key: str) -> None:
+    def show_page(self, key: Key) -> None:
         """Show a session's screen, from its end, or the help, from its start."""
         self.page, self.scroll = "screen", 0
-        if key == "?":
+        if key.name == "?":
             self.page, self.scroll = "help", ALL_LINES
 
-    def type_filter(self, _key: str) -> None:
+    def type_filter(self, key: Key) -> None:
         """Begin to type the words of the filter."""
-        self.page, self.verb, self.label, self.typed = "", "/", "show only", self.filter
+        self.page, self.verb, self.label, self.typed = "", key, key.prompt, self.filter
 
-    def begin(self, verb: str) -> None:
-        """Begin a verb, by its key; `i` is carried out at once. What is typed for it goes to the
-        session that is selected now, an answer to the question that this session asks first."""
+    def begin(self, key: Key) -> None:
+        """Begin a verb for the session that is selected now, whatever is selected once its words
+        are typed. A verb that needs no words is carried out at once."""
         if not self.selected:
             return
-        view, self.typed = self.views[self.at], ""
-        self.verb, self.target = verb, (self.selected, "")
-        if verb == "i":
-            self.obey()
-        elif verb == "s":
-            self.label = f"{self.selected}: message"
-        elif verb == "x":
-            self.label = f"{self.selected}: end it and its workers: type yes"
-        elif not view.get("questions"):
-            self.verb, self.notice = "", f"{self.selected} asks nothing"
-        else:
-            question = view["questions"][0]
-            self.label = f"{self.selected}: answer"
-            self.target = self.selected, question["id"]
-            self.asked = f"in {view['cwd']}", render_question(self.selected, question)
-            self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
+        self.verb, self.target, self.typed = key, (self.selected, ""), ""
+        self.label = f"{self.selected}: {key.prompt}"
+        if not key.prompt:
+            self.obey(key)
 
-    def select_asking(self, _key: str) -> None:
+    def begin_answer(self, key: Key) -> None:
+        """Begin to answer what the selected session asks first, and show it whole."""
+        if not self.selected:
+            return
+        view = self.views[self.at]
+        if not view.get("questions"):
+            self.notice = f"{self.selected} asks nothing"
+            return
+        self.begin(key)
+        question = view["questions"][0]
+        self.target = self.selected, question["id"]
+        self.asked = f"in {view['cwd']}", render_question(self.selected, question)
+        self.page, self.scroll, self.unread = "question", ALL_LINES, ALL_LINES
+
+    def select_asking(self, _key: Key) -> None:
         """Select the next session that asks, after the last one the first. They come first in
         the list."""
         asking = [view["state"] for view in self.views].count("asking")
@@ -11956,7 +12030,7 @@ class Watch:
         self.select(self.at + 1 if self.at + 1 < asking else 0)
 
     def move(self, key: str) -> None:
-        """Select another session, or scroll the page."""
+        """Select another session, or scroll the page, by a key's name."""
         step = STEPS.get(key, 0)
         if key.endswith("PAGE"):
             step *= self.room
@@ -11965,9 +12039,9 @@ class Watch:
         else:
             self.select(self.at + step)
 
-    def type_key(self, key: str) -> None:
-        """Take a key for the line that is being typed. Enter carries the verb out, but an answer
-        only once the whole question was shown; Esc empties the line and leaves the verb."""
+    def type_key(self, verb: Key, key: str) -> None:
+        """Take a key, by its name, for the words of a verb. Enter carries the verb out, but an
+        answer only once the whole question was shown; Esc drops the words and leaves the verb."""
         if key == "Esc":
             self.typed = ""
         elif key in ("KEY_BACKSPACE", "\x7f", "\b"):
@@ -11976,29 +12050,18 @@ class Watch:
             self.typed += key
         elif self.page:
             self.move(key)
-        if self.verb == "/":
+        if not verb.call:
             self.filter = self.typed
         if key == "Esc" or (key == "enter" and not self.unread):
-            self.obey()
+            self.obey(verb)
 
-    def obey(self) -> None:
-        """Carry out the verb with what was typed for it, and end it: the last line shows the
-        result. With nothing typed it does nothing, but for `i`, which takes no words."""
+    def obey(self, verb: Key) -> None:
+        """Carry out a verb with the words typed for it, and end it: the last line shows the
+        result. Without the words that it needs, it does nothing."""
         name, question = self.target
-        result = ""
         try:
-            if self.verb == "i":
-                result = self.boss.stop_session(name, True)["did"]
-            elif self.verb == "a" and self.typed:
-                result = self.boss.answer(name, self.typed, question)["answered"]
-            elif self.verb == "s" and self.typed:
-                result = self.boss.send_message(name, self.typed)["step"]
-            elif self.verb == "x" and self.typed == "yes":
-                result = self.boss.stop_session(name, False)["did"]
-            elif self.verb == "x" and self.typed:
-                result = "not ended"
-            if result:
-                self.notice = f"{name}: {result}"
+            if verb.call and (self.typed or not verb.prompt):
+                self.notice = f"{name}: {verb.call(self.boss, name, self.typed, question)}"
         except CaoError as error:
             self.notice = in_commands(str(error).replace("\n", "; "))
             questions = self.boss.store.load_state(name).get("questions") or ()
@@ -12010,9 +12073,9 @@ class Watch:
                 return
         if self.page == "question":
             self.page = ""
-        self.verb, self.unread = "", 0
+        self.verb, self.unread = None, 0
 
-    def attach(self, _key: str) -> None:
+    def attach(self, _key: Key) -> None:
         """Give the terminal to the selected session until the person detaches; the last line
         says where that fails."""
         import curses
@@ -12034,24 +12097,18 @@ STEPS = {  # how far a key moves: in lines, or for the last two in screens
     "KEY_PPAGE": -1, "KEY_NPAGE": 1,
 }  # fmt: skip
 KEY_NAMES = {"\n": "enter", "\r": "enter", "KEY_ENTER": "enter", "\t": "tab", "\x1b": "Esc"}
-# A key's name, what it does (for the last line, if that has room for it; for the help), and how.
-WATCH_KEYS: dict[str, tuple[str, str, Callable[[Watch, str], None]]] = {
-    "enter": ("attach", "attach to the session; its status line says how to come back",
-              Watch.attach),
-    "r": ("read", "read its screen", Watch.show_page),
-    "a": ("answer", "read and answer what it asks", Watch.begin),
-    "s": ("send", "send it a message", Watch.begin),
-    "i": ("interrupt", "interrupt its turn", Watch.begin),
-    "x": ("end", "end it and its workers", Watch.begin),
-    "tab": ("", "select the next session that asks", Watch.select_asking),
-    "/": ("", "show only the sessions with these words; Esc shows all again", Watch.type_filter),
-    "up, down, page up, page down, j, k, g (first), G (last), mouse wheel":
-        ("", "\n              select a session; scroll where a text is shown", Watch.move),
-    "Esc": ("", "go back", Watch.go_back),
-    "?": ("keys", "show the keys", Watch.show_page),
-    "q": ("quit", "go back; quit from the list", Watch.go_back),
-}  # fmt: skip
-LIST_KEYS = "  ".join(f"{key} {word}" for key, (word, _, _) in WATCH_KEYS.items() if word)
+WATCH_KEYS = (  # those that carry out no verb
+    Key("tab", "", "select the next session that asks", Watch.select_asking),
+    Key("/", "", "show only the sessions with these words; Esc shows all again",
+        Watch.type_filter, "show only"),
+    Key("Esc", "", "go back", Watch.go_back),
+    Key("?", "keys", "show the keys", Watch.show_page),
+    Key("q", "quit", "go back; quit from the list", Watch.go_back),
+)  # fmt: skip
+WATCH_ORDER = "enter r a s i x tab / Esc ? q"  # of all keys, on the last line and in the help
+MOVES = """\
+up, down, page up, page down, j, k, g (first), G (last), mouse wheel
+              select a session; scroll where a text is shown"""
 PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
 
 
@@ -12506,9 +12563,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 # ==== 12. Verbs =====================================================================
 #
-# VERBS has one row for each thing that cao does: its command and its MCP tool are made from it.
-# To add one: a function, a row, a README line. All of tools/list stays within 10 kB: it is in
-# every agent's context.
+# VERBS has one row for each thing that cao does: its command, its MCP tool and its keys in
+# `cao watch` are made from it. To add one: a function, a row, a README line. All of tools/list
+# stays within 10 kB: it is in every agent's context.
 
 
 class Call(NamedTuple):
@@ -13482,7 +13539,9 @@ def cmd_watch(ask: Ask) -> None:
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("cao watch needs a terminal", "cao ls, or cao ls --json")
-    watch = Watch(ask.boss)
+    keys = {key.name: key for verb in VERBS for key in verb.keys}
+    keys.update((key.name, key) for key in WATCH_KEYS)
+    watch = Watch(ask.boss, [keys[name] for name in WATCH_ORDER.split()])
     os.environ.setdefault("ESCDELAY", "100")  # ms until an Esc is taken for that key
     try:
         curses.wrapper(watch.run)
@@ -13809,6 +13868,7 @@ class Verb(NamedTuple):
     arguments: tuple[Argument, ...] = ()
     json: bool = True  # takes --json
     tool: Tool | None = None
+    keys: tuple[Key, ...] = ()  # of `cao watch`
 
 
 def _only(
@@ -13885,7 +13945,9 @@ VERBS = (
              " its next tool call if its CLI can, else after its turn. The receipt says how far it"
              " came: queued, typed, submitted or taken.",
              ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
-             _call_send_message, delegates=True)),
+             _call_send_message, delegates=True),
+         keys=(Key("s", "send", "send it a message", Watch.begin, "message",
+                   lambda boss, name, words, _: boss.send_message(name, words)["step"]),)),
     Verb("wait", cmd_wait, "wait for results and messages",
          "cao wait --timeout 10m  # all that was given out from this directory",
          (Argument("tasks", "Only these tasks; none: all that are yours.", "array", "*"),
@@ -13908,7 +13970,8 @@ VERBS = (
              "Show a session's screen as it is now, its state and the evidence for it. To get an"
              " answer use wait: the screen is not the answer.",
              ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
-             _call_read_session, reads=True)),
+             _call_read_session, reads=True),
+         keys=(Key("r", "read", "read its screen", Watch.show_page),)),
     Verb("diff", cmd_diff, "show all that a worker changed in its worktree",
          "cao diff developer-7k2m --stat",
          (_SESSION, _flag("stat", "Only the files, and how much."))),
@@ -13931,7 +13994,9 @@ VERBS = (
              "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
              " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for"
              " it.", ("session", "answer"), {"session": _STRING, "answered": _STRING},
-             _call_answer)),
+             _call_answer),
+         keys=(Key("a", "answer", "read and answer what it asks", Watch.begin_answer, "answer",
+                   lambda boss, name, words, asked: boss.answer(name, words, asked)["answered"]),)),
     Verb("stop", cmd_stop, "end sessions with their workers",
          "cao stop --interrupt developer-7k2m  # only its turn, as Esc does",
          (_NAME._replace(place="-"), _only("sessions", "Their names.", "*", metavar="session"),
@@ -13939,12 +14004,20 @@ VERBS = (
           Argument("interrupt", "Only interrupt its turn; the session lives.", "boolean")),
          tool=Tool("stop_session", "Stop a session",
              "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-             ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True)),
+             ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
+         keys=(Key("i", "interrupt", "interrupt its turn", Watch.begin, "",
+                   lambda boss, name, *_: boss.stop_session(name, True)["did"]),
+               Key("x", "end", "end it and its workers", Watch.begin,
+                   "end it and its workers: type yes",
+                   lambda boss, name, words, _: boss.stop_session(name, False)["did"]
+                   if words == "yes" else "not ended"))),
     Verb("attach", cmd_attach, "attach the terminal to a session (detach: C-b d)",
-         "cao attach developer-7k2m  # C-b d leaves it as it is", (_SESSION,), False),
+         "cao attach developer-7k2m  # C-b d leaves it as it is", (_SESSION,), False,
+         keys=(Key("enter", "attach",
+                   "attach to the session; its status line says how to come back",
+                   Watch.attach),)),
     Verb("watch", cmd_watch, "show all sessions as they change; answer, attach, stop",
-         "cao watch\nkeys: arrows, page up, page down, tab (the next that asks), "
-         + LIST_KEYS.replace("  ", ", "), (), False),
+         "cao watch  # ? shows its keys", (), False),
     Verb("launch", cmd_launch, "start a supervisor in tmux and attach to it",
          "CAO_TMUX_CONF=~/.tmux.conf cao launch claude  # in your tmux settings",
          (_only("profile", "Default: supervisor.", "?", default="supervisor"),

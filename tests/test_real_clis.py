@@ -534,6 +534,70 @@ def asked_by(place, target, task, kind):
     return ask["session"], ask["question"], task
 
 
+def edits_alone(place, name: str, port: int) -> str:
+    """Put a CLI into the place that may change files in its directory, and has no shell. Return
+    its profile."""
+    install(place, name, port)
+    profile = place.home / "profiles" / f"real-{name}.md"
+    scope = "permissions: edits\nallowedTools: [fs_read, fs_list, fs_write]"
+    profile.write_text(profile.read_text().replace("permissions: ask", scope))
+    return f"real-{name}"
+
+
+def test_pi_asks_before_it_writes_outside_its_directory(place, mock_llm):
+    target, outside = edits_alone(place, "pi", mock_llm.port), place.user / "outside"
+    (place.work / "link").symlink_to(place.user)
+    (place.work / "nothing").symlink_to(outside)
+    (place.work / ".git").mkdir()
+
+    def write(path: str) -> str:
+        return f"MOCK:tool write {json.dumps({'path': path, 'content': 'x'})};say went on"
+
+    for path in ("~/outside", f"@{outside}", "link/outside", "nothing", ".git/config", "\0"):
+        target, question, task = asked_by(place, target, write(path), "permission")
+        assert path in question["text"]
+        place.ok("answer", target, "no")
+        assert place.ok("wait", task) == "went on\n"
+    assert not outside.exists()
+    assert list((place.work / ".git").iterdir()) == []
+    assert handoff(place, target, write("new/inside"))["results"][0]["answer"] == "went on"
+    assert (place.work / "new" / "inside").read_text() == "x"
+
+
+# How its model writes a file; Copilot changes one that is there.
+WRITE = {
+    "opencode": 'read {"filePath": "%s"};tool write {"filePath": "%s", "content": "{}"}',
+    "qwen": 'read_file {"file_path": "%s"};tool write_file {"file_path": "%s", "content": "{}"}',
+    "copilot": 'edit {"path": "%s", "old_str": "{", "new_str": "{ "}',
+}
+
+
+@pytest.mark.parametrize("name", list(WRITE))
+def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, name):
+    target = edits_alone(place, name, mock_llm.port)
+    (place.folder / "tmp").mkdir(exist_ok=True)  # in this folder Copilot writes unasked
+    place.env["TMPDIR"] = str(place.folder / "tmp")
+    (place.work / "link").symlink_to(place.home)
+    (place.work / ".git").mkdir()
+    (place.work / ".git" / "config").write_text("[core]\n")
+    for way in ("env.json", "link", ".git"):
+        if (name, way) in (("opencode", "link"), ("copilot", ".git")):
+            continue  # see the README
+        session = handoff(place, target, "MOCK:say ready", "--keep")["results"][0]["session"]
+        path = place.work / ".git" / "config"
+        if way != ".git":
+            home = place.work / "link" if way == "link" else place.home
+            path = home / "sessions" / session / "launch" / "env.json"
+        before = path.read_text()
+        script = WRITE[name].replace("%s", str(path))
+        found = place.run("handoff", session, f"MOCK:tool {script};say went on", "--json")
+        if found.returncode == 6 and way != ".git":  # whether it may read that
+            place.run("answer", session, "yes")
+            place.run("wait")
+        assert path.read_text() == before
+        place.ok("stop", session)
+
+
 def test_questions_are_shown_whole_and_answered_as_data(place, cli, mock_llm):
     # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
     folder = place.work if cli == "opencode" else place.user
