@@ -746,6 +746,25 @@ def test_a_server_whose_view_of_a_result_fails_leaves_it_to_the_next_call(home, 
     claim.release()
 
 
+def test_a_result_that_comes_as_the_wait_begins_is_not_waited_for(home, monkeypatch):
+    task = home.give("boss")
+    given = home.store.was_given
+
+    def ends_meanwhile(name: str) -> bool:
+        if not home.store.has_result(name):
+            home.finish(name, "boss", "done")
+            home.store.poke("worker-3333")
+        return given(name)
+
+    def sleep(wake: cao.Wake, _: float) -> None:
+        assert cao.readable([wake.fd], 0), "it sleeps, though the result is there"
+
+    monkeypatch.setattr(home.store, "was_given", ends_meanwhile)
+    monkeypatch.setattr(cao.Wake, "wait", sleep)
+    boss = cao.Orchestrator(home.store, cao.Caller("boss"))
+    assert [result.task for result in boss.await_tasks([task], 60).results] == [task]
+
+
 def test_after_an_answer_a_task_that_has_ended_by_then_is_named_to_wait_for(home, monkeypatch):
     task = home.owe()
     boss = cao.Orchestrator(home.store, cao.Caller("boss"))

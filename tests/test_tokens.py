@@ -101,6 +101,28 @@ def test_what_was_before_the_task_is_not_its_own(written):
     assert used(NOW + 1) == {"input": 0, "cached": 0, "output": 0}
 
 
+ODD = [None, True, 0, -1, 10**400, 1.5, "", "x", [], [[]], [{}], {}, {"a": 1}]
+
+
+def replaced(value, odd):
+    """Return what becomes of a JSON value where one part of it, each in turn, is odd."""
+    yield odd
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from ({**value, key: other} for other in replaced(inner, odd))
+
+
+def test_a_line_of_other_types_counts_nothing_and_stops_nothing(written):
+    path, used, (line, other) = written
+    for one in map(json.loads, (line, other)):
+        for odd in ODD:
+            path.write_text("".join(json.dumps(it) + "\n" for it in replaced(one, odd)))
+            used()
+    path.write_text(line)
+    os.utime(path, (1, 1))
+    assert used()
+
+
 def test_half_a_line_counts_when_it_is_whole(written):
     path, used, (line, _) = written
     path.write_text(line[:-20])
