@@ -1118,13 +1118,6 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
     return [value for value in values if isinstance(value, dict)]
 
 
-def utc_stamp(at: float) -> str:
-    """Return a time (epoch seconds) as transcripts have it, to be compared with theirs as text:
-    ISO 8601, in UTC, to the millisecond. Raises OverflowError, ValueError or OSError for a time
-    that no calendar has."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
-
-
 # ==== 5. Providers ====================================================================
 #
 # One row of PROVIDERS per CLI. To add one:
@@ -1894,20 +1887,15 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     return ...
 
 
-def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, str, tuple[int, ...]] | None:
-    """Return the request that an entry of a transcript tells of: its id, its time (as utc_stamp),
-    and its input, cached and output tokens. None where it tells of none."""
+def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
+    """Return the request that an entry of a transcript tells of: its id, its time (as it stands
+    there, see Tokens.at), and its input, cached and output tokens. None where it tells of none."""
     request = tuple(value_at(entry, keys) for keys in where.id.split())
     at, usage = value_at(entry, where.at), value_at(entry, where.usage)
     if not all(isinstance(value, (str, int)) for value in (*request, at)):
         return None
     if not isinstance(usage, dict):
         return None
-    if not isinstance(at, str):
-        try:
-            at = utc_stamp(at / 1000)
-        except (OverflowError, ValueError, OSError):
-            return None
 
     def count(counts: str) -> int:
         """Return the sum of the numbers in usage that one field of Tokens names."""
@@ -7695,6 +7683,13 @@ _IGNORED = (signal.SIGTTOU, signal.SIGTTIN, signal.SIGTSTP, signal.SIGPIPE)
 #   not counted  requests of which the CLI writes nothing (OpenCode's title, Gemini's routing)
 
 
+def utc_stamp(at: float) -> str:
+    """Return a time (epoch seconds) as transcripts have it, to be compared with theirs as text:
+    ISO 8601, in UTC, to the millisecond. Raises OverflowError, ValueError or OSError for a time
+    that no calendar has."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03}"
+
+
 class Meter:
     """Counts the tokens of a session, from what its CLI writes about each request to the model.
 
@@ -7754,6 +7749,11 @@ class Meter:
             request = read_tokens(self.where, entry)
             if request:
                 key, at, counts = request
+                try:
+                    if not isinstance(at, str):
+                        at = utc_stamp(at / 1000)
+                except (OverflowError, ValueError, OSError):
+                    continue
                 self.requests[path, key] = (at, counts)
 
     def used_since(self, stamp: str) -> dict[str, int] | None:
