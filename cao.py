@@ -1587,7 +1587,7 @@ def _labels(entry: dict[str, Any], keys: str) -> list[str]:
 
 
 # How the names of our own server's tools begin; the second is Copilot 1.0.102's.
-OWN_TOOLS = ("mcp__cao__", "cao/")
+OWN_TOOL = re.compile(r"(mcp__cao__|cao/)[a-z]+(_[a-z]+)?(\W|$)")  # not of a server "cao__x"
 
 
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
@@ -1608,10 +1608,13 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     if questions:
         return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
     yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
-    # A * in a rule of Claude Code's is a wildcard: it would allow more than was asked.
-    if row.always and "*" not in text_at(payload, "tool_input.command"):
-        # OpenCode 1.18.33 allows more by it, and says what.
-        what = shorten(text_at(payload, "always"), 200) or "the same again"
+    # OpenCode 1.18.33 says what it would allow: offered where all of that is shown. Else it is one
+    # command: a rule of Claude Code's without one allows all calls of the tool, and a * in it any.
+    what, command = text_at(payload, "always"), text_at(payload, "tool_input.command")
+    exact = len(what) <= 200
+    if not what:
+        what, exact = "the same again", command != "" and "*" not in command
+    if row.always and exact:
         return yes, no, Option("always", f"{what}, in this session")
     return yes, no
 
@@ -1651,9 +1654,8 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     elif questions or answer == "no":
         decision = {"behavior": "deny", "message": message}
     elif answer == "always":
-        rule = {"toolName": payload.get("tool_name")}
-        if command := payload["tool_input"].get("command"):
-            rule["ruleContent"] = command  # without it, every command of that tool
+        command = text_at(payload, "tool_input.command")
+        rule = {"toolName": payload.get("tool_name"), "ruleContent": command}
         grant = {"type": "addRules", "rules": [rule], "behavior": "allow", "destination": "session"}
         decision["updatedPermissions"] = [grant]
     if row.name == "copilot":
@@ -4155,7 +4157,7 @@ class Store:
         self.home = os.path.realpath(home)  # by whichever link: one home, one tmux server
         self.wakes: list[Wake] = []  # those of this process that are open
         make_home(self.home)
-        for name in ("sessions", "live", "queue", "wake", "lib"):
+        for name in ("sessions", "live", "queue", "wake", "lib", "flows"):
             os.makedirs(f"{self.home}/{name}", 0o700, exist_ok=True)
 
     # ---- writing ----
@@ -6746,15 +6748,12 @@ def client_stem(program: str) -> str:
     from the Claude Code session that it runs in, else one from its program and directory. So a
     client that starts again finds what it was owed. program: what an MCP client calls itself;
     "shell" for a shell command."""
-    import zlib
-
     if client := os.environ.get("CAO_CLIENT"):
         return render_slug(client, 36) or "client"
     if claude := os.environ.get("CLAUDE_CODE_SESSION_ID"):
         return f"claude-{render_slug(claude, 8)}"
-    directory = zlib.crc32(os.fsencode(current_directory())) & 0xFFFF
-    stem = render_slug(program, 24) or "client"
-    return f"{stem}-{directory:04x}"
+    stem, directory = render_slug(program, 24) or "client", sha256_of(current_directory())
+    return f"{stem}-{directory[:8]}"
 
 
 def shell_caller(store: Store) -> Caller:
@@ -9880,7 +9879,7 @@ class Runner:
         a CLI asks about cao's own tools. Each is tried three times at most: what stays, or comes
         back, is for a person. Any other question is left alone."""
         trust_words, key = self.row.trusts
-        if self.row.asks_own and question.text.startswith(OWN_TOOLS):
+        if self.row.asks_own and OWN_TOOL.match(question.text):
             what, key = question.id, "1"
         elif not trust_words or question.kind != "screen" or not self.launch.profile.trust:
             return
@@ -13571,12 +13570,14 @@ def cmd_launch(ask: Ask) -> None:
 
 
 def cmd_trace(ask: Ask) -> None:
-    trace = render_trace(ask.boss, ask.args.root or "")
+    trace, path = render_trace(ask.boss, ask.args.root or ""), os.path.abspath(ask.args.output)
     if ask.args.output == "-":
         print(trace, end="")
+    elif os.path.isdir(path):
+        raise UsageError(f"{path} is a directory", "--output FILE")
     else:
-        ask.store.write(os.path.abspath(ask.args.output), trace)
-        print(os.path.abspath(ask.args.output))
+        ask.store.write(path, trace)
+        print(path)
 
 
 def cmd_why(ask: Ask) -> None:
@@ -15022,7 +15023,7 @@ def cmd_hook(argv: Sequence[str]) -> int:
         if session := store.load(name):
             row = PROVIDERS.get(session.provider)
         if row and waits_at_hook(row, payload):
-            if str(payload.get("tool_name")).startswith(OWN_TOOLS):  # cao's tools need no question
+            if OWN_TOOL.match(str(payload.get("tool_name"))):  # cao's tools need no question
                 print(json.dumps(hook_reply(row, payload, "yes", "")))
             else:
                 ask_by_hook(store, row, name, payload)

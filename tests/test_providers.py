@@ -588,6 +588,30 @@ def test_a_permission_has_yes_and_no_and_always_where_the_cli_takes_that(provide
     assert keys == ["yes", "no", *["always"] * takes]
 
 
+@pytest.mark.parametrize(("name", "own"), [
+    ("mcp__cao__handoff", True), ("mcp__cao__list_sessions: {}", True), ("cao/wait", True),
+    ("mcp__cao__shell__run", False), ("mcp__cao__a_b__run", False), ("mcp__cao___run", False),
+    ("mcp__caos__run", False), ("x mcp__cao__wait", False),
+])  # fmt: skip
+def test_a_server_whose_name_begins_like_ours_is_another(name, own):
+    assert bool(cao.OWN_TOOL.match(name)) is own
+
+
+ALLOWS_MORE = [  # than the words beside `always` say
+    ("claude", {"tool_name": "Write", "tool_input": {"file_path": "/a", "content": "x"}}),
+    ("claude", {"tool_name": "WebFetch", "tool_input": {"url": "https://a.example"}}),
+    ("claude", {"tool_name": "mcp__tickets__delete", "tool_input": {"id": 1}}),
+    ("claude", {"tool_name": "Bash", "tool_input": {"command": "rm *"}}),
+    ("opencode", {"tool_name": "bash", "tool_input": {"command": "x"}, "always": "a *, " * 50}),
+]
+
+
+@pytest.mark.parametrize(("provider", "payload"), ALLOWS_MORE)
+def test_always_is_offered_only_where_it_allows_what_it_names(provider, payload):
+    options = cao.options_of(cao.PROVIDERS[provider], payload)
+    assert [option.key for option in options] == ["yes", "no"]
+
+
 def asks(*questions):
     listed = [
         {"question": q, "options": [{"label": o} for o in options]} for q, options in questions

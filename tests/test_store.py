@@ -1185,3 +1185,26 @@ def test_a_message_that_was_handed_over_just_now_is_not_put_again(store):
     os.rename(path, f"{path}~")
     store.put_once(message(1))
     assert [one.id for one in store.waiting("worker-3333")] == [f"{letter.id}~"]
+
+
+def test_each_directory_is_a_client_of_its_own(monkeypatch):
+    names = set()
+    for number in range(3000):
+        monkeypatch.setattr(cao, "current_directory", lambda number=number: f"/work/p{number}")
+        names.add(cao.client_stem("shell"))
+    assert len(names) == 3000
+
+
+def test_every_folder_is_ours_alone_whatever_the_umask(place):
+    place.home.chmod(0o755)
+    before = os.umask(0)
+    try:
+        (place.work / "flow.md").write_text(
+            "---\nname: f\nschedule: '@daily'\nprofile: demo\n---\nx\n"
+        )
+        place.run("schedule", "add", "flow.md")
+        place.ok("handoff", "demo", "demo: say one")
+    finally:
+        os.umask(before)
+    shown = [path for path in place.home.iterdir() if path.is_dir() and path.stat().st_mode & 0o077]
+    assert shown == []

@@ -936,3 +936,12 @@ def test_a_client_is_no_dead_session(place, command):
         assert (done.returncode, "is a client, not an agent" in done.stderr) == (2, True)
     assert place.live() == [session]
     assert not (place.home / "sessions" / client / "state.json").exists()
+
+
+def test_a_trace_never_takes_the_place_of_a_directory(place):
+    place.ok("handoff", "demo", "demo: say one")
+    (place.work / "cao-trace.json").mkdir()
+    (place.work / "cao-trace.json" / "work").write_text("mine")
+    refused = place.run("trace")
+    assert (refused.returncode, "is a directory" in refused.stderr) == (2, True)
+    assert (place.work / "cao-trace.json" / "work").read_text() == "mine"
