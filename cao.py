@@ -6583,7 +6583,9 @@ class Orchestrator:
     def hand_over(self, name: str, asked: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
         """Give a session's runner an order that answers a question (asked; the order is as `answer`
         makes it), wait for its reply, and note the answer in approvals.jsonl. Does not look
-        whether the caller may. Raises CaoError where it did not work, or took over ANSWER_S."""
+        whether the caller may. Raises UsageError where it cannot be typed; CaoError where it did
+        not work, or took over ANSWER_S."""
+        self._check_typable(name, order.get("words") or "")
 
         def reply_in(state: dict[str, Any]) -> dict[str, Any]:
             """Return the runner's reply to this order, {} while there is none."""
@@ -7841,9 +7843,17 @@ class ScreenProgram:
         """Note that all that is in the pane asks nothing any more. text: what was just typed; this
         waits until the program shows it, but not for long."""
         text = text.strip()
-        if text and not look_until(lambda: text in self._lines()[-1], 25):
-            text = ""
-        self.asked = Mark(self._lines(), text)
+
+        def shown() -> list[str]:
+            lines = self._lines()
+            if text in lines[-1].removeprefix(self.prompt):
+                return lines
+            return []
+
+        lines = look_until(shown, 25)
+        if not lines:
+            lines, text = self._lines(), ""
+        self.asked = Mark(lines, text)
 
     def mark_turn(self, text: str) -> None:
         """Note where a turn begins, when its text was typed and before Enter."""
@@ -9212,8 +9222,9 @@ class Runner:
         if self.signal and not self.leaving:
             return
         ready = readable([self.wake.fd, woken], patience_s)
-        if self.program and ready == [self.wake.fd]:  # let output gather
-            readable([woken], min(0.3, rare_look_s(self.turn_at)))
+        if self.program and ready == [self.wake.fd]:  # let output gather since the last look
+            rest_s = min(0.3, rare_look_s(self.phase_at))
+            readable([woken], max(0.0, self.look_at - LOOK_S + rest_s - time.monotonic()))
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         if number != signal.SIGCHLD:
@@ -9820,8 +9831,8 @@ class Runner:
             self._reply(question, {"answer": answer, "words": words})
             return ""
         if self.program:
-            words = "" if keys else strip_controls(as_text)
-            self.boss.tmux.paste(self.pane, [words])
+            if not keys:
+                self.boss.tmux.paste(self.pane, [words])
             self.program.mark(words)
             keys = keys or "Enter"
         elif answer == "yes":

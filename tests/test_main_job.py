@@ -1604,11 +1604,15 @@ asking: '\\[y/n\\] *$'
 """
 
 
-def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_words(place):
-    place.profile("asker", ASKER)
+@pytest.mark.parametrize("end", [r" *$", ""])  # "": it matches what was answered, too
+def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_words(place, end):
+    place.profile("asker", ASKER.replace(" *$'\n---", f"{end}'\n---"))
     found = json.loads(place.run("handoff", "asker", "delete it", "--json").stdout)
     (ask,) = found["asking"]
     assert (ask["question"]["kind"], ask["question"]["text"]) == ("question", "[y/n]")
+    for words in ("no\nkeep it", "n" * 1001):
+        refused = place.run("answer", ask["session"], words)
+        assert (refused.returncode, "one line of printable" in refused.stderr) == (2, True)
     place.ok("answer", ask["session"], "no, keep it")
     assert place.ok("wait", *found["running"]) == "Sure? [y/n] no, keep it\ngot no, keep it\n"
 
