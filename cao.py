@@ -5622,8 +5622,7 @@ class Orchestrator:
             worktree = profile.settings.get("worktree")
         origin = inside = ""
         if worktree and not options.host:
-            self._check_repository(cwd)
-            origin, inside = worktree_start(cwd)
+            origin, inside = worktree_start(cwd, self._own_repository())
         stem, profile_name = render_slug(profile.name) or "agent", profile.name
         if options.host:
             stem, profile_name = stem[:26], f"{profile.name}@{options.host}"  # 26: see NEAR
@@ -5666,17 +5665,13 @@ class Orchestrator:
             os.close(making)
         return name
 
-    def _check_repository(self, cwd: str) -> None:
-        """Raise NotAllowedError where an agent wants a worktree of another repository than the one
-        that it is in. It may have written that, and git runs what a repository's config names."""
+    def _own_repository(self) -> str:
+        """Return the one repository of which the caller gets worktrees, "" where it is free: git
+        runs what a repository's config names, and an agent may have written any other."""
         here = os.path.realpath(current_directory())
-        own, other = find_repository(here)[0], find_repository(cwd)[0]
+        own = find_repository(here)[0]
         in_none = own == here and not self.caller.worker  # a client such as Claude Desktop
-        if own != other and not in_none and not self.caller.person:
-            raise NotAllowedError(
-                f"an agent gets worktrees of the repository that it is in ({own}), not of {other}",
-                "leave worktree out, or a person has to start it: cao handoff --worktree",
-            )
+        return "" if self.caller.person or in_none else own
 
     def _enter(self, session: Session) -> None:
         """Put a session into the queue, by a ticket that holds this process's CAO_MAX_SESSIONS,
@@ -6882,11 +6877,7 @@ _GIT_PLAIN = (
 
 def git_environment() -> dict[str, str]:
     """Return our environment without variables that would lead git to another repository."""
-    env = {name: value for name, value in os.environ.items() if name not in _GIT_OF_A_HOOK}
-    # Where a worktree's .git is gone, git must not take a repository around it instead.
-    ceilings = env.get("GIT_CEILING_DIRECTORIES", "")
-    env["GIT_CEILING_DIRECTORIES"] = f"{runtime_home()}/worktrees:{ceilings}"
-    return env
+    return {name: value for name, value in os.environ.items() if name not in _GIT_OF_A_HOOK}
 
 
 def _in_worktrees(folder: str) -> str:
@@ -6986,11 +6977,16 @@ def worktree_path(store: Store, name: str) -> str:
     return f"{store.home}/worktrees/{name}"
 
 
-def worktree_start(cwd: str) -> tuple[str, str]:
+def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
     """Return (top, inside): the top of the working tree that a worktree can begin from, and the
     path of cwd in it, "" where its last commit has no such directory. Raises UsageError where
-    there is no repository, or no commit in it."""
-    _, path = find_repository(cwd)
+    there is no repository, or no commit in it, NotAllowedError where it is not own ("": any)."""
+    repository, path = find_repository(cwd)
+    if own and repository != own:
+        raise NotAllowedError(
+            f"an agent gets worktrees of the repository that it is in ({own}), not of {repository}",
+            "do without a worktree, or a person has to start it: cao handoff --worktree",
+        )
     inside = "" if path == "." else path
     top = os.path.normpath(os.path.realpath(cwd).removesuffix(inside))
     try:
