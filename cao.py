@@ -7289,8 +7289,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
 
     The caller holds the lock `merging`, in the main thread (_merge handles signals). Raises
     CaoError where that fails, which says whether what the repository has checked out is as it was
-    before (the commit in the worktree may stay); UsageError as worktree_session does or where the
-    repository is on no branch; KeyboardInterrupt where a signal ended it.
+    before (the commit on the worktree's branch stays); UsageError as worktree_session does or
+    where the repository is on no branch; KeyboardInterrupt where a signal ended it.
     """
     session = worktree_session(boss, name, True)
     path, top = find_worktree(boss.store, session), session.origin
@@ -7300,7 +7300,27 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"{top} is on no branch (detached HEAD): nothing there to merge into",
             f"git -C {top} switch BRANCH",
         )
+    on, head = _git(path, "branch", "--show-current"), _git(path, "rev-parse", "HEAD")
     try:
+        return _commit_and_merge(boss, session, into, on)
+    except BaseException:
+        if not on:  # a switch to a branch would lose our commit, and what is in it
+            _git(path, "update-ref", "HEAD", head, allowed=128)
+        raise
+
+
+def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) -> dict[str, Any]:
+    """Do what merge_worktree says; on: the branch that the worktree is on."""
+    name, path, top = session.name, worktree_path(boss.store, session.name), session.origin
+    try:
+        if on == into:  # a commit there would change it under those files
+            what = f"{path} has {into} itself checked out, not {session.worktree}"
+            raise CaoError(what, f"git -C {path} switch {session.worktree}")
+        merged = ("--not", "HEAD", f"refs/heads/{into}", "--")
+        branch = f"refs/heads/{session.worktree}"
+        if _git(path, "rev-list", "-n1", "--ignore-missing", branch, *merged):
+            what = f"{session.worktree} has commits that are not in what is checked out in {path}"
+            raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         _refuse_unfinished(path)
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
@@ -7313,10 +7333,6 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         if _git(top, "branch", "--show-current") != into:
             raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
         was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
-        branch = f"refs/heads/{session.worktree}"
-        if _git(path, "rev-list", "-n1", "--ignore-missing", branch, "--not", "HEAD", was, "--"):
-            what = f"{session.worktree} has commits that are not in what is checked out in {path}"
-            raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
         commit = _git(path, "rev-parse", "HEAD")
         _refuse_unknown_submodules(path, session.worktree)
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
@@ -7464,8 +7480,9 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    # A git that cannot try a merge may not know "ort", with which newer ones do.
-    plain = [f"pull.twohead={'recursive' if tree == commit else 'ort'}"]
+    plain = ["pull.twohead=ort"]
+    if tree == commit:  # git before 2.38: _refuse_to_overwrite did not see what it would move
+        plain = ["pull.twohead=recursive", "merge.directoryRenames=false"]
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
@@ -7473,7 +7490,7 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
     try:
         _git(top, *merge, timeout_s=None, setting=plain, started=git_group.append)
     except CaoError as error:
-        what, fix = f"nothing was merged into {into}, or changed there: {error.what}", error.fix
+        what, fix = f"not merged into {into}, nothing was changed there: {error.what}", error.fix
         begun = _standing(top)[1] == commit != before[1]  # no other merge is ours to undo
         # An abort would delete what somebody else has staged meanwhile.
         if begun and (tree == commit or _git(top, "write-tree", allowed=128) == tree):
@@ -13440,6 +13457,8 @@ def cmd_merge(ask: Ask) -> None:
         _say_error(CaoError(words, f"cao merge {ask.args.session}"))
         raise
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
+    if done["dirty"]:
+        what += f"; a hook left changes that are not committed in {done['path']}"
     nothing = f"nothing to merge: {done['into']} has all of {done['branch']}"
     _print(ask, done, nothing if done["was"] == done["now"] else what)
 

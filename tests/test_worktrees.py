@@ -411,6 +411,11 @@ def stopped_in_a_rebase(repo, path):
     git(path, "-c", "sequence.editor=sed -i 1s/pick/edit/", "rebase", "-q", "-i", "main")
 
 
+def on_our_branch(repo, path):
+    git(path, "checkout", "-q", "--ignore-other-worktrees", "main")
+    (path / "new.txt").write_text("new\n")
+
+
 def stashing(repo, path):
     dirty_in_the_way(repo, path)
     git(repo.work, "config", "branch.main.mergeOptions", "--autostash")
@@ -425,6 +430,7 @@ def stashing(repo, path):
         (ignored_above_a_new_file, 1, "new.log", "move that away"),
         (elsewhere, 1, "has commits that are not in", "git status"),
         (stopped_in_a_rebase, 1, "has commits that are not in", "git status"),
+        (on_our_branch, 1, "has main itself checked out", "switch cao/"),
         (stashing, 1, "a.txt", "git status"),
         (conflicting, 1, "conflict in a.txt", "Merge main into your branch"),
         (dirty_in_the_way, 1, "a.txt", "git status"),
@@ -523,6 +529,19 @@ def test_a_merge_that_stops_in_the_middle_of_its_checkout_says_so(repo, diverged
     said, fix = f"{repo.work} is not as it was before", f"git -C {repo.work} status"
     refused(repo, "merge", session, code=1, said=said, fix=fix)
     assert (repo.work / "a.txt").read_text() == "theirs\n"
+
+
+@pytest.mark.parametrize("why", ["commits elsewhere", "a conflict"])
+def test_what_was_not_committed_is_still_there_after_a_refused_merge_and_a_switch(repo, why):
+    session, path = worker(repo)
+    if why == "a conflict":
+        git(path, "checkout", "-q", "--detach")
+        conflicting(repo, path)
+    else:
+        elsewhere(repo, path)
+    refused(repo, "merge", session, code=1, said="nothing was changed there", fix="")
+    git(path, "switch", "-q", f"cao/{session}")
+    assert (path / "new.txt").read_text() == "new\n"
 
 
 SLOW_TO_ABORT = """#!/bin/sh
@@ -1026,6 +1045,14 @@ def test_a_branch_with_any_name_can_be_merged_into(repo):
     assert "my_fix=é now has" in repo.ok("merge", session)
 
 
+def test_what_a_hook_formats_and_does_not_add_is_said_to_be_left(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    put_hook(repo, "pre-commit", "echo formatted > new.txt")
+    assert f"not committed in {path}" in repo.ok("merge", session)
+    assert (repo.work / "new.txt").read_text() == "new\n"
+
+
 def test_a_branch_that_was_left_while_a_hook_ran_is_not_merged_into_the_next(repo):
     session, path = worker(repo)
     (path / "new.txt").write_text("new\n")
@@ -1293,6 +1320,25 @@ def test_a_git_that_cannot_try_a_merge_merges_into_a_clean_tree_only(repo, spoil
         assert all_but_the_branch_of(repo, path) == before
     else:
         assert (repo.work / "more.txt").exists()
+
+
+def test_a_git_that_cannot_try_a_merge_moves_no_file_over_an_ignored_one(repo):
+    old = repo.folder / "bin" / "git"
+    old.write_text(OLD_GIT.format(git=shutil.which("git")))
+    old.chmod(0o755)
+    (repo.work / "sub").mkdir()
+    (repo.work / "sub" / "b.txt").write_text("b\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-q", "-m", "sub")
+    session, path = worker(repo)
+    git(path, "mv", "sub", "moved")
+    (repo.work / "sub" / "x.log").write_text("added\n")
+    git(repo.work, "add", "--force", "sub/x.log")
+    git(repo.work, "commit", "-q", "-m", "in the directory that is moved")
+    (repo.work / "moved").mkdir()
+    (repo.work / "moved" / "x.log").write_text("a database\n")
+    repo.ok("merge", session)
+    assert (repo.work / "moved" / "x.log").read_text() == "a database\n"
 
 
 # ---- two at work in one directory ----
