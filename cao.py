@@ -6018,7 +6018,7 @@ class Orchestrator:
                 raise UsageError(what, "leave them out, or name a profile for a new session")
             worker, here = self.launched(target), session.cwd
             if session.host:
-                here = current_directory()
+                here = ""
             self._check_command(options, worker, here)
             if self.is_over(target):
                 return self._resume(session, text, options)
@@ -6030,7 +6030,7 @@ class Orchestrator:
         target, at, host = target.partition("@")
         if at:
             profile, options = self._for_host(target, host, options)
-            cwd, here = options.cwd, current_directory()
+            cwd, here = options.cwd, ""
         else:
             cwd = here = working_directory(options.cwd)
             profile = options.profile or self.profile(
@@ -6084,8 +6084,8 @@ class Orchestrator:
         caller may not give it: it runs without a question, and outside any sandbox of the worker.
 
         An agent may give the check of the worker's own profile, any check to a worker that may
-        run anything, and what a person has allowed for cwd's repository. Else options.allows asks
-        a person, which may take long.
+        run anything, and what a person has allowed for the repository of cwd ("": on another
+        machine, where nothing was allowed). Else options.allows asks a person, which may take long.
         """
         check = options.check
         if not check or options.profile:  # the cao that sent the profile has looked at it
@@ -6098,14 +6098,18 @@ class Orchestrator:
             return
         if worker and may_run_anything(worker):
             return
-        allowed = self.store.allowed().get(find_repository(cwd)[0], {})
-        if f"check {check}" not in allowed and not options.allows(check, cwd):
-            command = f"cao allow --check {quote_argv([check, cwd])}"
-            raise NotAllowedError(
-                f"no person has allowed the check {check!r}, and the worker may not run it unasked",
-                f"a person has to run: {command} (or leave `check` out, or take a worker with"
-                " `permissions: all` and a shell)",
-            )
+        way = "put it into the profile: check"
+        if cwd:
+            way = f"run: cao allow --check {quote_argv([check, cwd])}"
+            allowed = self.store.allowed().get(find_repository(cwd)[0], {})
+            if f"check {check}" in allowed or options.allows(check, cwd):
+                return
+        raise NotAllowedError(
+            f"no person has allowed the check {check!r} there, and the worker may not run it"
+            " unasked",
+            f"a person has to {way} (or leave `check` out, or take a worker with"
+            " `permissions: all` and a shell)",
+        )
 
     def _check_reach(self, session: Session) -> None:
         """Raise UsageError where the caller may not give a task to this session: it is a client,

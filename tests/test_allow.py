@@ -782,3 +782,14 @@ def test_a_check_that_prints_without_end_costs_its_runner_no_memory(place):
     until(ended)
     assert place.result(task)["outcome"] == "timeout"
     assert max(peaks) < 60_000  # kB
+
+
+def test_a_check_that_is_allowed_here_is_not_allowed_on_another_machine(place):
+    place.ok("allow", "--check", "sh t.sh")
+    place.ok("allow", "--host", "box")
+    given = ("demo: say x", "--check", "sh t.sh")
+    assert place.ok("handoff", "demo", *given[:1], CLAUDECODE="1") == "x\n"
+    done = place.run("assign", "demo@box", *given, "--cwd", "/evil", CLAUDECODE="1")
+    assert done.returncode == 2
+    assert "no person has allowed the check 'sh t.sh' there" in done.stderr
+    assert "cao allow" not in done.stderr
