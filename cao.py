@@ -3952,16 +3952,16 @@ def others_can_replace(facts: os.stat_result) -> bool:
 
 
 def make_home(home: str) -> None:
-    """Make the runtime directory (a real path). Raises CaoError where it, or a folder above it,
-    belongs to another user or can be written by others: they could put a directory of theirs in
-    its place, and we would run their code. Folders above it may be root's."""
+    """Make the runtime directory (an absolute path). Raises CaoError where it, or a folder or link
+    on the way to it, belongs to another user or can be written by others: they could put a
+    directory of theirs in its place, and we would run their code. The way may be root's."""
     here, fix = f"the runtime directory {home}", "set CAO_HOME to a folder of yours"
     path = "/"
     for part in home.split("/"):
         path = os.path.join(path, part)
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            facts = os.lstat(path)  # of a link itself: one that was put there just now
+            facts = os.lstat(path)  # of a link itself: its owner says where it leads
         except OSError as error:
             raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
         which, owners = here, [os.getuid()]
@@ -3970,6 +3970,8 @@ def make_home(home: str) -> None:
             owners.append(0)
         if facts.st_uid not in owners:
             raise CaoError(f"{which} belongs to another user", fix)
+        if stat.S_ISLNK(facts.st_mode):
+            continue  # nobody can write into a link
         if path == home and facts.st_mode & 0o022:
             raise CaoError(f"{which} can be written by others", f"chmod 700 {path}")
         if others_can_replace(facts):
@@ -4154,6 +4156,7 @@ class Store:
     """
 
     def __init__(self, home: str) -> None:
+        make_home(os.path.abspath(home))  # the way to it, as it was named
         self.home = os.path.realpath(home)  # by whichever link: one home, one tmux server
         self.wakes: list[Wake] = []  # those of this process that are open
         make_home(self.home)

@@ -377,6 +377,13 @@ def test_a_link_on_the_way_leads_nowhere_that_others_choose(place):
     os.chown(theirs, 12345, 12345, follow_symlinks=False)
     with pytest.raises(cao.CaoError, match=f"{theirs} belongs to another user"):
         cao.make_home(f"{theirs}/cao")  # as /tmp/cao-UID, where there is no HOME
+    their_folder = place.folder / "cao-1000"
+    their_folder.mkdir()
+    (their_folder / "cao").symlink_to(mine)
+    os.chown(their_folder, 12345, 12345)
+    with pytest.raises(cao.CaoError, match=f"{their_folder} belongs to another user"):
+        cao.Store(f"{their_folder}/cao")
+    assert [*mine.iterdir()] == []
     mine.chmod(0o777)
     (mine / "state").mkdir()
     link = place.folder / "link"

@@ -115,7 +115,7 @@ def test_the_runtime_directory_is_made_for_its_owner_alone(tmp_path):
     cao.Store(str(home))
     assert mode(home) == 0o700
     assert {p.name: mode(p) for p in home.iterdir()} == dict.fromkeys(
-        ("sessions", "live", "queue", "wake", "lib"), 0o700
+        ("sessions", "live", "queue", "wake", "lib", "flows"), 0o700
     )
     cao.Store(str(home))  # a second time is fine
 
