@@ -6439,6 +6439,8 @@ class Orchestrator:
                 f"session {target} has ended; the message was not sent",
                 "give it a task by handoff or assign: where it can, it resumes its conversation",
             )
+        if session.kind == "agent" and PROVIDERS[session.provider].by_output:
+            self.check_mine(target)  # it would run what it is told
         self._check_typable(target, text)
         message = Message(
             message_id or self.store.new_id(target, random_letters()),
@@ -7843,7 +7845,7 @@ class ScreenProgram:
         self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
         self.prompt = ""  # what stood on the turn's line before its text
         self.at_work = False  # the screen has not shown the end of the turn yet
-        self.waits = [""]  # the lines when the open question was settled
+        self.waits: list[str] = []  # the lines when the open question was settled
         self.cut = False  # was the turn's line gone at its end?
         self.most = 0  # the lines that tmux keeps above the screen
 
@@ -7878,7 +7880,12 @@ class ScreenProgram:
     def mark_turn(self, text: str) -> None:
         """Note where a turn begins, when its text was typed and before Enter."""
         self.mark(text)
-        self.turn, self.at_work, self.cut, self.settled = self.asked, True, False, False
+        self._doubt()
+        self.turn, self.at_work, self.cut = self.asked, True, False
+
+    def _doubt(self) -> None:
+        """Have what the screen says believed only when other looks have seen it, too."""
+        self.seen, self.settled = Look("unknown", "none"), False
 
     def look(self, now: float) -> Look:
         """Return what the program does now, by its screen; note since when that is so."""
@@ -7895,8 +7902,8 @@ class ScreenProgram:
             self.seen, self.seen_at = look, now
         self.settled = now - self.seen_at >= SETTLE_S / 2
         if look.state != "asking":
-            self.waits = [""]
-        elif self.settled and self.waits == [""]:
+            self.waits = []
+        elif self.settled and not self.waits:
             self.waits = lines
         return look
 
@@ -7905,12 +7912,12 @@ class ScreenProgram:
         follow, and the one that had been the last has changed, or somebody has typed. Otherwise
         the question is still being drawn."""
         at = len(self.waits) - 1
-        if self.waits == [""] or len(lines) <= at + 1:
+        if at < 0 or len(lines) <= at + 1:
             return
         typed_s = self.tmux.person_active_s(self.pane)
         if lines[at] != self.waits[at] or typed_s < now - self.seen_at:
             self.asked = Mark(self.waits)
-        self.waits = [""]
+        self.waits = []
 
     def _unanswered(self, lines: list[str]) -> list[str]:
         """Return what may be a question: all that the turn has printed, or all since the last
@@ -7933,12 +7940,11 @@ class ScreenProgram:
         return self.settled and self.seen.state == "idle"
 
     def answer(self) -> str | None:
-        """Return what the turn has printed; None where it has printed nothing yet. Then the
-        program counts as ready only when other looks have seen it so."""
+        """Return what the turn has printed; None where it has printed nothing yet."""
         lines = self._lines()
         new = lines_behind(self.turn, lines)
         if new is not None and len(new) == 1:
-            self.seen, self.settled = Look("unknown", "none"), False
+            self._doubt()
             return None
         self.at_work, self.cut = False, new is None
         self.asked = Mark(lines)
@@ -8055,8 +8061,9 @@ class Runner:
         self.task_at = self.turn_at = self.paused_s = self.look_at = 0.0
         self.task_exact, self.tries = "", 0  # Delivery.exact of the task; how many checks ended
         self.begun = False  # has a turn ever begun?
-        # The CLI did not take a result or a notice: these wait until a turn has begun.
-        self.stuck = False
+        # The CLI did not take a result or a notice: these wait until a turn has begun. A program
+        # takes none at all: it is no agent, and would run them.
+        self.stuck = self.row.by_output
         self.heard = False  # has any hook ever come?
         self.delivery: Delivery | None = None
         self.step_at = 0.0  # when the delivery reached its step, or Enter was last due for it
@@ -8274,7 +8281,7 @@ class Runner:
         runs already."""
         if self.phase != "working" and not marked:
             self._mark_transcript()
-        self.begun, self.stuck = True, False
+        self.begun, self.stuck = True, self.row.by_output
         self.held_end = self.ending = None
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
@@ -8499,7 +8506,7 @@ class Runner:
         """Tell whether the turn's end is not the task's: the agent was not told all results of
         its own workers, or a message waits from the task's sender, or from cao (a failed check, a
         person's "no")."""
-        if self.store.owed(self.name):
+        if not self.stuck and self.store.owed(self.name):
             return True
         for message in self.store.waiting(self.name):
             if message.kind == "message" and self._is_of_task(message):
@@ -9123,7 +9130,7 @@ class Runner:
         owed = self.store.owed(self.name)
         if self.stuck:  # it takes no results: those do not keep it open
             owed = self.store.running(self.name)
-        return not owed and not self.store.waiting(self.name)
+        return not owed and not self._letters()
 
     def _close_if_idle(self, now: float, asked: bool = False) -> None:
         """End the session if it may close and has been idle for idle_close_s. asked: another waits
@@ -9772,7 +9779,6 @@ class Runner:
             self._end_task("failed", reason="budget", detail=words)
         if self.program:
             self.program.mark()
-            self.program.settled = False
             self._keys("C-c")
             self._end_turn(Event("interrupted", source="keys"))
         else:

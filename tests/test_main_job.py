@@ -1759,6 +1759,25 @@ def test_an_answer_is_whole_behind_a_prompt_and_text_as_wide_as_the_pane(place, 
         assert place.ok("handoff", session, "print('a  b', end='')") == "a  b\n"
 
 
+def test_a_program_reads_no_word_of_cao_or_of_those_below_it(place):
+    """It would run it: it is no agent."""
+    place.profile(
+        "sh", "---\nprovider: command\ncommand: [bash, --norc, -i]\nready: '[$#] $'\n---\n"
+    )
+    cao_here = cao.quote_argv(CAO)
+    first = place.ok("assign", "sh", f"{cao_here} assign demo 'demo: say inner'").strip()
+    session, inner = first.partition(".")[0], place.ok("wait", first).strip()
+    until(lambda: place.store.load_result(inner))
+    tell = f"{cao_here} assign demo 'demo: tell touch pwned'"
+    teller = place.ok("handoff", session, tell).strip()
+    until(lambda: place.store.load_result(teller))
+    assert place.ok("handoff", session, "echo over") == "over\n"
+    assert place.ok("handoff", session, f"{cao_here} wait {inner}") == "inner\n"
+    assert not (place.work / "pwned").exists()
+    place.ok("send", session, "touch told")
+    until((place.work / "told").exists)
+
+
 EXITING = """---
 provider: command
 command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]

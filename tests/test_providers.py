@@ -1081,6 +1081,30 @@ def test_the_answer_is_what_was_printed_between_prompt_and_ready(printed, settin
     assert cao.ScreenProgram(None, "", command(**settings)).parse_printed(printed) == answer
 
 
+class Pane:
+    """Stands for tmux, with a screen that a test draws."""
+
+    def capture(self, *_, **_more) -> str:
+        return self.screen
+
+
+def test_what_looks_like_a_prompt_is_believed_when_it_has_stood_for_a_while():
+    pane = Pane()
+    program = cao.ScreenProgram(pane, "", command())
+    pane.screen, ready = ">>> ", []
+    for now in (10.0, 10.1, 10.2):
+        program.look(now)
+        ready.append(program.is_ready())
+    pane.screen = ">>> 6 * 7"
+    program.mark_turn("6 * 7")
+    pane.screen = ">>> 6 * 7\n42\n>>> "  # before the first look after Enter
+    for now in (10.3, 10.4, 10.5):
+        program.look(now)
+        ready.append(program.is_ready())
+    assert ready == [False, False, True] * 2
+    assert program.answer() == "42"
+
+
 # ---- profiles ----
 
 
