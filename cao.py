@@ -1611,7 +1611,7 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     # OpenCode 1.18.33 says what it would allow: offered where all of that is shown. Else it is one
     # command: a rule of Claude Code's without one allows all calls of the tool, and a * in it any.
     what, command = text_at(payload, "always"), text_at(payload, "tool_input.command")
-    exact = len(what) <= 200
+    exact = len(what) <= 200 and what != "*"
     if not what:
         what, exact = "the same again", command != "" and "*" not in command
     if row.always and exact:
@@ -2453,6 +2453,11 @@ export const cao = async ({ client }) => {
 """
 
 
+_OPENCODE_HARMLESS = (
+    "read glob grep list lsp codesearch todoread todowrite skill task question cao_*"
+).split()
+
+
 def _start_opencode(launch: Launch) -> Start:
     """OpenCode merges the configuration in our variable over the user's own, for this launch
     only."""
@@ -2465,7 +2470,10 @@ def _start_opencode(launch: Launch) -> Start:
             entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
     rules = PROVIDERS["opencode"].permission_words[profile.permissions].split()
-    permissions: dict[str, Any] = dict(rule.split("=") for rule in rules)
+    permissions: dict[str, Any] = {}
+    if profile.permissions in ("ask", "edits"):  # what it does not name, OpenCode 1.18.33 allows
+        permissions = {"*": "ask", **dict.fromkeys(_OPENCODE_HARMLESS, "allow")}
+    permissions.update(dict(rule.split("=") for rule in rules))
     outside = "ask"
     if profile.permissions == "all":
         outside = "allow"
@@ -3679,9 +3687,8 @@ def runtime_home() -> str:
         return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
-        # Not resolved here. Store follows a link that somebody has put there, and make_home
-        # refuses the place that it leads to if others could write there.
-        return f"{os.path.realpath('/tmp')}/cao-{os.getuid()}/cao"
+        # Not /tmp: sandboxes let an agent write there. Not resolved here: make_home judges the way.
+        return f"/var/tmp/cao-{os.getuid()}/cao"
     return os.path.realpath(f"{state}/cao")
 
 

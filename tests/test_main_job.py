@@ -2004,7 +2004,7 @@ def test_where_there_is_no_home_the_files_are_below_tmp(place, monkeypatch):
     for name in ("CAO_HOME", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is without HOME, or name
-    assert cao.runtime_home() == f"/tmp/cao-{os.getuid()}/cao"
+    assert cao.runtime_home() == f"/var/tmp/cao-{os.getuid()}/cao"
 
 
 def test_the_socket_is_cao_for_the_users_own_home_alone():

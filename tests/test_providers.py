@@ -1528,3 +1528,29 @@ def test_a_pi_is_told_of_the_shell_command_only_where_it_has_a_shell(tools, told
     system = cao.PROVIDERS["pi"].start(launch_of("pi", **fields)).files["system.md"]
     assert system.startswith("BE BRIEF\n")
     assert ("shell command" in system) == told
+
+
+@pytest.mark.parametrize("mode", ["ask", "edits", "auto", "all"])
+def test_opencode_asks_before_every_tool_that_nobody_has_named(mode):
+    given = launch(provider="opencode", profile={"permissions": mode})
+    config = json.loads(cao.PROVIDERS["opencode"].start(given).env["OPENCODE_CONFIG_CONTENT"])
+    rules = [*config["permission"].items()]  # the last that matches counts
+    named = dict(rules)
+    assert (rules[0] == ("*", "ask")) is (mode in ("ask", "edits"))
+    if mode in ("ask", "edits"):
+        assert (named["cao_*"], named["read"], named["bash"]) == ("allow", "allow", "ask")
+    if mode == "edits":
+        assert [*named["edit"].items()] == [("*", "allow"), ("*.git", "ask"), ("*.git/*", "ask")]
+
+
+@pytest.mark.parametrize("mode", ["ask", "edits"])
+@pytest.mark.parametrize("provider", ["claude", "qwen", "copilot", "opencode"])
+def test_of_a_sessions_own_files_its_cli_gets_the_letters_alone(provider, mode):
+    started = cao.PROVIDERS[provider].start(
+        launch(provider=provider, profile={"permissions": mode})
+    )
+    given = "\n".join([*started.argv, started.env.get("OPENCODE_CONFIG_CONTENT", "")])
+    folder = launch().folder
+    reached = re.findall(rf"(?:--add-dir\n|Read\(/|\"){re.escape(folder)}([^\n)\"]*)", given)
+    wanted = {"claude": ["/letters/**"], "opencode": ["/system.md", "/letters/**"]}
+    assert reached == wanted.get(provider, ["/letters"])
