@@ -1189,6 +1189,9 @@ class Provider(NamedTuple):
     # The words of its folder-trust dialog, and the key that trusts for this session only. It is
     # pressed under `trust: yes`, for a CLI that has no flag for it.
     trusts: tuple[str, str] = ("", "")
+    # What of a folder it runs, or reads what to run from, with no question: where one of these is,
+    # it is started under `trust: yes` alone.
+    runs_unasked: tuple[str, ...] = ()
 
     # ---- what it says: events, files, its pane's title ----
 
@@ -2109,8 +2112,8 @@ def _start_qwen(launch: Launch) -> Start:
         settings["permissions"]["deny"] += _qwen_outside(launch.cwd)
     if launch.profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
-    if launch.profile.trust:
-        settings["security"] = {"folderTrust": {"enabled": False}}
+    # Untrusted, it asks first, and reads no settings of the folder.
+    settings["security"] = {"folderTrust": {"enabled": not launch.profile.trust}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
     return Start(argv, env, files)
 
@@ -2746,7 +2749,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "all but reading, and changes below its directory",
             "all": "nothing is asked",
         },
-        mcp=False,
+        mcp=False, runs_unasked=(".pi/extensions", ".pi/settings.json"),
         entry_says=_pi_says,
         tokens=Tokens(
             "id", "timestamp", "message.usage", "input cacheWrite", "cacheRead", "output"
@@ -5786,6 +5789,10 @@ class Orchestrator:
         home, runner_cwd = provider.home_in(env), self.store.home
         if not session.host:
             runner_cwd, links = session.cwd, provider.links
+            for file in provider.runs_unasked:
+                if not profile.trust and os.path.exists(f"{session.cwd}/{file}"):
+                    what = f"{provider.name} would run, unasked, what {session.cwd}/{file} says"
+                    raise UsageError(what, "a person reads it, and gives the profile `trust: yes`")
             own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
             started = provider.start(launch._replace(own=own, env=env))
             files = {"system.md": system, **started.files}

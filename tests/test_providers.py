@@ -1366,6 +1366,8 @@ def test_a_folder_is_trusted_only_where_the_profile_says_so(trust):
     asked = launch(profile={"trust": trust})
     assert ("CLAUDE_CODE_SANDBOXED" in CLAUDE.start(asked).env) is trust
     assert ("projects" in settings_of(CODEX.start(asked).argv)) is trust
+    settings = cao.PROVIDERS["qwen"].start(launch_of("qwen", trust=trust)).files["settings.json"]
+    assert settings["security"]["folderTrust"]["enabled"] is not trust
 
 
 def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_server_is_left_out():

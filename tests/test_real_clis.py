@@ -779,11 +779,16 @@ def test_an_ended_session_goes_on_with_its_conversation(place, cli, mock_llm):
     assert "the word is aurora" in json.dumps(mock_llm.requests[-1])
 
 
-@pytest.mark.parametrize("cli", ["claude", "kimi"])
+@pytest.mark.parametrize("cli", ["claude", "kimi", "qwen"])
 def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, cli, mock_llm):
     install(place, cli, mock_llm.port)  # Codex asks for no trust where -s and -a are given
     path = place.home / "profiles" / f"real-{cli}.md"
     path.write_text(path.read_text().replace("trust: yes\n", ""))
+    mark = place.user / "hostile-hook-ran"
+    hook = {"hooks": [{"type": "command", "command": f"touch {mark}"}]}
+    (place.work / ".qwen").mkdir()
+    text = json.dumps({"hooks": {"SessionStart": [hook], "UserPromptSubmit": [hook]}})
+    (place.work / ".qwen/settings.json").write_text(text)
     found = handoff(place, f"real-{cli}", "MOCK:say trusted", code=6)
     (ask,) = found["asking"]
     assert ask["question"]["kind"] == "screen"
@@ -796,8 +801,10 @@ def test_without_trust_the_dialog_is_reported_and_a_person_may_answer(place, cli
     if cli == "claude":  # the cursor stands on No
         place.ok("answer", session, "--key", "Down")
         place.until_state(session, "asking")
+    assert not mark.exists()
     place.ok("answer", session, "--key", "Enter")
     assert place.ok("wait", task) == "trusted\n"
+    assert mark.exists() is (cli == "qwen")
 
 
 def test_claudes_first_run_is_shown_within_seconds(place, mock_llm):
@@ -1163,6 +1170,22 @@ def test_opencode_runs_a_repositorys_plugin_only_where_it_is_trusted(place, mock
     )
     place.ok("handoff", "real-opencode", "MOCK:say safe")
     assert mark.exists() is (trust == "yes")
+
+
+def test_pi_starts_beside_a_repositorys_extensions_only_where_they_are_trusted(place, mock_llm):
+    install(place, "pi", mock_llm.port)
+    mark = place.user / "hostile-extension-ran"
+    (place.work / ".pi/extensions").mkdir(parents=True)
+    (place.work / ".pi/extensions/evil.js").write_text(
+        f'require("node:fs").writeFileSync("{mark}", ""); module.exports = () => {{}}\n'
+    )
+    done = place.run("handoff", "real-pi", "MOCK:say safe")
+    assert (done.returncode, "trust: yes" in done.stderr) == (2, True), done.stderr
+    assert (place.live(), mark.exists()) == ([], False)
+    path = place.home / "profiles" / "real-pi.md"
+    path.write_text(path.read_text().replace("permissions: ask", "trust: yes"))
+    assert place.ok("handoff", "real-pi", "MOCK:say safe") == "safe\n"
+    assert mark.exists()
 
 
 SUB_AGENT = {  # how each CLI's model starts one, in the foreground; pi has none
