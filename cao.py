@@ -2953,6 +2953,9 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
         for key in OWN_SETTINGS:  # they could undo all of the above
             if settings.pop(key, None):
                 removed.append(key)
+        if profile.approve:  # its supervisor would give what the grant takes
+            profile = profile._replace(approve="")
+            removed.append("approve")
     clipped = (*profile.clipped, *removed)
     return profile._replace(permissions=permissions, settings=settings, clipped=clipped)
 
@@ -13607,6 +13610,8 @@ def cmd_watch(ask: Ask) -> None:
 def cmd_launch(ask: Ask) -> None:
     cwd = working_directory(ask.args.cwd or "")
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
+    if not ask.boss.caller.person:  # no grant and no depth would count for its workers
+        raise UsageError("only a person may launch a supervisor", "cao assign gives an agent work")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
     try:
         ask.boss.start(name, profile)
@@ -14809,7 +14814,8 @@ class McpServer:
         form = Form(self, call.boss, text, ["no", "yes"])
         if "yes" in form.options and self.has_person():
             self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
-        if form.close() != "yes":
+        # What was shown is what is allowed: it may be another's by now.
+        if form.close() != "yes" or find_repository(cwd)[0] != repository:
             return False
         as_person(call.boss).allow(cwd, check, False)
         return True

@@ -390,6 +390,21 @@ def test_the_person_sees_that_a_check_is_allowed_in_the_whole_repository(connect
     assert f"cao: allowed in {where}\n" in done.stderr
 
 
+def test_the_repository_that_the_person_saw_is_the_one_where_a_check_is_allowed(connect, place):
+    inner = place.work / "sub"
+    for folder in (place.work, inner):
+        (folder / ".git").mkdir(parents=True)
+    client = connect()
+    job = {"target": "demo", "task": "demo: say x", "check": "test -d .", "cwd": str(inner)}
+    key = client.post_call("assign", **job)
+    form = client.form()
+    assert f"{inner}/.git" in form["params"]["message"].replace("\n", "")
+    (inner / ".git").rmdir()  # meanwhile: now it is the outer one's
+    client.reply(form, "yes")
+    assert "no person has allowed" in client.answer(key)["result"]["content"][0]["text"]
+    assert "test -d ." not in place.ok("allow", "--list")
+
+
 @pytest.mark.parametrize("how", ["no", "decline", "late", "long"])
 def test_a_check_that_no_person_allows_is_refused_with_the_ways(connect, place, how):
     client = connect(CAO_CALL_CEILING_S="1" if how == "late" else "20")

@@ -109,12 +109,13 @@ def test_a_grant_takes_away_what_is_beyond_it_and_says_what(grant, took):
         "provider: claude\nclaudeConfig: {permissions: {defaultMode: bypassPermissions}}",
         "provider: codex\ncodexConfig: {sandbox_mode: danger-full-access}",
         "provider: codex\ncodexProfile: wild",
+        "provider: claude\napprove: supervisor",
     ],
 )
 def test_a_clis_own_settings_do_not_undo_a_grant_unless_the_profile_is_named_in_it(own):
     key = own.split("\n")[1].partition(":")[0]
     clipped = cao.clip_profile(parse(own), {"permissions": "edits"})
-    assert (key in clipped.settings, clipped.clipped) == (False, (key,))
+    assert (key in clipped.settings and bool(clipped.approve), clipped.clipped) == (False, (key,))
     named = cao.clip_profile(parse(own), {"permissions": "edits", "profiles": ["work*"]})
     assert (key in named.settings, named.clipped) == (True, ())
 
@@ -180,6 +181,16 @@ def test_an_ended_session_goes_on_with_what_it_was_granted(place, resuming):
     again = resuming.assign(name, "demo: say again", cao.TaskOptions())
     until(lambda: place.store.load_result(again))
     assert place.result(again)["notes"] == place.result(task)["notes"] != []
+
+
+@pytest.mark.tmux
+def test_an_agent_launches_no_supervisor_beside_its_grant_and_depth(place):
+    place.profile("boss", "---\nprovider: demo\ngrant: {permissions: edits}\n---\n")
+    session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
+    for agent in ({"CAO_SESSION": session}, {"CLAUDECODE": "1"}):
+        done = place.run("launch", "demo", "--detach", **agent)
+        assert (done.returncode, "only a person" in done.stderr) == (2, True)
+    assert place.live() == [session]
 
 
 @pytest.mark.tmux
