@@ -5684,10 +5684,15 @@ class Orchestrator:
     def _own_repository(self) -> str:
         """Return the one repository of which the caller gets worktrees, "" where it is free: git
         runs what a repository's config names, and an agent may have written any other."""
+        if self.caller.person:
+            return ""
         here = os.path.realpath(current_directory())
+        if inside := _in_worktrees(here):
+            top = worktree_path(self.store, inside.partition("/")[0])
+            return os.path.dirname(os.path.dirname(_sure_directory(top)))
         own = find_repository(here)[0]
         in_none = own == here and not self.caller.worker  # a client such as Claude Desktop
-        return "" if self.caller.person or in_none else own
+        return "" if in_none else own
 
     def _enter(self, session: Session) -> None:
         """Put a session into the queue, by a ticket that holds this process's CAO_MAX_SESSIONS,
@@ -6947,12 +6952,8 @@ def _git_directory(folder: str) -> str:
     return directory if known else ""
 
 
-def git_at(folder: str) -> list[str]:
-    """Return git's options for work in a folder. In our worktrees git does not look for its
-    directory, but is given it. Raises CaoError where an agent may have made that."""
-    place = ["-C", folder]
-    if not os.path.isdir(folder) or not _in_worktrees(folder):
-        return place
+def _sure_directory(folder: str) -> str:
+    """Return what _git_directory does. Raises CaoError where an agent may have made that."""
     directory = _git_directory(folder)
     if not directory:
         raise CaoError(
@@ -6960,7 +6961,16 @@ def git_at(folder: str) -> list[str]:
             " git would run what it leads to",
             "in the repository, not there: git worktree repair",
         )
-    return [*place, f"--git-dir={directory}"]
+    return directory
+
+
+def git_at(folder: str) -> list[str]:
+    """Return git's options for work in a folder. In our worktrees git does not look for its
+    directory, but is given it. Raises CaoError as _sure_directory does."""
+    place = ["-C", folder]
+    if os.path.isdir(folder) and _in_worktrees(folder):
+        place.append(f"--git-dir={_sure_directory(folder)}")
+    return place
 
 
 def _git(

@@ -7,7 +7,6 @@ Each agent here may only write files. What it wrote would make any git that beli
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -147,9 +146,27 @@ def test_no_worktree_is_made_from_one_whose_git_file_was_changed(repo, forged):
     session, path = worker(repo)
     forged(repo, path)
     done = repo.run("handoff", "demo", "x", "--worktree", cwd=path, CAO_SESSION=session)
-    assert done.returncode == 2, done.stderr
-    assert re.search(r"\.git file was changed|an agent gets worktrees of", done.stderr)
+    said = "the worktree's .git file was changed"
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    done = repo.run("handoff", "demo", "x", "--worktree", cwd=path)  # a person, who stands in it
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     assert not mark(repo).exists()
+
+
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_a_worker_cannot_name_another_repository_as_its_own(repo, below):
+    session, path = worker(repo)
+    evil, here = repo.folder / "evil", path / below
+    here.mkdir(exist_ok=True)
+    forge(repo, evil / ".git")
+    private = forge(repo, evil / ".git" / "worktrees" / "x")
+    (private / "gitdir").write_text(f"{here}/.git\n")
+    (here / ".git").write_text(f"gitdir: {private}\n")
+    argv = ("handoff", "demo", "x", "--worktree", "--cwd", str(evil))
+    done = repo.run(*argv, cwd=here, CAO_SESSION=session)
+    assert mark(repo).exists() is False
+    said = "an agent gets worktrees of" if below else "the worktree's .git file was changed"
+    assert (done.returncode != 0, said in done.stderr) == (True, True), done.stderr
 
 
 @pytest.mark.parametrize("forged", WAYS[:4], ids=lambda way: way.__name__)
