@@ -7836,14 +7836,17 @@ def lines_behind(mark: Mark, lines: list[str]) -> list[str] | None:
     other by all that stands above it.
     """
     at, last = len(mark.lines) - 1, mark.lines[-1]
-    if not mark.text:
-        if len(lines) <= at or lines[:at] != mark.lines[:at]:
-            return None
-        return [lines[at].removeprefix(last), *lines[at + 1 :]]
-    typed = last[: last.rindex(mark.text) + len(mark.text)]
-    for n in range(min(at, len(lines) - 1), -1, -1):
+    places, known = range(min(at, len(lines) - 1), -1, -1), [last, last.rstrip()]
+    if mark.text:
         # A shell may show more behind the text (the time, a suggestion), before Enter or after it.
-        for words in (last.rstrip(), typed):
+        known.append(last[: last.rindex(mark.text) + len(mark.text)])
+    elif len(lines) > at and lines[:at] == mark.lines[:at]:
+        places = range(at, at + 1)
+        known.append("")  # the line was drawn anew
+    else:
+        return None
+    for n in places:
+        for words in known:
             if lines[n].startswith(words):
                 return [lines[n][len(words) :], *lines[n + 1 :]]
     return None
@@ -7941,8 +7944,8 @@ class ScreenProgram:
         at = len(self.waits) - 1
         if at < 0 or len(lines) <= at + 1:
             return
-        typed_s = self.tmux.person_active_s(self.pane)
-        if lines[at] != self.waits[at] or typed_s < now - self.seen_at:
+        typed_s = self.tmux.person_active_s(self.pane) - 1.0  # tmux tells in whole seconds when
+        if lines[at] != self.waits[at].rstrip() or typed_s < now - self.seen_at:
             self.asked = Mark(self.waits)
         self.waits = []
 
@@ -7965,6 +7968,11 @@ class ScreenProgram:
     def is_ready(self) -> bool:
         """Tell whether the screen says ready."""
         return self.settled and self.seen.state == "idle"
+
+    def is_free(self) -> bool:
+        """Tell whether a turn may be typed: the screen says ready, and has shown the last one's
+        end."""
+        return self.is_ready() and not self.at_work
 
     def answer(self) -> str | None:
         """Return what the turn has printed; None where it has printed nothing yet."""
@@ -7989,12 +7997,13 @@ class ScreenProgram:
 
     def type_exit(self) -> bool:
         """Type the profile's `exit` words, by which the program ends itself; tell whether it has
-        any. This does not wait for the end."""
+        any and was free to read them. This does not wait for the end."""
         words = strip_controls(self._pattern("exit"))
-        if words:
-            self.tmux.paste(self.pane, [words])
-            self.tmux.keys(self.pane, "Enter")
-        return words != ""
+        if not words or not self.is_free():
+            return False
+        self.tmux.paste(self.pane, [words])
+        self.tmux.keys(self.pane, "Enter")
+        return True
 
     def read_screen(self, screen: str, printed: str | None = None) -> Look:
         """Return the state that the profile's own patterns see on a screen and in what was printed
@@ -8728,8 +8737,7 @@ class Runner:
         grace_s = 0.5
         if outcome == "stopped":
             grace_s = 2.0
-            idle = self.phase == "idle"
-            if self.program and idle and not self._has_ended() and self.program.type_exit():
+            if self.program and not self._has_ended() and self.program.type_exit():
                 look_until(self._has_ended, 50)  # it may save its work
         if self.child:
             if not self.group:  # it was started in this round
@@ -9700,7 +9708,7 @@ class Runner:
             return "another program has the terminal"
         if self.boss.tmux.person_active_s(self.pane) < PERSON_S:
             return "a person is at the session"
-        if self.program and (self.program.at_work or not self.program.is_ready()):
+        if self.program and not self.program.is_free():
             return f"the program is not ready ({self.program.seen.why})"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"

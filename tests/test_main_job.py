@@ -1617,6 +1617,15 @@ def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_w
     assert place.ok("wait", *found["running"]) == "Sure? [y/n] no, keep it\ngot no, keep it\n"
 
 
+def test_an_answer_that_a_program_does_not_show_is_one(place):
+    hidden = ASKER.replace("read x", "stty -echo; read x; stty echo; echo")
+    place.profile("asker", hidden.replace(" *$'\n---", "'\n---"))
+    session, task = assign(place, "delete it", "asker")
+    place.until_state(session, "asking")
+    place.ok("answer", session, "secret")
+    assert place.ok("wait", task) == "Sure? [y/n]\ngot secret\n"
+
+
 def test_a_programs_question_that_a_person_answers_in_the_pane_is_over(place):
     place.profile("asker", ASKER.replace("echo", "sleep 1.5; echo"))
     session, task = assign(place, "delete it", "asker")

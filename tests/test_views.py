@@ -90,9 +90,9 @@ def test_watch_shows_the_tree_with_state_age_task_and_question(place, terminal, 
     screen = shown.sees(r"(?s)asks: Bash: rm build$.*^enter attach")
     worker = next(name for name in place.live() if name not in (boss, idle))
     assert re.search(r"^cao  1 working  1 asking  1 idle$", screen, re.M)
-    assert re.search(rf"^  {boss}  working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
-    assert re.search(rf"^{worker}    asking   since \d\d:\d\d  ", screen, re.M)
-    assert re.search(rf"^  {idle}  idle     since \d\d:\d\d .*the tests pass$", screen, re.M)
+    assert re.search(rf"^{'  ' + boss:16}working  \d+(\.\d)? s  +demo: assign demo", screen, re.M)
+    assert re.search(rf"^{worker:16}asking   since \d\d:\d\d  ", screen, re.M)
+    assert re.search(rf"^{'  ' + idle:16}idle     since \d\d:\d\d .*the tests pass$", screen, re.M)
     assert screen.index(worker) < screen.index("shell-") < screen.index(boss)  # it asks
     assert screen.splitlines()[-1].startswith("enter attach  r read  a answer")
     assert len(screen.splitlines()) == lines
@@ -600,6 +600,22 @@ def test_a_small_terminal_that_attaches_sees_the_end_of_a_full_screen_program(pl
     shown.sees("READY>")
     shown.tmux("resize-window", "-x", "80", "-y", "15")
     shown.sees("(?s)^(?!.*FIRST).*READY>")
+
+
+def test_what_a_person_answers_in_the_pane_is_an_answer_though_it_is_not_shown(place, request):
+    ask = 'printf "> "; read a; printf "Password: "; stty -echo; read x; stty echo; echo; echo $x'
+    ask += "; cat"
+    place.profile("login", f"---\nprovider: command\ncommand: [sh, -c, {json.dumps(ask)}]\n"
+                           "ready: '^> $|^secret$'\nasking: 'Password:'\n---\n")  # fmt: skip
+    task = place.ok("assign", "login", "begin").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    shown = Terminal(place, 200, 50, "attach", session)
+    request.addfinalizer(shown.close)
+    shown.sees("Password:")
+    shown.press("secret", "Enter")
+    until(lambda: place.state(session)["state"] != "asking")
+    assert place.ok("wait", task) == "Password:\n"
 
 
 # ---- what teaches ----
