@@ -7529,7 +7529,12 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
         what, fix = f"not merged into {into}, nothing was changed there: {error.what}", error.fix
         begun = _standing(top)[1] == commit != before[1]  # no other merge is ours to undo
         # An abort would delete what somebody else has staged meanwhile.
-        if begun and (tree == commit or _git(top, "write-tree", allowed=128) == tree):
+        as_tried = _git(top, "write-tree", allowed=128) == tree
+        if tree == commit:  # git before 2.38
+            staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
+            merged = _git_names(top, "diff-tree", "-r", "--name-only", "-z", "HEAD", commit)
+            as_tried = {*staged} <= {*merged}
+        if begun and as_tried:
             _git(top, "merge", "--abort", allowed=128)
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"

@@ -37,6 +37,24 @@ def put_hook(place, name, words):
     hook.chmod(0o755)
 
 
+OLD_GIT = """#!/bin/sh
+for word; do
+    if [ "$word" = merge-tree ]; then
+        echo 'usage: git merge-tree <base-tree> <branch1> <branch2>' >&2
+        exit 129
+    fi
+done
+exec {git} "$@"
+"""
+
+
+def put_old_git(place):
+    """Put a git on the PATH that cannot try a merge, as before 2.38."""
+    program = place.folder / "bin" / "git"
+    program.write_text(OLD_GIT.format(git=shutil.which("git")))
+    program.chmod(0o755)
+
+
 def make_nested(path):
     """Make a repository with a commit, as a scaffold tool does."""
     path.mkdir(parents=True, exist_ok=True)
@@ -504,8 +522,11 @@ def test_a_merge_that_the_person_has_begun_meanwhile_is_not_undone(repo, when):
     assert git(repo.work, "rev-parse", "MERGE_HEAD") == git(repo.work, "rev-parse", "side")
 
 
+@pytest.mark.parametrize("old_git", [False, True])
 @pytest.mark.parametrize("change", ["echo mine > new.txt", "echo mine > mine; git add mine"])
-def test_what_changes_in_the_repository_while_a_hook_runs_is_kept(repo, change):
+def test_what_changes_in_the_repository_while_a_hook_runs_is_kept(repo, change, old_git):
+    if old_git:
+        put_old_git(repo)
     session, path = worker(repo)
     failing_hook(repo, path)
     put_hook(repo, "pre-merge-commit", f"{change}; echo the hook says no >&2; exit 1")
@@ -1291,22 +1312,9 @@ def test_the_commit_of_what_was_uncommitted_says_whose_work_it_is_and_on_which_t
 # ---- git before 2.38 ----
 
 
-OLD_GIT = """#!/bin/sh
-for word; do
-    if [ "$word" = merge-tree ]; then
-        echo 'usage: git merge-tree <base-tree> <branch1> <branch2>' >&2
-        exit 129
-    fi
-done
-exec {git} "$@"
-"""
-
-
 @pytest.mark.parametrize("spoil", [None, conflicting, dirty_in_the_way, failing_hook, "dirty"])
 def test_a_git_that_cannot_try_a_merge_merges_into_a_clean_tree_only(repo, spoil):
-    old = repo.folder / "bin" / "git"
-    old.write_text(OLD_GIT.format(git=shutil.which("git")))
-    old.chmod(0o755)
+    put_old_git(repo)
     session, path = worker(repo)
     (path / "more.txt").write_text("more\n")
     if spoil == "dirty":
@@ -1323,9 +1331,7 @@ def test_a_git_that_cannot_try_a_merge_merges_into_a_clean_tree_only(repo, spoil
 
 
 def test_a_git_that_cannot_try_a_merge_moves_no_file_over_an_ignored_one(repo):
-    old = repo.folder / "bin" / "git"
-    old.write_text(OLD_GIT.format(git=shutil.which("git")))
-    old.chmod(0o755)
+    put_old_git(repo)
     (repo.work / "sub").mkdir()
     (repo.work / "sub" / "b.txt").write_text("b\n")
     git(repo.work, "add", ".")
