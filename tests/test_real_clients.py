@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from conftest import CAO, until
+from conftest import CAO, ROOT, until
 from test_elicitation import approvals
 from test_mcp_official import BRIDGE, lines
 from test_real_clis import install
@@ -48,6 +48,8 @@ COPILOT = {
     "COPILOT_PROVIDER_API_KEY": "dummy",
     "COPILOT_MODEL": "mock-model",
 }
+# What the README says to hand to `demo`, to see a form.
+EXAMPLE = re.search(r"`(demo: permit make it[|]Yes[|]No)`", (ROOT / "README.md").read_text())[1]
 READY = {"claude": r"^❯", "codex": r"^› Ask", "copilot": r"^❯"}  # its input line
 KEYS = {  # of a form with one field, the options of which are "I will look", yes, no
     "claude": {
@@ -125,7 +127,7 @@ class Supervisor:
         self.sees(rf"over-{self.turns}\W*\n\W*over-{self.turns}\W*$")
 
     def hand_off(self, command: str) -> None:
-        self.ask("handoff", target="demo", task=f"demo: permit {command}|Yes|No")
+        self.ask("handoff", target="demo", task=EXAMPLE.replace("make it", command))
 
     def form(self, command: str) -> str:
         """Wait for the form, and return the session that asks in it."""
