@@ -1085,15 +1085,58 @@ def _fold(breaks: str) -> str:
 # ---- JSON that others wrote: any value in it may be missing, or of another type ----
 
 
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _parse_number(digits: str) -> float:
+    number = float(digits)
+    if abs(number) == float("inf"):
+        raise ValueError(f"{digits:.20}… is too large")
+    if digits.lstrip("-").isdigit():
+        return int(digits)
+    return number
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value in a JSON text. Raises ValueError also for NaN and for a number that is
+    too large for a float: nothing could reckon with that, or write it down again; RecursionError
+    where it is nested too deeply."""
+    return json.loads(
+        text, parse_constant=_refuse_constant, parse_float=_parse_number, parse_int=_parse_number
+    )
+
+
 def parse_object(text: str) -> dict[str, Any]:
     """Return the object in a JSON text, {} where it is none, or nested too deeply."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError):
         return {}
     if isinstance(value, dict):
         return value
     return {}
+
+
+MOMENT = range(-(10**9), 10**11)  # epoch seconds that a calendar can show
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Tell whether a JSON value has a shape: a type (or several), a range of numbers, [the shape of
+    each item], or {key: shape}; more keys than these do no harm."""
+    if isinstance(shape, range):
+        return isinstance(value, (int, float)) and shape.start <= value < shape.stop
+    if isinstance(shape, dict) and isinstance(value, dict):
+        return all(fits(value.get(key), shape[key]) for key in shape)
+    if isinstance(shape, list) and isinstance(value, (list, tuple)):
+        return all(fits(one, shape[0]) for one in value)
+    return isinstance(shape, (type, tuple)) and isinstance(value, shape)
+
+
+def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
+    """Tell whether the values of a JSON object have their shapes, {key: shape}. One that is
+    missing or null, or has no shape, passes."""
+    return all(fits(values[key], shapes[key]) for key in shapes if values.get(key) is not None)
 
 
 def value_at(entry: Any, keys: str) -> Any:
@@ -1733,11 +1776,8 @@ def read_title(titles: dict[str, str], title: str) -> Look:
 
 def read_log(text: str) -> list[dict[str, Any]]:
     """Return the entries of a session's log, without the lines that are none."""
-    return [
-        entry
-        for entry in map(parse_object, text.split("\n"))
-        if isinstance(entry.get("at"), (int, float)) and isinstance(entry.get("event"), str)
-    ]
+    shapes = {"at": MOMENT, "event": str}
+    return [entry for entry in map(parse_object, text.split("\n")) if fits(entry, shapes)]
 
 
 def _ended(text: str) -> Event:
@@ -4102,7 +4142,10 @@ def make_record(facts: dict[str, Any], kind: Callable[..., R]) -> R:
     types = kind.__annotations__
     values = {name: _tuples(value) for name, value in facts.items() if name in types}
     for name, value in values.items():
-        if not fits(value, _JSON_TYPES.get(types[name], object)):
+        shape = _JSON_TYPES.get(types[name], object)
+        if types[name] == "float" and name.endswith("_at"):
+            shape = MOMENT
+        if not fits(value, shape):
             raise TypeError(name)
         if types[name].startswith("dict") and not fits_where_given({name: value}, _FACTS):
             raise TypeError(name)
@@ -4119,7 +4162,8 @@ _FACTS: dict[str, Any] = {  # the shapes of a result's facts
 _STATE: dict[str, Any] = {  # the shapes of state.json
     **dict.fromkeys("state why task task_message task_line last_line conversation".split(), str),
     **dict.fromkeys(("transcript", "held_back"), str),
-    **dict.fromkeys(("since", "clock", "exit_status"), _NUMBER),
+    **dict.fromkeys(("clock", "exit_status"), _NUMBER),
+    "since": MOMENT,
     **dict.fromkeys(("group", "launcher"), _PROCESS),
     "questions": [
         {**dict.fromkeys(("id", "kind", "text", "where"), str), "options": [[str]], "lines": int}
@@ -4131,25 +4175,9 @@ _STATE: dict[str, Any] = {  # the shapes of state.json
     "usage": _FACTS["usage"],
 }
 _EVIDENCE = {
-    "event": {"kind": str, "source": str, "at": _NUMBER},
+    "event": {"kind": str, "source": str, "at": MOMENT},
     "look": {"state": str, "source": str, "why": str},
 }
-
-
-def fits(value: Any, shape: Any) -> bool:
-    """Tell whether a JSON value has a shape: a type (or several), [the shape of each item], or
-    {key: shape}; more keys than these do no harm."""
-    if isinstance(shape, dict) and isinstance(value, dict):
-        return all(fits(value.get(key), shape[key]) for key in shape)
-    if isinstance(shape, list) and isinstance(value, (list, tuple)):
-        return all(fits(one, shape[0]) for one in value)
-    return isinstance(shape, (type, tuple)) and isinstance(value, shape)
-
-
-def fits_where_given(values: dict[str, Any], shapes: dict[str, Any]) -> bool:
-    """Tell whether the values of a JSON object have their shapes, {key: shape}. One that is
-    missing or null, or has no shape, passes."""
-    return all(fits(values[key], shapes[key]) for key in shapes if values.get(key) is not None)
 
 
 def _tuples(value: Any) -> Any:
@@ -4235,7 +4263,7 @@ class Store:
         deleted, never fatal. Only a fault of the machine (_PASSING) raises.
         """
         try:
-            facts = json.loads(read_regular(path))
+            facts = parse_json(read_regular(path))
             if isinstance(facts, dict):
                 return facts
         except FileNotFoundError:
@@ -10311,7 +10339,7 @@ class Remote:
         here = link.here
         try:
             for line in link.read():
-                result = json.loads(line)["result"]
+                result = parse_json(line)["result"]
                 if result.get("isError"):  # what that machine refuses now, it may do soon
                     raise CaoError(f"{self.session.host}: {result['content'][0]['text']}")
                 if "structuredContent" in result:
@@ -14381,7 +14409,7 @@ class McpServer:
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message; what is none is answered with an error."""
         try:
-            message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+            message = parse_json(line.decode("utf-8"))
         except RecursionError:
             self.send(_error(None, -32700, "not JSON: nested too deeply"))
             return
@@ -14935,10 +14963,6 @@ def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
     if params.get("cursor") is not None:
         raise RpcError(-32602, "there is no such cursor")
     return rows
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
 
 
 def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:

@@ -731,6 +731,38 @@ def test_a_message_with_fields_of_a_newer_version_is_read_without_them(store):
     assert store.waiting("worker-3333") == [message()]
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" + "0" * 400, "-1e300", "1e14"])
+def test_a_file_with_a_moment_that_no_calendar_shows_is_no_file_of_ours(store, capsys, number):
+    store.save_result(result(), "boss-2222")
+    store.save_state("worker-3333", {**cao.fresh_state(), "since": 1000.5})
+    store.create(cao.Session("worker-3333", "agent", launched_at=1000.5))
+    for file in "results/worker-3333.k3f9.json", "state.json", "session.json":
+        path = Path(store.folder("worker-3333"), file)
+        text = path.read_text()
+        assert text.count("1000.5") == 1
+        path.write_text(text.replace("1000.5", number))
+    assert store.load_result("worker-3333.k3f9").reason == "unreadable"
+    assert store.load_state("worker-3333") == {}
+    assert store.load("worker-3333") is None
+    assert len(quarantined(store)) == 3
+    assert cao.read_log(f'{{"at": {number}, "event": "x"}}\n{{"at": 1, "event": "y"}}') == [
+        {"at": 1, "event": "y"}
+    ]
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400])
+def test_a_result_with_a_number_that_no_client_reads_is_unreadable(store, capsys, number):
+    check = {"command": "true", "tries": 1, "tail": "", "seconds": 88}
+    store.save_result(result(exit_status=77, check=check), "boss-2222")
+    path = Path(store.result_path("worker-3333.k3f9"))
+    for old in "77", "88":
+        text = path.read_text()
+        path.write_text(text.replace(old, number))
+        assert store.read_json(str(path)) is None
+        path.write_text(text)
+    assert store.load_result("worker-3333.k3f9").exit_status == 77
+
+
 def test_a_file_that_is_not_there_is_none(store):
     assert store.read_json(f"{store.home}/nothing") is None
     assert store.read_json(f"{store.home}/nothing/below") is None
