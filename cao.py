@@ -3354,7 +3354,8 @@ def run(
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         what = f"{argv[0]} took longer than {timeout_s:.0f} s"
-        if output := b"".join(printed).decode(errors="replace").strip():
+        output = b"".join(printed)[-CHECK_TAIL_BYTES:].decode(errors="replace").strip()
+        if output:
             what += f", having printed: {tail_lines(output, 5)}"
         raise CaoError(what) from error
     finally:
@@ -4791,13 +4792,19 @@ class Store:
         return result
 
     def save_result(self, result: Result, owner: str) -> Result:
-        """Write a task's result, unless it has one: the first written is the one. Wake its owner
-        and those above. Return the result that the task has now."""
+        """Write a task's result, unless it has one: the first written is the one. Wake its owner,
+        who may be no session or client, and those above. Return the result that the task has
+        now."""
+        path = self.result_path(result.task)
         try:
-            self.write(self.result_path(result.task), dump(result), durable=True, once=True)
+            os.mkdir(os.path.dirname(path), 0o700)
+        except (FileExistsError, FileNotFoundError):
+            pass  # it is there; or the session's folder is gone too
+        try:
+            self.write(path, dump(result), durable=True, once=True)
         except FileExistsError:
             pass
-        if os.path.isdir(self.folder(owner)):
+        if NAME.match(owner):
             self.poke(owner)
         self.poke_up(result.session)
         return self.load_result(result.task) or result
@@ -5083,7 +5090,11 @@ def install_copy(store: Store) -> list[str]:
     if not os.path.isfile(f"{folder}/cao.py"):
         store.write(f"{folder}/cao.py", source)
         # Compiling takes 15 MB, and the first runner would keep them.
-        run([python, "-I", "-S", "-c", code], 60)
+        ran = run([python, "-I", "-S", "-c", f"{code}; cao.main"], 60)
+        if ran.status:
+            _unlink(f"{folder}/cao.py")
+            what = f"{__file__} cannot be run: {tail_lines(ran.err.strip(), 1)}"
+            raise CaoError(what, "try again, if it is just being replaced")
     return [python, "-I", "-S", "-c", f"{code}; sys.exit(cao.main())"]
 
 
@@ -5537,7 +5548,7 @@ class Orchestrator:
         if message.id.endswith("~"):
             verb = "may not have been"
         text = f"Your message to {message.to} ({beginning!r}) {verb} delivered: {why}."
-        if self.store.load(message.sender):
+        if self.store.peek(message.sender):
             self.store.put_once(
                 Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
             )
@@ -5670,7 +5681,18 @@ class Orchestrator:
         stem, profile_name = render_slug(profile.name) or "agent", profile.name
         if options.host:
             stem, profile_name = stem[:26], f"{profile.name}@{options.host}"  # 26: see NEAR
-        name = self.store.new_folder(stem)
+        idle_close_s = seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S)
+        interrupted_s = seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S)
+
+        # We hold the session's own lock while the session is made. If we are killed, that lock is
+        # free, and by its clock (-1e9) the state is old: whoever looks buries the session at once.
+        name, making = "", None
+        while making is None:  # `clean` may take a new folder for one that was left
+            name = self.store.new_folder(stem)
+            try:
+                making = self.store.lock_session(name)
+            except FileNotFoundError:
+                pass
         session = Session(
             name,
             "agent",
@@ -5682,18 +5704,14 @@ class Orchestrator:
             time.time(),
             keep,
             profile.approve,
-            seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S),
-            seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S),
+            idle_close_s,
+            interrupted_s,
             new_uuid(),
             host=options.host,
         )
         if origin:
             place = os.path.normpath(f"{worktree_path(self.store, name)}/{inside}")
             session = session._replace(worktree=f"cao/{name}", origin=origin, cwd=place)
-        # We hold the session's own lock while the session is made. If we are killed, that lock is
-        # free, and by its clock (-1e9) the state is old: whoever looks buries the session at once.
-        making = self.store.lock_session(name)
-        assert making is not None
         try:
             with FileLock(f"{self.store.home}/lock"):
                 self.store.create(session)
@@ -6080,6 +6098,9 @@ class Orchestrator:
             if not self.is_over(target) or not self.take_back(target, task):
                 return task
             return self._resume(session, text, options)
+        if options.session:
+            anew = "use the profile's name for a new session"
+            raise NotFoundError(f"session {target} is gone", anew)
         target, at, host = target.partition("@")
         if at:
             profile, options = self._for_host(target, host, options)
@@ -7608,6 +7629,12 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
 #   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work
 
 
+# The shapes of what an order in events/ must have, and of what it may have.
+_ORDERS: dict[str, Any] = {
+    "answer": {"id": str, "question": str},
+    "popup_closed": {"questions": [str]},
+}
+_ANSWER = dict.fromkeys(("answer", "words", "key"), str)
 PERHAPS_AGAIN = "[perhaps for the second time]\n"
 
 
@@ -9470,7 +9497,9 @@ class Runner:
             self._interrupt("interrupted")
         elif order == "close":
             self._close_if_idle(time.monotonic(), asked=True)
-        elif order == "answer":
+        elif not fits(payload, _ORDERS.get(str(order), {})):
+            self._log("no_order", order=str(order))
+        elif order == "answer" and fits_where_given(payload, _ANSWER):
             self._answer(payload)
         elif order == "popup_closed":  # the person wants the CLI's own dialog, or has answered
             for question in list(self.questions.values()):
@@ -10762,7 +10791,8 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
     verdict = parse_object(ran.out)
     execute, output = verdict.get("execute"), verdict.get("output", {})
     if ran.status or not isinstance(execute, bool) or not isinstance(output, dict):
-        printed = tail_lines(f"{ran.out.strip()}\n{ran.err.strip()}".strip(), 20) or "nothing"
+        output = f"{ran.out.strip()}\n{ran.err.strip()}".strip()[-CHECK_TAIL_BYTES:]
+        printed = tail_lines(output, 20) or "nothing"
         raise CaoError(
             f"the script {script} ended with exit status {ran.status} and printed: {printed}",
             'it must exit 0 and print {"execute": true, "output": {…}}, or false',
@@ -11167,7 +11197,8 @@ class Schedule:
             try:
                 where = flow.beside(flow.working_directory)
                 ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
-                note = f"exit status {ran.status} {tail_lines(ran.err, 3)}".strip()
+                words = tail_lines(ran.err[-CHECK_TAIL_BYTES:], 3)
+                note = f"exit status {ran.status} {words}".strip()
             except CaoError as error:
                 note = str(error)
             record["notes"] = [f"on_failure: {note}"]

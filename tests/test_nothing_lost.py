@@ -242,6 +242,44 @@ def test_a_runner_killed_before_it_has_its_lock_is_found_as_soon_as_any_other(pl
     assert [r.outcome for r in no_grace.await_tasks([task], 60).results] == ["lost"]
 
 
+def test_a_new_session_whose_folder_clean_just_takes_gets_another_name(place, verbs, monkeypatch):
+    lock, seen = verbs.store.lock_session, []
+
+    def taken(name):
+        seen.append(name)
+        if len(seen) == 1:
+            return None
+        if len(seen) == 2:
+            os.rmdir(verbs.store.folder(name))
+        return lock(name)
+
+    monkeypatch.setattr(verbs.store, "lock_session", taken)
+    where = str(place.work)
+    session = verbs.launch(verbs.profile("demo", where), where, cao.TaskOptions())
+    assert (session, len({*seen})) == (seen[2], 3)
+    verbs.forget(session)
+
+
+def test_a_task_for_a_session_that_is_gone_starts_no_other(place, verbs):
+    """As another machine's cao names it: its conversation would be lost, unsaid."""
+    profile = verbs.profile("demo", str(place.work))
+    with pytest.raises(cao.NotFoundError, match="session demo-2222 is gone"):
+        verbs.assign("demo", "x", cao.TaskOptions(profile=profile, session="demo-2222"))
+    assert place.live() == []
+
+
+@pytest.mark.parametrize("text", ["def main(:\n", ""], ids=["half", "empty"])
+def test_a_cao_that_is_just_being_replaced_gives_no_task(place, verbs, monkeypatch, text):
+    broken = place.folder / "cao.py"
+    broken.write_text(text)
+    monkeypatch.setattr(cao, "__file__", str(broken))
+    for _ in range(2):
+        with pytest.raises(cao.CaoError, match=r"cannot be run: .*Error"):
+            verbs.assign("demo", "demo: say x", cao.TaskOptions())
+    assert place.live() == []
+    assert verbs.store.owed("person") == []
+
+
 def test_a_session_whose_launcher_is_slow_is_starting_while_that_lives(place, verbs, monkeypatch):
     """As on a machine that stood still for a while: nothing is lost by that."""
     monkeypatch.setattr(cao, "STARTING_S", 0.0)
@@ -928,6 +966,48 @@ def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, wa
     found = verbs.await_tasks(None, 60, want_all=want_all)
     assert sorted(result.answer for result in found.results) == ["one", "two"]
     assert sorted(result.task for result in found.results) == sorted(tasks)
+
+
+@pytest.mark.parametrize("sender", ["nobody_", "", "../..", "gone-2222"])
+def test_a_sender_that_there_is_not_costs_only_its_own_task_and_message(place, sender):
+    session, first = assign(place, "demo: sleep 2; say one")
+    place.until_state(session, "working")
+    bad = place.ok("assign", session, "demo: say two").strip()
+    last = place.ok("assign", session, "demo: say three").strip()
+    inbox = folder_of(place, session) / "inbox" / "new"
+    for path in inbox.iterdir():
+        if not path.name.endswith(last):
+            fields = json.loads(path.read_text())
+            path.write_text(json.dumps({**fields, "sender": sender}))
+    assert place.ok("wait", last) == "three\n"
+    assert [place.result(task)["answer"] for task in (first, bad)] == ["one", "two"]
+    place.store.put(cao.Message("9-x", "message", sender, session, "you get no answer"))
+    assert place.ok("stop", session).startswith(f"{session}: ")
+    assert place.state(session)["state"] == "ended"
+
+
+def test_a_result_is_written_though_its_folder_was_removed(place):
+    session, task = assign(place, "demo: sleep 1; say one")
+    place.until_state(session, "working")
+    (folder_of(place, session) / "results").rmdir()
+    assert place.ok("wait", task) == "one\n"
+
+
+@pytest.mark.parametrize("order", [
+    {"cao": "answer"}, {"cao": "answer", "id": 5}, {"cao": "popup_closed"}, {"cao": 5},
+    {"cao": "popup_closed", "questions": 5}, {"cao": "answer", "id": "1", "key": 7},
+    {"cao": "answer", "id": "1", "question": []}, {"cao": ["answer"]},
+], ids=json.dumps)  # fmt: skip
+def test_an_order_that_is_none_ends_no_session(place, order):
+    session, task = assign(place, "demo: ask Which?|A|B; say two")
+    question = place.until_state(session, "asking")["questions"][0]["id"]
+    if order["cao"] == "answer" and "question" not in order:
+        order = {**order, "question": question}
+    place.store.put_event(str(folder_of(place, session)), json.dumps(order))
+    until(lambda: place.store.events(session), [])
+    place.ok("answer", session, "B")
+    assert place.ok("wait", task) == "B\ntwo\n"
+    assert not (place.home / "quarantine").exists()
 
 
 def test_the_same_request_of_two_processes_at_once_is_one_task(place):

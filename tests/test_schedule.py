@@ -209,6 +209,12 @@ def test_json_has_facts_with_times_that_others_can_read(plan):
     assert not {"due_at", "missed"} & {*ran}
 
 
+def test_of_what_a_script_prints_the_record_has_the_end(plan):
+    record = plan.run(plan.write(script="head -c 3000000 /dev/zero; echo the end; exit 3"))
+    assert "the end; try: it must exit 0" in record["detail"]
+    assert len(record["detail"]) < 100_000
+
+
 @pytest.mark.parametrize(("script", "words"), [
     ("echo to-out; echo to-err >&2; exit 3", ("exit status 3", "to-out", "to-err")),
     ("echo garbage", ("printed: garbage",)),
