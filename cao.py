@@ -3398,9 +3398,28 @@ def program_fault(name: str) -> str:
     return ""
 
 
-# These are faults of the machine, not of the file that we open. They may pass, so they must not
-# be taken for "there is no such file".
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.EINTR)
+# These say that there is no file at a path, or none that could be ours.
+_NO_FILE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+)
+
+
+def may_pass(path: str, error: OSError) -> bool:
+    """Tell whether an error at a file is the machine's fault, not the file's. It may pass, so it
+    must not be taken for "there is no such file"."""
+    if error.errno == errno.EACCES:
+        return os.access(path, os.R_OK)
+    return error.errno not in _NO_FILE
+
+
+def is_gone(path: str) -> bool:
+    """Tell whether there is nothing at a path; False where the machine does not say."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return False
 
 
 # What is raised where the machine refuses something, perhaps only for a while. ImportError: we
@@ -3414,9 +3433,7 @@ def _stat_words(pid: int | str) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()
-    except OSError as error:
-        if error.errno in _PASSING:
-            raise
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
 
 
@@ -3879,12 +3896,15 @@ class FileLock:
             os.rename(self.path, f"{self.path}.{random_letters(6)}")
             self.fd = os.open(self.path, self.flags, 0o600)
         try:
-            fcntl.flock(self.fd, self.kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not self.wait:
-                os.close(self.fd)
-                raise
-            self._wait_for_it()
+            try:
+                fcntl.flock(self.fd, self.kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not self.wait:
+                    raise
+                self._wait_for_it()
+        except BaseException:
+            os.close(self.fd)
+            raise
         return self.fd
 
     def _wait_for_it(self) -> None:
@@ -4060,7 +4080,7 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
     """Return a file's text; errors: as open() takes it. Raises FileNotFoundError where there is
     none; ValueError for what cannot be read as a text file: a directory, a FIFO (which would
     block), a link to itself, no permission, bytes that are no UTF-8, more than any file of ours
-    has; OSError for a fault of the machine (_PASSING), which says nothing about the file."""
+    has; OSError for a fault of the machine (may_pass), which says nothing about the file."""
 
     def open_at_once(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_NONBLOCK)
@@ -4073,7 +4093,7 @@ def read_regular(path: str, errors: str = "surrogatepass") -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
     except OSError as error:
-        if error.errno in _PASSING:
+        if may_pass(path, error):
             raise
     raise ValueError(f"{path} cannot be read as a file")
 
@@ -4181,6 +4201,18 @@ _EVIDENCE = {
 }
 
 
+def unreadable(task: str, what: str) -> Result:
+    """Return the result of a task of which a file (what: its text or its result) is torn."""
+    return Result(
+        task,
+        task.partition(".")[0],
+        "lost",
+        reason="unreadable",
+        detail=f"its {what} could not be read; what there was of it is in quarantine/",
+        ended_at=time.time(),
+    )
+
+
 def _tuples(value: Any) -> Any:
     """Return a JSON list as a tuple, as our records have it (the lists in it stay lists), and
     any other value as it is."""
@@ -4261,7 +4293,7 @@ class Store:
 
         Whatever cannot be read as one (not JSON, nested too deeply, a directory, a FIFO, no
         permission, too large) is moved to quarantine/ and logged, and counts as none: never
-        deleted, never fatal. Only a fault of the machine (_PASSING) raises.
+        deleted, never fatal. Only a fault of the machine (may_pass) raises.
         """
         try:
             facts = parse_json(read_regular(path))
@@ -4291,8 +4323,8 @@ class Store:
 
     def quarantine(self, path: str) -> None:
         """Move what is no file of ours to quarantine/, say so on stderr, and log it if it was in
-        a session's folder. Does nothing where it is gone. Never raises: where it cannot be moved,
-        stderr has that."""
+        a session's folder. Does nothing where it is gone. A task that waited in that file gets the
+        result `lost`: its name is in the file's. Where it cannot be moved, stderr has that."""
         folder, name = f"{self.home}/quarantine", os.path.basename(path)[:50]  # it gets longer
         new_path = f"{folder}/{name}.{time.time_ns()}{random_letters()}"
         try:
@@ -4307,6 +4339,9 @@ class Store:
         name, _, file = os.path.relpath(path, f"{self.home}/sessions").partition("/")
         if NAME.match(name):
             self.log(name, "quarantined", file=file, kept=new_path)
+        task = file.partition("-")[2]
+        if file.startswith("inbox/new/") and TASK.match(task) and task.startswith(f"{name}."):
+            self.save_result(unreadable(task, "text"), "")
 
     def home_id(self) -> str:
         """Return an id that no other runtime directory has, on any machine; the first call makes
@@ -4558,7 +4593,7 @@ class Store:
         try:
             fd = self.lock(path, create=False)
         except OSError as error:
-            if error.errno in _PASSING:
+            if may_pass(path, error):
                 raise
             self.quarantine(path)  # none of ours; what was told just now is gone, and passes
             return None
@@ -4780,14 +4815,7 @@ class Store:
             return None
         result = self.read_record(self.result_path(task), Result)
         if not result:  # it was torn, and is in quarantine/: the task gets no other
-            result = Result(
-                task,
-                self.session_of(task),
-                "lost",
-                reason="unreadable",
-                detail="its result could not be read; what there was of it is in quarantine/",
-                ended_at=time.time(),
-            )
+            result = unreadable(task, "result")
             self.write(self.result_path(task), dump(result), durable=True)
         return result
 
@@ -5238,7 +5266,7 @@ class Orchestrator:
         machine, it may get a new runner (_reattach). What came into the inbox of an ended session
         is answered first.
         """
-        if not os.path.isdir(self.store.folder(name)):  # removed under us, or by hand
+        if is_gone(self.store.folder(name)):  # removed under us, or by hand
             self.store.set_live(name, False)
             return {"state": "ended", "since": 0.0, "why": "its folder is gone"}
         state = self.store.load_state(name)
@@ -8864,7 +8892,7 @@ class Runner:
                 file.seek(self.offset)
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError as error:
-            if error.errno in _PASSING:
+            if may_pass(self.transcript, error):
                 raise
             return None  # the CLI makes the file with its first words
         return self.row.read_transcript(lines)
@@ -9415,7 +9443,7 @@ class Runner:
                 self._finish("failed", "never_started", self.trouble)
         if not self.failed:
             self.trouble = ""
-        elif not os.path.isdir(self.folder):
+        elif is_gone(self.folder):
             raise CaoError(f"the folder of {self.name} is gone")  # and with it who could ask
         return not self.over
 
@@ -10307,7 +10335,7 @@ class Remote:
             self.trouble = ""
         except FAILURES as error:
             self.trouble = note_failure(self.store, self.name, error, self.trouble)
-            if not os.path.isdir(self.folder):
+            if is_gone(self.folder):
                 raise CaoError(f"the folder of {self.name} is gone") from error
         return not self.over
 
@@ -11377,7 +11405,7 @@ class DemoAgent:
             try:
                 return write()
             except FAILURES as error:
-                if not os.path.isdir(self.launch_folder):
+                if is_gone(self.launch_folder):
                     raise EOFError from error
                 select.select([], [], [], 0.2)
 
@@ -11715,7 +11743,7 @@ def _is_done_with(store: Store, name: str, owed: set[str], age_s: float) -> bool
     EXPIRES_S while messages or results wait for the session itself. One whose session.json cannot
     be read is kept. age_s: since something last happened to it.
     """
-    if not os.path.exists(f"{store.folder(name)}/session.json"):
+    if is_gone(f"{store.folder(name)}/session.json"):
         return True  # who made it was killed before that was written
     session = store.peek(name)
     if not session or any(task in owed for task in store.results(name)):

@@ -5,6 +5,7 @@ whatever is killed, cut or full. The long proof is `torture.py`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -966,6 +967,28 @@ def test_a_wait_does_not_miss_what_arrives_while_it_looks(verbs, monkeypatch, wa
     found = verbs.await_tasks(None, 60, want_all=want_all)
     assert sorted(result.answer for result in found.results) == ["one", "two"]
     assert sorted(result.task for result in found.results) == sorted(tasks)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_session_whose_folder_cannot_be_looked_at_just_now_stays_one(
+    place, verbs, monkeypatch, number
+):
+    session, _ = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+
+    def blind(real):
+        def look(path, *how, **more):
+            if os.fspath(path) == verbs.store.folder(session):
+                raise OSError(number, os.strerror(number))
+            return real(path, *how, **more)
+
+        return look
+
+    with monkeypatch.context() as patch:
+        for call in ("stat", "lstat"):
+            patch.setattr(os, call, blind(getattr(os, call)))
+        assert verbs.state_of(session)["state"] == "working"
+    assert place.live() == [session]
 
 
 @pytest.mark.parametrize("sender", ["nobody_", "", "../..", "gone-2222"])

@@ -763,6 +763,59 @@ def test_a_result_with_a_number_that_no_client_reads_is_unreadable(store, capsys
     assert store.load_result("worker-3333.k3f9").exit_status == 77
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EPERM, errno.ETIMEDOUT])
+def test_a_file_that_cannot_be_opened_just_now_is_no_torn_one(store, monkeypatch, number):
+    store.give(task())
+    store.give(task("worker-3333.a2b3", number=2))
+    store.save_result(result("worker-3333.a2b3"), "boss-2222")
+    reads = {
+        "session.json": lambda: store.load("worker-3333"),
+        "a2b3.json": lambda: store.load_result("worker-3333.a2b3"),
+        "-worker-3333.k3f9": lambda: store.waiting("worker-3333"),
+        "new/" + task().id: lambda: store.take_message("worker-3333", task().id),
+        "out/worker-3333.a2b3": lambda: store.take_result("boss-2222", "worker-3333.a2b3"),
+    }
+    real = os.open
+    for name, read in reads.items():
+
+        def refuse(path, *how, name=name):
+            if path.endswith(name):
+                raise OSError(number, os.strerror(number))
+            return real(path, *how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+                read()
+        assert read()
+    assert quarantined(store) == {}
+
+
+def test_a_lock_that_cannot_be_had_just_now_is_no_torn_file(store, monkeypatch):
+    def refuse(_fd, _kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    store.give(task())
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cao.fcntl, "flock", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+            store.take_message("worker-3333", task().id)
+    assert len(os.listdir("/proc/self/fd")) == before
+    store.take_message("worker-3333", task().id).release()
+    assert quarantined(store) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"id": "another"}'])
+def test_a_task_whose_waiting_file_is_torn_is_lost_and_told(store, capsys, text):
+    store.give(task())
+    Path(store.folder("worker-3333"), "inbox/new", task().id).write_text(text)
+    assert store.waiting("worker-3333") == []
+    assert store.owed("boss-2222") == ["worker-3333.k3f9"]
+    found = store.load_result("worker-3333.k3f9")
+    assert (found.outcome, found.reason, found.session) == ("lost", "unreadable", "worker-3333")
+
+
 def test_a_file_that_is_not_there_is_none(store):
     assert store.read_json(f"{store.home}/nothing") is None
     assert store.read_json(f"{store.home}/nothing/below") is None
