@@ -6747,7 +6747,7 @@ class Orchestrator:
     def stop_session(self, name: str, interrupt: bool) -> dict[str, Any]:
         """End a session with its workers or, with interrupt, only interrupt its turn. Return what
         came of it (session, state, did). Raises UsageError where the caller may not, or it is a
-        client."""
+        client; CaoError where nobody knows whether there is a turn to interrupt."""
         if self.store.find(name).kind != "agent":
             raise UsageError(f"{name} is a client, not an agent", "it ends with its own program")
         self.check_mine(name)
@@ -6760,6 +6760,9 @@ class Orchestrator:
             did = "told to end, and is still at it"
             if state["state"] == "ended":
                 did = "ended"
+        elif state["state"] == "unknown":
+            what = f"{name} was not interrupted: what it does cannot be known now"
+            raise CaoError(what, "try again, or stop the session")
         elif state["state"] not in ("working", "asking"):
             did = "nothing: no turn was running"
         else:

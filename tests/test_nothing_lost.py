@@ -1009,6 +1009,14 @@ def test_a_sender_that_there_is_not_costs_only_its_own_task_and_message(place, s
     assert place.state(session)["state"] == "ended"
 
 
+def test_an_interrupt_of_a_session_whose_state_is_unknown_is_no_success(place):
+    session, _ = assign(place, "demo: sleep 60")
+    place.until_state(session, "working")
+    (folder_of(place, session) / "state.json").write_text("{")
+    done = place.run("stop", "--interrupt", session)
+    assert (done.returncode, "was not interrupted" in done.stderr) == (1, True)
+
+
 def test_a_result_is_written_though_its_folder_was_removed(place):
     session, task = assign(place, "demo: sleep 1; say one")
     place.until_state(session, "working")
