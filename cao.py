@@ -12906,6 +12906,18 @@ def task_options(given: dict[str, Any]) -> TaskOptions:
     return TaskOptions(**{field: given[field] for field in fields})
 
 
+def longest_that_fits(sizes: Iterable[int], most: int) -> int:
+    """Return at how many characters texts of these sizes have to be cut, so that all of them
+    together have no more than `most`."""
+    ascending, left = sorted(sizes), most
+    for number, size in enumerate(ascending):
+        share = left // (len(ascending) - number)
+        if size > share:
+            return share
+        left -= size
+    return most
+
+
 def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset()) -> Answer:
     """Return what a wait found, as text and as data. known: ids of the questions that the client
     had been told before that wait.
@@ -12915,19 +12927,28 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
     boss, store = call.boss, call.boss.store
     parts: list[str] = []
     data: dict[str, Any] = {}
+    texts = [*(result.answer for result in waited.results), *(m.text for m in waited.messages)]
+    most = longest_that_fits(map(len, texts), call.answer_chars)
     if waited.results:
         data["results"] = []
         for result in waited.results:
-            shown = view_result(store, result, call.answer_chars)
+            shown = view_result(store, result, most)
             data["results"].append(shown)
             parts.append(render_result(result._replace(answer=shown["answer"])))
             if "cut" in shown:
                 parts[-1] += f"\n{shown['cut']}"
 
     if waited.messages:
-        parts += map(render_message, waited.messages)
-        keys = ("kind", "sender", "text", "id")
-        data["messages"] = [{key: getattr(m, key) for key in keys} for m in waited.messages]
+        data["messages"] = []
+        for message in waited.messages:
+            text = message.text
+            if len(text) > most:
+                file = f"{store.folder(message.to)}/inbox/cur/{message.id}"
+                text = f"{text[:most]}\n{cut_note(most, text, file, 'text')}"
+            parts.append(render_message(message._replace(text=text)))
+            keys = ("kind", "sender", "id")
+            shown = {key: getattr(message, key) for key in keys}
+            data["messages"].append({**shown, "text": text})
 
     if waited.asking:
         data["asking"] = []
@@ -12994,11 +13015,16 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
         data["cwd"] = session.cwd
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
-        data["cut"] = (
-            f"[cut: these are the first {most} of {len(result.answer)} characters;"
-            f" the whole answer is in the file {data['file']}, key `answer`]"
-        )
+        data["cut"] = cut_note(most, result.answer, data["file"], "answer")
     return data
+
+
+def cut_note(most: int, text: str, file: str, key: str) -> str:
+    """Return what to say of a text that was cut: where all of it is."""
+    return (
+        f"[cut: these are the first {most} of {len(text)} characters;"
+        f" the whole {key} is in the file {file}, key `{key}`]"
+    )
 
 
 def give_task(call: Call, given: dict[str, Any]) -> str:

@@ -1918,6 +1918,43 @@ def test_an_answer_over_the_clients_limit_is_cut_only_for_the_client(connect, na
     assert (found["answer"], "cut" in found) == (whole[:most].strip(), False)
 
 
+@pytest.mark.tmux
+def test_all_that_one_wait_tells_is_within_the_clients_limit(connect, place):
+    talk = connect("codex-mcp-client")
+    most = cao.ANSWER_CHARS_BY_CLIENT["codex-mcp-client"]
+    texts = {letter: letter * most for letter in "abc"}
+    tasks = [
+        talk.data("assign", target="demo", task=f"demo: echo\n{texts[x]}")["task"] for x in "ab"
+    ]
+    small = talk.data("assign", target="demo", task="demo: say small")["task"]
+    until(lambda: all(map(place.store.load_result, [*tasks, small])))
+    client = place.store.load(place.store.session_of(small)).supervisor
+    place.store.put(cao.Message("1-x", "message", "demo-2222", client, texts["c"]))
+    result = talk.call("wait", tasks=[], all=True)
+    found = result["structuredContent"]
+    answers = {r["task"]: r["answer"] for r in found["results"]}
+    assert answers[small] == "small"
+    share = (most - len("small")) // 3
+    for task, letter in zip(tasks, "ab"):
+        assert answers[task] == texts[letter][:share]
+    (message,) = found["messages"]
+    cut, _, note = message["text"].partition("\n")
+    assert cut == texts["c"][:share]
+    assert cut in text(result)
+    assert texts["c"][: share + 1] not in text(result)
+    file = Path(re.search(r"is in the file (\S+), key `text`", note)[1])
+    until(file.exists)  # it is moved there once the line was written
+    assert json.loads(file.read_text())["text"] == texts["c"]
+
+
+@pytest.mark.parametrize(("sizes", "most", "cut_at"), [
+    ([], 10, 10), ([5], 10, 10), ([5, 5], 10, 10), ([11], 10, 10), ([6, 6], 10, 5),
+    ([1, 20, 20], 10, 4), ([20, 1, 3], 10, 6), ([9] * 3, 2, 0),
+])  # fmt: skip
+def test_texts_that_are_too_long_share_what_the_short_ones_leave(sizes, most, cut_at):
+    assert cao.longest_that_fits(sizes, most) == cut_at
+
+
 # ---- a model that sees the data alone ----
 
 
