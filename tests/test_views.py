@@ -606,7 +606,7 @@ def test_what_a_person_answers_in_the_pane_is_an_answer_though_it_is_not_shown(p
     ask = 'printf "> "; read a; printf "Password: "; stty -echo; read x; stty echo; echo; echo $x'
     ask += "; cat"
     place.profile("login", f"---\nprovider: command\ncommand: [sh, -c, {json.dumps(ask)}]\n"
-                           "ready: '^> $|^secret$'\nasking: 'Password:'\n---\n")  # fmt: skip
+                           "ready: '^> $|^secret *$'\nasking: 'Password:'\n---\n")  # fmt: skip
     task = place.ok("assign", "login", "begin").strip()
     session = task.partition(".")[0]
     place.until_state(session, "asking")
