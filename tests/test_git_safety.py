@@ -208,11 +208,13 @@ def test_git_is_not_run_in_what_an_agent_put_in_a_submodules_place(repo, form):
 @pytest.mark.parametrize("diverged", [True, False])
 @pytest.mark.parametrize("where", ["a repository", "a worker's worktree"])
 def test_git_is_not_run_in_it_either_where_it_is_merged_into(repo, where, diverged):
-    with_link(repo, git(repo.work, "rev-parse", "HEAD"))
+    commit = git(repo.work, "rev-parse", "HEAD")
+    with_link(repo, commit)
     top = repo.work if where == "a repository" else worker(repo)[1]
     session, path = worker(repo, cwd=top)
     (path / "new.txt").write_text("work\n")
     forge(repo, top / "lib" / ".git")
+    (top / "lib" / ".git" / "HEAD").write_text(f"{commit}\n")  # git before 2.38 sees no change
     if diverged:
         git(top, "commit", "-q", "--allow-empty", "-m", "ours")
     repo.ok("merge", session)
