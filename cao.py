@@ -8436,14 +8436,17 @@ class Runner:
             where, self.look_at = "hook", 0.0
             for question in list(self.questions.values()):
                 # The dialog of this question was seen before its hook came.
-                if question.kind == "screen":
+                if question.kind == "screen" and not question.where:
                     self._close_question(question)
             self.boss.when_free(self._question_path(name))
 
         kind, lines = "permission", 1
+        options, agent = options_of(self.row, payload), agent_of(payload)
         if questions := questions_in(payload):
             kind, lines = "question", len(questions)
-        options, agent = options_of(self.row, payload), agent_of(payload)
+        elif value_at(payload, "details.type") == "mcp":
+            # Gemini CLI 0.61.0 does not tell the arguments: only its dialog shows them.
+            kind, options = "screen", ()
         question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
         self.questions[name] = question
         self._answer_ourselves(question)  # before it is shown to anybody
@@ -9245,7 +9248,8 @@ class Runner:
             if not dialog:
                 looks = self.looks.get(question.id, 0) + 1
             self.looks[question.id] = looks
-            if looks > UNSEEN_LOOKS or (question.kind == "screen" and moved):
+            found = question.kind == "screen" and not question.where
+            if looks > UNSEEN_LOOKS or (found and moved):
                 self._close_question(question)
 
     def _may_close(self) -> bool:
@@ -9970,7 +9974,8 @@ class Runner:
         keys, answer, words = (order.get(part, "") for part in ("key", "answer", "words"))
         if order.get("dialog"):
             self.orders.pop(question.id)
-            self._close_question(question)
+            if question.where == "hook":  # else its dialog is drawn already
+                self._close_question(question)
             self.reply = {"id": order["id"], "ok": True, "text": "left to its own dialog"}
             return ""
 
@@ -10007,7 +10012,7 @@ class Runner:
             self._close_question(question)
             return ""
         if not look_until(lambda: self._dialog_shows(question), 150):
-            return "its dialog asks another of the open questions: answer that one first"
+            return "its dialog may ask another open question: answer that one first, or attach"
         for key in keys.split():
             before = self._screen()
             self._keys(key)
@@ -10021,23 +10026,35 @@ class Runner:
         return bool(look_until(lambda: self._screen() != before, 150))
 
     def _dialog_shows(self, question: Question) -> bool:
-        """Tell whether the dialog that is drawn is that of this question: Gemini CLI 0.61.0 tells
-        of parallel calls at once, and asks about one after the other. With one question open that
-        is taken for granted."""
+        """Tell whether the dialog that is drawn is certainly that of this question.
+
+        Gemini CLI 0.61.0 tells of parallel calls in any order, of each before its dialog can be
+        drawn, and asks about one after the other. So with one open it is taken for granted. Of
+        several, its dialog has to show the whole command of this question, and of no other."""
+        screen = self._screen()
+        for entry, _, payload in self.store.events(self.name):
+            if entry not in self.dealt and payload.get("notification_type") == "ToolPermission":
+                return False
         asked_by_keys = [q for q in self.questions.values() if q.where == "keys"]
         if len(asked_by_keys) < 2:
             return True
-        # Between the lines of its frame; the text above may quote it.
-        dialog = re.split(r"(?m)^ ?[╭╰─]─{19}.*$", self._screen())[-2:-1]
-        shown = "".join("".join(dialog).replace("│", "").split())
-        shown_ids = []
+        # A line of the command stands inside both frames, and cannot begin as they do.
+        found = re.match(
+            r"─+╮\n│ \? Shell (?:.*\n)+?│ ╭─+╮ │\n((?:│ │ .* │ │\n)+)│ ╰─+╯ │\n"
+            r"│ Allow execution of \[Shell\]\?",
+            screen.rpartition("\n╭")[2],
+        )
+        if not found:
+            return False
+        shown = "".join(line[4:-4] for line in found[1].splitlines())
+        texts = set()
         for other in asked_by_keys:
-            asked = other.text.partition("\n")[0].partition(": ")[2]
-            if re.fullmatch(r"/\S+", asked):  # a path: the dialog names the file
-                asked = asked.rpartition("/")[2]
-            if asked and "".join(asked.split()) in shown:
-                shown_ids.append(other.id)
-        return shown_ids == [question.id]
+            command = other.text.partition(": ")[2].rpartition("\nrootCommand: ")[0]
+            if re.search(r"[^\n -~]", command):
+                return False  # it may not be drawn as it is
+            if command and "".join(command.split()) == "".join(shown.split()):
+                texts.add(other.text)
+        return texts == {question.text}
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where

@@ -867,21 +867,46 @@ def test_always_holds_for_the_tool_in_this_session(place, mock_llm):
 
 
 def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
-    """Gemini CLI tells of both at once, in either order, and asks about one after the other."""
+    """Gemini CLI tells of all at once, in any order, and asks about one after the other."""
     install(place, "gemini", mock_llm.port)
+    path = place.home / "profiles" / "real-gemini.md"
+    server = json.dumps({"tickets": {"command": CAO[0], "args": [*CAO[1:], "mcp"]}})
+    path.write_text(path.read_text().replace("trust: yes", f"trust: yes\nmcpServers: {server}"))
     files = [place.work / "first", place.work / "second"]
-    calls = (f"tool run_shell_command {json.dumps({'command': f'touch {f}'})}" for f in files)
+    commands = [f"touch {file}" for file in files]
+    hidden = "#\n" * 60
+    commands.insert(0, f"touch {place.work}/other {hidden}# {commands[0]}")
+    calls = (f"tool run_shell_command {json.dumps({'command': c})}" for c in commands)
     task = place.ok("assign", "real-gemini", f"MOCK:{' & '.join(calls)};say went on").strip()
     session = task.partition(".")[0]
-    asked = until(lambda: place.state(session).get("questions", []), lambda asked: len(asked) == 2)
-    first, second = sorted(asked, key=lambda question: "second" in question["text"])
+    asked = until(
+        lambda: place.state(session).get("questions", []), lambda asked: len(asked) == 3, 180
+    )
+    _, first, second = sorted(asked, key=lambda q: ("/other" not in q["text"], q["text"]))
+    # The dialog of the other call is cut, and ends with the words of the first.
+    until(lambda: "lines hidden" in place.screen(session))
+    wrong = place.run("answer", session, "yes", "--question", first["id"])
+    assert (wrong.returncode, "attach" in wrong.stderr) == (1, True), wrong
+    assert list(place.work.glob("other")) == []
+    place.tmux("send-keys", "-t", f"={session}:", "1")
+    until(lambda: "lines hidden" not in place.screen(session))
+    place.ok("answer", session, "--dialog", "--question", first["id"])  # there it stands already
     wrong = place.run("answer", session, "yes", "--question", second["id"])
     assert (wrong.returncode, "answer that one first" in wrong.stderr) == (1, True), wrong
     assert not any(file.exists() for file in files)
     for question in (first, second):
         place.ok("answer", session, "yes", "--question", question["id"])
+    open_questions(place, session, 0)
     assert place.ok("wait", task) == "went on\n"
     assert all(file.exists() for file in files)
+
+    # Of an MCP tool only its dialog shows the arguments.
+    task = 'MOCK:tool mcp_tickets_list_sessions {"all": true};say went on'
+    session, question, task = asked_by(place, session, task, "screen")
+    until(lambda: '{"all":true}' in place.screen(session))
+    assert place.run("answer", session, "yes").returncode == 2
+    place.ok("answer", session, "--key", "1")
+    assert place.ok("wait", task) == "went on\n"
 
 
 @pytest.mark.parametrize(
