@@ -6730,16 +6730,18 @@ class Orchestrator:
     def _check_may_answer(self, view: dict[str, Any], asked: dict[str, Any], key: bool) -> None:
         """Raise UsageError where the caller may not give this answer. A person may give any. An
         agent may answer those below it: a question of the model's always, anything else only with
-        `approve: supervisor`, and never by keys."""
+        `approve: supervisor`, and never by keys. What a program without hooks asks may be a
+        permission: nobody knows."""
         name = view["session"]
         self.check_mine(name)
         if self.caller.person:
             return
         if key:
             raise UsageError("only a person may press a key", f"a person runs: cao attach {name}")
-        if asked["kind"] != "question" and self.store.find(name).approve != "supervisor":
+        is_plain = asked["kind"] == "question" and asked["where"] != "typed"
+        if not is_plain and self.store.find(name).approve != "supervisor":
             raise UsageError(
-                f"{name} asks for a permission, and that is a person's to give",
+                f"{name} asks what may be a permission, and that is a person's to give",
                 f"ask the person to run: cao answer {name} yes (or give the worker's profile"
                 " `approve: supervisor`)",
             )
@@ -8098,14 +8100,16 @@ class ScreenProgram:
 
     def read_screen(self, screen: str, printed: str | None = None) -> Look:
         """Return the state that the profile's own patterns see on a screen and in what was printed
-        since the last answer (None: the same); of what is asking, `why` is the question."""
+        since the last answer (None: the same); of what is asking, `why` is the question, with
+        what stands above it."""
         asking, busy = self._pattern("asking"), self._pattern("busy")
         lines = [line for line in screen.split("\n") if line.strip()]
         if printed is None:
             printed = screen
         questions = list(re.finditer(asking, printed, re.M)) if asking else []
         if questions:
-            return Look("asking", "screen", questions[-1][0].strip())
+            asked = tail_lines(printed[: questions[-1].end()], 20)
+            return Look("asking", "screen", asked.strip())
         if busy and (match := re.search(busy, screen, re.M)):
             return Look("busy", "screen", f"busy: {match[0]!r}")
         if not lines:
@@ -9322,8 +9326,8 @@ class Runner:
         for question in list(self.questions.values()):
             if look.state != "asking" or question.text != look.why:
                 self._close_question(question)
-        if look.state == "asking" and program.settled:
-            name = sha256_of(look.why)[:8]
+        if look.state == "asking" and program.settled and not self.questions:
+            name = random_letters(6)  # the same words again are another question
             self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
         if not program.is_ready():
             return
@@ -9990,6 +9994,8 @@ class Runner:
             self._reply(question, {"answer": answer, "words": words})
             return ""
         if self.program:
+            if self.program.look(time.monotonic()).why != question.text:
+                return "it asks this no more"
             if not keys:
                 self.boss.tmux.paste(self.pane, [words])
             self.program.mark(words)
@@ -11334,18 +11340,20 @@ def how_to_answer(
 
     by_tool: the reader is an agent with cao's tools, else a person at a shell. approves: the
     session's profile lets its supervisor give permissions, so that agent may."""
-    kind = question["kind"]
-    if kind == "question" or (kind == "permission" and approves):
-        tool = ""
-        if by_tool:
-            tool = "the tool answer, or "
-        return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
+    kind, way = question["kind"], f"cao answer {session} yes, or no, or 'no: WORDS'"
     if kind == "screen":
         way = f"cao attach {session}, or by keys: cao answer {session} --key Down --key Enter"
         return f"A person has to answer in its terminal: {way}. The work goes on then; then wait."
     if kind == "interrupted":
         return "The person, or a message to it, starts its next turn. Then wait."
-    way = f"cao answer {session} yes, or no, or 'no: WORDS'"
+    if kind == "question":
+        way = f"cao answer {session} ANSWER"
+        approves = approves or not by_tool or question["where"] != "typed"
+    if approves:
+        tool = ""
+        if by_tool:
+            tool = "the tool answer, or "
+        return f"Answer it with {tool}cao answer {session} ANSWER; then wait."
     if not by_tool:
         return f"Answer it: {way}; then: cao wait."
     return (

@@ -1609,7 +1609,8 @@ def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_w
     place.profile("asker", ASKER.replace(" *$'\n---", f"{end}'\n---"))
     found = json.loads(place.run("handoff", "asker", "delete it", "--json").stdout)
     (ask,) = found["asking"]
-    assert (ask["question"]["kind"], ask["question"]["text"]) == ("question", "[y/n]")
+    assert ask["question"]["kind"] == "question"
+    assert ask["question"]["text"].endswith("Sure? [y/n]")  # what is asked is seen whole
     for words in ("no\nkeep it", "n" * 1001):
         refused = place.run("answer", ask["session"], words)
         assert (refused.returncode, "one line of printable" in refused.stderr) == (2, True)
@@ -1725,6 +1726,38 @@ while text := read():
         print("\\nAllow rm -rf?", *[f" {n}. choice" for n in range(5)], sep="\\n")
         print("chosen: " + read())
 """
+
+
+TWICE = """---
+provider: command
+command: [sh, -c, 'while printf "tool> "; read a; do for c in ls "touch out"; do
+  printf "Run: %s ? (Y)es/(N)o: " "$c"; read x; [ "$x" = y ] && $c; done; done']
+ready: '^tool> $'
+asking: '\\(Y\\)es/\\(N\\)o: *$'
+---
+"""
+
+
+def test_what_a_program_asks_may_be_a_permission_and_each_is_another(place, client):
+    place.profile("twice", TWICE.replace("\n  printf", " printf"))
+    found = client.call("handoff", target="twice", task="mend it")["structuredContent"]
+    (ask,) = found["asking"]
+    session, first = ask["session"], ask["question"]
+    assert first["text"].endswith("Run: ls ? (Y)es/(N)o:")
+    refused = client.call("answer", session=session, answer="y", question=first["id"])
+    assert refused["isError"]
+    assert "a person's to give" in refused["content"][0]["text"]
+    place.tmux("send-keys", "-t", f"={session}:", "n", "Enter")  # a person, at the terminal
+    asked = until(
+        lambda: place.state(session).get("questions"),
+        lambda now: now and now[0]["text"].endswith("touch out ? (Y)es/(N)o:"),
+    )
+    assert asked[0]["id"] != first["id"]
+    late = place.run("answer", session, "y", "--question", first["id"])
+    assert late.returncode != 0
+    place.ok("answer", session, "n")
+    until(lambda: place.state(session)["state"], "idle")
+    assert not (place.work / "out").exists()
 
 
 @pytest.mark.parametrize("by", ["cao", "person"])
