@@ -171,6 +171,7 @@ CALL_CEILINGS_S = {  # by clientInfo.name, measured or documented defaults less 
 TOOL_TIMEOUT_S = 86400  # what we set for the tool calls of agents we launch ourselves
 ASK_TIMEOUT_S = 86400  # for a hook that waits for a person
 ANSWER_CHARS = 32_000  # the most of an answer in a tool's text; the file has all of it
+NAMES_SHOWN = 50  # of the files, and of the commits, in a tool's result
 ANSWER_CHARS_BY_CLIENT = {
     "claude-code": 400_000,  # _meta anthropic/maxResultSizeChars
     "codex-mcp-client": 10_000,  # 0.169.0 itself drops the middle of more than 12,000
@@ -605,6 +606,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     import difflib
 
     return "".join(difflib.get_close_matches(word, list(known), 1))
+
+
+def quote_heads(text: str) -> str:
+    """Return the text of a message as it is put: no line of it looks like the head of another's
+    (see WORKER_NOTE), and no control character is in it."""
+    return re.sub(r"(?m)^(?=(Message|Notice) from |Result of )", "> ", strip_controls(text))
+
+
+def sessions_meant(name: str, known: Iterable[str]) -> list[str]:
+    """Return the sessions that a name, which is none of theirs, may mean: it is a task's, or has
+    a typo before the random letters, or is their beginning. Random letters are never alike."""
+    letters = name.rpartition("-")[2]
+    return [
+        one
+        for one in known
+        if name.startswith(f"{one}.")
+        or (name and one.startswith(name))
+        or one[-5:] == f"-{letters}"
+    ]
 
 
 def render_slug(text: str, most: int = 30) -> str:
@@ -4406,15 +4426,16 @@ class Store:
             return None
 
     def find(self, name: str) -> Session:
-        """Return a session or client that somebody named. Raises NotFoundError, with a name that
-        is like it, where there is none; CaoError for one of another format."""
+        """Return a session or client that somebody named. Raises NotFoundError, with the one
+        that may be meant, where there is none; CaoError for one of another format."""
         session = None
         if NAME.match(name):
             session = self.load(name)
         if not session:
             fix = "list_sessions shows them"
-            if meant := nearest(name, self.all_sessions()):
-                fix = f"{meant}; {fix}"
+            meant = sessions_meant(name, self.all_sessions())
+            if len(meant) == 1:
+                fix = f"{meant[0]}; {fix}"
             raise NotFoundError(f"there is no session {name!r}", fix)
         return session
 
@@ -5656,10 +5677,11 @@ class Orchestrator:
         known = [*find_profiles(self.store.home, cwd), *PROVIDERS]
         known.remove("command")  # that needs a profile
         what = f"{name!r} is no profile or provider"
+        near = difflib.get_close_matches(name, known, 3, 0.7)
         if may_be_session:
             what = f"{name!r} is no session, profile or provider"
-            known += self.store.live()
-        near = difflib.get_close_matches(name, known, 3, 0.7) or sorted(set(known))
+            near += sessions_meant(name, self.store.live())
+        near = near or sorted(set(known))
         raise NotFoundError(what, "one of: " + ", ".join(near))
 
     def _grants(self) -> list[dict[str, Any]]:
@@ -6515,8 +6537,7 @@ class Orchestrator:
         Raises UsageError where the caller may not reach the target, NotFoundError where that is
         not there or has ended; then nothing was put.
         """
-        # No line of it may look like the head of another's message (see WORKER_NOTE).
-        text = re.sub(r"(?m)^(?=(Message|Notice) from |Result of )", "> ", strip_controls(text))
+        text = quote_heads(text)
         self._check_text(text)
         if target == "supervisor":
             me = self.store.load(self.caller.name)
@@ -7113,7 +7134,8 @@ def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
             raise CaoError("not a git repository")
         _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
     except CaoError as error:
-        fix = "leave worktree out, or begin in a git repository with a commit"
+        fix = "leave worktree out, or set it to false where the profile has it, or begin in a git"
+        fix += " repository with a commit"
         raise UsageError(f"there can be no worktree in {cwd}: {error.what}", fix) from None
     if not _git(top, "rev-parse", "--verify", "-q", f"HEAD:{inside}", allowed=1):
         inside = ""
@@ -7731,7 +7753,8 @@ def next_step(result: Result) -> str:
     if result.outcome == "timeout":
         return f"To go on, give {result.session} a follow-up task, with a longer timeout."
     if result.reason in ("runner_died", "terminal_gone"):
-        return f"To go on, give {result.session} a follow-up task: it resumes its conversation."
+        how = "it resumes its conversation, where it can; else take the profile's name"
+        return f"To go on, give {result.session} a follow-up task: {how}."
     return ""
 
 
@@ -10589,14 +10612,20 @@ class Remote:
     def _keep(self, message: Message) -> None:
         """Put a message from there into the supervisor's inbox here, once however often it comes.
         Where that cannot be now, it is not told as kept, and that machine says it again. Raises
-        ValueError for a false id."""
-        if not re.fullmatch(r"\d{20}-[a-z0-9.-]+", message.id):  # it is to be a file's name here
+        ValueError for a false id, and for a text that is too large."""
+        # It is to be a file's name here, and others are to sort after it: next_stamp.
+        if not re.fullmatch(r"0\d{19}-[a-z0-9.-]+", message.id):
             raise ValueError(message.id)
+        if len(message.text.encode(errors="surrogatepass")) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"{message.id} is too large")
+        text = quote_heads(message.text)
         here = message._replace(to=self.session.supervisor, sender="cao")
-        if message.kind != "notice":
-            here = here._replace(kind="message", sender=self.name)
+        if message.kind == "notice":
+            here = here._replace(text=f"({self.session.host}) {text}")
+        else:
             if message.sender != self.state["conversation"]:
-                here = here._replace(text=f"(from {message.sender}) {message.text}")
+                text = f"(from {message.sender}) {text}"
+            here = here._replace(kind="message", sender=self.name, text=text)
         try:
             self.store.put_once(here)
             self.kept.append(message.id)
@@ -10606,6 +10635,7 @@ class Remote:
     def _keep_result(self, result: Result) -> None:
         """End the open task with its result from there, and have that machine told."""
         render_result(result)  # raises where it is of another form than ours
+        OUTCOMES.index(result.outcome)  # raises where it is none
         where = f"done on {self.session.host} by {result.session}, in {self.session.cwd} there"
         self._end_task(result._replace(notes=(*result.notes, where), told_at=0.0))
         self.kept.append(result.task)
@@ -12701,11 +12731,15 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
         output += b"".join(link.read())
     status = link.end()
     try:
-        rows = json.loads(output)
-    except ValueError:  # it is broken off, or there is none
+        rows = parse_json(output)
+        if not fits(rows, [dict.fromkeys(("what", "state", "detail"), str)]):
+            raise TypeError("no rows")
+        return rows, rows[1]["state"] == "ok"  # tmux's row: see doctor
+    except _FALSE_WORDS:  # it is broken off, or there is none
         what = f"{host} cannot be reached: ssh ended with {status}"
+        if not status:
+            what = f"{host} says what is not understood"
         raise CaoError(what, f"ssh {host} true") from None
-    return rows, rows[1]["state"] == "ok"  # tmux's row: see doctor
 
 
 def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
@@ -13017,7 +13051,8 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
     elif waited.running:
         data["outcome"] = "running"
     elif waited.results:
-        data["outcome"] = "done"
+        failed = (r.outcome for r in waited.results if r.outcome != "done")
+        data["outcome"] = next(failed, "done")
 
     left = (*waited.running, *(result.task for result in waited.results))
     return Answer("\n\n".join(parts), data, left, waited.claims)
@@ -13025,7 +13060,8 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
 
 def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     """Return a result as data for a tool's caller, without its empty fields. An answer of more
-    than `most` characters is cut: then `cut` says so, and where the whole answer is."""
+    than `most` characters is cut: then `cut` says so, and where the whole answer is. Of more than
+    NAMES_SHOWN files or commits `files_cut` or `commits_cut` says how many there are."""
     data = {key: value for key, value in result._asdict().items() if value not in ("", (), None)}
     for key in ("screen", "ended_at"):
         data.pop(key, None)
@@ -13041,6 +13077,11 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
         data["cut"] = cut_note(most, result.answer, data["file"], "answer")
+    for key in ("commits", "files"):
+        names = (result.worktree or {}).get(key, ())
+        if len(names) > NAMES_SHOWN:
+            data["worktree"] = {**data["worktree"], key: names[:NAMES_SHOWN]}
+            data["worktree"][f"{key}_cut"] = len(names)
     return data
 
 
@@ -13056,13 +13097,14 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     """Give a task as the arguments of handoff or assign say; return its name.
 
     Where no `cwd` is given, a new session on this machine works in the client's directory, for
-    which the client may be asked. A check that nobody has allowed is put to the person, if one is
-    there, in a form.
+    which the client may be asked; from there a relative one counts. A check that nobody has
+    allowed is put to the person, if one is there, in a form.
     """
     options = task_options(given)
     is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
-    if not options.cwd and not is_session and "@" not in given["target"]:
-        options = options._replace(cwd=call.server.directory())
+    needed = options.cwd or not is_session
+    if needed and not os.path.isabs(options.cwd) and "@" not in given["target"]:
+        options = options._replace(cwd=os.path.join(call.server.directory(), options.cwd))
     options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
     return call.boss.assign(given["target"], given["task"], options)
 
@@ -13307,13 +13349,14 @@ class Ask(NamedTuple):
 
 def as_facts(value: Any, key: str = "") -> Any:
     """Return a value as --json prints it. Epoch seconds under `at` or `…_at` become ISO 8601, 0
-    null; "" becomes null except under `answer` and `text`. key: the name the value stands under."""
+    and what no calendar can show null; "" becomes null except under `answer` and `text`. key: the
+    name the value stands under."""
     if isinstance(value, dict):
         return {name: as_facts(one, name) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_facts(one) for one in value]
     if isinstance(value, (int, float)) and (key == "at" or key.endswith("_at")):
-        return iso_time(value, "milliseconds") if value else None
+        return iso_time(value, "milliseconds") if value and fits(value, MOMENT) else None
     return None if value == "" and key not in ("answer", "text") else value
 
 
@@ -14713,12 +14756,15 @@ class McpServer:
             result = self.end_call(key, cancelled, done)
             # Nothing that is owed is told to a client that has left: it would be lost.
             if result is None or (self.closed and done.claims):
-                for claim in done.claims:
-                    claim.release()
+                Waited(claims=done.claims).release()
                 return
             if modern:
                 result = _modern(result)
-            self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
+            try:
+                self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
+            except ValueError as error:  # it has what JSON has not: a call gets an answer always
+                Waited(claims=done.claims).release()
+                self.send(_error(key, -32603, f"cao failed: {error}"))
 
         self.threads = [other for other in self.threads if other.is_alive()]
         try:
@@ -14850,7 +14896,7 @@ class McpServer:
             wake.close()
 
     def directory(self) -> str:
-        """Return where a task works for which no directory is named: our own if the client has
+        """Return where a task works for which no whole path is named: our own if the client has
         it open (roots/list), else its first root. Without roots it is our own, too, but not / or
         the home, where GUI clients start their servers: then it raises UsageError."""
         here = os.path.realpath(current_directory())
@@ -14863,7 +14909,7 @@ class McpServer:
             return roots[0]
         if here in ("/", os.path.realpath(os.path.expanduser("~"))):
             what = f"cao was started in {here}, which is no place to work in"
-            raise UsageError(what, "name the project's directory: cwd")
+            raise UsageError(what, "give the project's whole path as cwd")
         return here
 
     def list_roots(self) -> list[str]:

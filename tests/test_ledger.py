@@ -746,6 +746,15 @@ def test_a_server_whose_view_of_a_result_fails_leaves_it_to_the_next_call(home, 
     claim.release()
 
 
+def test_of_many_files_and_commits_a_tool_names_the_first_and_how_many(home):
+    names = [f"file {n}" for n in range(cao.NAMES_SHOWN + 7)]
+    changed = {"branch": "b", "diffstat": "", "dirty": True, "files": names, "commits": ["one"]}
+    result = cao.Result("worker-3333.k1", "worker-3333", "done", worktree=changed)
+    shown = cao.view_result(home.store, result, 100)["worktree"]
+    assert shown == {**changed, "files": names[: cao.NAMES_SHOWN], "files_cut": len(names)}
+    assert len(changed["files"]) == len(names)
+
+
 def test_a_result_that_comes_as_the_wait_begins_is_not_waited_for(home, monkeypatch):
     task = home.give("boss")
     given = home.store.was_given

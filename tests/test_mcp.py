@@ -868,6 +868,16 @@ def test_a_check_that_no_program_can_be_given_fails_its_task(place, talk, check)
 
 
 @pytest.mark.tmux
+def test_of_several_results_the_outcome_is_done_only_where_all_are(talk):
+    tasks = [
+        talk.data("assign", target="demo", task=f"demo: {what}")["task"]
+        for what in ("say a", "fail api", "say b")
+    ]
+    assert talk.data("wait", tasks=tasks, all=True)["outcome"] == "failed"
+    assert talk.data("wait", tasks=[tasks[0], tasks[2]], all=True)["outcome"] == "done"
+
+
+@pytest.mark.tmux
 def test_a_task_with_a_lone_surrogate_is_delivered_or_refused_with_words(talk):
     result = talk.call("handoff", target="demo", task="demo: say a \ud800 b")
     if result.get("isError"):
@@ -2170,6 +2180,21 @@ def test_a_task_for_another_machine_works_in_no_directory_of_this_one(rooted):
     refused = rooted(None, "/").call("assign", target="demo@far", task="hello")
     assert refused["isError"]
     assert "started in" not in text(refused)
+
+
+@pytest.mark.tmux
+def test_a_relative_cwd_counts_from_where_a_task_works_without_one(place, rooted):
+    inner = place.folder / "one" / "inner"
+    inner.mkdir(parents=True)
+    talk = rooted([uri(inner.parent)], "/")
+    first = talk.data("assign", target="demo", task="hello", cwd="inner")
+    assert first["cwd"] == str(inner.resolve())
+    again = talk.data("assign", target=first["session"], task="hello", cwd="inner")
+    assert again["cwd"] == first["cwd"]
+    missing = talk.call("assign", target="demo", task="hello", cwd="none")
+    assert f"{inner.parent.resolve()}/none is no directory" in text(missing)
+    refused = rooted(None, "/").call("assign", target="demo", task="hello", cwd=".")
+    assert "whole path as cwd" in text(refused)
 
 
 @pytest.mark.tmux

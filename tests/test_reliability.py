@@ -357,6 +357,32 @@ def test_a_call_that_gets_no_thread_says_so_and_the_next_one_works(place, monkey
     assert server.running == {}
 
 
+def test_a_call_whose_answer_is_no_json_gets_an_error_and_what_it_tells_stays_owed(place):
+    store = place.store
+    path = f"{store.home}/owed"
+    store.write(path, "")
+    claim = store._take("", path)
+    tool = cao.TOOLS["list_sessions"]._replace(
+        call=lambda *_: cao.Answer("", {"seconds": float("inf")}, claims=(claim,))
+    )
+    out, into = os.pipe()
+    server = cao.McpServer(store, 0, into)
+    server.version, server.tools = cao.LEGACY_VERSIONS[-1], {"list_sessions": tool}
+    try:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+        server.handle({**call, "params": {"name": "list_sessions"}})
+        server.threads[0].join()
+        assert cao.readable([out], 0)
+        answer = json.loads(os.read(out, 1 << 16))
+    finally:
+        os.close(out)
+        os.close(into)
+    assert (answer["id"], answer["error"]["code"]) == (1, -32603)
+    again = store._take("", path)
+    assert again
+    again.release()
+
+
 # ---- tmux ----
 
 

@@ -845,6 +845,22 @@ def test_an_event_that_is_no_json_does_not_stop_the_next(store, capsys):
     assert len(quarantined(store)) == 3
 
 
+@pytest.mark.parametrize(("name", "meant"), [
+    ("worker-3333.k3f9", "worker-3333"), ("wroker-3333", "worker-3333"), ("worker", "worker-3333"),
+    ("worker-33", "worker-3333"),
+    ("worker-3334", ""), ("worker-2222", "boss-2222"), ("x", ""), ("x-", ""), ("", ""),
+])  # fmt: skip
+def test_a_session_is_not_meant_for_the_likeness_of_its_random_letters(store, name, meant):
+    with pytest.raises(cao.NotFoundError) as error:
+        store.find(name)
+    assert error.value.fix == f"{meant}; list_sessions shows them".lstrip("; ")
+
+
+@pytest.mark.parametrize("at", [1e300, -1e300, 10**30])
+def test_a_time_that_no_calendar_shows_is_printed_as_none(at):
+    assert cao.as_facts({"asked_at": at}) == {"asked_at": None}
+
+
 # ---- results ----
 
 
