@@ -14565,7 +14565,8 @@ class McpServer:
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message; what is none is answered with an error."""
         try:
-            message = parse_json(line.decode("utf-8"))
+            # Not parse_json: 1e999 is JSON, and a request with it has an id to be answered by.
+            message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
         except RecursionError:
             self.send(_error(None, -32700, "not JSON: nested too deeply"))
             return
@@ -14721,7 +14722,7 @@ class McpServer:
             code = -32002  # of the handshake versions; 2026-07-28 forbids it
             if _META + "protocolVersion" in params.get("_meta", {}):
                 code = -32602
-            raise RpcError(code, f"no resource {uri!r}", {"uri": uri})
+            raise RpcError(code, f"no resource {uri!r}", {"uri": str(uri)})
         return {"contents": [{"uri": uri, "mimeType": "text/plain", "text": result.answer}]}
 
     # ---- tool calls ----

@@ -663,8 +663,12 @@ def test_odd_numbers_get_one_answer_wherever_they_stand(steady, number):
         f'{{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{{"name":"list_sessions",'
         f'"arguments":{{}},"_meta":{{"progressToken":{number}}}}}}}',
         f'{{"jsonrpc":"2.0","id":6,"method":"ping","params":{{"_meta":{{"{META}protocolVersion":{number}}}}}}}',
+        f'{{"jsonrpc":"2.0","id":7,"method":"resources/read","params":{{"uri":{number}}}}}',
     ):
-        assert steady.line_in(line.encode()) is not None, line
+        answer = steady.line_in(line.encode())
+        assert answer is not None, line
+        if "e" in number and f'"id":{number}' not in line:
+            assert answer["id"] == json.loads(line)["id"]
 
 
 # ---- batches: no version has them any more ----
