@@ -357,7 +357,7 @@ def test_a_worktree_is_made_there(far):
 
 def test_an_answer_of_a_megabyte_comes_whole(far):
     text = "\n".join(f"line {n} äöü €" for n in range(45_000))
-    done = handoff(far, f"demo: echo\n{text}")
+    done = far.run("handoff", "demo@box", "--cwd", "/tmp", stdin=f"demo: echo\n{text}")
     assert done.stdout == f"{text}\n"
 
 
