@@ -140,6 +140,7 @@ MAX_WAITING = 100  # messages in one inbox; CAO_MAX_WAITING
 MAX_MESSAGE_BYTES = 1 << 20
 STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
+QUESTION_LINES = 20  # of what a program without hooks has printed, that may ask something
 UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
 CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
@@ -158,7 +159,8 @@ IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
 HOOK_END_S = 2.0  # a git hook that does not end by SIGTERM is killed after this
 SPARE_FILES = 16  # that a process can still open, whatever it has locked in order to tell it
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
-LEFT_OPEN_S = 0.2  # so soon is it seen that a program has ended whose pipes another keeps open
+LEFT_OPEN_S = 0.2  # for so long after a program's end we read what others print on its pipes
+PIPE_BYTES = 1 << 20  # no pipe holds more: 16 pages, of 64 KiB on some machines
 LOOK_S = 1.0  # at most one look a second where no event exists
 TASK_TIMEOUT_S = 3600.0
 CALL_CEILING_S = 45.0  # most MCP clients cut a call after 60 s; CAO_CALL_CEILING_S
@@ -3290,14 +3292,16 @@ def converse(child: Any, text: bytes, until: float, most_bytes: int) -> tuple[by
         in_use += 1
         poll.register(child.stdin, select.POLLOUT)
 
-    while in_use and (left_s := until - time.monotonic()) > 0:
-        ended = child.poll() is not None  # before its pipes are read: then this is all of it
-        if ended:
-            left_s = 0
+    ended, late = False, 0  # late: bytes read after its end
+    while in_use and late <= PIPE_BYTES and (left_s := until - time.monotonic()) > 0:
+        if not ended and child.poll() is not None:  # what it left behind may print a last word
+            ended, until = True, min(until, time.monotonic() + LEFT_OPEN_S)
         for fd, _ in poll.poll(min(left_s, LEFT_OPEN_S) * 1000):
             if fd in into:
-                chunk = os.read(fd, 1 << 16)  # a pipe holds no more
+                chunk = os.read(fd, PIPE_BYTES)
                 into[fd] += chunk
+                if ended:
+                    late += len(chunk)
                 if most_bytes:
                     del into[fd][:-most_bytes]
                 over = not chunk
@@ -3312,8 +3316,6 @@ def converse(child: Any, text: bytes, until: float, most_bytes: int) -> tuple[by
             if over:
                 poll.unregister(fd)
                 in_use -= 1
-        if ended:
-            break
     return printed
 
 
@@ -3422,6 +3424,7 @@ def program_fault(name: str) -> str:
 _NO_FILE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
     *(errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+    errno.EOPNOTSUPP,  # a socket, on macOS
 )
 
 
@@ -3429,7 +3432,7 @@ def may_pass(path: str, error: OSError) -> bool:
     """Tell whether an error at a file is the machine's fault, not the file's. It may pass, so it
     must not be taken for "there is no such file"."""
     if error.errno == errno.EACCES:
-        return os.access(path, os.R_OK)
+        return os.access(path, os.R_OK | os.W_OK)  # locks are opened to write, too
     return error.errno not in _NO_FILE
 
 
@@ -3994,7 +3997,8 @@ class Claim:
     def is_last(self) -> bool:
         """Tell whether no other thing is to be claimed beside this one: this process may open few
         more files, and needs some to tell it. The kernel gives the lowest free descriptor."""
-        return self.fd >= os.sysconf("SC_OPEN_MAX") - SPARE_FILES
+        most = os.sysconf("SC_OPEN_MAX")  # -1: no limit, as on macOS
+        return 0 <= most - SPARE_FILES <= self.fd
 
 
 def nudge(path: str) -> bool:
@@ -7016,7 +7020,8 @@ def git_environment() -> dict[str, str]:
 
 def _in_worktrees(folder: str) -> str:
     """Return a folder's path from the folder of all our worktrees, "" where it is not in there."""
-    inside = os.path.relpath(os.path.realpath(folder), f"{runtime_home()}/worktrees")
+    home = os.path.realpath(runtime_home())
+    inside = os.path.relpath(os.path.realpath(folder), f"{home}/worktrees")
     return "" if inside.startswith("..") else inside
 
 
@@ -7043,7 +7048,11 @@ def _git_directory(folder: str) -> str:
     name, _, inner = _in_worktrees(folder).partition("/")
     if not name:
         return directory
-    common = _git_directory(_worktree_origin(Store(runtime_home()), name))
+    origin = _worktree_origin(Store(runtime_home()), name)
+    if not os.path.isdir(origin):
+        what = f"{origin}, from which the worktree of {name} was made, is gone"
+        raise CaoError(what, f"ls {worktree_path(Store(runtime_home()), name)}")
+    common = _git_directory(origin)
     if not common:
         return ""
     common = named_path(f"{common}/commondir") or common
@@ -7132,6 +7141,7 @@ def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
         # Where there is no .git, git takes a folder with the right files in it for a repository.
         if not os.path.lexists(f"{top}/.git"):
             raise CaoError("not a git repository")
+        _git(top, "rev-parse", "--show-toplevel")  # not in a bare one, of which .git may tell
         _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
     except CaoError as error:
         fix = "leave worktree out, or set it to false where the profile has it, or begin in a git"
@@ -7215,7 +7225,10 @@ def _add_all(
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
     would run git in submodules (see _status); `git update-index` does not."""
     submodules = _submodules(path)
-    rest = [f":(exclude,literal){submodule}" for submodule in submodules]
+    # Not `literal`: git would complain of one that .gitignore names, too. By its first letter's
+    # backslash this is a pattern, and git does not.
+    quoted = ["".join(f"\\{letter}" for letter in submodule) for submodule in submodules]
+    rest = [f":(exclude,glob){pattern}" for pattern in quoted]
     add = ("add", "-A", *flags, "--", ".", *rest)
     _git(path, *add, allowed=allowed, index=index, timeout_s=timeout_s)
     if submodules:
@@ -7253,8 +7266,8 @@ def _kept_elsewhere(cwd: str, branch: str) -> str:
     """Return all that keeps commits when a branch is gone, to be excluded: `rev-list --stdin`."""
     # Not a symbolic one: that may be another name of the branch itself.
     ref = "--format=%(if)%(symref)%(then)%(else)^%(refname)%(end)"
-    refs = _git(cwd, "for-each-ref", ref, "refs/heads", "refs/tags", "refs/remotes").split()
-    return "\n".join(ref for ref in refs if ref != f"^refs/heads/{branch}")
+    refs = _git(cwd, "for-each-ref", ref, "refs/heads", "refs/tags", "refs/remotes").split("\n")
+    return "\n".join(ref for ref in refs if ref and ref != f"^refs/heads/{branch}")
 
 
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
@@ -7643,6 +7656,8 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"
             fix = f"git -C {top} status, which shows what is there now"
+            if _standing(top)[1] == commit:  # a hook, or somebody, has staged more
+                fix += f"; git -C {top} merge --abort undoes the merge and all that is staged"
         elif signals:
             raise KeyboardInterrupt from None
         raise CaoError(what, fix) from None
@@ -7964,7 +7979,10 @@ def lines_behind(mark: Mark, lines: list[str]) -> list[str] | None:
     for n in places:
         for words in known:
             if lines[n].startswith(words):
-                return [lines[n][len(words) :], *lines[n + 1 :]]
+                rest = lines[n][len(words) :]
+                if mark.text and words not in (last, last.rstrip()):
+                    rest = ""  # what the shell shows behind the text: a clock goes on
+                return [rest, *lines[n + 1 :]]
     return None
 
 
@@ -7991,6 +8009,8 @@ class ScreenProgram:
         self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
         self.prompt = ""  # what stood on the turn's line before its text
         self.at_work = False  # the screen has not shown the end of the turn yet
+        self.question = ""  # what is asked, with what stands above it
+        self.opened = self.asked  # as it was when the open question was opened
         self.waits: list[str] = []  # the lines when the open question was settled
         self.cut = False  # was the turn's line gone at its end?
         self.most = 0  # the lines that tmux keeps above the screen
@@ -8081,6 +8101,17 @@ class ScreenProgram:
             return None
         return max(0.01, self.seen_at + SETTLE_S / 2 - now)
 
+    def open_question(self) -> str:
+        """Return what is asked, with what stands above it; `asks` knows it by this text."""
+        self.opened = self.asked
+        return self.question
+
+    def asks(self, text: str) -> bool:
+        """Tell whether the last look has seen the question that was opened, with this text, and
+        nobody has answered it. Above its last line a clock may go on."""
+        same = self.opened is self.asked and text.rpartition("\n")[2] == self.seen.why
+        return same and self.seen.state == "asking"
+
     def is_ready(self) -> bool:
         """Tell whether the screen says ready."""
         return self.settled and self.seen.state == "idle"
@@ -8123,16 +8154,18 @@ class ScreenProgram:
 
     def read_screen(self, screen: str, printed: str | None = None) -> Look:
         """Return the state that the profile's own patterns see on a screen and in what was printed
-        since the last answer (None: the same); of what is asking, `why` is the question, with
-        what stands above it."""
+        since the last answer (None: the same); of what is asking, `why` is the last line of
+        self.question: a clock may go on above it."""
         asking, busy = self._pattern("asking"), self._pattern("busy")
         lines = [line for line in screen.split("\n") if line.strip()]
         if printed is None:
             printed = screen
+        # What stands further up is no question any more.
+        printed = "\n".join(printed.split("\n")[-QUESTION_LINES:])
         questions = list(re.finditer(asking, printed, re.M)) if asking else []
         if questions:
-            asked = tail_lines(printed[: questions[-1].end()], 20)
-            return Look("asking", "screen", asked.strip())
+            self.question = printed[: questions[-1].end()].strip()
+            return Look("asking", "screen", self.question.rpartition("\n")[2])
         if busy and (match := re.search(busy, screen, re.M)):
             return Look("busy", "screen", f"busy: {match[0]!r}")
         if not lines:
@@ -9347,11 +9380,12 @@ class Runner:
         look = program.look(now)
         self.evidence["look"] = look._asdict()
         for question in list(self.questions.values()):
-            if look.state != "asking" or question.text != look.why:
+            if not program.asks(question.text):
                 self._close_question(question)
         if look.state == "asking" and program.settled and not self.questions:
             name = random_letters(6)  # the same words again are another question
-            self._ask(Question(name, "question", look.why, (), time.time(), "typed"))
+            asked = program.open_question()
+            self._ask(Question(name, "question", asked, (), time.time(), "typed"))
         if not program.is_ready():
             return
         if self.phase == "starting":
@@ -10017,7 +10051,8 @@ class Runner:
             self._reply(question, {"answer": answer, "words": words})
             return ""
         if self.program:
-            if self.program.look(time.monotonic()).why != question.text:
+            self.program.look(time.monotonic())
+            if not self.program.asks(question.text):
                 return "it asks this no more"
             if not keys:
                 self.boss.tmux.paste(self.pane, [words])
@@ -13566,7 +13601,9 @@ def cmd_run(ask: Ask) -> int:
     for one in waited.asking:
         words = f"{one['session']} asks: {one['question']['text']}; nobody is here to answer"
         way = "--permissions edits, auto or all"
-        if one["question"]["kind"] == "question":
+        if one["question"]["kind"] == "screen":
+            way = "start its CLI there once, or use a profile with `trust: yes`"
+        elif one["question"]["kind"] == "question":
             way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
     if waited.asking and made and not kept:  # its session was ended: `wait` need not tell that

@@ -3,6 +3,7 @@ with an agent's task. From outside: as a person, as an agent in a shell, and thr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -744,6 +746,16 @@ def test_a_program_is_over_when_it_ends_whatever_it_leaves_behind(how):
     os.kill(int(ran.out), signal.SIGKILL)
     assert (ran.status, ran.err, took_s < 20) == (3, "", True)
     assert cao.run(["sh", "-c", "yes & exit 3"], **how).status == 3  # what it prints goes nowhere
+
+
+def test_all_is_read_that_a_pipe_holds_when_the_program_ends():
+    fd_in, fd_out = os.pipe()
+    fcntl.fcntl(fd_out, 1031, 1 << 18)  # F_SETPIPE_SZ: as much as where a page is larger
+    os.write(fd_out, b"x" * 200_000)  # and another keeps it open
+    with open(fd_in, "rb") as out:
+        child = SimpleNamespace(stdin=None, stdout=out, stderr=None, poll=lambda: 0)
+        assert len(cao.converse(child, b"", float("inf"), 0)[0]) == 200_000
+    os.close(fd_out)
 
 
 def test_a_program_may_be_slow_to_read_and_close_what_it_prints_on():

@@ -1728,6 +1728,40 @@ while text := read():
 """
 
 
+TICKING = """
+import sys, time
+print("> ", end="", flush=True)
+input()
+print("working 0 %\\n\\nSure? [y/n] ", end="", flush=True)
+for n in range(1, 10**6):
+    time.sleep(0.1)
+    print(f"\\033[s\\033[2A\\rworking {n} %\\033[u", end="", flush=True)
+"""
+
+
+def test_a_question_below_a_clock_that_goes_on_is_asked(place):
+    program = place.folder / "ticking.py"
+    program.write_text(TICKING)
+    place.profile("ticks", f"---\nprovider: command\ncommand: [{sys.executable}, {program}]\n"
+                  "ready: '^> $'\nasking: '\\[y/n\\] $'\n---\n")  # fmt: skip
+    found = json.loads(place.run("handoff", "ticks", "go", "--json").stdout)
+    (ask,) = found["asking"]
+    assert ask["question"]["text"].endswith("Sure? [y/n]")
+    asked = place.state(ask["session"])["questions"]
+    until(lambda: "working 30" in place.screen(ask["session"]))
+    assert place.state(ask["session"])["questions"] == asked
+
+
+LONG_AGO = "echo 'use it [y/n]'; seq 30"
+
+
+def test_words_like_a_questions_far_above_the_prompt_ask_nothing(place):
+    place.profile("bs", "---\nprovider: command\ncommand: [bash, --norc, -i]\n"
+                  "ready: '[#$] $'\nasking: '\\[y/n\\] *$'\n---\n")  # fmt: skip
+    said = place.ok("handoff", "bs", LONG_AGO).splitlines()
+    assert (said[0], said[-1]) == ("use it [y/n]", "30")
+
+
 TWICE = """---
 provider: command
 command: [sh, -c, 'while printf "tool> "; read a; do for c in ls "touch out"; do

@@ -1052,7 +1052,7 @@ ASK = {"busy": r"^\.\.\. running", "asking": r"^Overwrite .*\? \[y/N\]"}
         ("\n \n", {}, "unknown", "empty screen"),
         ("... running\n>>> ", ASK, "busy", "busy: '... running'"),
         ("Overwrite x? [y/N] ", ASK, "asking", "Overwrite x? [y/N]"),
-        ("... running\nOverwrite x? [y/N]", ASK, "asking", "... running\nOverwrite x? [y/N]"),
+        ("... running\nOverwrite x? [y/N]", ASK, "asking", "Overwrite x? [y/N]"),
         ("done\n>>> ", ASK, "idle", "ready: '>>> '"),
     ],
 )

@@ -967,6 +967,22 @@ def test_a_submodules_commit_is_merged_where_it_is_not_checked_out_if_others_hav
         assert all_of(repo, path) == before
 
 
+def test_a_submodule_that_gitignore_names_hinders_no_merge(repo):
+    session, path = with_submodule(repo)
+    (path / ".gitignore").write_text("lib/\n")
+    repo.ok("merge", session)
+    assert (repo.work / ".gitignore").read_text() == "lib/\n"
+
+
+def test_a_branch_with_a_wide_blank_in_its_name_hinders_no_merge(repo):
+    session, path = with_submodule(repo)
+    git(path, "submodule", "-q", "deinit", "--force", "lib")
+    git(repo.work, "branch", "one\u3000two")
+    (path / "new.txt").write_text("new\n")
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").exists()
+
+
 def test_files_in_a_submodule_that_is_not_checked_out_are_named(repo):
     session, path = with_submodule(repo)
     git(path, "submodule", "-q", "deinit", "lib")
