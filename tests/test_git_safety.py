@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from conftest import McpClient
-from test_worktrees import first, git, kept_unless_yes, make_nested, refused, repo, worker
+from test_worktrees import (
+    first,
+    git,
+    kept_unless_yes,
+    make_nested,
+    refused,
+    repo,
+    with_library,
+    worker,
+)
 
 __all__ = ["first", "repo"]
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -227,11 +236,7 @@ def test_git_is_not_run_in_what_an_agent_put_inside_a_real_submodule(repo):
     git(other, "update-index", "--add", "--cacheinfo",
         f"160000,{git(other, 'rev-parse', 'HEAD')},deep")  # fmt: skip
     git(other, "commit", "-q", "-m", "deep")
-    allow = ("-c", "protocol.file.allow=always")
-    git(repo.work, *allow, "submodule", "-q", "add", str(other), "lib")
-    git(repo.work, "commit", "-q", "-m", "lib")
-    session, path = worker(repo)
-    git(path, *allow, "submodule", "-q", "update", "--init")
+    session, path = with_library(repo, other)
     forge(repo, path / "lib" / "deep" / ".git")
     (path / "new.txt").write_text("work\n")
     said = in_all_ways(repo, session)

@@ -1291,7 +1291,7 @@ def test_a_message_that_was_handed_over_just_now_is_not_put_again(store):
 def test_each_directory_is_a_client_of_its_own(monkeypatch):
     names = set()
     for number in range(3000):
-        monkeypatch.setattr(cao, "current_directory", lambda number=number: f"/work/p{number}")
+        monkeypatch.setattr(cao, "current_directory", lambda number=number: f"/p{number}")
         names.add(cao.client_stem("shell"))
     assert len(names) == 3000
 

@@ -929,6 +929,11 @@ def with_submodule(repo):
     (other / ".gitignore").write_text("*.log\n")
     git(other, "add", ".")
     git(other, "commit", "-q", "-m", "s")
+    return with_library(repo, other)
+
+
+def with_library(repo, other):
+    """Return such a worker, for a repository that is to be the submodule `lib`."""
     allow = ("-c", "protocol.file.allow=always")
     git(repo.work, *allow, "submodule", "-q", "add", str(other), "lib")
     git(repo.work, "commit", "-q", "-m", "lib")
