@@ -5060,15 +5060,18 @@ def decode_profile(content: bytes, name: str, path: str, default: str = "") -> P
     return profile._replace(provider=default or default_provider())
 
 
-def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profile | None:
+def load_profile(
+    name: str, store: Store, cwd: str, default: str = "", files: dict[str, str] | None = None
+) -> Profile | None:
     """Return a profile by name or, where the name is a provider's, that CLI with a neutral
     profile; None where the name is neither. No grants are looked at: see Orchestrator.profile.
 
-    default: as decode_profile takes it.
+    default: as decode_profile takes it. files: what find_profiles returns, if it is known already.
     Raises NotAllowedError for a profile in cwd's .cao/profiles that no person has allowed as it
     is now: it is not even parsed, and no other profile of that name takes its place.
     """
-    files = find_profiles(store.home, cwd)
+    if files is None:
+        files = find_profiles(store.home, cwd)
     if name not in files:
         name = PROFILE_ALIASES.get(name, name)
     path = files.get(name)
@@ -5092,16 +5095,18 @@ def load_profile(name: str, store: Store, cwd: str, default: str = "") -> Profil
     return None
 
 
-def default_provider() -> str:
+def default_provider(fault_of: Callable[[str], str] = program_fault) -> str:
     """Return the provider of profiles that name none: CAO_PROVIDER, else the first of PROVIDERS
-    that is installed, else claude. Raises UsageError where CAO_PROVIDER is no provider."""
+    that is installed, else claude. Raises UsageError where CAO_PROVIDER is no provider.
+
+    fault_of: program_fault, or what remembers its answers."""
     name = provider_name(os.environ.get("CAO_PROVIDER", ""))
     if name:
         if name not in PROVIDERS:
             raise UsageError(f"CAO_PROVIDER {name!r} is not supported", ", ".join(PROVIDERS))
         return name
     for row in PROVIDERS.values():
-        if row.program and not program_fault(row.program):
+        if row.program and not fault_of(row.program):
             return row.name
     return "claude"
 
@@ -13185,15 +13190,13 @@ def _call_wait(call: Call, given: dict[str, Any]) -> Answer:
 def usable_profiles(store: Store, cwd: str) -> list[str]:
     """Return the names that handoff and assign take for a new session in cwd: every profile, with
     the reason behind it where it cannot be used now, and the providers that are installed."""
-    names, default = [], default_provider()
-    faults = {"": ""}  # program -> what is wrong with it; each is looked for once
-    for name in sorted({*find_profiles(store.home, cwd), *PROVIDERS} - {"command"}):
+    fault_of = lru_cache(None)(program_fault)  # each program is looked for once
+    names, default, files = [], default_provider(fault_of), find_profiles(store.home, cwd)
+    for name in sorted({*files, *PROVIDERS} - {"command"}):
         try:
-            profile = load_profile(name, store, cwd, default)
-            program = program_of(profile) if profile else ""
-            if program not in faults:
-                faults[program] = program_fault(program)
-            fault = faults[program]
+            profile, fault = load_profile(name, store, cwd, default, files), ""
+            if profile and (program := program_of(profile)):
+                fault = fault_of(program)
         except NotAllowedError as error:
             fault = f"not allowed: {error.fix}"
         except CaoError as error:
