@@ -309,12 +309,16 @@ class Place:
                     stream.close()
                 except BrokenPipeError:  # a dead reader, with something left to flush
                     stream.close()
-        end = time.monotonic() + 5
-        while (left := self.pids(f"{self.folder}/")) and time.monotonic() < end:
+        # Until both are gone: what is just being started names no folder yet, and writes there.
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            left = self.pids(f"{self.folder}/")
             for pid in left:
                 kill(pid)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not left and not self.folder.exists():
+                break
             select.select([], [], [], 0.005)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -70,14 +70,16 @@ def test_while_one_makes_room_no_other_is_asked_to(verbs, monkeypatch, leaving):
 def test_forty_tasks_at_a_cap_of_four_are_done_in_order_four_at_a_time(place, verbs, monkeypatch):
     monkeypatch.setenv("CAO_MAX_SESSIONS", "4")
     tasks = [verbs.assign("demo", f"demo: say {n}", cao.TaskOptions()) for n in range(40)]
-    found = verbs.await_tasks(tasks, 120, want_all=True)
+    found = verbs.await_tasks(tasks, 600, want_all=True)
     answers = {result.task: (result.outcome, result.answer) for result in found.results}
     assert [answers[task] for task in tasks] == [("done", str(n)) for n in range(40)]
     sessions = [task.partition(".")[0] for task in tasks]
     assert most_at_once(place, sessions) <= 4
+    # Where several slots are free, those whose turn it is begin side by side: each is overtaken by
+    # fewer than there are slots.
     began = [at for at, _ in spans(place, sessions)]
-    assert began[4:] == sorted(began[4:])  # the first four found a slot each, at once
-    assert max(began[:4]) < min(began[4:])
+    overtaken = [sum(later < at for later in began[n:]) for n, at in enumerate(began)]
+    assert max(overtaken) < 4
     assert os.listdir(place.home / "queue") == []
 
 
