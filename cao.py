@@ -100,7 +100,7 @@ else:
 VERSION = "0.1.0"
 FORMAT = 2  # of the runtime directory; a session of another format is refused
 TMUX_MINIMUM = (3, 2)
-PANE_COLUMNS, PANE_LINES = 200, 50  # large: a small viewer must not reflow a worker
+PANE_COLUMNS, PANE_LINES = 200, 50  # large: a small viewer does not reflow a worker
 TMUX_CONF = """\
 set -g history-limit 50000
 set -g default-terminal tmux-256color
@@ -3618,17 +3618,20 @@ class Tmux:
                 return None
             raise
 
-    def new_session(self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str]) -> int:
+    def new_session(
+        self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str], *, viewers: str
+    ) -> int:
         """Start a detached session whose pane runs argv (no shell reads it); return the pid of
-        the process in the pane. env: variables to add to those of the tmux server."""
+        the process in the pane. env: variables to add to those of the tmux server. viewers: what
+        their terminals do to its size, as window-size of tmux(1) says it."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
-        # This sets window-size to manual. As a global option that crashes tmux 3.3a at new-session.
-        manual = ("resize-window", "-t", f"={name}:", *size)
+        # As a global option, manual crashes tmux 3.3a at new-session.
+        sized = ("set-option", "-w", "-t", f"={name}:", "window-size", viewers)
         named = ("-s", name, "-n", name)
         what = ("-d", "-P", "-F", "#{pane_pid}", *named, *size, *pairs, "--", *argv)
         # No -c: tmux reads it as a format. The session starts in the tmux client's directory.
-        return int(self.run("new-session", *what, then=manual, cwd=cwd))
+        return int(self.run("new-session", *what, then=sized, cwd=cwd))
 
     def kill_session(self, name: str) -> bool:
         """Kill a session by its exact name; tell whether it was there."""
@@ -5930,21 +5933,24 @@ class Orchestrator:
                 os.symlink(f"{home}/{link}", path)
         self.store.mend_log(name)
         self.store.log(name, "launched", provider=provider.name, resume=resume)
-        self._run_session(name, runner_cwd, cao)
+        self._run_session(session, runner_cwd, cao)
 
-    def _run_session(self, name: str, cwd: str, cao: Sequence[str]) -> None:
+    def _run_session(self, session: Session, cwd: str, cao: Sequence[str]) -> None:
         """Start a session's runner in a tmux session of the same name, in cwd, and note its process
         in runner.json; cao: the argv of the copy to run. Try once more where the server has just
         exited with its last session (tmux(1), exit-empty). Raises TmuxError."""
+        name, viewers = session.name, "manual"
+        if not session.supervisor:  # a person works in it
+            viewers = "latest"
         argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
         try:
-            pid = self.tmux.new_session(name, cwd, env, argv)
+            pid = self.tmux.new_session(name, cwd, env, argv, viewers=viewers)
         except TmuxError as error:
             # The runner has written its state: there was a server, and it was killed.
             begun = "group" in self.store.load_state(name)
             if error.fix != "no server" or begun:
                 raise
-            pid = self.tmux.new_session(name, cwd, env, argv)
+            pid = self.tmux.new_session(name, cwd, env, argv, viewers=viewers)
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def forget(self, name: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 import cao
 from conftest import CAO, PINNED, ROOT, McpClient, real_clis, run_block, until
 from test_nothing_lost import put_loader
+from test_views import Terminal
 
 pytestmark = [pytest.mark.tmux, pytest.mark.cli]
 
@@ -734,6 +735,22 @@ def test_without_any_hook_the_next_source_decides_and_the_log_says_so(place, moc
     assert missed[-1:] == ["Stop"]
     again = handoff(place, result["session"], "MOCK:say it again")["results"][0]
     assert (again["outcome"], again["answer"]) == ("done", "it again")
+
+
+def test_a_supervisor_in_a_small_terminal_gets_its_tasks_too(place, cli, request):
+    """Its window has the size of the terminal that shows it; a worker's always has its own."""
+    session = place.ok("launch", f"real-{cli}", "--detach").strip()
+    place.until_state(session, "idle")
+    shown = Terminal(place, 80, 24, "attach", session)
+    request.addfinalizer(shown.close)
+    form = ("display-message", "-p", "-t", f"={session}:", "#{pane_width}x#{pane_height}")
+    until(lambda: place.tmux(*form), "80x23\n")
+    text = f"{'a word and one more ' * 60}\nMOCK:say small"
+    assert handoff(place, session, text)["results"][0]["answer"] == "small"
+    shown.tmux("resize-window", "-x", "150", "-y", "40")
+    until(lambda: place.tmux(*form), "150x39\n")
+    result = handoff(place, session, "MOCK:say large")["results"][0]
+    assert (result["answer"], result["exact"]) == ("large", "exact")
 
 
 def test_exit_by_a_person_ends_the_task(place, cli):

@@ -371,6 +371,18 @@ def test_launch_attaches_the_terminal_and_without_one_says_how(place, terminal):
 
 
 @pytest.mark.tmux
+def test_a_launched_supervisor_has_the_size_of_the_terminal_that_shows_it(place, terminal):
+    session = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(session, "idle")
+    form = ("display-message", "-p", "-t", f"={session}:", "#{pane_width}x#{pane_height}")
+    assert place.tmux(*form) == "200x50\n"
+    terminal(80, 24, "attach", session).sees("^demo>")
+    until(lambda: place.tmux(*form), "80x23\n")
+    task = place.ok("assign", session, "demo: say in a small one").strip()
+    assert place.ok("wait", task) == "in a small one\n"
+
+
+@pytest.mark.tmux
 def test_a_task_that_nobody_gives_is_asked_for(place, terminal):
     shown = terminal(80, 24, "handoff", "demo")
     shown.sees("or pipe it in")
@@ -590,11 +602,11 @@ def test_a_pane_left_scrolled_back_by_a_viewer_still_gets_its_keys(place):
 
 def test_a_small_terminal_that_attaches_sees_the_end_of_a_full_screen_program(place, request):
     """Claude Code 2.1.332 hides the cursor, and has its dialog and its input line there."""
-    draw = "printf '\\033[?1049h\\033[?25l\\033[1;1HFIRST\\033[50;1HREADY>'; cat"
+    draw = "printf '\\033[?1049h\\033[?25l\\033[5;1HFIRST\\033[50;1HREADY>'; cat"
     place.profile("full", f"---\nprovider: command\ncommand: [sh, -c, {json.dumps(draw)}]\n"
                           "ready: 'READY>$'\n---\n")  # fmt: skip
-    session = place.ok("launch", "full", "--detach").strip()
-    place.until_state(session, "idle")
+    session = place.ok("assign", "full", "x").strip().partition(".")[0]
+    place.until_state(session, "working")
     shown = Terminal(place, 80, 24, "attach", session)
     request.addfinalizer(shown.close)
     shown.sees("READY>")
