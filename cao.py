@@ -5364,7 +5364,7 @@ class Orchestrator:
             if lock is not None:
                 os.close(lock)
         launch = self.store.read_launch(name, "launch.json")
-        self._run_session(name, self.store.home, launch["mcp"][:-1])
+        self._run_session(session, self.store.home, launch["mcp"][:-1])
         return True
 
     def launched(self, name: str) -> Profile | None:
@@ -8679,10 +8679,12 @@ class Runner:
 
     def _accept(self, event: Event, checked: bool = False) -> None:
         """Take a turn's answer as the task's. An empty one fails the task, unless it is a
-        program's. Where there is a check that was not passed yet (checked), this only starts it:
-        _after_check goes on from there."""
-        if not event.text.strip() and not self.program:
+        program's that may print nothing. Where there is a check that was not passed yet (checked),
+        this only starts it: _after_check goes on from there."""
+        if not event.text.strip() and (not self.program or self.program.settings.get("answer")):
             words = "the turn ended without an answer"
+            if self.program:
+                words = "nothing that it printed matches `answer` in its profile"
             self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
         elif self.task and self.task.check and not checked:
             self._start_check(event)

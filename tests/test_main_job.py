@@ -1618,6 +1618,18 @@ def test_what_a_program_asks_is_a_question_of_its_own_words_and_is_answered_by_w
     assert place.ok("wait", *found["running"]) == "Sure? [y/n] no, keep it\ngot no, keep it\n"
 
 
+def test_a_program_that_prints_nothing_like_its_answer_has_failed(place):
+    place.profile("sums", CALC.replace("\n---\n", "\nanswer: 'sum (\\d+)'\n---\n"))
+    session, task = assign(place, "print('sum', 6 * 7)", "sums")
+    assert place.ok("wait", task) == "42\n"
+    done = place.run("handoff", session, "6 * 7", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (done.returncode, result["outcome"], result["reason"]) == (1, "failed", "unknown_end")
+    assert "matches `answer` in its profile" in result["detail"]
+    assert ">>> 6 * 7\n42" in result["screen"]
+    assert place.ok("handoff", session, "print('sum', 2)") == "2\n"  # it lives on
+
+
 def test_an_answer_that_a_program_does_not_show_is_one(place):
     hidden = ASKER.replace("read x", "stty -echo; read x; stty echo; echo")
     place.profile("asker", hidden.replace(" *$'\n---", "'\n---"))
