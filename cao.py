@@ -617,16 +617,10 @@ def quote_heads(text: str) -> str:
 
 
 def sessions_meant(name: str, known: Iterable[str]) -> list[str]:
-    """Return the sessions that a name, which is none of theirs, may mean: it is a task's, or has
-    a typo before the random letters, or is their beginning. Random letters are never alike."""
+    """Return the sessions that a name, which is none of theirs, may mean: it has a typo before
+    the random letters, or is their beginning. Random letters are never alike."""
     letters = name.rpartition("-")[2]
-    return [
-        one
-        for one in known
-        if name.startswith(f"{one}.")
-        or (name and one.startswith(name))
-        or one[-5:] == f"-{letters}"
-    ]
+    return [one for one in known if (name and one.startswith(name)) or one[-5:] == f"-{letters}"]
 
 
 def render_slug(text: str, most: int = 30) -> str:
@@ -4445,6 +4439,12 @@ class Store:
                 fix = f"{meant[0]}; {fix}"
             raise NotFoundError(f"there is no session {name!r}", fix)
         return session
+
+    def session_meant(self, name: str) -> str:
+        """Return a task's session, where that is here; any other name as it is."""
+        if TASK.match(name) and self.peek(self.session_of(name)):
+            return self.session_of(name)
+        return name
 
     def live(self) -> list[str]:
         """Return the names of the sessions that were started and not ended: also those in the
@@ -11981,7 +11981,10 @@ def attach_argv(boss: Orchestrator, name: str) -> list[str]:
         raise UsageError(f"{name} is a client, not an agent", "cao ls shows the agents")
     if session and boss.is_over(name):
         raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
-    if not NAME.match(name) or not boss.tmux.pane_of(name):
+    if session and not boss.tmux.pane_of(name):
+        where = f"its terminal is not on the tmux socket {boss.tmux.socket_path}"
+        raise NotFoundError(f"session {name} is running, but {where}", "set TMUX_TMPDIR as it was")
+    if not session:
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
     os.environ.pop("TMUX", None)  # with it, tmux refuses to attach inside another tmux
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
@@ -12928,6 +12931,16 @@ class Argument(NamedTuple):
             settings.update(type=int, metavar="N")
         settings.update(self.settings)
         parser.add_argument(*settings.pop("names", names), **settings)
+
+
+def read_session_names(given: dict[str, Any], store: Store) -> None:
+    """Put a session's name in the place of its task's: in the arguments of a verb that name one."""
+    for key in ("session", "sessions", "target", "root"):
+        names = given.get(key)
+        if isinstance(names, list):
+            given[key] = [store.session_meant(name) for name in names]
+        elif names:
+            given[key] = store.session_meant(names)
 
 
 class Tool(NamedTuple):
@@ -13997,14 +14010,16 @@ def cmd_allow(ask: Ask) -> None:
     args = ask.args
     if not args.list:
         folder = os.path.realpath(args.dir or current_directory())
-        for profile in ask.boss.allow(folder, args.check, args.remove, args.host):
+        profiles = ask.boss.allow(folder, args.check, args.remove, args.host)
+        for profile in profiles:
             facts = {**explain_profile(profile), **profile.settings}
             table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
             print(f"{table}\n", file=sys.stderr)
         repository = find_repository(folder)[0]
         if args.check and not args.remove and repository != folder:
             _note(f"allowed in the whole repository {one_line(repository)}")
-        if not args.remove and not args.host:  # the profiles may name a check, too
+        checks = [args.check, *(profile.settings.get("check") for profile in profiles)]
+        if any(checks) and not args.remove:
             _note("a check like pytest runs files that workers may write")
     allowed = ask.store.allowed()
     rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
@@ -14198,7 +14213,7 @@ def _flag(name: str, about: str) -> Argument:
 
 # fmt: off
 _JSON = _flag("json", "Print JSON for a program.")
-_NAME = Argument("session", "The session's name, like developer-7k2m.", place="1")
+_NAME = Argument("session", "The session's name, like developer-7k2m, or its task's.", place="1")
 _CWD = Argument("cwd", "Working directory, absolute; default: yours.")
 _TIMEOUT = Argument("timeout_s", "Seconds it may take; default 3600.", "number", minimum=1)
 _PERMISSIONS = _only("permissions", "What it may do unasked.", choices=PERMISSIONS)
@@ -14223,7 +14238,7 @@ _KEPT = (
     Argument("request_id", "The same id again is the same task, not a second one."),
     _PERMISSIONS,
 )
-_SESSION = _only("session", "The session's name, like developer-7k2m.", "1")
+_SESSION = _only("session", _NAME.about, "1")
 _ACTIONS = "add list show run enable disable remove log".split()
 _STRING, _LIST = {"type": "string"}, {"type": "array"}
 _WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
@@ -14829,7 +14844,10 @@ class McpServer:
 
         def work() -> Answer:
             # SYNC comes from a cao.py like this one, and has no schema.
-            arguments = given if tool is SYNC else check_arguments(tool, given)
+            arguments = given
+            if tool is not SYNC:
+                arguments = check_arguments(tool, given)
+                read_session_names(arguments, self.store)
             boss = self.open(tool.delegates)
 
             def given_up() -> bool:
@@ -15464,6 +15482,23 @@ cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage,
 3 not found, 4 tmux, 5 timed out, 6 asking, 130 interrupted."""
 
 
+# What other programs call it -> our command.
+_OTHER_WORDS = {
+    **dict.fromkeys("list ps status sessions".split(), "ls"),
+    **dict.fromkeys("start new spawn create delegate".split(), "assign"),
+    **dict.fromkeys("message msg tell".split(), "send"),
+    **dict.fromkeys("result results output".split(), "wait"),
+    **dict.fromkeys("kill cancel end".split(), "stop"),
+    **dict.fromkeys("top tui dashboard".split(), "watch"),
+    **dict.fromkeys("serve server".split(), "mcp"),
+    **dict.fromkeys("init install setup".split(), "config CLIENT"),
+    "rm": "discard",
+    "tail": "logs -f",
+    "cron": "schedule",
+    "version": "--version",
+}
+
+
 def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     """Return the argument parser, and its commands' parsers by their names.
 
@@ -15514,7 +15549,7 @@ def run_command(argv: Sequence[str]) -> int:
 
         parser, commands = command_line(argv[0])
         if argv[0] not in commands and argv[0][:1] != "-":
-            meant = nearest(argv[0], commands) or "--help"
+            meant = _OTHER_WORDS.get(argv[0]) or nearest(argv[0], commands) or "--help"
             raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
 
         if argv[0] in commands:
@@ -15527,6 +15562,7 @@ def run_command(argv: Sequence[str]) -> int:
 
     sys.stdout = shown_on(sys.stdout, args.json)
     store = Store(runtime_home())
+    read_session_names(vars(args), store)
     return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
 
 

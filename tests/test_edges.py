@@ -587,3 +587,46 @@ def test_an_entry_names_no_path_in_a_cache(place, monkeypatch, python, form):
     monkeypatch.setattr(cao, "find_program", lambda name: f"/bin/{name}")
     argv = cao.own_command("now")
     assert (argv[0], argv[-2:]) == (f"/bin/{form}", [os.path.dirname(cao.__file__), "cao-mcp"])
+
+
+@pytest.mark.tmux
+def test_a_tasks_name_stands_for_its_session_in_every_command_and_tool(place):
+    task = place.ok("assign", "demo", "demo: permit make it|Yes|No; say made").strip()
+    session = task.partition(".")[0]
+    place.until_state(session, "asking")
+    assert place.ok("answer", task, "yes") == f"{session}: yes\n"
+    assert place.ok("wait", task) == "Yes\nmade\n"
+    assert place.ok("send", task, "well done").startswith(session)
+    assert json.loads(place.ok("show", task, "--json"))["session"] == session
+    assert "turn done" in place.ok("why", task)
+    assert "launched" in place.ok("logs", task)
+    assert json.loads(place.ok("trace", task, "--output", "-"))["traceEvents"]
+    client = McpClient(place)
+    assert client.call("read_session", session=task)["structuredContent"]["session"] == session
+    found = client.call("handoff", target="demo", task="demo: say one")["structuredContent"]
+    first = found["results"][0]["task"]
+    found = client.call("handoff", target=first, task="demo: say two")["structuredContent"]
+    assert found["results"][0]["session"] == first.partition(".")[0]
+    done = client.call("stop_session", session=first)["structuredContent"]
+    assert done["session"] == first.partition(".")[0]
+    client.close()
+    assert place.ok("stop", task) == f"{session}: ended\n"
+    assert f"session {session} has ended" in place.run("attach", task).stderr
+
+
+@pytest.mark.parametrize(("word", "meant"), [
+    ("ps", "ls"), ("kill", "stop"), ("delegate", "assign"), ("version", "--version"),
+    ("atach", "attach"), ("zzz", "--help"),
+])  # fmt: skip
+def test_a_command_that_others_have_gets_the_name_of_ours(place, word, meant):
+    done = place.run(word)
+    assert (done.returncode, done.stderr.endswith(f"try: cao {meant}\n")) == (2, True)
+
+
+@pytest.mark.tmux
+def test_who_attaches_by_another_socket_is_told_where_the_session_was_looked_for(place, request):
+    session = place.ok("launch", "demo", "--detach").strip()
+    place.until_state(session, "idle")
+    (place.folder / "other").mkdir()
+    done = place.run("attach", session, TMUX_TMPDIR=str(place.folder / "other"))
+    assert (done.returncode, "set TMUX_TMPDIR as it was" in done.stderr) == (3, True)

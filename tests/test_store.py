@@ -846,7 +846,15 @@ def test_an_event_that_is_no_json_does_not_stop_the_next(store, capsys):
 
 
 @pytest.mark.parametrize(("name", "meant"), [
-    ("worker-3333.k3f9", "worker-3333"), ("wroker-3333", "worker-3333"), ("worker", "worker-3333"),
+    ("worker-3333.k3f9", "worker-3333"), ("worker-3333", "worker-3333"), ("docs.v2", "docs.v2"),
+    ("worker-9999.k3f9", "worker-9999.k3f9"), ("../x.y", "../x.y"), ("", ""),
+])  # fmt: skip
+def test_a_tasks_name_means_its_session_where_that_is(store, name, meant):
+    assert store.session_meant(name) == meant
+
+
+@pytest.mark.parametrize(("name", "meant"), [
+    ("wroker-3333", "worker-3333"), ("worker", "worker-3333"),
     ("worker-33", "worker-3333"),
     ("worker-3334", ""), ("worker-2222", "boss-2222"), ("x", ""), ("x-", ""), ("", ""),
 ])  # fmt: skip
