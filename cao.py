@@ -5739,7 +5739,8 @@ class Orchestrator:
             worktree = profile.settings.get("worktree")
         origin = inside = ""
         if worktree and not options.host:
-            origin, inside = worktree_start(cwd, self._own_repository())
+            own = self._own_repository() or profile.settings.get("repository above", "")
+            origin, inside = worktree_start(cwd, own)
         stem, profile_name = render_slug(profile.name) or "agent", profile.name
         if options.host:
             stem, profile_name = stem[:26], f"{profile.name}@{options.host}"  # 26: see NEAR
@@ -5790,8 +5791,9 @@ class Orchestrator:
         return name
 
     def _own_repository(self) -> str:
-        """Return the one repository of which the caller gets worktrees, "" where it is free: git
-        runs what a repository's config names, and an agent may have written any other."""
+        """Return the one repository of which the caller gets worktrees, on another machine too,
+        "" where it is free: git runs what a repository's config names, and an agent may have
+        written any other."""
         if self.caller.person:
             return ""
         here = os.path.realpath(current_directory())
@@ -6214,6 +6216,8 @@ class Orchestrator:
         settings = {**profile.settings, "grants above": self._grants()}
         if options.worktree is not None:
             settings["worktree"] = options.worktree
+        if settings.get("worktree"):
+            settings["repository above"] = self._own_repository()
         if options.keep is not None:
             profile = profile._replace(keep=options.keep)
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
@@ -7139,9 +7143,10 @@ def worktree_path(store: Store, name: str) -> str:
 def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
     """Return (top, inside): the top of the working tree that a worktree can begin from, and the
     path of cwd in it, "" where its last commit has no such directory. Raises UsageError where
-    there is no repository, or no commit in it, NotAllowedError where it is not own ("": any)."""
+    there is no repository, or no commit in it, NotAllowedError where it is not own, by its path
+    ("": any)."""
     repository, path = find_repository(cwd)
-    if own and repository != own:
+    if own and repository != os.path.realpath(own):
         raise NotAllowedError(
             f"an agent gets worktrees of the repository that it is in ({own}), not of {repository}",
             "do without a worktree, or a person has to start it: cao handoff --worktree",

@@ -356,6 +356,22 @@ def test_a_worktree_is_made_there(far):
     assert "box" in refused.stderr
 
 
+def test_an_agent_gets_a_worktree_there_only_of_the_repository_at_its_own_path(far):
+    for folder in ("work", "work/other"):
+        git = ("git", "-C", str(far.machine.home / folder))
+        far.machine.in_it("git", "init", "-q", str(far.machine.home / folder))
+        far.machine.in_it(*git, "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q",
+                          "--allow-empty", "-m", "first")  # fmt: skip
+    far.ok("allow", "--host", "box")
+    agent = {"cwd": far.machine.work, "CLAUDECODE": "1"}
+    other = f"{far.machine.work}/other"
+    argv = ("demo@box", "demo: say done", "--worktree")
+    assert far.run("handoff", *argv, **agent).stdout == "done\n"
+    refused = far.run("handoff", *argv, "--cwd", other, **agent)
+    assert f"that it is in ({far.machine.work}/.git), not of {other}/.git" in refused.stderr
+    assert "cao/" not in far.machine.in_it("git", "-C", other, "branch")
+
+
 def test_an_answer_of_a_megabyte_comes_whole(far):
     text = "\n".join(f"line {n} äöü €" for n in range(45_000))
     done = far.run("handoff", "demo@box", "--cwd", "/tmp", stdin=f"demo: echo\n{text}")
