@@ -5674,9 +5674,9 @@ class Orchestrator:
         Raises NotAllowedError as load_profile does, and NotFoundError with the nearest names;
         may_be_session: the name could be a session's too, so theirs are among them.
         """
-        if permissions and not self.caller.person:
-            what = "only a person may give a worker other permissions than its profile has"
-            raise UsageError(what, "leave --permissions out")
+        if permissions:
+            what = "give a worker other permissions than its profile has"
+            self.check_person(what, "leave --permissions out")
         profile = load_profile(name, self.store, cwd)
         if profile:
             if permissions:
@@ -6331,13 +6331,18 @@ class Orchestrator:
 
     # ---- what a person allows ----
 
+    def check_person(self, what: str, fix: str) -> None:
+        """Raise UsageError unless the caller is a person: what only a person may do, and what
+        to try in its place."""
+        if not self.caller.person:
+            raise UsageError(f"only a person may {what}", fix)
+
     def allow(self, folder: str, check: str | None, remove: bool, host: str = "") -> list[Profile]:
         """Allow a check in a folder's repository, a host everywhere or, without these two, the
         folder's own profiles as they are now; return these profiles. remove: no longer allow the
         check or the host or, without these, anything in that repository. Raises UsageError
         unless the caller is a person."""
-        if not self.caller.person:
-            raise UsageError("only a person may allow this", "ask the person to run cao allow")
+        self.check_person("allow this", "ask the person to run cao allow")
         repository, inside = find_repository(folder)
         entry, profiles = "", []
         if check is not None:
@@ -13883,8 +13888,8 @@ def cmd_watch(ask: Ask) -> None:
 def cmd_launch(ask: Ask) -> None:
     cwd = working_directory(ask.args.cwd or "")
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
-    if not ask.boss.caller.person:  # no grant and no depth would count for its workers
-        raise UsageError("only a person may launch a supervisor", "cao assign gives an agent work")
+    # No grant and no depth would count for its workers.
+    ask.boss.check_person("launch a supervisor", "cao assign gives an agent work")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
     try:
         ask.boss.start(name, profile)
@@ -14055,11 +14060,13 @@ def cmd_schedule(ask: Ask) -> int:
     if not name and action not in ("list", "log"):
         way = "cao schedule add FILE" if action == "add" else "cao schedule list"
         raise UsageError(f"cao schedule {action} of which flow?", way)
-    if action == "run":
-        return _schedule_run(ask, plan)
     if action == "log":
         _schedule_log(ask, plan)
         return EXIT_DONE
+    if action not in ("list", "show"):  # a flow has a person's rights: no grant counts for it
+        ask.boss.check_person(f"{action} a flow", f"ask the person to run cao schedule {action}")
+    if action == "run":
+        return _schedule_run(ask, plan)
     if action == "remove":
         plan.remove(name)
         _print(ask, {"removed": name}, f"removed {name} and its history")

@@ -194,6 +194,19 @@ def test_an_agent_launches_no_supervisor_beside_its_grant_and_depth(place):
 
 
 @pytest.mark.tmux
+@pytest.mark.parametrize("action", ["add", "run", "enable", "disable", "remove"])
+def test_an_agent_changes_and_runs_no_flow_beside_its_grant(place, action):
+    place.profile("boss", "---\nprovider: demo\ngrant: {permissions: edits}\n---\n")
+    session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
+    flow = place.work / "daily.md"
+    flow.write_text("---\nschedule: '@yearly'\nagent_profile: demo\n---\ndemo: say done\n")
+    for agent in ({"CAO_SESSION": session}, {"CLAUDECODE": "1"}):
+        done = place.run("schedule", action, "daily.md", **agent)
+        assert (done.returncode, f"only a person may {action} a flow" in done.stderr) == (2, True)
+        assert place.ok("schedule", "list", "--json", **agent) == "[]\n"
+
+
+@pytest.mark.tmux
 def test_a_profile_that_is_not_granted_is_refused_and_leaves_no_session(place):
     place.profile("boss", BOSS)
     session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
