@@ -202,6 +202,8 @@ SSH_OPTIONS = (
     "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 ).split()
 SSH_STARTS = 5  # connections that may be starting at once: sshd drops the eleventh
+SSH_STARTS_S = 10.0  # one that takes longer holds up no other
+FAR_START_S = 60.0  # a machine that has not started cao by then loses the connection
 RETRY_S = 30.0  # at most, between two attempts to reach a host again
 DEAF_S = 15  # a machine that reads nothing of what is written to it for so long is cut off
 FAR_STOP_S = 4.0  # a session on another machine may take so long to end
@@ -8015,6 +8017,18 @@ def split_screen(text: str) -> list[str]:
     return lines
 
 
+def prompt_begins(line: str, known: str) -> int:
+    """Return where the prompt begins in a line that ends with one: before it stands the end of an
+    output that had no newline. known: an earlier prompt, which may have had another directory or
+    time in it; where the line has nothing that it begins with, all of the line is the prompt."""
+    if known and line.endswith(known):
+        return len(line) - len(known)
+    for size in range(len(known), 0, -1):
+        if known[:size] in line and not known[:size].isalnum():
+            return line.index(known[:size])
+    return 0
+
+
 class ScreenProgram:
     """A program without hooks (provider: command): its screen alone says what it does.
 
@@ -8029,6 +8043,8 @@ class ScreenProgram:
         self.settled = False  # what looks like a prompt may be output that goes on at once
         self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
         self.prompt = ""  # what stood on the turn's line before its text
+        self.known = ""  # the part of it that is the prompt: an output may stand before that
+        self.typed_at = 0  # that line's number
         self.at_work = False  # the screen has not shown the end of the turn yet
         self.question = ""  # what is asked, with what stands above it
         self.opened = self.asked  # as it was when the open question was opened
@@ -8046,17 +8062,22 @@ class ScreenProgram:
         size, self.most = map(int, self.tmux.ask(self.pane, form).split())
         if size > self.most // 4:  # a full history loses lines
             self.tmux.run("clear-history", "-t", self.pane)
-        self.prompt = self._lines()[-1]
+        lines = self._lines()
+        self.prompt, self.typed_at = lines[-1], len(lines) - 1
+        if not self.known or not self.prompt.rstrip().endswith(self.known):
+            self.known = self.prompt.rstrip()
 
-    def mark(self, text: str = "") -> None:
+    def mark(self, text: str = "", first: int = -1) -> None:
         """Note that all that is in the pane asks nothing any more. text: what was just typed; this
-        waits until the program shows it, but not for long."""
+        waits until the program shows it, but not for long. first: the line from which on it may be
+        shown. Below it there may be more: Node.js 20 previews the value, until Enter."""
         text = text.strip()
 
         def shown() -> list[str]:
             lines = self._lines()
-            if text in lines[-1].removeprefix(self.prompt):
-                return lines
+            for n in range(len(lines))[first:]:
+                if text in lines[n].removeprefix(self.prompt):
+                    return lines[: n + 1]
             return []
 
         lines = look_until(shown, 25)
@@ -8066,7 +8087,7 @@ class ScreenProgram:
 
     def mark_turn(self, text: str) -> None:
         """Note where a turn begins, when its text was typed and before Enter."""
-        self.mark(text)
+        self.mark(text, self.typed_at)
         self._doubt()
         self.turn, self.at_work, self.cut = self.asked, True, False
 
@@ -8155,7 +8176,9 @@ class ScreenProgram:
             new = lines
         if new[0].strip():  # parse_printed passes over a first line
             new = ["", *new]
-        return self.parse_printed("\n".join(new), self.prompt)
+        answer = self.parse_printed("\n".join(new), self.known)
+        self.known = lines[-1][prompt_begins(lines[-1].rstrip(), self.known) :].rstrip()
+        return answer
 
     def _lines(self) -> list[str]:
         """Return the pane's lines, from the first that tmux still has. Only the last one keeps
@@ -8200,7 +8223,7 @@ class ScreenProgram:
 
         It is the last match of the profile's `answer` pattern, "" where nothing matches. Without
         a pattern it is all that stands between that first line and the new prompt. prompt: the
-        one before the turn; where the new one is the same, it may follow on the answer's line.
+        one before the turn; the new one may follow on the answer's line (prompt_begins).
         """
         if pattern := self._pattern("answer"):
             answers = re.findall(pattern, printed, re.M)
@@ -8213,9 +8236,8 @@ class ScreenProgram:
 
         lines = split_screen(printed)
         if re.search(self._pattern("ready"), lines[-1]):
-            last, prompt = lines.pop().rstrip(), prompt.rstrip()
-            if prompt and last.endswith(prompt):
-                lines.append(last[: -len(prompt)])
+            last = lines.pop().rstrip()
+            lines.append(last[: prompt_begins(last, prompt)])
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
 
 
@@ -10225,7 +10247,8 @@ def spawn_foreground(argv: Sequence[str], env: dict[str, str]) -> int:
 #              an end
 #   an end     ends the session there too; where that could not be confirmed, the result says so
 
-# Sent to that machine's Python, which runs it: cao itself follows where it is not there yet.
+# Sent to that machine's Python, which runs it: cao itself follows where it is not there yet. What
+# it prints begins a line: a login shell may have left one open.
 _FAR_START = """\
 import hashlib, os, sys
 if sys.version_info < (3, 9):
@@ -10239,7 +10262,7 @@ if os.path.exists(path):
     with open(path, "rb") as file:
         source = file.read()
 if hashlib.sha256(source).hexdigest() != SHA:
-    print("cao-needed", flush=True)
+    print("\\ncao-needed", flush=True)
     source = sys.stdin.buffer.read(SIZE)
     if len(source) < SIZE:
         sys.exit("the connection broke")
@@ -10249,7 +10272,7 @@ if hashlib.sha256(source).hexdigest() != SHA:
     os.replace(part, path)
 sys.path.append(folder)
 import cao
-print("cao-here", flush=True)
+print("\\ncao-here", flush=True)
 sys.exit(cao.main(ARGV))
 """
 # A login shell, for the user's PATH there, becomes a Python that runs the first line it is sent.
@@ -10291,6 +10314,7 @@ class Link:
         start = "".join(f"{name} = {value!a}\n" for name, value in words.items()) + _FAR_START
         ssh = ssh_argv(env, "-T", "--", host, _FAR_PYTHON)
         self.buffer, self.here, self.closed, self.calls = b"", False, False, 0
+        self.begun = time.monotonic()
         pipes: list[int] = []
         try:
             pipes += os.pipe()
@@ -10407,7 +10431,8 @@ class Remote:
             self.task = self.store.taken(self.name, entry)
         while self._round():
             patience_s = None
-            if self.ending or self.trouble or not self.link or time.monotonic() < self.retry_at:
+            connected = self.link and self.link.here and time.monotonic() >= self.retry_at
+            if self.ending or self.trouble or not connected:
                 patience_s = LOOK_S
             inputs = [self.wake.fd, woken]
             if self.link and not self.trouble:
@@ -10457,6 +10482,8 @@ class Remote:
             self._end("terminated", "the runner got SIGTERM")
         if self.link and readable([self.link.fd_in], 0):  # a machine may never stop to speak
             self._read(self.link)
+        if self.link and not self.link.here:
+            self._await_start(self.link, now - self.link.begun)
         for entry, _, order in self.store.events(self.name):
             self.store.drop_events(self.name, [entry])  # first: an answer is given once
             self._on_order(order)
@@ -10484,7 +10511,7 @@ class Remote:
 
     def _connect(self) -> None:
         """Start ssh, or leave it to a later round while another runner has the lock for that.
-        `_read` frees the lock once the other side has spoken, or ssh has ended."""
+        The lock is freed once the other side has spoken, ssh has ended, or both took long."""
         path = f"{self.store.home}/ssh-{os.getpid() % SSH_STARTS}"
         if self.slot is None:
             self.slot = self.store.lock(path)
@@ -10518,10 +10545,28 @@ class Remote:
             raise
         if link.here and not here:
             self.store.log(self.name, "connected", host=self.session.host)
-        if self.slot is not None and (link.here or link.closed):
+        if link.here or link.closed:
+            self._free_slot()
+        if link.closed and not self.end:
+            self._on_break(link)
+
+    def _free_slot(self) -> None:
+        """Let another connection start."""
+        if self.slot is not None:
             os.close(self.slot)
             self.slot = None
-        if link.closed and not self.end:
+
+    def _await_start(self, link: Link, waited_s: float) -> None:
+        """Hold up no other connection for long, and break this one where cao does not start there.
+        waited_s: since ssh was started."""
+        if waited_s > SSH_STARTS_S:
+            self._free_slot()
+        if waited_s > FAR_START_S:
+            self.trouble = (
+                f"{self.session.host} did not start cao within {FAR_START_S:.0f} s: its login shell"
+                " may hang, or read what is sent to it"
+            )
+            os.kill(link.pid, signal.SIGTERM)
             self._on_break(link)
 
     def _on_break(self, link: Link) -> None:
@@ -10530,7 +10575,7 @@ class Remote:
         host, now = self.session.host, time.monotonic()
         words = tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3)
         what = f"{host} cannot be reached: ssh ended with {link.end()}: {words}"
-        what = self.trouble or what  # our own trouble: we ended the connection for it (_read)
+        what = self.trouble or what  # our own trouble: we ended the connection for it
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.broken_at = self.broken_at or now

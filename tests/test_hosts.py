@@ -827,6 +827,45 @@ def test_a_machine_that_reads_nothing_is_left(monkeypatch):
     assert (link.closed, link.end()) == (True, -signal.SIGTERM)
 
 
+def test_a_machine_that_does_not_start_cao_is_left_and_holds_up_no_other(place, monkeypatch):
+    """Its login shell hangs, or reads what is sent to it."""
+    name, task = "demo-2222", "demo-2222.abcd"
+    place.store.create(cao.Session(name, "agent", "demo", "demo", "/tmp", host="box"))
+    place.store.save_state(name, cao.fresh_state())
+    place.store.put(cao.Message(f"{place.store.new_id(name, 'abcd')}", "task", "", name, "x",
+                                task=task))  # fmt: skip
+    monkeypatch.setenv("TMUX_PANE", "%0")
+    env = {**place.env, "CAO_SSH": f"{sys.executable} -c 'import time; time.sleep(60)'"}
+    place.store.write(place.store.launch_file(name, "env.json"), json.dumps(env))
+    open_files = os.dup(2)
+    remote = cao.Remote(place.store, place.store.load(name))
+    try:
+        os.dup2(os.open(place.home / f"sessions/{name}/runner.log", os.O_RDWR | os.O_CREAT), 2)
+        remote._round()
+        assert remote.slot is not None
+        remote.link.begun -= cao.SSH_STARTS_S
+        remote._round()
+        assert (remote.slot, remote.over) == (None, False)
+        remote.link.begun -= cao.FAR_START_S
+        assert not remote._round()
+    finally:
+        os.dup2(open_files, 2)
+        os.close(open_files)
+        remote.wake.close()
+    result = place.result(task)
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert "box did not start cao within 60 s" in result["detail"]
+
+
+@pytest.mark.parametrize(
+    "prints", ["printf 'Welcome '", r"printf '\033]0;box\007'", "echo; echo hi"]
+)
+def test_a_login_shell_may_print_before_cao_does(far, prints):
+    (far.machine.home / ".profile").write_text(f"{prints}\n")
+    done = handoff(far, "demo: say there")
+    assert done.stdout == "there\n", done.stderr
+
+
 def test_a_machine_that_is_silent_and_stays_is_left(place):
     """Its ssh has closed its output, and does not end."""
     place.program("deaf-ssh", "exec >&-; exec sleep 100")

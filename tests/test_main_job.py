@@ -1866,6 +1866,47 @@ def test_a_program_reads_no_word_of_cao_or_of_those_below_it(place):
     until((place.work / "told").exists)
 
 
+PREVIEWS = """
+import sys, tty
+tty.setcbreak(0, 0)
+print("> ", end="", flush=True)
+typed = ""
+while key := sys.stdin.read(1):
+    if key != "\\n":
+        typed += key
+        preview = ""
+        if typed.isdigit():
+            preview = typed + " again"
+        drawn = f"\\r\\033[J> {typed}\\n{preview}"
+        print(f"{drawn}\\033[A\\r\\033[{2 + len(typed)}C", end="", flush=True)
+    else:
+        print(f"\\033[J\\n{typed} again\\n> ", end="", flush=True)
+        typed = ""
+"""
+
+
+def test_what_a_program_draws_below_the_line_that_is_typed_is_no_answer(place):
+    """Node.js 20 shows the value of what is typed so, until Enter."""
+    program = place.folder / "previews.py"
+    program.write_text(PREVIEWS)
+    place.profile("previews", f"---\nprovider: command\ncommand: [{sys.executable}, {program}]\n"
+                              "ready: '^> $'\n---\n")  # fmt: skip
+    session, task = assign(place, "4", "previews")
+    assert place.ok("wait", task) == "4 again\n"
+    for text in ("4", "words", "42"):
+        assert place.ok("handoff", session, text) == f"{text} again\n"
+
+
+@pytest.mark.parametrize("prompt", [r"\w\$ ", r"me@box:\w\$ "])
+def test_an_answer_without_a_newline_is_told_from_another_prompt(place, prompt):
+    place.profile("bs", "---\nprovider: command\ncommand: [bash, --norc, -i]\nready: '[$#] $'\n"
+                        f"env: {{set: {{PS1: '{prompt}'}}}}\n---\n")  # fmt: skip
+    session, task = assign(place, "mkdir -p sub; cd sub; printf hello", "bs")
+    assert place.ok("wait", task) == "hello\n"
+    assert place.ok("handoff", session, "cd ..; printf 'a\\nb'") == "a\nb\n"
+    assert place.ok("handoff", session, "cd sub") == "\n"
+
+
 EXITING = """---
 provider: command
 command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]
