@@ -7796,9 +7796,13 @@ def next_step(result: Result) -> str:
     return ""
 
 
+EARLIER = "Before that, in the same task, it said:\n{}"  # a result's `turns`
+
+
 def render_result(result: Result) -> str:
     """Return a result as its owner reads it: a line of facts, the notes, the whole answer or the
-    failure's words, what to do next, the last screen, the check, the branch."""
+    failure's words, what earlier turns said, what to do next, the last screen, the check, the
+    branch."""
     facts = [result.outcome]
     if result.reason not in ("", result.outcome):
         facts.append(result.reason)
@@ -7816,6 +7820,7 @@ def render_result(result: Result) -> str:
         parts.append(result.answer)
     elif result.detail:
         parts.append(result.detail)
+    parts += map(EARLIER.format, result.turns)
     step = next_step(result)
     if step:
         parts.append(step)
@@ -13102,24 +13107,25 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
     boss, store = call.boss, call.boss.store
     parts: list[str] = []
     data: dict[str, Any] = {}
-    texts = [*(result.answer for result in waited.results), *(m.text for m in waited.messages)]
+    texts = [m.text for m in waited.messages]
+    for result in waited.results:
+        texts += [result.answer, *result.turns]
     most = longest_that_fits(map(len, texts), call.answer_chars)
     if waited.results:
         data["results"] = []
         for result in waited.results:
             shown = view_result(store, result, most)
             data["results"].append(shown)
-            parts.append(render_result(result._replace(answer=shown["answer"])))
+            fitting = result._replace(answer=shown["answer"], turns=shown.get("turns", ()))
+            parts.append(render_result(fitting))
             if "cut" in shown:
                 parts[-1] += f"\n{shown['cut']}"
 
     if waited.messages:
         data["messages"] = []
         for message in waited.messages:
-            text = message.text
-            if len(text) > most:
-                file = f"{store.folder(message.to)}/inbox/cur/{message.id}"
-                text = f"{text[:most]}\n{cut_note(most, text, file, 'text')}"
+            file = f"{store.folder(message.to)}/inbox/cur/{message.id}"
+            text = fit_text(message.text, most, file, "text")
             parts.append(render_message(message._replace(text=text)))
             keys = ("kind", "sender", "id")
             shown = {key: getattr(message, key) for key in keys}
@@ -13193,6 +13199,8 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     if len(result.answer) > most:
         data["answer"] = result.answer[:most]
         data["cut"] = cut_note(most, result.answer, data["file"], "answer")
+    if result.turns:
+        data["turns"] = [fit_text(turn, most, data["file"], "turns") for turn in result.turns]
     for key in ("commits", "files"):
         names = (result.worktree or {}).get(key, ())
         if len(names) > NAMES_SHOWN:
@@ -13205,8 +13213,16 @@ def cut_note(most: int, text: str, file: str, key: str) -> str:
     """Return what to say of a text that was cut: where all of it is."""
     return (
         f"[cut: these are the first {most} of {len(text)} characters;"
-        f" the whole {key} is in the file {file}, key `{key}`]"
+        f" all of it is in the file {file}, key `{key}`]"
     )
+
+
+def fit_text(text: str, most: int, file: str, key: str) -> str:
+    """Return a text as it is or, where it has more than `most` characters, its beginning and where
+    all of it is."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}\n{cut_note(most, text, file, key)}"
 
 
 def give_task(call: Call, given: dict[str, Any]) -> str:
@@ -13553,6 +13569,10 @@ def _report(ask: Ask, waited: Waited) -> int:
                 print(render_result(result))
             else:
                 print(result.answer)
+                for note in result.notes:
+                    _note(f"[{note}]")
+                for turn in result.turns:
+                    print(EARLIER.format(turn), file=sys.stderr)
         _note_waited(waited)
     sys.stdout.flush()  # raises where it could not be printed: then it is still owed
     waited.told()

@@ -984,6 +984,9 @@ def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sende
     # Its supervisor wrote while it worked: the message belongs to the task.
     assert result["turns"] == ["first"]
     assert "Message from shell-" in result["answer"]
+    plain = place.run("wait", task)
+    assert plain.stdout == result["answer"] + "\n"
+    assert plain.stderr == "Before that, in the same task, it said:\nfirst\n"
 
 
 def test_a_message_to_an_idle_session_is_taken_exactly(place):

@@ -1932,6 +1932,17 @@ def test_an_answer_over_the_clients_limit_is_cut_only_for_the_client(connect, na
     assert (found["answer"], "cut" in found) == (whole[:most].strip(), False)
 
 
+def test_what_earlier_turns_said_is_told_too_and_cut_alike(place):
+    result = cao.Result("a-2222.bcde", "a-2222", "done", answer="end", turns=("y" * 50, "z"))
+    shown = cao.view_result(place.store, result, 20)
+    first, second = shown["turns"]
+    assert (first.split("\n")[0], second) == ("y" * 20, "z")
+    assert f"the first 20 of 50 characters; all of it is in the file {shown['file']}" in first
+    told = cao.render_result(result._replace(turns=tuple(shown["turns"])))
+    assert told.startswith("Result of a-2222.bcde (done, 0.0 s):\nend\nBefore that, ")
+    assert first in told
+
+
 @pytest.mark.tmux
 def test_all_that_one_wait_tells_is_within_the_clients_limit(connect, place):
     talk = connect("codex-mcp-client")
