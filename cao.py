@@ -3245,7 +3245,13 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
     timeout_ms = None
     if timeout_s is not None:
         timeout_ms = timeout_s * 1000
-    return [fd for fd, _ in poll.poll(timeout_ms)]
+    try:
+        return [fd for fd, _ in poll.poll(timeout_ms)]
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        time.sleep(0.25)  # our callers look again
+        return []
 
 
 def start_thread(work: Callable[[], None], *, daemon: bool = True) -> Any:
@@ -6402,6 +6408,8 @@ class Orchestrator:
         Whoever calls this tells what it returns, and then calls `told` of that (see Waited).
         Raises NotFoundError for a named task that is not there.
         """
+        if tasks is not None:
+            tasks = list(dict.fromkeys(tasks))
         if told is None:
             told = set()
         wake = Wake(self.store)
@@ -8050,6 +8058,7 @@ class ScreenProgram:
         self.prompt = ""  # what stood on the turn's line before its text
         self.known = ""  # the part of it that is the prompt: an output may stand before that
         self.typed_at = 0  # that line's number
+        self.unseen = ""  # the turn's text, where the screen had not shown it before Enter
         self.at_work = False  # the screen has not shown the end of the turn yet
         self.question = ""  # what is asked, with what stands above it
         self.opened = self.asked  # as it was when the open question was opened
@@ -8085,9 +8094,9 @@ class ScreenProgram:
                     return lines[: n + 1]
             return []
 
-        lines = look_until(shown, 25)
+        lines, self.unseen = look_until(shown, 25), ""
         if not lines:
-            lines, text = self._lines(), ""
+            lines, text, self.unseen = self._lines(), "", text
         self.asked = Mark(lines, text)
 
     def mark_turn(self, text: str) -> None:
@@ -8179,6 +8188,8 @@ class ScreenProgram:
         self.asked = Mark(lines)
         if new is None:
             new = lines
+        if new[0].strip() == self.unseen:  # it was shown late
+            new[0] = ""
         if new[0].strip():  # parse_printed passes over a first line
             new = ["", *new]
         answer = self.parse_printed("\n".join(new), self.known)

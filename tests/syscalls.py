@@ -33,6 +33,7 @@ CALLS = {
     "rename": "rename,renameat,renameat2",
     "link": "link,linkat",
     "unlink": "unlink,unlinkat",
+    "poll": "poll,ppoll",
 }
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EINTR")
 
@@ -128,7 +129,7 @@ def strike(ground: Ground, call: str, error: str, n: int, children: bool) -> boo
 def main() -> int:
     """Sweep, print the tally, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", default=",".join(CALLS))
+    parser.add_argument("--calls", default="open,write,fsync,rename,link,unlink")
     parser.add_argument("--errors", default=",".join(ERRORS))
     parser.add_argument("--first", type=int, default=1, metavar="N")
     parser.add_argument("--every", type=int, default=1, metavar="N")

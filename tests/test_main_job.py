@@ -975,6 +975,11 @@ def test_a_result_in_words_says_when_a_limit_lifts_and_what_a_check_said():
     )
 
 
+def test_a_task_that_is_named_twice_is_told_once(place):
+    _, task = assign(place, "demo: say once")
+    assert place.ok("wait", task, task) == "once\n"
+
+
 def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sender(place):
     task = place.ok("assign", "demo", "demo: sleep 1.5; say first").strip()
     session = task.partition(".")[0]
@@ -1898,6 +1903,18 @@ def test_what_a_program_draws_below_the_line_that_is_typed_is_no_answer(place):
     assert place.ok("wait", task) == "4 again\n"
     for text in ("4", "words", "42"):
         assert place.ok("handoff", session, text) == f"{text} again\n"
+
+
+def test_a_line_that_a_program_shows_late_is_no_answer(place):
+    late = "import sys, tty, time\ntty.setcbreak(0, 0)\nprint('> ', end='', flush=True)\n"
+    late += "while text := sys.stdin.readline():\n    time.sleep(1)\n    print(text, end='')\n"
+    late += "    print(len(text), end='\\n> ', flush=True)\n"
+    (place.folder / "late.py").write_text(late)
+    place.profile("late", f"---\nprovider: command\ncommand: [{sys.executable}, "
+                          f"{place.folder}/late.py]\nready: '^> $'\n---\n")  # fmt: skip
+    session, task = assign(place, "6*7", "late")
+    assert place.ok("wait", task) == "4\n"
+    assert place.ok("handoff", session, "words") == "6\n"
 
 
 @pytest.mark.parametrize("prompt", [r"\w\$ ", r"me@box:\w\$ "])

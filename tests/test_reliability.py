@@ -62,6 +62,7 @@ def can_trace() -> bool:
         ("link", "ENOSPC", 1, 1),
         ("unlink", "EIO", 3, 9),
         ("write", "EINTR", 9, 60),
+        ("poll", "ENOMEM", 5, 15),
     ],
 )
 def test_a_system_call_of_the_runner_that_fails_ends_no_worker(bare, call, error, first, every):
