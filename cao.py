@@ -7833,7 +7833,7 @@ def render_result(result: Result) -> str:
     if step:
         parts.append(step)
     if result.outcome != "done" and result.screen:
-        parts += ["Its last screen:", tail_lines(result.screen, 15)]
+        parts += ["Its last screen:", tail_lines(re.sub(r"\n\s*\n", "\n", result.screen), 15)]
 
     check = result.check
     if check:
@@ -12383,12 +12383,17 @@ class Watch:
             self.select(self.at + step)
 
     def type_key(self, verb: Key, key: str) -> None:
-        """Take a key, by its name, for the words of a verb. Enter carries the verb out, but an
-        answer only once the whole question was shown; Esc drops the words and leaves the verb."""
+        """Take a key, by its name, for the words of a verb. C-u and C-w delete as in a shell. Enter
+        carries the verb out, but an answer only once the whole question was shown; Esc drops the
+        words and leaves the verb."""
         if key == "Esc":
             self.typed = ""
         elif key in ("KEY_BACKSPACE", "\x7f", "\b"):
             self.typed = self.typed[:-1]
+        elif key == "\x15":  # C-u
+            self.typed = ""
+        elif key == "\x17":  # C-w
+            self.typed = re.sub(r"\S*\s*$", "", self.typed)
         elif len(key) == 1 and key.isprintable():
             self.typed += key
         elif self.page:

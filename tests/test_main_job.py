@@ -968,9 +968,11 @@ def test_a_result_in_words_names_the_branch_and_what_is_not_committed(facts, wor
 def test_a_result_in_words_says_when_a_limit_lifts_and_what_a_check_said():
     check = {"command": "pytest", "exit_status": 1, "tail": "1 failed", "tries": 3}
     failed = cao.Result("a-2222.bcde", "a-2222", "failed", reason="rate_limit", detail="slow down",
-                        retry_at="at 3pm", seconds=2, check=check)  # fmt: skip
+                        retry_at="at 3pm", seconds=2, check=check,
+                        screen="one\n\n \n  two\n\n")  # fmt: skip
     assert cao.render_result(failed) == (
         "Result of a-2222.bcde (failed, rate_limit, lifts at 3pm, 2.0 s):\nslow down\n"
+        "Its last screen:\none\n  two\n"
         "Check `pytest` ended with 1, try 3.\nIts output ends with:\n1 failed"
     )
 

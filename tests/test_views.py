@@ -180,7 +180,9 @@ def test_an_answer_that_watch_refuses_can_be_mended_and_is_no_command(place, ter
     shown.press("a", "i", "x", "Enter")
     shown.sees("'ix' is not one of the options")
     shown.sees(rf"^{session}: answer \(Esc goes back\): ix$")
-    shown.press("BSpace", "BSpace", "n", "o", "Enter")
+    shown.press("Space", "y", "C-w")
+    shown.sees(rf"^{session}: answer \(Esc goes back\): ix$")
+    shown.press("C-u", "n", "o", "Enter")
     shown.sees(rf"^{session}: no")
     until(lambda: place.state(session)["state"], "idle")
 
