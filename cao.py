@@ -132,6 +132,11 @@ set-hook -ga client-attached "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PA
 set-hook -ga client-resized "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PANE_LINES}'"
 """
 
+# The names of our MCP tools, which no agent needs to ask for.
+OWN_TOOLS = (
+    "handoff assign send_message wait list_sessions read_session answer stop_session"
+).split()
+
 MAX_SESSIONS = 16  # that have a slot; CAO_MAX_SESSIONS
 MAX_QUEUED = 64  # sessions that wait for one
 WAITS = "waits until a session ends: place {} in the queue"
@@ -1650,8 +1655,9 @@ def _labels(entry: dict[str, Any], keys: str) -> list[str]:
     return labels
 
 
-# How the names of our own server's tools begin; the second is Copilot 1.0.102's.
-OWN_TOOL = re.compile(r"(mcp__cao__|cao/)[a-z]+(_[a-z]+)?(\W|$)")  # not of a server "cao__x"
+# A request for a tool of our own server, by its whole name: another server may be called "cao__x".
+# The second way to write it is Copilot 1.0.102's.
+OWN_TOOL = re.compile(rf"(mcp__cao__|cao/)({'|'.join(OWN_TOOLS)})(:|\Z)")
 
 
 def waits_at_hook(row: Provider, payload: dict[str, Any]) -> bool:
@@ -2515,8 +2521,9 @@ export const cao = async ({ client }) => {
 
 
 _OPENCODE_HARMLESS = (
-    "read glob grep list lsp codesearch todoread todowrite skill task question cao_*"
-).split()
+    *"read glob grep list lsp codesearch todoread todowrite skill task question".split(),
+    *(f"cao_{tool}" for tool in OWN_TOOLS),
+)
 
 
 def _start_opencode(launch: Launch) -> Start:

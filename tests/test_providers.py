@@ -591,10 +591,12 @@ def test_a_permission_has_yes_and_no_and_always_where_the_cli_takes_that(provide
 @pytest.mark.parametrize(("name", "own"), [
     ("mcp__cao__handoff", True), ("mcp__cao__list_sessions: {}", True), ("cao/wait", True),
     ("mcp__cao__shell__run", False), ("mcp__cao__a_b__run", False), ("mcp__cao___run", False),
-    ("mcp__caos__run", False), ("x mcp__cao__wait", False),
+    ("mcp__caos__run", False), ("x mcp__cao__wait", False), ("mcp__cao__my-server__run", False),
+    ("mcp__cao__wait-more__run", False), ("mcp__cao__run", False),
 ])  # fmt: skip
 def test_a_server_whose_name_begins_like_ours_is_another(name, own):
     assert bool(cao.OWN_TOOL.match(name)) is own
+    assert list(cao.TOOLS) == cao.OWN_TOOLS
 
 
 ALLOWS_MORE = [  # than the words beside `always` say
@@ -1540,7 +1542,7 @@ def test_opencode_asks_before_every_tool_that_nobody_has_named(mode):
     named = dict(rules)
     assert (rules[0] == ("*", "ask")) is (mode in ("ask", "edits"))
     if mode in ("ask", "edits"):
-        assert (named["cao_*"], named["read"], named["bash"]) == ("allow", "allow", "ask")
+        assert (named["cao_wait"], named["read"], named["bash"]) == ("allow", "allow", "ask")
     if mode == "edits":
         assert [*named["edit"].items()] == [("*", "allow"), ("*.git", "ask"), ("*.git/*", "ask")]
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -597,6 +598,35 @@ def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, 
             place.run("wait")
         assert path.read_text() == before
         place.ok("stop", session)
+
+
+SERVER = """\
+import sys, json
+for line in sys.stdin:
+    asked, said = json.loads(line), {}
+    if asked["method"] == "initialize":
+        said = {"protocolVersion": asked["params"]["protocolVersion"],
+                "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
+    if asked["method"] == "tools/list":
+        said = {"tools": [{"name": "run", "inputSchema": {"type": "object", "properties": {}}}]}
+    if asked["method"] == "tools/call":
+        open(sys.argv[1], "w").close()
+        said = {"content": [{"type": "text", "text": "ran"}]}
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": said}), flush=True)
+"""
+
+
+def test_opencode_asks_about_a_server_whose_name_begins_like_caos(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    script, made = place.folder / "server.py", place.folder / "made"
+    script.write_text(SERVER)
+    argv = {"command": sys.executable, "args": [str(script), str(made)]}
+    profile = place.home / "profiles/real-opencode.md"
+    head = f"permissions: ask\nmcpServers: {json.dumps({'cao_shell': argv})}\n"
+    profile.write_text(profile.read_text().replace("permissions: ask\n", head))
+    asked_by(place, "real-opencode", "MOCK:tool cao_shell_run {};say went on", "permission")
+    assert not made.exists()
 
 
 def test_questions_are_shown_whole_and_answered_as_data(place, cli, mock_llm):
