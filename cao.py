@@ -7127,7 +7127,7 @@ def _git(
     *args: str,
     allowed: int = 0,  # an exit status that is no failure, besides 0
     timeout_s: float | None = 120,
-    index: str = "",  # instead of the worktree's own
+    variables: dict[str, str] | None = None,  # in its environment, besides ours
     setting: Sequence[str] = (),  # in place of the user's
     started: Callable[[int], None] = lambda _: None,  # is told git's process group
     text: str = "",  # its standard input
@@ -7142,9 +7142,7 @@ def _git(
         settings += ["-c", "core.ignoreCase=false"]
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), *git_at(cwd), *settings, "--no-optional-locks", *args]
-    env = {**git_environment(), "LC_ALL": "C"}
-    if index:
-        env["GIT_INDEX_FILE"] = index
+    env = {**git_environment(), "LC_ALL": "C", **(variables or {})}
     ran = run(argv, timeout_s, text=text, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
         fix = f"put that right, then try again (cd {cwd} && git status)"
@@ -7152,9 +7150,16 @@ def _git(
     return ran.out.rstrip("\n")
 
 
-def _git_names(cwd: str, *args: str, index: str = "") -> list[str]:
+def _git_names(cwd: str, *args: str, variables: dict[str, str] | None = None) -> list[str]:
     """Return what a git command prints, entry by entry; args have its -z."""
-    return _git(cwd, *args, index=index).split("\0")[:-1]
+    return _git(cwd, *args, variables=variables).split("\0")[:-1]
+
+
+def _scratch() -> Any:
+    """Make a folder for what git needs only for a moment: `with` gives its path, and removes it."""
+    import tempfile
+
+    return tempfile.TemporaryDirectory(prefix=".scratch-", dir=f"{runtime_home()}/worktrees")
 
 
 def worktree_path(store: Store, name: str) -> str:
@@ -7258,7 +7263,11 @@ def _submodules(path: str) -> list[str]:
 
 
 def _add_all(
-    path: str, *flags: str, allowed: int = 0, index: str = "", timeout_s: float | None = 120
+    path: str,
+    *flags: str,
+    allowed: int = 0,
+    variables: dict[str, str] | None = None,
+    timeout_s: float | None = 120,
 ) -> None:
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
     would run git in submodules (see _status); `git update-index` does not."""
@@ -7268,9 +7277,9 @@ def _add_all(
     quoted = ["".join(f"\\{letter}" for letter in submodule) for submodule in submodules]
     rest = [f":(exclude,glob){pattern}" for pattern in quoted]
     add = ("add", "-A", *flags, "--", ".", *rest)
-    _git(path, *add, allowed=allowed, index=index, timeout_s=timeout_s)
+    _git(path, *add, allowed=allowed, variables=variables, timeout_s=timeout_s)
     if submodules:
-        _git(path, "update-index", "--remove", "--", *submodules, index=index)
+        _git(path, "update-index", "--remove", "--", *submodules, variables=variables)
 
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
@@ -7410,16 +7419,14 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
     path = worktree_path(store, session.name)
     base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
     own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
-    index = f"{store.home}/worktrees/.index-{random_letters(8)}"
-    try:
-        shutil.copy2(own_index, index)  # with its time, which git compares
+    with _scratch() as scratch:
+        variables = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        shutil.copy2(own_index, f"{scratch}/index")  # with its time, which git compares
         # Status 1: some file or repository could not be added; all others were.
-        _add_all(path, "--ignore-errors", allowed=1, index=index)
-        tree = _git(path, "write-tree", index=index)
+        _add_all(path, "--ignore-errors", allowed=1, variables=variables)
+        tree = _git(path, "write-tree", variables=variables)
         others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
-        left = _git_names(path, *others, index=index)
-    finally:
-        _unlink(index)
+        left = _git_names(path, *others, variables=variables)
     return base, tree, left
 
 
@@ -7527,13 +7534,13 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
         commit = _git(path, "rev-parse", "HEAD")
         _refuse_unknown_submodules(path, session.worktree)
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        tree = _try_merge(top, commit, resolve)
+        strategy, tree = _try_merge(top, commit, resolve)
         _refuse_to_overwrite(top, tree)
         _refuse_to_move(top, was, commit)
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
-    _merge(top, into, commit, tree, f"Merge branch '{session.worktree}'")
+    _merge(top, into, commit, strategy, tree, f"Merge branch '{session.worktree}'")
     now = _git(top, "rev-parse", "HEAD")
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
@@ -7557,22 +7564,28 @@ def _last_task(store: Store, name: str) -> str:
     return ""
 
 
-def _try_merge(top: str, commit: str, resolve: str) -> str:
-    """Try the merge of a commit into what is checked out in top, changing nothing; return the tree
-    that it would make. Raises CaoError where it would have conflicts (resolve: what to do then),
-    or git would refuse it for staged changes. git before 2.38 cannot try: then this returns the
-    commit in place of the tree, and raises where top has any changes."""
-    flags = ("--write-tree", "--name-only")
-    try:
+def _try_merge(top: str, commit: str, resolve: str) -> tuple[str, str]:
+    """Try the merge of a commit into what is checked out in top, changing nothing. Return git's
+    strategy for it and the tree that it would make. Raises CaoError where it would have conflicts
+    (resolve: what to do then), or git would refuse it for staged changes."""
+    strategy = "ort"
+    if "--write-tree" in _git(top, "merge-tree", "-h", allowed=129):
+        flags = ("--write-tree", "--name-only")
         tried = _git(top, "merge-tree", *flags, "HEAD", commit, allowed=1)
-    except CaoError as error:
-        if "usage: " not in error.what:
-            raise
-        if _git(top, "status", "--porcelain", "-uno", "--ignore-submodules=dirty"):
-            what = f"git before 2.38 merges into a clean tree only, {top} has changes"
-            raise CaoError(what, f"commit or stash what is in the way in {top}") from None
-        return commit  # in a clean tree the merge itself can be undone
-    tree, _, conflicts = tried.partition("\n\n")
+        tree, _, conflicts = tried.partition("\n\n")
+    else:  # git before 2.38 can try it with an index and files of its own
+        strategy = "recursive"
+        bases = _git(top, "merge-base", "--all", "HEAD", commit).split()
+        with _scratch() as scratch:
+            index, files = f"{scratch}/index", f"{scratch}/files"
+            os.mkdir(files)
+            variables = {"GIT_INDEX_FILE": index, "GIT_WORK_TREE": files}
+            _git(top, "read-tree", "HEAD", variables=variables)
+            merge = ("merge-recursive", *bases, "--", "HEAD", commit)
+            conflicts = _git(top, *merge, allowed=1, variables=variables)
+            tree = _git(top, "write-tree", allowed=128, variables=variables)
+        if tree:
+            conflicts = ""
     if conflicts:
         raise CaoError(conflicts, resolve)
     # `git merge` would refuse this, too, but undo changes in files marked assume-unchanged.
@@ -7581,12 +7594,12 @@ def _try_merge(top: str, commit: str, resolve: str) -> str:
     if staged and "0" not in counts.split():
         what = f"git merges only what is ahead while changes are staged: {some_names(staged)}"
         raise CaoError(what, f"commit or unstage them in {top}")
-    return tree
+    return strategy, tree
 
 
 def _refuse_to_overwrite(top: str, tree: str) -> None:
-    """Raise CaoError where a merge that ends in tree (or a commit) would overwrite, in top, changes
-    that are not committed, ignored files, or a submodule that is checked out.
+    """Raise CaoError where a merge that ends in tree would overwrite, in top, changes that are not
+    committed, ignored files, or a submodule that is checked out.
 
     `git merge` refuses the first as well, but for a file marked assume-unchanged only when the
     change is lost; the other two it overwrites without a word.
@@ -7635,11 +7648,11 @@ def _standing(top: str) -> tuple[str, str]:
     return _git(top, "status", *flags), _git(top, *merging, allowed=1)
 
 
-def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
+def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: str) -> None:
     """Merge a commit into the branch checked out in top (into), or change nothing and raise
-    CaoError; tree is what _try_merge gave. Git may stop half-way in the checkout (a filter fails,
-    the disk is full), and a hook, or somebody beside it, may change files: then that stays, and
-    the error says so.
+    CaoError; strategy and tree are what _try_merge gave. Git may stop half-way in the checkout (a
+    filter fails, the disk is full), and a hook, or somebody beside it, may change files: then that
+    stays, and the error says so.
 
     A signal that would end us ends, instead, what git waits for: a hook or gpg. Then the merge
     fails, and this undoes it and raises KeyboardInterrupt. Git itself is never ended, nor is a
@@ -7671,9 +7684,7 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end_what_git_waits_for)
     # The user's options could merge nothing, or stash what is in the way: -s ours, --autostash.
-    plain = ["pull.twohead=ort"]
-    if tree == commit:  # git before 2.38: _refuse_to_overwrite did not see what it would move
-        plain = ["pull.twohead=recursive", "merge.directoryRenames=false"]
+    plain = [f"pull.twohead={strategy}"]
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
@@ -7684,12 +7695,7 @@ def _merge(top: str, into: str, commit: str, tree: str, message: str) -> None:
         what, fix = f"not merged into {into}, nothing was changed there: {error.what}", error.fix
         begun = _standing(top)[1] == commit != before[1]  # no other merge is ours to undo
         # An abort would delete what somebody else has staged meanwhile.
-        as_tried = _git(top, "write-tree", allowed=128) == tree
-        if tree == commit:  # git before 2.38
-            staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
-            merged = _git_names(top, "diff-tree", "-r", "--name-only", "-z", "HEAD", commit)
-            as_tried = {*staged} <= {*merged}
-        if begun and as_tried:
+        if begun and _git(top, "write-tree", allowed=128) == tree:
             _git(top, "merge", "--abort", allowed=128)
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"

@@ -523,7 +523,15 @@ def test_a_merge_that_the_person_has_begun_meanwhile_is_not_undone(repo, when):
 
 
 @pytest.mark.parametrize("old_git", [False, True])
-@pytest.mark.parametrize("change", ["echo mine > new.txt", "echo mine > mine; git add mine"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "echo mine > new.txt",
+        "echo mine > mine; git add mine",
+        "echo mine > new.txt; git add new.txt",
+        "echo mine > a.txt; git add a.txt",
+    ],
+)
 def test_what_changes_in_the_repository_while_a_hook_runs_is_kept(repo, change, old_git):
     if old_git:
         put_old_git(repo)
@@ -1333,22 +1341,32 @@ def test_the_commit_of_what_was_uncommitted_says_whose_work_it_is_and_on_which_t
 # ---- git before 2.38 ----
 
 
-@pytest.mark.parametrize("spoil", [None, conflicting, dirty_in_the_way, failing_hook, "dirty"])
-def test_a_git_that_cannot_try_a_merge_merges_into_a_clean_tree_only(repo, spoil):
+@pytest.mark.parametrize(
+    ("spoil", "said", "fix"),
+    [
+        (None, "", ""),
+        (conflicting, "conflict in a.txt", "Merge main into your branch"),
+        (dirty_in_the_way, "a.txt", "git status"),
+        (unseen_in_the_way, "a.txt", "git status"),
+        (ignored_and_a_merge_commit, "overwrite ignored files", "move that away"),
+        (failing_hook, "the hook says no", "git status"),
+    ],
+)
+def test_a_git_that_cannot_try_a_merge_says_the_same_and_changes_no_more(repo, spoil, said, fix):
     put_old_git(repo)
     session, path = worker(repo)
     (path / "more.txt").write_text("more\n")
-    if spoil == "dirty":
-        (repo.work / "a.txt").write_text("in nobody's way\n")
-    elif spoil:
-        spoil(repo, path)
-    before = all_but_the_branch_of(repo, path)
-    done = repo.run("merge", session)
-    assert done.returncode == (1 if spoil else 0), done.stderr
+    (repo.work / "a draft.txt").write_text("in nobody's way\n")
     if spoil:
+        spoil(repo, path)
+        before = all_but_the_branch_of(repo, path)
+        refused(repo, "merge", session, code=1, said=said, fix=fix)
         assert all_but_the_branch_of(repo, path) == before
     else:
+        (repo.work / "a.txt").write_text("in nobody's way\n")
+        repo.ok("merge", session)
         assert (repo.work / "more.txt").exists()
+        assert (repo.work / "a.txt").read_text() == "in nobody's way\n"
 
 
 def test_a_git_that_cannot_try_a_merge_moves_no_file_over_an_ignored_one(repo):
@@ -1364,7 +1382,7 @@ def test_a_git_that_cannot_try_a_merge_moves_no_file_over_an_ignored_one(repo):
     git(repo.work, "commit", "-q", "-m", "in the directory that is moved")
     (repo.work / "moved").mkdir()
     (repo.work / "moved" / "x.log").write_text("a database\n")
-    repo.ok("merge", session)
+    refused(repo, "merge", session, code=1, said="moved/x.log", fix="Merge main into")
     assert (repo.work / "moved" / "x.log").read_text() == "a database\n"
 
 
