@@ -14710,12 +14710,17 @@ class McpServer:
         for wake in list(self.store.wakes):
             wake.vanish()
 
-    def send(self, message: Any, claims: Sequence[Claim] = ()) -> None:
+    def send(self, message: dict[str, Any], claims: Sequence[Claim] = ()) -> None:
         """Write one message as one line. claims: on what it tells, which goes off the books once
         the whole line is written. Where the client is gone, this ends the process."""
-        line = json.dumps(message, ensure_ascii=False, allow_nan=False) + "\n"
+        body = {name: value for name, value in message.items() if name != "id"}
+        line = json.dumps(body, ensure_ascii=False, allow_nan=False)
+        if not self.near:  # many clients drop a whole line for a lone surrogate
+            line = re.sub("[\ud800-\udfff]", "\ufffd", line)
+        if "id" in message:  # the client's own, as it is
+            line = f'{{"id": {json.dumps(message["id"])}, {line[1:]}'
         with self.writing:
-            view = memoryview(line.encode(errors="backslashreplace"))  # for a lone surrogate
+            view = memoryview(f"{line}\n".encode(errors="backslashreplace"))
             try:
                 while view:
                     try:

@@ -413,6 +413,8 @@ class McpClient:
                 self.buffer += chunk
         line, _, self.buffer = self.buffer.partition(b"\n")
         message = json.loads(line)
+        if isinstance(message, dict):  # an id is the client's own; all else is text
+            json.dumps({**message, "id": None}, ensure_ascii=False).encode()
         self.seen.append(message)
         return message
 

@@ -31,6 +31,8 @@ import pytest
 
 import cao
 from conftest import CAO, McpClient, Place, until
+from test_main_job import HALF_A_PAIR
+from test_nothing_lost import put_loader
 
 LEGACY = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 MODERN = "2026-07-28"
@@ -890,6 +892,16 @@ def test_a_task_with_a_lone_surrogate_is_delivered_or_refused_with_words(talk):
         assert result["structuredContent"]["outcome"] == "done"
     named = talk.call("handoff", target="demo", task="demo: say x", request_id="a \ud800 b")
     assert named["structuredContent"]["outcome"] == "done"
+
+
+def test_a_result_with_half_a_letter_can_be_read_by_a_strict_client(place, connect):
+    put_loader(place, HALF_A_PAIR)
+    client = connect()
+    task = client.data("assign", target="demo", task="demo: say x")["task"]
+    (result,) = client.data("wait", tasks=[task])["results"]
+    assert result["answer"] == "half \ufffd end"
+    assert json.loads(Path(result["file"]).read_bytes())["answer"] == "half \ud83d end"
+    assert "half \ufffd end" in str(client.data("list_sessions"))
 
 
 # ---- many, fast, slow ----
