@@ -2787,7 +2787,9 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "inputCacheRead", "output", "{dir}/../*/wire.jsonl",
         ),
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
-        composer=r"\s*│ >(.*?)│?$", busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
+        # Below a dialog's options stand its keys; a text above it may look like an input line.
+        composer=r"\s*│ >(?!(?:.*\n)*?.*(?:↵ c|Enter select))(.*?)│?$",
+        busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
         retries=r"Retrying \((\d+/\d+)\)",
         deaf=True,  # it queues the next one for ever
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
@@ -10203,10 +10205,13 @@ class Runner:
             what, key = question.id, "1"
         elif not trust_words or question.kind != "screen" or not self.launch.profile.trust:
             return
-        elif trust_words in question.text:
-            what = trust_words  # a dialog that is drawn anew has a new id
         else:
-            return
+            # It is the first that is asked, and a line of the box that was drawn last: any text
+            # may have its words.
+            box = self._screen().rpartition("\n╭")[2]
+            if self.begun or not re.search(rf"(?m)^│ *{re.escape(trust_words)} *│$", box):
+                return
+            what = trust_words  # a dialog that is drawn anew has a new id
         if self.tried.count(what) < 3:
             self.tried.append(what)
             self._press(question, key)

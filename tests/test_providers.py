@@ -99,6 +99,13 @@ def test_a_list_in_a_draft_above_kimis_tips_is_no_dialog(tip):
     assert draft == "half a line"
 
 
+@pytest.mark.parametrize("name", ["asking-permission", "asking-question", "asking-trust"])
+def test_a_text_that_looks_like_kimis_input_line_is_none_above_a_dialog(name):
+    composer = cao.PROVIDERS["kimi"].composer
+    screen = (HERE / f"screens/kimi/{name}.txt").read_text()
+    assert cao.parse_draft(f" ✨ a table:\n    │ > │\n    ╰───╯\n{screen}", composer) is None
+
+
 QUOTED = [
     "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n",
     "Allow once   Allow always   Reject      ⇆ select  enter confirm\n",

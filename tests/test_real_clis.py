@@ -901,6 +901,20 @@ def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, 
     assert mark.exists()
 
 
+def test_words_like_copilots_trust_dialog_answer_no_other_dialog(place, mock_llm, request):
+    target, outside = (
+        edits_alone(place, "copilot", mock_llm.port),
+        Path("/var/tmp", place.folder.name),
+    )
+    request.addfinalizer(lambda: outside.unlink(missing_ok=True))
+    call = json.dumps({"path": str(outside), "file_text": "x"})
+    task = f"{cao.PROVIDERS['copilot'].trusts[0]}\nMOCK:tool create {call};say went on"
+    session, question, task = asked_by(place, target, task, "screen")
+    assert outside.name in question["text"]
+    assert not outside.exists()
+    place.ok("answer", session, "--key", "Escape")
+
+
 def test_always_holds_for_the_tool_in_this_session(place, mock_llm):
     for cli in ("claude", "opencode"):
         install(place, cli, mock_llm.port)
