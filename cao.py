@@ -6044,13 +6044,15 @@ class Orchestrator:
         return task
 
     def _check_typable(self, name: str, text: str) -> None:
-        """Raise UsageError where a session runs a `command` program to which this text cannot be
-        typed exactly. All other CLIs can get a text in a file."""
+        """Raise UsageError where a session runs a `command` program, and it is not the caller's
+        (check_mine) or this text cannot be typed exactly. All other CLIs can get a text in a file,
+        and do not run what they are told."""
         session = self.store.load(name)
-        if not session or session.kind != "agent":
+        if not session or session.kind != "agent" or not PROVIDERS[session.provider].by_output:
             return
+        self.check_mine(name)
         row = PROVIDERS[session.provider]
-        if row.by_output and (fault := typing_fault(row, text)):
+        if fault := typing_fault(row, text):
             raise UsageError(
                 f"{name} is a program that is typed to, and cannot take this: {fault}",
                 f"write it as one line of printable ASCII, at most {row.typed_bytes} bytes",
@@ -6274,7 +6276,7 @@ class Orchestrator:
     def _check_reach(self, session: Session) -> None:
         """Raise UsageError where the caller may not give a task to this session: it is a client,
         the caller itself or, for any agent of ours (Caller.worker), neither below it nor one of
-        `known`."""
+        `known`, or no worker of its own and more than its grants allow."""
         if session.kind != "agent":
             raise UsageError(
                 f"{session.name} is a client, not an agent", "give the task to an agent"
@@ -6287,6 +6289,10 @@ class Orchestrator:
                 f"{session.name} is not one of your workers or siblings",
                 "list_sessions shows whom you may reach",
             )
+        worker = self.launched(session.name)
+        if worker and not below and any(clip_profile(worker, g) != worker for g in self._grants()):
+            what = f"{session.name} may do more than your profile's grant allows"
+            raise UsageError(what, "give the task to a worker of your own")
 
     def _check_ring(self, target: str) -> None:
         """Raise UsageError where a task for target would wait for itself: target is above the
@@ -6602,8 +6608,6 @@ class Orchestrator:
                 f"session {target} has ended; the message was not sent",
                 "give it a task by handoff or assign: where it can, it resumes its conversation",
             )
-        if session.kind == "agent" and PROVIDERS[session.provider].by_output:
-            self.check_mine(target)  # it would run what it is told
         self._check_typable(target, text)
         message = Message(
             message_id or self.store.new_id(target, random_letters()),
@@ -10156,7 +10160,8 @@ class Runner:
         for key in keys.split():
             before = self._screen()
             self._keys(key)
-            if not self._changed(before):
+            # A program that reads a line need not show that it has read it.
+            if not (self.program and key == "Enter") and not self._changed(before):
                 return f"its dialog did not change at the key {key}"
         self._close_question(question, self.orders.get(question.id, {}).get("as_text", keys))
         return ""

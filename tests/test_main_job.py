@@ -1640,6 +1640,14 @@ def test_a_program_that_prints_nothing_like_its_answer_has_failed(place):
     assert place.ok("handoff", session, "print('sum', 2)") == "2\n"  # it lives on
 
 
+def test_an_answer_is_one_though_the_program_says_nothing_for_a_while(place):
+    place.profile("asker", ASKER.replace("echo", "sleep 6; echo"))
+    session, task = assign(place, "delete it", "asker")
+    place.until_state(session, "asking")
+    assert place.ok("answer", session, "y") == f"{session}: y\n"
+    assert place.ok("wait", task).endswith("got y\n")
+
+
 def test_an_answer_that_a_program_does_not_show_is_one(place):
     hidden = ASKER.replace("read x", "stty -echo; read x; stty echo; echo")
     place.profile("asker", hidden.replace(" *$'\n---", "'\n---"))

@@ -207,6 +207,33 @@ def test_an_agent_changes_and_runs_no_flow_beside_its_grant(place, action):
 
 
 @pytest.mark.tmux
+def test_a_sibling_does_no_more_for_an_agent_than_its_grant_allows(place):
+    place.profile("boss", "---\nprovider: demo\ngrant: {permissions: edits}\n---\n")
+    place.profile("wide", "---\nprovider: demo\npermissions: all\n---\n")
+    place.profile("py", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '>>> $'\n---\n")
+    boss, wide, calm, py = (
+        place.ok("assign", profile, "1").strip().partition(".")[0]
+        for profile in ("boss", "wide", "demo", "py")
+    )
+    for session, words in ((wide, "may do more than your"), (py, "which no grant can hold")):
+        done = place.run("assign", session, "demo: say x", CAO_SESSION=boss)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert place.ok("handoff", calm, "demo: say x", CAO_SESSION=boss) == "x\n"
+
+
+@pytest.mark.tmux
+def test_a_program_is_typed_to_by_those_above_it_alone(place):
+    place.profile("py", "---\nprovider: command\ncommand: [python3, -i, -q]\nready: '>>> $'\n---\n")
+    session, sibling = (
+        place.ok("assign", profile, "1").strip().partition(".")[0] for profile in ("py", "demo")
+    )
+    for caller in ({"CAO_SESSION": sibling}, {"CLAUDECODE": "1", "CAO_CLIENT": "other"}):
+        done = place.run("assign", session, "open('pwned', 'w')", **caller)
+        assert (done.returncode, f"{session} is not your worker" in done.stderr) == (2, True)
+    assert not (place.work / "pwned").exists()
+
+
+@pytest.mark.tmux
 def test_a_profile_that_is_not_granted_is_refused_and_leaves_no_session(place):
     place.profile("boss", BOSS)
     session = place.ok("assign", "boss", "hello").strip().partition(".")[0]
@@ -319,10 +346,10 @@ def test_only_caos_own_tools_are_allowed_without_a_person(place, between):
 
 
 ASKS_FOR_TRUST = """
-PROVIDERS["demo"] = PROVIDERS["demo"]._replace(trusts=("trust this folder", "2"))
+PROVIDERS["demo"] = PROVIDERS["demo"]._replace(trusts=("Do you trust this folder?", "2"))
 begin = DemoAgent.run
 def first(self, prompt):
-    self.show("Do you trust this WHAT?\\n  1. No\\n  2. Yes\\n")
+    self.show("╭─────╮\\n│ Do you trust this WHAT? │\\n  1. No\\n  2. Yes\\n")
     while self.key() != b"2":
         pass
     self.show("\\x1b[2J\\x1b[H")
@@ -344,7 +371,7 @@ def test_trust_yes_answers_for_the_folder_and_for_nothing_else(place, trust, wha
     if not by_itself:
         (asked,) = place.until_state(session, "asking")["questions"]
         assert asked["kind"] == "screen"
-        assert f"Do you trust this {what}?\n  1. No\n  2. Yes" in asked["text"]
+        assert f"Do you trust this {what}? │\n  1. No\n  2. Yes" in asked["text"]
         place.ok("answer", session, "--key", "2")
     until(lambda: place.store.load_result(task))
     assert place.ok("wait", task) == "went on\n"
