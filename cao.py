@@ -2260,14 +2260,15 @@ const { lstatSync, readdirSync, realpathSync } = require("node:fs");
 const { dirname, relative, resolve } = require("node:path");
 const { hook, mode, cwd, free } = JSON.parse(%s);
 // Tell whether pi writes below cwd. It drops a leading @, expands ~, takes each kind of blank for a
-// plain one and follows links. What is written into .git may be run by git.
-const changed = /^[@~]|[\\u00a0\\u2000-\\u200a\\u202f\\u205f\\u3000]|(^|\\/)\\.git(\\/|$)/i;
+// plain one and follows links, also before a "..". What is written into .git may be run by git.
+const changed = /^[@~]|[\\u00a0\\u2000-\\u200a\\u202f\\u205f\\u3000]/;
+const kept = /(^|\\/)(\\.\\.|\\.git)(\\/|$)/i;
 const below = (path) => {
-  if (!path || changed.test(path)) return false;
+  if (!path || changed.test(path) || kept.test(path)) return false;
   try {
     let at = resolve(cwd, path);
     while (!lstatSync(at, { throwIfNoEntry: false })) at = dirname(at);
-    return !relative(realpathSync(cwd), realpathSync(at)).startsWith("..");
+    return !kept.test(relative(realpathSync(cwd), realpathSync(at)));
   } catch { return false; }  // a link to nothing, or no path at all
 };
 const passing = /overload|rate.?limit|too many|429|50[0-4]|server|network|connection|time|fetch/i;

@@ -550,18 +550,22 @@ def test_pi_asks_before_it_writes_outside_its_directory(place, mock_llm):
     target, outside = edits_alone(place, "pi", mock_llm.port), place.user / "outside"
     (place.work / "link").symlink_to(place.user)
     (place.work / "nothing").symlink_to(outside)
-    (place.work / ".git").mkdir()
+    (place.work / ".git" / "hooks").mkdir(parents=True)
+    (place.work / "hooks").symlink_to(".git/hooks")
 
     def write(path: str) -> str:
         return f"MOCK:tool write {json.dumps({'path': path, 'content': 'x'})};say went on"
 
-    for path in ("~/outside", f"@{outside}", "link/outside", "nothing", ".git/config", "\0"):
+    above = f"{place.work}/link/../outside"  # the kernel follows the link first
+    paths = ["~/outside", f"@{outside}", "link/outside", "nothing", above, "\0"]
+    for path in (*paths, ".git/config", "hooks/post-checkout"):
         target, question, task = asked_by(place, target, write(path), "permission")
         assert path in question["text"]
         place.ok("answer", target, "no")
         assert place.ok("wait", task) == "went on\n"
     assert not outside.exists()
-    assert list((place.work / ".git").iterdir()) == []
+    assert not (place.folder / "outside").exists()
+    assert [*(place.work / ".git").rglob("*")] == [place.work / ".git" / "hooks"]
     assert handoff(place, target, write("new/inside"))["results"][0]["answer"] == "went on"
     assert (place.work / "new" / "inside").read_text() == "x"
 
