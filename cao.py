@@ -161,7 +161,8 @@ UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
-HOOK_END_S = 2.0  # a git hook that does not end by SIGTERM is killed after this
+HOOK_END_S = 2.0  # a program, or git's hook, that does not end by SIGTERM is killed after this
+GIT_S = 120.0  # for git in a runner and for a new worktree; a person's merge has no limit
 SPARE_FILES = 16  # that a process can still open, whatever it has locked in order to tell it
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
 LEFT_OPEN_S = 0.2  # for so long after a program's end we read what others print on its pipes
@@ -3352,8 +3353,9 @@ def run(
     so much of the end of what it prints, errors and all, as `out`; its standard input is empty
     then.
 
-    Raises CaoError where it cannot be started, and where it takes longer than timeout_s; then its
-    whole process group has been killed. An exit status other than 0 is the caller's to judge.
+    Raises CaoError where it cannot be started, and where it takes longer than timeout_s. Then, and
+    where a signal's exception ends the wait, its whole process group has been ended. An exit status
+    other than 0 is the caller's to judge.
     """
     import subprocess
 
@@ -3379,14 +3381,18 @@ def run(
     until, left_s = float("inf"), None
     if timeout_s is not None:
         until = time.monotonic() + timeout_s
-    printed = converse(child, text.encode(errors=errors), until, tail_bytes)
-    if timeout_s is not None:
-        left_s = max(0.0, until - time.monotonic())
+    printed = bytearray(), bytearray()
     try:
+        printed = converse(child, text.encode(errors=errors), until, tail_bytes)
+        if timeout_s is not None:
+            left_s = max(0.0, until - time.monotonic())
         child.wait(left_s)
-    except subprocess.TimeoutExpired as error:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    except BaseException as error:
+        if not terminal:  # by SIGTERM first: git, for one, removes its locks then
+            end_group(child.pid, start_mark(child.pid), HOOK_END_S)
+            child.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         what = f"{argv[0]} took longer than {timeout_s:.0f} s"
         output = b"".join(printed)[-CHECK_TAIL_BYTES:].decode(errors="replace").strip()
         if output:
@@ -7133,7 +7139,7 @@ def _git(
     cwd: str,
     *args: str,
     allowed: int = 0,  # an exit status that is no failure, besides 0
-    timeout_s: float | None = 120,
+    timeout_s: float | None = None,
     variables: dict[str, str] | None = None,  # in its environment, besides ours
     setting: Sequence[str] = (),  # in place of the user's
     started: Callable[[int], None] = lambda _: None,  # is told git's process group
@@ -7209,7 +7215,7 @@ def add_worktree(store: Store, session: Session) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
     try:
-        _git(session.origin, "worktree", "add", "-q", path, session.worktree)
+        _git(session.origin, "worktree", "add", "-q", path, session.worktree, timeout_s=GIT_S)
     except BaseException:  # a hook failed or was slow, a filter failed
         remove_worktree(store, session.name, session.origin, force=True)
         raise
@@ -7237,7 +7243,7 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
         _git(origin, "branch", "-q", "-D", branch)
 
 
-def _status(path: str) -> tuple[list[str], list[str]]:
+def _status(path: str, timeout_s: float | None = None) -> tuple[list[str], list[str]]:
     """Return (changed, unseen): the files of a worktree that differ from its commit or are new, and
     those that git does not look at: ignored ones (a directory ends in /), and those marked
     skip-worktree or assume-unchanged.
@@ -7246,13 +7252,14 @@ def _status(path: str) -> tuple[list[str], list[str]]:
     (`dirty`), and we look into those that are the repository's own; any other counts as changed.
     """
     flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=dirty")
-    lines = _git_names(path, "status", *flags, "--ignored=matching")
+    status = _git(path, "status", *flags, "--ignored=matching", timeout_s=timeout_s)
+    lines = status.split("\0")[:-1]
     changed = [line[3:] for line in lines if not line.startswith("!!")]
     unseen = [line[3:] for line in lines if line.startswith("!!")]
     for submodule in _submodules(path):
         folder = f"{path}/{submodule}"
         if os.path.lexists(f"{folder}/.git") and (
-            not _git_directory(folder) or any(_status(folder)[0])
+            not _git_directory(folder) or any(_status(folder, timeout_s)[0])
         ):
             changed.append(submodule)
     for line in _git_names(path, "ls-files", "-v", "-z"):
@@ -7274,7 +7281,7 @@ def _add_all(
     *flags: str,
     allowed: int = 0,
     variables: dict[str, str] | None = None,
-    timeout_s: float | None = 120,
+    timeout_s: float | None = None,
 ) -> None:
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
     would run git in submodules (see _status); `git update-index` does not."""
@@ -7430,7 +7437,7 @@ def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
         variables = {"GIT_INDEX_FILE": f"{scratch}/index"}
         shutil.copy2(own_index, f"{scratch}/index")  # with its time, which git compares
         # Status 1: some file or repository could not be added; all others were.
-        _add_all(path, "--ignore-errors", allowed=1, variables=variables)
+        _add_all(path, "--ignore-errors", allowed=1, variables=variables, timeout_s=GIT_S)
         tree = _git(path, "write-tree", variables=variables)
         others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
         left = _git_names(path, *others, variables=variables)
@@ -7445,7 +7452,7 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
     into = _git(session.origin, "rev-parse", "HEAD")
     files = _git_names(path, "diff-tree", "-r", "-M", "--name-only", "-z", base, tree)
-    changed, _ = _status(path)
+    changed, _ = _status(path, GIT_S)
     return {
         "branch": session.worktree,
         "path": path,
@@ -7530,10 +7537,10 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
             raise CaoError(what, f"commit and push them, or move them out of {path}")
-        _add_all(path, timeout_s=None)  # killed, it would leave the index locked
+        _add_all(path)
         if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
             message = f"Add {name}'s work{_last_task(boss.store, name)}"
-            _git(path, "commit", "-q", "-m", message, timeout_s=None)
+            _git(path, "commit", "-q", "-m", message)
         _refuse_unfinished(top)  # now: a hook of that commit may be slow
         if _git(top, "branch", "--show-current") != into:
             raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
@@ -7642,9 +7649,8 @@ def _refuse_to_move(top: str, was: str, commit: str) -> None:
     new = commit
     if _git(top, "rev-list", "-n1", was, "--not", commit, "--"):
         new = was  # a merge commit, which is not made yet; this also shows that it can be undone
-    # Without a limit: killed, git would leave its lock.
     steps = f"start\nupdate HEAD {new} {was}\nprepare\nabort\n"
-    _git(top, "update-ref", "--stdin", text=steps, timeout_s=None)
+    _git(top, "update-ref", "--stdin", text=steps)
 
 
 def _standing(top: str) -> tuple[str, str]:
@@ -7697,7 +7703,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
     before = _standing(top)
     try:
-        _git(top, *merge, timeout_s=None, setting=plain, started=git_group.append)
+        _git(top, *merge, setting=plain, started=git_group.append)
     except CaoError as error:
         what, fix = f"not merged into {into}, nothing was changed there: {error.what}", error.fix
         begun = _standing(top)[1] == commit != before[1]  # no other merge is ours to undo

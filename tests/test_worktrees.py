@@ -642,6 +642,39 @@ def test_a_merge_that_is_interrupted_in_its_checkout_is_done_in_order(repo):
     assert (repo.work / "new.txt").read_text() == "new\n"
 
 
+def test_a_merge_that_is_interrupted_in_the_hook_of_its_commit_ends_that(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    begun, ended = repo.folder / "begun", repo.folder / "ended"
+    put_hook(repo, "pre-commit", f"trap ': > {ended}; exit 1' TERM; : > {begun}; sleep 60 & wait")
+    merge = repo.start("merge", session)
+    until(begun.exists)
+    merge.send_signal(signal.SIGINT)
+    said = merge.communicate(timeout=60)[1].decode()
+    assert (merge.returncode, "nothing was changed there" in said) == (130, True), said
+    assert ended.exists()
+    put_hook(repo, "pre-commit", "")
+    repo.ok("merge", session)  # no lock is left
+    assert (repo.work / "new.txt").exists()
+
+
+def test_no_limit_ends_a_git_that_has_locked_the_index_of_a_person(repo, monkeypatch):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    git(repo.work, "config", "filter.slow.clean", "sleep 4; cat")
+    (repo.work / ".git" / "info" / "attributes").write_text("a.txt filter=slow\n")
+    os.utime(repo.work / "a.txt", (1, 1))  # git has to read it anew
+    run = cao.run
+
+    def hurried(argv, timeout_s, **more):
+        return run(argv, timeout_s and min(timeout_s, 3), **more)
+
+    monkeypatch.setattr(cao, "run", hurried)
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").exists()
+    assert not (repo.work / ".git" / "index.lock").exists()
+
+
 def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
     task = repo.ok("assign", "demo", "demo: sleep 30", "--worktree").strip()
     session = task.partition(".")[0]
