@@ -7147,7 +7147,8 @@ def _git(
 ) -> str:
     """Run git in a directory and return what it printed, without newlines at the end; bytes that
     are no UTF-8 are kept (surrogateescape). Raises CaoError with git's words where it fails, or
-    takes more than timeout_s."""
+    takes more than timeout_s. Git has the person's locale, for their hooks and filters: its words
+    are for people and models, and nothing here goes by them."""
     settings = [word for one in (*_GIT_PLAIN, *setting) for word in ("-c", one)]
     # This file system tells .git from .GIT. The repository's own settings may say otherwise, where
     # it comes from macOS: then git would take two files whose names differ in case for one.
@@ -7155,7 +7156,7 @@ def _git(
         settings += ["-c", "core.ignoreCase=false"]
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), *git_at(cwd), *settings, "--no-optional-locks", *args]
-    env = {**git_environment(), "LC_ALL": "C", **(variables or {})}
+    env = {**git_environment(), **(variables or {})}
     ran = run(argv, timeout_s, text=text, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
         fix = f"put that right, then try again (cd {cwd} && git status)"

@@ -213,6 +213,23 @@ def test_a_worker_can_be_merged_as_soon_as_its_answer_is_there(repo):
     assert not path.exists()
 
 
+LETTERS = """first=$(head -n 1 "$1"); letters=$(printf %s "$first" | wc -m)
+[ $letters -le 72 ] || { echo "$letters letters, at most 72" >&2; exit 1; }"""
+
+
+def test_hooks_and_filters_run_in_the_persons_locale(repo):
+    (repo.work / ".gitattributes").write_text("*.fix filter=fix\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-qm", "attributes")
+    git(repo.work, "config", "filter.fix.clean", r"sed -E 's/^(.{3}).*/\1/'")
+    put_hook(repo, "commit-msg", LETTERS)
+    session, path = worker(repo)
+    repo.ok("handoff", session, "demo: say исправь разбор дат в отчётах и добавь тесты к нему")
+    (path / "new.fix").write_text("ßüöä1")
+    repo.ok("merge", session)
+    assert git(repo.work, "show", "HEAD:new.fix") == "ßüö"
+
+
 def test_two_merges_at_once_are_done_one_after_the_other(repo):
     merges = []
     for session, path in (worker(repo), worker(repo)):
