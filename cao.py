@@ -4743,6 +4743,7 @@ class Store:
 
     def put(self, message: Message) -> None:
         """Put a message into its addressee's inbox, fsynced, and wake who listens to that session.
+        In a message or a notice, no line looks like the head of another's (quote_heads).
 
         Raises CaoError where it could not be written or the inbox is full (notices and cao's own
         messages always fit); then it is not there. For a task: `give`.
@@ -4755,6 +4756,8 @@ class Store:
                 f"{message.to} has {most} messages waiting already",
                 "wait until it has read some, or give the work to another",
             )
+        if message.kind in ("message", "notice"):
+            message = message._replace(text=quote_heads(message.text))
         self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
         size = len(message.text.encode(errors="surrogatepass"))
         who = {"message": message.id, "kind": message.kind, "sender": message.sender}
@@ -5632,7 +5635,8 @@ class Orchestrator:
         beginning, verb = shorten(message.text, 60), "was not"
         if message.id.endswith("~"):
             verb = "may not have been"
-        text = f"Your message to {message.to} ({beginning!r}) {verb} delivered: {why}."
+        reason = shorten(why, 500)  # far words may have any length
+        text = f"Your message to {message.to} ({beginning!r}) {verb} delivered: {reason}."
         if self.store.peek(message.sender):
             self.store.put_once(
                 Message(f"{message.id}-n", "notice", "cao", message.sender, text, time.time())
@@ -6593,7 +6597,7 @@ class Orchestrator:
         Raises UsageError where the caller may not reach the target, NotFoundError where that is
         not there or has ended; then nothing was put.
         """
-        text = quote_heads(text)
+        text = strip_controls(text)
         self._check_text(text)
         if target == "supervisor":
             me = self.store.load(self.caller.name)
@@ -10433,6 +10437,14 @@ class Link:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def _name_from_there(name: Any) -> str:
+    """Return a name that another machine says. Raises ValueError where it is none: it is to be
+    shown among our own words, and could pass for a line of theirs."""
+    if not NAME.match(str(name)):
+        raise ValueError(shorten(str(name), 60))
+    return str(name)
+
+
 class Remote:
     """The process of one session whose agent works on another machine: the client of cao there.
 
@@ -10706,7 +10718,8 @@ class Remote:
         """Take in what `sync` answered. Each part is made a text, a number or a record of
         ours; what cannot be made so raises one of _FALSE_WORDS, and _read ends the session."""
         self.mark = facts["mark"]
-        self.state["conversation"] = str(facts["session"])
+        if facts["session"]:
+            self.state["conversation"] = _name_from_there(facts["session"])
         for letter, reply in facts["replies"].items():
             self._on_reply(letter, reply)
         for message in facts["messages"]:
@@ -10725,6 +10738,8 @@ class Remote:
             state = "working"  # it is about to begin, or its result to come
         questions = [make_record(asked, Question) for asked in facts["questions"]]
         for question in questions:
+            _name_from_there(question.id)
+            _name_from_there(question.kind)
             for option in question.options:
                 "".join(Option(*option))  # raises where it is not two texts
         usage = None
@@ -10762,7 +10777,7 @@ class Remote:
     def _keep(self, message: Message) -> None:
         """Put a message from there into the supervisor's inbox here, once however often it comes.
         Where that cannot be now, it is not told as kept, and that machine says it again. Raises
-        ValueError for a false id, and for a text that is too large."""
+        ValueError for a false id or sender, and for a text that is too large."""
         # It is to be a file's name here, and others are to sort after it: next_stamp.
         if not re.fullmatch(r"0\d{19}-[a-z0-9.-]+", message.id):
             raise ValueError(message.id)
@@ -10773,7 +10788,7 @@ class Remote:
         if message.kind == "notice":
             here = here._replace(text=f"({self.session.host}) {text}")
         else:
-            if message.sender != self.state["conversation"]:
+            if _name_from_there(message.sender) != self.state["conversation"]:
                 text = f"(from {message.sender}) {text}"
             here = here._replace(kind="message", sender=self.name, text=text)
         try:
