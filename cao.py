@@ -8085,6 +8085,7 @@ class ScreenProgram:
         self.seen = Look("unknown", "none")
         self.seen_at = 0.0  # since when the screen has said this, on the monotonic clock
         self.settled = False  # what looks like a prompt may be output that goes on at once
+        self.was_ready = False  # since the last key that asked for a prompt
         self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
         self.prompt = ""  # what stood on the turn's line before its text
         self.known = ""  # the part of it that is the prompt: an output may stand before that
@@ -8154,6 +8155,8 @@ class ScreenProgram:
         if look != self.seen:
             self.seen, self.seen_at = look, now
         self.settled = now - self.seen_at >= SETTLE_S / 2
+        if self.is_ready():
+            self.was_ready = True
         if look.state != "asking":
             self.waits = []
         elif self.settled and not self.waits:
@@ -8207,6 +8210,15 @@ class ScreenProgram:
         """Tell whether a turn may be typed: the screen says ready, and has shown the last one's
         end."""
         return self.is_ready() and not self.at_work
+
+    def ask_for_prompt(self) -> None:
+        """Press Enter, once, where the program was ready, and has printed a line since then by
+        itself: it shows its prompt again."""
+        if self.at_work or not self.was_ready or self.seen.state != "unknown" or not self.settled:
+            return
+        if self.tmux.ask(self.pane, "#{cursor_x}") == "0":
+            self.was_ready = False
+            self.tmux.keys(self.pane, "Enter")
 
     def answer(self) -> str | None:
         """Return what the turn has printed; None where it has printed nothing yet."""
@@ -9921,7 +9933,7 @@ class Runner:
 
     def _deliver_next(self) -> None:
         """Type what waits and press Enter, if the CLI can take it and no person is at it. Where
-        it cannot, note why in held_back: a later round tries again."""
+        it cannot, note why in held_back: a later round tries again, in a task's time."""
         self._note_handed()
         messages = next_delivery(self._letters(), self.task)
         if self.interrupted_at and self.task:  # after a person's Esc only its sender, or cao
@@ -9935,6 +9947,12 @@ class Runner:
             self.held_at = time.monotonic()
         self.held_back = self._obstacle()
         if self.held_back:
+            late = time.monotonic() - self.held_at > messages[0].timeout_s
+            if messages[0].kind == "task" and late and self._take(messages[:1], "", "claimed"):
+                self._time_out(f": {self.held_back}")
+                self.delivery = None
+                self._see_to(partial(self.store.discharge, self.name, messages[0].id))
+                self._release()
             return
 
         messages, text = self._compose(messages)
@@ -9959,6 +9977,7 @@ class Runner:
         if self.boss.tmux.person_active_s(self.pane) < PERSON_S:
             return "a person is at the session"
         if self.program and not self.program.is_free():
+            self.program.ask_for_prompt()
             return f"the program is not ready ({self.program.seen.why})"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"

@@ -1927,6 +1927,31 @@ def test_a_line_that_a_program_shows_late_is_no_answer(place):
     assert place.ok("handoff", session, "words") == "6\n"
 
 
+@pytest.mark.parametrize("line", ["tick\\n", "tick\\ntock\\n"])
+def test_what_an_idle_program_prints_holds_back_no_task(place, line):
+    place.profile("calc", CALC)
+    session, task = assign(place, "import threading, sys; 1", "calc")
+    assert place.ok("wait", task) == "1\n"
+    place.ok("handoff", session, f"threading.Timer(1, sys.stdout.write, ['{line}']).start()")
+    until(lambda: line.split("\\n")[0] in place.screen(session).split("start()")[-1])
+    assert place.ok("handoff", session, "6 * 7") == "42\n"
+
+
+def test_a_task_that_is_held_back_ends_with_its_time(place):
+    place.profile("calc", CALC)
+    session, task = assign(place, "import threading, sys; 1", "calc")
+    assert place.ok("wait", task) == "1\n"
+    late = "threading.Timer(1, lambda: print('tick', end='', flush=True)).start()"
+    place.ok("handoff", session, late)
+    until(lambda: "tick" in place.screen(session).split("start()")[-1])
+    done = place.run("handoff", session, "6 * 7", "--timeout", "2s", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (done.returncode, result["outcome"]) == (5, "timeout")
+    assert "the program is not ready (last line: '>>> tick')" in result["detail"]
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    assert place.ok("handoff", session, "6 * 7") == "42\n"
+
+
 @pytest.mark.parametrize("prompt", [r"\w\$ ", r"me@box:\w\$ "])
 def test_an_answer_without_a_newline_is_told_from_another_prompt(place, prompt):
     place.profile("bs", "---\nprovider: command\ncommand: [bash, --norc, -i]\nready: '[$#] $'\n"
