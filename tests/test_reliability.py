@@ -434,7 +434,8 @@ def test_a_session_that_ends_during_a_look_at_it_does_not_fail_a_wait(place, ver
 @pytest.mark.parametrize("kind", ["screen", "permission"])
 def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons(kind):
     runner = cao.Runner.__new__(cao.Runner)
-    runner.row = SimpleNamespace(trusts=("Do you trust", "1"), asks_own=True)
+    runner.row = SimpleNamespace(trusts=("Do you trust this?", "1"), asks_own=True)
+    runner.begun, runner._screen = False, lambda: "\n╭──╮\n│ Do you trust this? │\n╰──╯"
     runner.launch = SimpleNamespace(profile=SimpleNamespace(trust=True))
     runner.tried, pressed = [], []
     runner._press = lambda question, key: pressed.append(key)
