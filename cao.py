@@ -7158,6 +7158,9 @@ def _git(
     # it comes from macOS: then git would take two files whose names differ in case for one.
     if not os.path.lexists(f"{cwd}/.GIT"):
         settings += ["-c", "core.ignoreCase=false"]
+    # Of a submodule, compare the commit, whatever .gitmodules says; run no git in it (see _status).
+    if args[0] in ("status", "diff-index", "diff-tree"):
+        args = (args[0], "--ignore-submodules=dirty", *args[1:])
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), *git_at(cwd), *settings, "--no-optional-locks", *args]
     env = {**git_environment(), **(variables or {})}
@@ -7256,7 +7259,7 @@ def _status(path: str, timeout_s: float | None = None) -> tuple[list[str], list[
     Git would run itself in a submodule, wherever its .git leads. So it only compares commits here
     (`dirty`), and we look into those that are the repository's own; any other counts as changed.
     """
-    flags = ("--porcelain", "-z", "-uall", "--no-renames", "--ignore-submodules=dirty")
+    flags = ("--porcelain", "-z", "-uall", "--no-renames")
     status = _git(path, "status", *flags, "--ignored=matching", timeout_s=timeout_s)
     lines = status.split("\0")[:-1]
     changed = [line[3:] for line in lines if not line.startswith("!!")]
@@ -7661,7 +7664,7 @@ def _refuse_to_move(top: str, was: str, commit: str) -> None:
 def _standing(top: str) -> tuple[str, str]:
     """Return, for comparison, what git says of a working tree: its branch and commit, index and
     files; and the commit that is being merged there."""
-    flags = ("--porcelain=v2", "--branch", "-uall", "--ignore-submodules=dirty")
+    flags = ("--porcelain=v2", "--branch", "-uall")
     merging = ("rev-parse", "-q", "--verify", "MERGE_HEAD")
     return _git(top, "status", *flags), _git(top, *merging, allowed=1)
 
@@ -13885,7 +13888,7 @@ def cmd_diff(ask: Ask) -> int:
         words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
         print(words, file=sys.stderr, flush=True)
     form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
-    show = ("diff-tree", "-r", "-M", "--color=auto", form, base, tree)
+    show = ("diff-tree", "-r", "-M", "--ignore-submodules=dirty", "--color=auto", form, base, tree)
     argv, env = [find_program("git"), "--paginate", *git_at(path), *show], git_environment()
     # git starts a pager only on a terminal: there, `cao visible` reads all before the pager does.
     filter_first = quote_argv([sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"])

@@ -1084,14 +1084,37 @@ def test_what_is_only_in_a_submodules_directory_is_named(repo, file):
     kept_unless_yes(repo, session, path, "the repository lib")
 
 
-def test_a_submodule_moved_to_what_its_remote_has_is_merged(repo):
+def pull_library(at) -> str:
+    """Move the submodule of a checkout to what its remote has, and return that commit."""
+    git(at / "lib", "-c", "protocol.file.allow=always", "pull", "-q", "origin", "main")
+    return git(at / "lib", "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("ignore", ["", "all"])
+def test_a_submodule_moved_to_what_its_remote_has_is_shown_and_merged(repo, ignore):
     session, path = with_submodule(repo)
     git(repo.folder / "other", "commit", "-q", "--allow-empty", "-m", "more")
-    git(path / "lib", "-c", "protocol.file.allow=always", "pull", "-q", "origin", "main")
-    tip = git(path / "lib", "rev-parse", "HEAD")
+    tip = pull_library(path)
+    if ignore:
+        git(repo.work, "config", "submodule.lib.ignore", ignore)
+    assert f"+Subproject commit {tip}" in repo.ok("diff", session)
+    assert json.loads(repo.ok("diff", session, "--json"))["files"] == ["lib"]
     repo.ok("merge", session)
     assert tip in git(repo.work, "ls-tree", "HEAD", "lib")
     kept_unless_yes(repo, session, path, "the repository lib")
+
+
+def test_a_submodule_that_the_person_has_staged_gets_into_no_merge(repo):
+    session, path = with_submodule(repo)
+    git(repo.folder / "other", "commit", "-q", "--allow-empty", "-m", "more")
+    git(repo.work, "config", "submodule.lib.ignore", "all")
+    pull_library(repo.work)
+    git(repo.work, "update-index", "lib")
+    (path / "new.txt").write_text("new\n")
+    ours = git(repo.work, "commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "ours")
+    git(repo.work, "update-ref", "HEAD", ours)
+    said = "while changes are staged: lib"
+    refused(repo, "merge", session, code=1, said=said, fix="commit or unstage")
 
 
 @pytest.mark.parametrize("where", ["another branch", "a remote", "an older commit"])
