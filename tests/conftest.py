@@ -29,7 +29,7 @@ from side_by_side import pytest_addoption, pytest_runtestloop  # noqa: F401 - ho
 
 def interrupt(*_) -> NoReturn:
     """End the tests as Ctrl-C does, and finish tearing down whatever comes after it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     raise KeyboardInterrupt
 
@@ -38,6 +38,9 @@ def interrupt(*_) -> NoReturn:
 # and everything that we start would ignore it too.
 signal.signal(signal.SIGINT, interrupt)
 signal.signal(signal.SIGTERM, interrupt)
+# nohup has SIGHUP ignored: we go on, and what we start has it as ever.
+nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+signal.signal(signal.SIGHUP, (lambda *_: None) if nohup else interrupt)
 
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
@@ -145,6 +148,7 @@ def be_cao(argv, files, env, cwd) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         for fd, file in enumerate(files):
             os.dup2(file.fileno(), fd)
         os.closerange(3, 4096)  # also what this one tells another by

@@ -67,7 +67,7 @@ def test_what_starts_a_git_that_is_not_installed_is_skipped(suite, place):
 
 
 @pytest.mark.tmux
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_suite_that_is_interrupted_leaves_nothing_behind(suite, place, number, processes):
     journal = place.folder / "journal"
