@@ -10358,6 +10358,12 @@ _FALSE_WORDS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticEr
 _HELLO = b'{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": ""}}'
 
 
+UNSTARTED = (
+    f"{{}} did not start cao within {FAR_START_S:.0f} s: its login shell may hang, or read what is"
+    " sent to it"
+)
+
+
 def ssh_argv(env: dict[str, str], *words: str) -> list[str]:
     """Return ssh's command line: the program and options of CAO_SSH (in env), our options, words
     (more options, --, the host and what runs there). Of one option ssh takes the first: the user's.
@@ -10643,10 +10649,7 @@ class Remote:
         if waited_s > SSH_STARTS_S:
             self._free_slot()
         if waited_s > FAR_START_S:
-            self.trouble = (
-                f"{self.session.host} did not start cao within {FAR_START_S:.0f} s: its login shell"
-                " may hang, or read what is sent to it"
-            )
+            self.trouble = UNSTARTED.format(self.session.host)
             os.kill(link.pid, signal.SIGTERM)
             self._on_break(link)
 
@@ -12922,7 +12925,11 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
     link, output = Link(host, ["doctor", "--json"], dict(os.environ)), b""
+    late = ""
     while not link.closed:
+        if not link.here and not readable([link.fd_in], FAR_START_S):
+            late = UNSTARTED.format(host)
+            os.kill(link.pid, signal.SIGTERM)
         output += b"".join(link.read())
     status = link.end()
     try:
@@ -12931,7 +12938,7 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
             raise TypeError("no rows")
         return rows, rows[1]["state"] == "ok"  # tmux's row: see doctor
     except _FALSE_WORDS:  # it is broken off, or there is none
-        what = f"{host} cannot be reached: ssh ended with {status}"
+        what = late or f"{host} cannot be reached: ssh ended with {status}"
         if not status:
             what = f"{host} says what is not understood"
         raise CaoError(what, f"ssh {host} true") from None

@@ -861,6 +861,13 @@ def test_a_machine_that_does_not_start_cao_is_left_and_holds_up_no_other(place, 
     assert "box did not start cao within 60 s" in result["detail"]
 
 
+def test_doctor_does_not_wait_for_ever_for_a_machine(place, monkeypatch):
+    monkeypatch.setattr(cao, "FAR_START_S", 0.5)
+    monkeypatch.setenv("CAO_SSH", f"{sys.executable} -c 'import time; time.sleep(60)'")
+    with pytest.raises(cao.CaoError, match="box did not start cao within"):
+        cao.doctor_there("box")
+
+
 @pytest.mark.parametrize(
     "prints", ["printf 'Welcome '", r"printf '\033]0;box\007'", "echo; echo hi"]
 )
