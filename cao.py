@@ -7661,12 +7661,13 @@ def _refuse_to_move(top: str, was: str, commit: str) -> None:
     _git(top, "update-ref", "--stdin", text=steps)
 
 
-def _standing(top: str) -> tuple[str, str]:
+def _standing(top: str) -> tuple[str, str, str]:
     """Return, for comparison, what git says of a working tree: its branch and commit, index and
-    files; and the commit that is being merged there."""
+    files; the commit that is being merged there; and ORIG_HEAD."""
     flags = ("--porcelain=v2", "--branch", "-uall")
-    merging = ("rev-parse", "-q", "--verify", "MERGE_HEAD")
-    return _git(top, "status", *flags), _git(top, *merging, allowed=1)
+    commit = ("rev-parse", "-q", "--verify")
+    merging = _git(top, *commit, "MERGE_HEAD", allowed=1)
+    return _git(top, "status", *flags), merging, _git(top, *commit, "ORIG_HEAD", allowed=1)
 
 
 def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: str) -> None:
@@ -7709,7 +7710,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
-    before = _standing(top)
+    before, head = _standing(top), _git(top, "rev-parse", "HEAD")
     try:
         _git(top, *merge, setting=plain, started=git_group.append)
     except CaoError as error:
@@ -7718,6 +7719,9 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
         # An abort would delete what somebody else has staged meanwhile.
         if begun and _git(top, "write-tree", allowed=128) == tree:
             _git(top, "merge", "--abort", allowed=128)
+        # Both wrote our head there; `git am --abort`, for one, goes by what it was.
+        orig_head = before[2] or "0" * len(head)  # zeros: none
+        _git(top, "update-ref", "ORIG_HEAD", orig_head, head, allowed=128)
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"
             fix = f"git -C {top} status, which shows what is there now"

@@ -120,8 +120,10 @@ def all_but_the_branch_of(place, path) -> list:
 
 
 def unfinished_in(place) -> list:
-    """Return what git keeps of a merge, revert or cherry-pick that is not committed yet."""
-    files = [place.work / ".git" / name for name in ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE")]
+    """Return what git keeps of a merge, revert or cherry-pick that is not committed yet, and where
+    the last merge or reset began."""
+    names = ("MERGE_HEAD", "MERGE_MSG", "AUTO_MERGE", "ORIG_HEAD")
+    files = [place.work / ".git" / name for name in names]
     return [file.exists() and file.read_text() for file in files]
 
 
@@ -315,6 +317,11 @@ def failing_hook(repo, path):
     put_hook(repo, "pre-merge-commit", "echo the hook says no >&2; exit 1")
 
 
+def failing_hook_after_a_reset(repo, path):
+    failing_hook(repo, path)
+    git(repo.work, "update-ref", "ORIG_HEAD", "HEAD~1")
+
+
 def failing_commit_hook(repo, path):
     (path / "new.txt").write_text("new\n")
     (repo.work / "b.txt").write_text("mine\n")
@@ -478,6 +485,7 @@ def stashing(repo, path):
         (merging("repository"), 1, "unmerged files", "git status"),
         (merging("worktree"), 1, "unmerged files", "git status"),
         (failing_hook, 1, "the hook says no", "git status"),
+        (failing_hook_after_a_reset, 1, "the hook says no", "git status"),
         (failing_commit_hook, 1, "the hook says no", "git status"),
         (gpg_refuses, 1, "gpg failed to sign", "put that right"),
         (gpg_refuses_the_merge, 1, "gpg failed to sign", "put that right"),
