@@ -5906,6 +5906,9 @@ class Orchestrator:
         if lacks := [TOOL_WORDS[word] for word in lacking(profile)]:
             notes.append(SCOPE_NOTE.format(", ".join(lacks)))
         system = "\n\n".join(filter(None, notes))
+        # What is not set is given as empty: else Gemini CLI 0.61.0 and Qwen Code 0.24.4 take it
+        # from the folder's `.env`, and our server has it from them.
+        unset = dict.fromkeys(PASSED_ON, "")
         cao_env = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
         cao_env.update(CAO_HOME=self.store.home, CAO_SESSION=name)
         # An agent's own environment was cut to its CLI's variables, and may name a shadow home
@@ -5917,7 +5920,7 @@ class Orchestrator:
         env = persons  # for ssh, where it works on another machine
         if not session.host:
             env = worker_environment(provider.env_pass, profile.settings, above)
-        env = {**env, **cao_env}
+        env = {**unset, **env, **cao_env}
         launch = Launch(
             name,
             f"{folder}/launch",
@@ -5926,7 +5929,7 @@ class Orchestrator:
             system,
             (*cao, "hook", folder),
             (*cao, "mcp"),
-            {**cao_env, "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)},
+            {**unset, **cao_env, "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)},
             session.conversation,
             resume,
         )

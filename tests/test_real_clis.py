@@ -1247,6 +1247,19 @@ def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm,
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("name", ["gemini", "qwen"])
+def test_a_folders_env_file_makes_no_setting_of_caos(place, mock_llm, name):
+    install(place, name, mock_llm.port)
+    (place.work / ".env").write_text("CAO_NOTIFY=touch notified\nCAO_MAX_WAITING=1\n")
+    tool = {"gemini": "mcp_cao_handoff", "qwen": "mcp__cao__handoff"}[name]
+    inner = json.dumps({"target": "demo", "task": "demo: say x"})
+    handoff(place, f"real-{name}", f"MOCK:tool {tool} {inner};say went on")
+    (worker,) = (place.home / "sessions").glob("demo-*")
+    env = json.loads((worker / "launch/env.json").read_text())
+    assert (env["CAO_NOTIFY"], env["CAO_MAX_WAITING"]) == ("", "")
+    assert not (place.work / "notified").exists()
+
+
 @pytest.mark.parametrize("trust", ["yes", "no"])
 def test_opencode_runs_a_repositorys_plugin_only_where_it_is_trusted(place, mock_llm, trust):
     install(place, "opencode", mock_llm.port)
