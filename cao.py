@@ -6331,9 +6331,9 @@ class Orchestrator:
 
     def is_left(self, client: str) -> bool:
         """Tell whether a client's folder may be the caller's own, from before a restart: it is of
-        the same program and directory, and its server is gone."""
-        stem = self.caller.stem
-        if not stem or not f"{client}-".startswith(f"{stem}-") or client == self.caller.name:
+        the same program and directory (open_client names both), and its server is gone."""
+        stem, name = self.caller.stem, self.caller.name
+        if not stem or client == name or not re.fullmatch(rf"{stem}(-\d{{1,3}})?", client):
             return False
         return not self.store.is_locked(client)
 

@@ -2303,6 +2303,19 @@ def test_of_two_windows_that_were_restarted_each_gets_its_own_by_name(connect, p
 
 
 @pytest.mark.tmux
+@pytest.mark.parametrize("name", ["docs-api", "docs-1a2b3c4d"])
+def test_a_client_whose_name_begins_like_anothers_has_none_of_its_work(connect, place, name):
+    task = place.ok("assign", "demo", "demo: say x", CAO_CLIENT=name).strip()
+    session = task.partition(".")[0]
+    until(lambda: place.store.has_result(task))
+    other = connect(CAO_CLIENT="docs")
+    assert "next" not in other.data("wait")
+    assert "not your worker" in text(other.call("stop_session", session=session))
+    other.call("wait", tasks=[task])
+    assert place.ok("wait", CAO_CLIENT=name) == "x\n"
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize(("env", "name"), [
     ({"CAO_CLIENT": "My Editor"}, "my-editor"),
     ({"CLAUDE_CODE_SESSION_ID": "2b7e5543-7f3d-406b-9be6-f8c41c4f9ab3"}, "claude-2b7e5543"),
