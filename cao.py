@@ -7287,22 +7287,16 @@ def _submodules(path: str) -> list[str]:
     return [file for mode, _, file in staged if mode.startswith("160000 ")]
 
 
-def _add_all(
-    path: str,
-    *flags: str,
-    allowed: int = 0,
-    variables: dict[str, str] | None = None,
-    timeout_s: float | None = None,
-) -> None:
+def _add_all(path: str, *flags: str, variables: dict[str, str] | None = None, **more: Any) -> None:
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
-    would run git in submodules (see _status); `git update-index` does not."""
+    would run git in submodules (see _status); `git update-index` does not. more: for _git."""
     submodules = _submodules(path)
     # Not `literal`: git would complain of one that .gitignore names, too. By its first letter's
     # backslash this is a pattern, and git does not.
     quoted = ["".join(f"\\{letter}" for letter in submodule) for submodule in submodules]
     rest = [f":(exclude,glob){pattern}" for pattern in quoted]
     add = ("add", "-A", *flags, "--", ".", *rest)
-    _git(path, *add, allowed=allowed, variables=variables, timeout_s=timeout_s)
+    _git(path, *add, variables=variables, **more)
     if submodules:
         _git(path, "update-index", "--remove", "--", *submodules, variables=variables)
 
@@ -7434,42 +7428,57 @@ def _refuse_at_work(boss: Orchestrator, name: str, path: str) -> None:
         raise UsageError(what, f"wait for it, or: cao stop {name}")
 
 
-def whole_work(store: Store, session: Session) -> tuple[str, str, list[str]]:
-    """Return (base, tree, left): the commit where a worktree left the branch that its repository
-    is on; a git tree of all that is in the worktree now, committed or not; and the paths that git
-    cannot take into that tree, such as a repository without a commit. Changes no file, branch
-    or index: it adds to a copy of the index."""
+def whole_work(
+    store: Store, session: Session, scratch: str
+) -> tuple[str, str, list[str], dict[str, str]]:
+    """Return (base, tree, left, variables): the commit where a worktree left the branch that its
+    repository is on; a git tree of all that is in the worktree now, committed or not; the paths
+    that git cannot take into that tree, such as a repository without a commit; and by which
+    variables git finds that tree: what is new in it is in scratch, a folder for this.
+
+    So this changes nothing but scratch: it may be a download, or a secret, that nobody commits.
+    """
     import shutil
 
     path = worktree_path(store, session.name)
     base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
     own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
-    with _scratch() as scratch:
-        variables = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        shutil.copy2(own_index, f"{scratch}/index")  # with its time, which git compares
-        # Status 1: some file or repository could not be added; all others were.
-        _add_all(path, "--ignore-errors", allowed=1, variables=variables, timeout_s=GIT_S)
-        tree = _git(path, "write-tree", variables=variables)
-        others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
-        left = _git_names(path, *others, variables=variables)
-    return base, tree, left
+    own_objects = os.path.join(path, _git(path, "rev-parse", "--git-path", "objects"))
+    quoted = own_objects.replace("\\", r"\\").replace('"', r"\"")  # a path may have a colon
+    index, objects = f"{scratch}/index", f"{scratch}/objects"
+    variables = {
+        "GIT_INDEX_FILE": index,
+        "GIT_OBJECT_DIRECTORY": objects,
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{quoted}"',
+    }
+    os.mkdir(objects)
+    shutil.copy2(own_index, index)  # with its time, which git compares
+    # Status 1: some file or repository could not be added; all others were.
+    more = {"allowed": 1, "timeout_s": GIT_S, "setting": ["core.looseCompression=0"]}
+    _add_all(path, "--ignore-errors", variables=variables, **more)
+    tree = _git(path, "write-tree", variables=variables)
+    others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
+    return base, tree, _git_names(path, *others, variables=variables), variables
 
 
 def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
     """Return what a worktree holds that its repository's branch does not: branch, path, commits,
     files (changed and new), diffstat, and dirty (whether some of it is not committed)."""
     path, branch = worktree_path(store, session.name), f"refs/heads/{session.worktree}"
-    base, tree, left = whole_work(store, session)
+    with _scratch() as scratch:
+        base, tree, left, variables = whole_work(store, session, scratch)
+        show = ("diff-tree", "-r", "-M", base, tree)
+        files = _git_names(path, *show, "--name-only", "-z", variables=variables)
+        diffstat = _git(path, *show, "--shortstat", variables=variables).strip()
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
     into = _git(session.origin, "rev-parse", "HEAD")
-    files = _git_names(path, "diff-tree", "-r", "-M", "--name-only", "-z", base, tree)
     changed, _ = _status(path, GIT_S)
     return {
         "branch": session.worktree,
         "path": path,
         "commits": _git_names(path, *log, "HEAD", branch, "--not", into, "--"),
         "files": sorted({*files, *left}),
-        "diffstat": _git(path, "diff-tree", "-r", "-M", "--shortstat", base, tree).strip(),
+        "diffstat": diffstat,
         "dirty": bool(changed),
     }
 
@@ -12049,8 +12058,8 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
 
 
 def _sweep_up(store: Store, older_s: float) -> None:
-    """Remove the copies of cao that no session runs from and that were not used for older_s, and
-    the FIFOs of dead processes."""
+    """Remove the copies of cao that no session runs from and that were not used for older_s, the
+    FIFOs of dead processes, and what processes that were killed had for git."""
     import shutil
 
     launches = [store.read_text(store.launch_file(n, "launch.json")) for n in store.all_sessions()]
@@ -12058,6 +12067,11 @@ def _sweep_up(store: Store, older_s: float) -> None:
         copy = f"{store.home}/lib/{entry}"
         if time.time() - written_at(copy) >= older_s and not any(copy in text for text in launches):
             shutil.rmtree(copy)
+    for entry in _listdir(f"{store.home}/worktrees"):
+        scratch = f"{store.home}/worktrees/{entry}"
+        # Somebody may read a diff for hours.
+        if entry.startswith(".scratch-") and time.time() - written_at(scratch) >= 86400:
+            shutil.rmtree(scratch)
     for entry in _listdir(f"{store.home}/wake"):
         pid, path = entry.partition("-")[0], f"{store.home}/wake/{entry}"
         # A pid of another namespace is not seen here; its FIFO is open all the same.
@@ -13891,23 +13905,28 @@ def cmd_show(ask: Ask) -> None:
 
 
 def cmd_diff(ask: Ask) -> int:
-    """Become `git diff-tree` of all that is in a worktree; with --json print facts instead."""
+    """Run `git diff-tree` on all that is in a worktree, in a pager where we are on a terminal;
+    return its status. With --json print facts instead."""
     session = worktree_session(ask.boss, ask.args.session)
     path = find_worktree(ask.store, session)
     if ask.args.json:
         _print(ask, worktree_facts(ask.store, session), "")
         return EXIT_DONE
-    base, tree, left = whole_work(ask.store, session)
-    if left:
-        words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
-        print(words, file=sys.stderr, flush=True)
-    form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
-    show = ("diff-tree", "-r", "-M", "--ignore-submodules=dirty", "--color=auto", form, base, tree)
-    argv, env = [find_program("git"), "--paginate", *git_at(path), *show], git_environment()
-    # git starts a pager only on a terminal: there, `cao visible` reads all before the pager does.
-    filter_first = quote_argv([sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"])
-    env["GIT_PAGER"] = f"{filter_first} | {_git(path, 'var', 'GIT_PAGER')}"
-    return os.execve(argv[0], argv, env)
+    with _scratch() as scratch:
+        base, tree, left, variables = whole_work(ask.store, session, scratch)
+        if left:
+            words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
+            print(words, file=sys.stderr, flush=True)
+        form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
+        show = ["diff-tree", "--ignore-submodules=dirty", "-r", "-M", "--color=auto", form]
+        argv = [find_program("git"), "--paginate", *git_at(path), *show, base, tree]
+        # git starts a pager only on a terminal: there, `cao visible` reads all before the pager.
+        visible_argv = [sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"]
+        pager = f"{quote_argv(visible_argv)} | {_git(path, 'var', 'GIT_PAGER')}"
+        env = {**git_environment(), **variables, "GIT_PAGER": pager}
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for git and the pager
+        status = run(argv, None, env=env, terminal=True).status
+    return status if status >= 0 else 128 - status  # as a shell has it: 141 where `head` had enough
 
 
 def show_visible() -> None:

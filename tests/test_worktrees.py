@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,48 @@ def test_a_result_names_commits_changed_and_new_files_and_what_is_uncommitted(re
     assert facts["diffstat"] == "2 files changed, 2 insertions(+)"
     assert facts["dirty"] is True
     assert git(path, "ls-files", "-s") == index  # looking at it changed nothing of it
+
+
+def stored(top) -> set[str]:
+    """Return the names of a repository's files of objects."""
+    return {str(file) for file in (top / ".git" / "objects").rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["clone", 'a "b": \\c'])
+def test_to_look_at_what_is_not_committed_stores_nothing_in_the_repository(repo, name):
+    git(repo.folder, "clone", "-q", "--shared", str(repo.work), name)  # its objects are borrowed
+    top = repo.folder / name
+    session, path = worker(repo, cwd=top)
+    before = stored(top)
+    (path / "model.bin").write_text("large\n")
+    git(path, "mv", "a.txt", "b.txt")
+    (result,) = json.loads(repo.ok("handoff", session, "demo: say on", "--json"))["results"]
+    assert result["worktree"]["files"] == ["b.txt", "model.bin"]
+    assert result["worktree"]["diffstat"].startswith("2 files changed, 1 insertion")
+    assert "+large" in repo.ok("diff", session)
+    assert stored(top) == before
+    assert os.listdir(repo.home / "worktrees") == [session]
+    repo.ok("merge", session)
+    assert (top / "model.bin").exists()
+
+
+def test_clean_removes_what_a_process_that_was_killed_had_for_git(repo):
+    for name, days in (("old", 2), ("new", 0)):
+        folder = repo.home / "worktrees" / f".scratch-{name}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - days * 86400,) * 2)
+    repo.ok("clean", "--older", "0s")
+    assert os.listdir(repo.home / "worktrees") == [".scratch-new"]
+
+
+def test_a_diff_of_which_only_the_beginning_is_read_leaves_nothing(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n" * 100_000)
+    diff = repo.start("diff", session)
+    assert diff.stdout.read(10) == b"diff --git"
+    diff.stdout.close()
+    assert diff.wait(60) == 128 + signal.SIGPIPE
+    assert os.listdir(repo.home / "worktrees") == [session]
 
 
 def test_diff_shows_what_is_committed_and_what_is_not_and_can_be_applied(repo):
