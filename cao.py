@@ -4743,7 +4743,6 @@ class Store:
 
     def put(self, message: Message) -> None:
         """Put a message into its addressee's inbox, fsynced, and wake who listens to that session.
-        In a message or a notice, no line looks like the head of another's (quote_heads).
 
         Raises CaoError where it could not be written or the inbox is full (notices and cao's own
         messages always fit); then it is not there. For a task: `give`.
@@ -4756,8 +4755,6 @@ class Store:
                 f"{message.to} has {most} messages waiting already",
                 "wait until it has read some, or give the work to another",
             )
-        if message.kind in ("message", "notice"):
-            message = message._replace(text=quote_heads(message.text))
         self.write(f"{inbox}/new/{message.id}", dump(message), durable=True, tmp=f"{inbox}/tmp")
         size = len(message.text.encode(errors="surrogatepass"))
         who = {"message": message.id, "kind": message.kind, "sender": message.sender}
@@ -5635,7 +5632,7 @@ class Orchestrator:
         beginning, verb = shorten(message.text, 60), "was not"
         if message.id.endswith("~"):
             verb = "may not have been"
-        reason = shorten(why, 500)  # far words may have any length
+        reason = strip_controls(shorten(why, 500))  # they may be far words
         text = f"Your message to {message.to} ({beginning!r}) {verb} delivered: {reason}."
         if self.store.peek(message.sender):
             self.store.put_once(
@@ -6600,7 +6597,7 @@ class Orchestrator:
         Raises UsageError where the caller may not reach the target, NotFoundError where that is
         not there or has ended; then nothing was put.
         """
-        text = strip_controls(text)
+        text = quote_heads(text)
         self._check_text(text)
         if target == "supervisor":
             me = self.store.load(self.caller.name)
@@ -8976,7 +8973,7 @@ class Runner:
     def _own_message(self, what: str, text: str) -> Message:
         """Return a message from cao to the agent."""
         name = self.store.new_id(self.name, what)
-        return Message(name, "message", "cao", self.name, text, time.time())
+        return Message(name, "message", "cao", self.name, quote_heads(text), time.time())
 
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session; only the first call counts. What the machine refuses of the end is
