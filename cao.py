@@ -3784,20 +3784,20 @@ def check_tmux(program: str) -> str:
 
 def runtime_home() -> str:
     """Return the runtime directory's path: $CAO_HOME, else cao/ in $XDG_STATE_HOME, else in
-    ~/.local/state. It need not exist yet. Raises UsageError where CAO_HOME is / or the user's
-    home directory."""
+    ~/.local/state. It need not exist yet. Its links are not resolved: Store judges the way to it
+    first. Raises UsageError where CAO_HOME is / or the user's home directory."""
     if given := os.environ.get("CAO_HOME"):
         if not given.startswith("/"):  # else the current directory may be gone: a worker moved it
             given = os.path.join(current_directory(), given)
-        home = os.path.realpath(given)
-        if home in ("/", os.path.realpath(os.path.expanduser("~"))):
+        home = os.path.normpath(given)
+        if os.path.realpath(home) in ("/", os.path.realpath(os.path.expanduser("~"))):
             raise UsageError(f"CAO_HOME is {home}", "set it to a folder of cao's own")
         return home
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
-        # Not /tmp: sandboxes let an agent write there. Not resolved here: make_home judges the way.
+        # Not /tmp: sandboxes let an agent write there.
         return f"/var/tmp/cao-{os.getuid()}/cao"
-    return os.path.realpath(f"{state}/cao")
+    return f"{state}/cao"
 
 
 def current_directory() -> str:
@@ -4070,18 +4070,22 @@ def others_can_replace(facts: os.stat_result) -> bool:
     return not {user}.issuperset(group.gr_mem)
 
 
-def make_home(home: str) -> None:
+def make_home(home: str, make: bool = True) -> None:
     """Make the runtime directory (an absolute path). Raises CaoError where it, or a folder or link
     on the way to it, belongs to another user or can be written by others: they could put a
-    directory of theirs in its place, and we would run their code. The way may be root's."""
+    directory of theirs in its place, and we would run their code. The way may be root's. make:
+    without it, nothing is made, and only what is there is judged."""
     here, fix = f"the runtime directory {home}", "set CAO_HOME to a folder of yours"
     path = "/"
     for part in home.split("/"):
         path = os.path.join(path, part)
         try:
-            os.makedirs(path, 0o700, exist_ok=True)
+            if make:
+                os.makedirs(path, 0o700, exist_ok=True)
             facts = os.lstat(path)  # of a link itself: its owner says where it leads
         except OSError as error:
+            if not make:
+                return
             raise CaoError(f"{here} cannot be made: {error.strerror}", fix) from error
         which, owners = here, [os.getuid()]
         if path != home:
@@ -4275,7 +4279,7 @@ class Store:
     """
 
     def __init__(self, home: str) -> None:
-        make_home(os.path.abspath(home))  # the way to it, as it was named
+        make_home(os.path.abspath(home), make=False)  # the way to it, as it was named
         self.home = os.path.realpath(home)  # by whichever link: one home, one tmux server
         self.wakes: list[Wake] = []  # those of this process that are open
         make_home(self.home)

@@ -377,6 +377,9 @@ def test_a_link_on_the_way_leads_nowhere_that_others_choose(place):
     os.chown(theirs, 12345, 12345, follow_symlinks=False)
     with pytest.raises(cao.CaoError, match=f"{theirs} belongs to another user"):
         cao.make_home(f"{theirs}/cao")  # as /tmp/cao-UID, where there is no HOME
+    for env in ({"CAO_HOME": theirs}, {"CAO_HOME": "", "XDG_STATE_HOME": theirs}):
+        done = place.run("ls", **{name: str(path) for name, path in env.items()})
+        assert (done.returncode, f"{theirs} belongs to another user" in done.stderr) == (1, True)
     their_folder = place.folder / "cao-1000"
     their_folder.mkdir()
     (their_folder / "cao").symlink_to(mine)
