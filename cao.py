@@ -3637,15 +3637,17 @@ class Tmux:
             raise
 
     def new_session(
-        self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str], *, viewers: str
+        self, name: str, cwd: str, env: dict[str, str], argv: Sequence[str], *, fixed: bool
     ) -> int:
         """Start a detached session whose pane runs argv (no shell reads it); return the pid of
-        the process in the pane. env: variables to add to those of the tmux server. viewers: what
-        their terminals do to its size, as window-size of tmux(1) says it."""
+        the process in the pane. env: variables to add to those of the tmux server. fixed: it keeps
+        its size, else it takes that of the terminal that shows it."""
         size = ("-x", str(PANE_COLUMNS), "-y", str(PANE_LINES))
         pairs = [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
-        # As a global option, manual crashes tmux 3.3a at new-session.
-        sized = ("set-option", "-w", "-t", f"={name}:", "window-size", viewers)
+        # This sets window-size to manual. As a global option that crashes tmux 3.3a at new-session.
+        sized: tuple[str, ...] = ("resize-window", "-t", f"={name}:", *size)
+        if not fixed:
+            sized = ("set-option", "-w", "-t", f"={name}:", "window-size", "latest")
         named = ("-s", name, "-n", name)
         what = ("-d", "-P", "-F", "#{pane_pid}", *named, *size, *pairs, "--", *argv)
         # No -c: tmux reads it as a format. The session starts in the tmux client's directory.
@@ -5973,18 +5975,16 @@ class Orchestrator:
         """Start a session's runner in a tmux session of the same name, in cwd, and note its process
         in runner.json; cao: the argv of the copy to run. Try once more where the server has just
         exited with its last session (tmux(1), exit-empty). Raises TmuxError."""
-        name, viewers = session.name, "manual"
-        if not session.supervisor:  # a person works in it
-            viewers = "latest"
+        name, fixed = session.name, bool(session.supervisor)  # without one, a person works in it
         argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
         try:
-            pid = self.tmux.new_session(name, cwd, env, argv, viewers=viewers)
+            pid = self.tmux.new_session(name, cwd, env, argv, fixed=fixed)
         except TmuxError as error:
             # The runner has written its state: there was a server, and it was killed.
             begun = "group" in self.store.load_state(name)
             if error.fix != "no server" or begun:
                 raise
-            pid = self.tmux.new_session(name, cwd, env, argv, viewers=viewers)
+            pid = self.tmux.new_session(name, cwd, env, argv, fixed=fixed)
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def forget(self, name: str) -> None:
@@ -8122,6 +8122,12 @@ class ScreenProgram:
         value = self.settings.get(key)
         return str(value) if value else ""
 
+    def _is_prompt(self, line: str) -> bool:
+        """Tell whether `ready` matches a line, with or without the blanks at its end: tmux 3.2a
+        shows one where the program has written none."""
+        ready = self._pattern("ready")
+        return any(re.search(ready, text) for text in (line, line.rstrip()))
+
     def begin_turn(self) -> None:
         """Note what stands in the pane before a turn's text is typed, and make room for it."""
         form = "#{history_size} #{history_limit}"
@@ -8293,7 +8299,7 @@ class ScreenProgram:
             return Look("busy", "screen", f"busy: {match[0]!r}")
         if not lines:
             return Look("unknown", "screen", "empty screen")
-        if re.search(self._pattern("ready"), lines[-1]):
+        if self._is_prompt(lines[-1]):
             return Look("idle", "screen", f"ready: {lines[-1]!r}")
         return Look("unknown", "screen", f"last line: {lines[-1]!r}")
 
@@ -8314,7 +8320,7 @@ class ScreenProgram:
             return str(answer)
 
         lines = split_screen(printed)
-        if re.search(self._pattern("ready"), lines[-1]):
+        if self._is_prompt(lines[-1]):
             last = lines.pop().rstrip()
             lines.append(last[: prompt_begins(last, prompt)])
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")

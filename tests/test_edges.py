@@ -66,7 +66,7 @@ def start(tmux, place, cwd: str, *argv: str) -> tuple[str, Path]:
     out = place.folder / f"out{len(list(place.folder.glob('out*')))}"
     run = [sys.executable, "-c", TYPED_TO, str(out), *argv]
     name = f"s{out.name[3:]}"
-    tmux.new_session(name, cwd, {"HERE": cwd}, run, viewers="manual")
+    tmux.new_session(name, cwd, {"HERE": cwd}, run, fixed=True)
     until(lambda: Path(f"{out}.typed").exists())
     return tmux.pane_of(name), out
 

@@ -1915,6 +1915,13 @@ def test_what_a_program_draws_below_the_line_that_is_typed_is_no_answer(place):
         assert place.ok("handoff", session, text) == f"{text} again\n"
 
 
+def test_ready_need_not_name_the_blank_behind_a_prompt(place):
+    place.profile("calc", CALC.replace("'^>>> $'", "'^>>>$'"))
+    session, task = assign(place, "6 * 7", "calc")
+    assert place.ok("wait", task) == "42\n"
+    assert place.ok("handoff", session, "7 * 7") == "49\n"
+
+
 def test_a_line_that_a_program_shows_late_is_no_answer(place):
     late = "import sys, tty, time\ntty.setcbreak(0, 0)\nprint('> ', end='', flush=True)\n"
     late += "while text := sys.stdin.readline():\n    time.sleep(1)\n    print(text, end='')\n"

@@ -377,9 +377,10 @@ def test_a_launched_supervisor_has_the_size_of_the_terminal_that_shows_it(place,
     session = place.ok("launch", "demo", "--detach").strip()
     place.until_state(session, "idle")
     form = ("display-message", "-p", "-t", f"={session}:", "#{pane_width}x#{pane_height}")
-    assert place.tmux(*form) == "200x50\n"
     terminal(80, 24, "attach", session).sees("^demo>")
     until(lambda: place.tmux(*form), "80x23\n")
+    terminal(150, 40, "attach", session).sees("^demo>")
+    until(lambda: place.tmux(*form), "150x39\n")
     task = place.ok("assign", session, "demo: say in a small one").strip()
     assert place.ok("wait", task) == "in a small one\n"
 
