@@ -2431,7 +2431,28 @@ def _start_copilot(launch: Launch) -> Start:
 _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
 import { appendFileSync, readdirSync } from "node:fs"
-const hook = %s
+const hook = %s, rules = %s
+// Return what a configuration permits in a session of ours. Of the user's own rules a "deny" stays;
+// for all else ours count. The last rule that matches decides, so ours stand behind the user's.
+const patternsOf = (rule) => typeof rule === "string" ? { "*": rule } : rule ?? {}
+const matches = (key, name) => RegExp("^" + key.replace(/[^\\w*?]/g, "\\$&")
+  .replaceAll("*", ".*").replaceAll("?", ".") + "$").test(name)
+const permitted = (permission) => {
+  const { "**": _, ...users } = patternsOf(permission), result = {}  // "**": see _start_opencode
+  const others = Object.keys(users).filter((name) => !(name in rules))
+  for (const name of new Set(["*", ...others, ...Object.keys(rules)])) {
+    const { "*": usual, ...more } = patternsOf(rules[name] ?? rules["*"])
+    const last = Object.keys(users).findLast((key) => matches(key, name))
+    const rule = usual ? { "*": usual } : {}
+    if (!name.startsWith("cao_"))
+      for (const [pattern, action] of Object.entries(patternsOf(users[last])))
+        rule[pattern] = action === "deny" ? action : usual ?? action
+    Object.assign(rule, more)
+    const plain = Object.keys(rule).join() === "*"  // some permissions take nothing else
+    if (Object.keys(rule).length) result[name] = plain ? rule["*"] : rule
+  }
+  return result
+}
 const count = ({ id, tokens: { total, input, cache } }) => {
   const usage = { input: input + cache.write, cached: cache.read }
   usage.output = total - usage.input - usage.cached
@@ -2479,6 +2500,11 @@ export const cao = async ({ client }) => {
     return tell("Stop", id, { last_assistant_message: textOf(parts).at(-1) ?? "" })
   }
   return {
+    config: (config) => {
+      config.permission = permitted(config.permission)
+      for (const agent of Object.values(config.agent ?? {}))
+        if (agent.permission) agent.permission = permitted(agent.permission)
+    },
     "chat.message": async ({ sessionID }, { parts }) => {
       if (below.has(sessionID)) return
       running.add(sessionID)
@@ -2526,11 +2552,18 @@ _OPENCODE_HARMLESS = (
     *"read glob grep list lsp codesearch todoread todowrite skill task question".split(),
     *(f"cao_{tool}" for tool in OWN_TOOLS),
 )
+_OPENCODE_READ = {
+    "*": "allow",
+    "*.env": "ask",
+    "*.env.*": "ask",
+    "*.env.example": "allow",
+}  # its own
 
 
 def _start_opencode(launch: Launch) -> Start:
     """OpenCode merges the configuration in our variable over the user's own, for this launch
-    only."""
+    only. Merged, our rules would stand among the user's, in the user's order, and an agent's of
+    the user's behind them. So our plugin puts them in; until then, all is denied."""
     profile, folder, servers = launch.profile, launch.folder, {}
     for name, server in _servers(launch).items():
         if "url" in server:
@@ -2539,16 +2572,19 @@ def _start_opencode(launch: Launch) -> Start:
             argv = [server.get("command"), *server.get("args", [])]
             entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
-    rules = PROVIDERS["opencode"].permission_words[profile.permissions].split()
-    permissions: dict[str, Any] = {}
+    words = PROVIDERS["opencode"].permission_words[profile.permissions].split()
+    rules: dict[str, Any] = {}
     if profile.permissions in ("ask", "edits"):  # what it does not name, OpenCode 1.18.33 allows
-        permissions = {"*": "ask", **dict.fromkeys(_OPENCODE_HARMLESS, "allow")}
-    permissions.update(dict(rule.split("=") for rule in rules))
+        rules = {"*": "ask", **dict.fromkeys(_OPENCODE_HARMLESS, "allow")}
+        rules["read"] = _OPENCODE_READ
+    rules.update(dict(word.split("=") for word in words))
     outside = "ask"
     if profile.permissions == "all":
         outside = "allow"
-    elif permissions["edit"] == "allow":  # but git may run what is in its files
-        permissions["edit"] = {"*": "allow", "*.git": "ask", "*.git/*": "ask"}
+    elif rules["edit"] == "allow":  # but git may run what is in its files
+        rules["edit"] = {"*": "allow", "*.git": "ask", "*.git/*": "ask"}
+    rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
+    rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
     config: dict[str, Any] = {
         "autoupdate": False,
         "instructions": [f"{folder}/system.md"],
@@ -2556,11 +2592,7 @@ def _start_opencode(launch: Launch) -> Start:
         "mcp": servers,
         # It adds a blank to what it sums up; and a "no" would end the turn of parallel calls.
         "experimental": {"disable_paste_summary": True, "continue_loop_on_deny": True},
-        "permission": {
-            **permissions,
-            **dict.fromkeys(_own_names(profile, lacking(profile)), "deny"),
-            "external_directory": {"*": outside, f"{folder}/letters/**": "allow"},
-        },
+        "permission": {"**": "deny"},  # no key of the user's: it stands behind these
     }
     if profile.model:
         config["model"] = profile.model
@@ -2573,7 +2605,8 @@ def _start_opencode(launch: Launch) -> Start:
     # 1.18.33 ignores a prompt that comes with the id of a conversation.
     if launch.prompt and not launch.resume:
         argv.append(f"--prompt={launch.prompt}")
-    return Start(argv, env, {"opencode.js": _OPENCODE_PLUGIN % json.dumps(launch.hook)})
+    plugin = _OPENCODE_PLUGIN % (json.dumps(launch.hook), json.dumps(rules))
+    return Start(argv, env, {"opencode.js": plugin})
 
 
 # ---- the rows ----

@@ -1543,13 +1543,16 @@ def test_a_pi_is_told_of_the_shell_command_only_where_it_has_a_shell(tools, told
 
 @pytest.mark.parametrize("mode", ["ask", "edits", "auto", "all"])
 def test_opencode_asks_before_every_tool_that_nobody_has_named(mode):
-    given = launch(provider="opencode", profile={"permissions": mode})
-    config = json.loads(cao.PROVIDERS["opencode"].start(given).env["OPENCODE_CONFIG_CONTENT"])
-    rules = [*config["permission"].items()]  # the last that matches counts
-    named = dict(rules)
+    started = cao.PROVIDERS["opencode"].start(
+        launch(provider="opencode", profile={"permissions": mode})
+    )
+    config = json.loads(started.env["OPENCODE_CONFIG_CONTENT"])
+    assert config["permission"] == {"**": "deny"}  # until the plugin has put in our rules
+    named = json.loads(re.search("rules = (.*)", started.files["opencode.js"])[1])
+    rules = [*named.items()]  # the last that matches counts
     assert (rules[0] == ("*", "ask")) is (mode in ("ask", "edits"))
     if mode in ("ask", "edits"):
-        assert (named["cao_wait"], named["read"], named["bash"]) == ("allow", "allow", "ask")
+        assert (named["cao_wait"], named["grep"], named["bash"]) == ("allow", "allow", "ask")
     if mode == "edits":
         assert [*named["edit"].items()] == [("*", "allow"), ("*.git", "ask"), ("*.git/*", "ask")]
 
@@ -1560,7 +1563,8 @@ def test_of_a_sessions_own_files_its_cli_gets_the_letters_alone(provider, mode):
     started = cao.PROVIDERS[provider].start(
         launch(provider=provider, profile={"permissions": mode})
     )
-    given = "\n".join([*started.argv, started.env.get("OPENCODE_CONFIG_CONTENT", "")])
+    given = [*started.argv, started.env.get("OPENCODE_CONFIG_CONTENT", "")]
+    given = "\n".join([*given, *re.findall("rules = .*", started.files.get("opencode.js", ""))])
     folder = launch().folder
     reached = re.findall(rf"(?:--add-dir\n|Read\(/|\"){re.escape(folder)}([^\n)\"]*)", given)
     wanted = {"claude": ["/letters/**"], "opencode": ["/system.md", "/letters/**"]}

@@ -604,6 +604,59 @@ def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, 
         place.ok("stop", session)
 
 
+def set_opencode(place, users: dict) -> None:
+    """Give OpenCode this configuration of the user's, beside the one of all tests."""
+    shared, own = Path(place.env["XDG_CONFIG_HOME"], "opencode"), place.folder / "xdg/opencode"
+    own.mkdir(parents=True)
+    for path in shared.iterdir():
+        (own / path.name).symlink_to(path)
+    (own / "opencode.json").unlink()
+    (own / "opencode.json").write_text(json.dumps({**OPENCODE_CONFIG, **users}))
+    place.env["XDG_CONFIG_HOME"] = str(own.parent)
+
+
+BASH = 'bash {"command": "touch made", "description": "x"}'
+TASK = {"description": "x", "prompt": f"MOCK:tool {BASH}", "subagent_type": "general"}
+
+
+def test_opencode_asks_whatever_the_users_own_rules_allow(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    build, general = {"*": "allow", "bash": "allow"}, {"ba*": "allow"}
+    users = {"bash": {"*": "ask", "touch *": "allow"}, "read": "allow"}
+    agents = {"build": {"permission": build}, "general": {"permission": general}}
+    set_opencode(place, {"permission": users, "agent": agents})
+    (place.work / ".env").write_text("SECRET=1\n")
+    place.env["OPENCODE_PERMISSION"] = '{"*": "allow", "bash": "allow"}'
+    target, read = "real-opencode", json.dumps({"filePath": str(place.work / ".env")})
+    for tool in (BASH, f"task {json.dumps(TASK)}", f"read {read}"):
+        target, _, task = asked_by(place, target, f"MOCK:tool {tool};say went on", "permission")
+        place.ok("answer", target, "no")
+        assert place.ok("wait", task) == "went on\n"
+    assert not (place.work / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("scope", "users"),
+    [
+        (
+            "permissions: all\nallowedTools: [fs_read]",
+            {"edit": "ask", "bash": "ask", "w*": "allow"},
+        ),
+        ("permissions: edits", {"edit": {"*": "deny"}, "ba*": "deny"}),
+    ],
+    ids=["profile", "user"],
+)
+def test_what_the_profile_or_the_user_refuses_opencode_does_not_do(place, mock_llm, scope, users):
+    install(place, "opencode", mock_llm.port)
+    set_opencode(place, {"permission": users})
+    profile = place.home / "profiles/real-opencode.md"
+    profile.write_text(profile.read_text().replace("permissions: ask", scope))
+    write = json.dumps({"filePath": str(place.work / "made"), "content": "x"})
+    handoff(place, "real-opencode", f"MOCK:tool write {write};tool {BASH};say went on")
+    assert not (place.work / "made").exists()
+    assert handoff(place, "real-opencode", "MOCK:tool cao_list_sessions {};say again")
+
+
 SERVER = """\
 import sys, json
 for line in sys.stdin:
