@@ -14261,6 +14261,7 @@ def cmd_allow(ask: Ask) -> None:
 def cmd_clean(ask: Ask) -> None:
     if ask.args.older.isdigit():  # it would be seconds: perhaps days were meant
         raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
+    ask.boss.check_person("remove sessions", "ask the person to run cao clean")
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     plan = Schedule(ask.store)

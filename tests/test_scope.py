@@ -207,6 +207,18 @@ def test_an_agent_changes_and_runs_no_flow_beside_its_grant(place, action):
 
 
 @pytest.mark.tmux
+def test_an_agent_removes_no_session(place):
+    ended, own = (
+        place.ok("assign", "demo", "demo: say x").strip().partition(".")[0] for _ in range(2)
+    )
+    place.ok("stop", ended)
+    for agent in ({"CAO_SESSION": own}, {"CLAUDECODE": "1"}):
+        done = place.run("clean", "--older", "0s", **agent)
+        assert (done.returncode, "only a person may remove" in done.stderr) == (2, True)
+    assert (place.home / "sessions" / ended).exists()
+
+
+@pytest.mark.tmux
 def test_a_sibling_does_no_more_for_an_agent_than_its_grant_allows(place):
     place.profile("boss", "---\nprovider: demo\ngrant: {permissions: edits}\n---\n")
     place.profile("wide", "---\nprovider: demo\npermissions: all\n---\n")
