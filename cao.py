@@ -2015,13 +2015,13 @@ def _start_claude(launch: Launch) -> Start:
     }
     if profile.trust:
         env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
-    settings: dict[str, Any] = {}
-    config = profile.settings.get("claudeConfig")
-    if isinstance(config, dict):
-        settings.update(config)
+    settings = dict(profile.settings.get("claudeConfig") or {})
+    settings["hooks"] = dict(settings.get("hooks") or {})
     hooks = _hooks(launch, _CLAUDE_HOOKS)
     hooks["SessionStart"]["command"] += _AWAIT_TOOLS
-    settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
+    for event, hook in hooks.items():  # beside the profile's own: it runs all
+        groups = settings["hooks"].get(event) or ()
+        settings["hooks"][event] = [*groups, {"hooks": [hook]}]
     if profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
     files = {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
@@ -3134,6 +3134,7 @@ _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
 # What some keys of a profile must be. "grant: profiles" is the key profiles below grant.
 _SHAPES: dict[str, Any] = {
     **dict.fromkeys(("mcpServers", "codexConfig", "env", "env: set", "grant"), dict),
+    **dict.fromkeys(("claudeConfig", "claudeConfig: hooks"), dict),
     **dict.fromkeys(("allowedTools", "env: pass", "env: deny", "grant: profiles", "hosts"), list),
     **dict.fromkeys(("trust", "keep", "worktree"), bool),
 }
@@ -3167,12 +3168,22 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield what, f"{own}, and name that under 'profiles:'"
             elif key not in known:
                 yield f"'{outer}': {key!r} does not exist", "one of: " + ", ".join(known)
+    hooks = given["claudeConfig: hooks"] = value_at(settings, "claudeConfig.hooks")
+    if isinstance(hooks, dict):
+        for event, groups in hooks.items():
+            given[f"claudeConfig: hooks: {event}"] = groups
+            shapes[f"claudeConfig: hooks: {event}"] = list
+    codex = settings.get("codexConfig")
+    if isinstance(codex, dict) and any(key.partition(".")[0] == "hooks" for key in codex):
+        yield "'codexConfig': cao sets the hooks itself", "yours in ~/.codex/config.toml run, too"
     provider = provider_name(text_at(settings, "provider"))
     if provider and provider not in PROVIDERS:
         what = f"provider {settings['provider']!r} is not supported"
         yield what, "one of: " + ", ".join(PROVIDERS)
     for key, value in given.items():
         choices, shape = _CHOICES.get(key), shapes.get(key)
+        if key.startswith("grant") and value in (None, {}):
+            yield f"'{key}' says nothing", "write what it allows, or leave the key out"
         if choices and value and value not in choices:
             yield f"{key} {value!r} does not exist", "one of: " + ", ".join(choices)
         if shape and value is not None and not isinstance(value, shape):

@@ -565,7 +565,6 @@ def test_a_check_of_an_agents_shell_is_refused_too(place, env):
         ("permissions: all\nallowedTools: [fs_*]", False),
         ("permissions: all\nclaudeConfig: {sandbox: {enabled: true}}", False),
         ("permissions: all\nclaudeConfig: {verbose: true}", True),
-        ("permissions: all\nclaudeConfig: 5", True),
         ("check: 'true'", True),
         ("check: 'false'", False),
     ],

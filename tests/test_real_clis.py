@@ -570,6 +570,18 @@ def test_pi_asks_before_it_writes_outside_its_directory(place, mock_llm):
     assert (place.work / "new" / "inside").read_text() == "x"
 
 
+def test_a_hook_in_a_claude_profile_runs_beside_caos_own(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    guard = {"type": "command", "command": "echo guarded >&2; exit 2"}
+    config = {"hooks": {"PreToolUse": [{"matcher": "Bash", "hooks": [guard]}]}}
+    head = f"permissions: all\nclaudeConfig: {json.dumps(config)}"
+    profile = place.home / "profiles/real-claude.md"
+    profile.write_text(profile.read_text().replace("permissions: ask", head))
+    handoff(place, "real-claude", SHELL["claude"].format(file="made"))
+    assert not (place.work / "made").exists()
+    assert "guarded" in str(mock_llm.requests)
+
+
 # How its model writes a file; Copilot changes one that is there.
 WRITE = {
     "opencode": 'read {"filePath": "%s"};tool write {"filePath": "%s", "content": "{}"}',
