@@ -6419,11 +6419,13 @@ class Orchestrator:
         if not self.caller.person:
             raise UsageError(f"only a person may {what}", fix)
 
-    def allow(self, folder: str, check: str | None, remove: bool, host: str = "") -> list[Profile]:
+    def allow(
+        self, folder: str, check: str | None, remove: bool, host: str | None = None
+    ) -> list[Profile]:
         """Allow a check in a folder's repository, a host everywhere or, without these two, the
         folder's own profiles as they are now; return these profiles. remove: no longer allow the
         check or the host or, without these, anything in that repository. Raises UsageError
-        unless the caller is a person."""
+        unless the caller is a person; NotFoundError for what is not there."""
         self.check_person("allow this", "ask the person to run cao allow")
         repository, inside = find_repository(folder)
         entry, profiles = "", []
@@ -6431,7 +6433,7 @@ class Orchestrator:
             for what, fix in check_faults(check):
                 raise UsageError(what, fix)
             entry = f"check {check}"
-        if host:
+        if host is not None:
             if not HOST.match(host):
                 raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
             repository, entry = EVERYWHERE, f"host {host}"
@@ -6441,7 +6443,8 @@ class Orchestrator:
             if remove and not entry:
                 del allowed[repository]
             elif remove:
-                entries.pop(entry, None)
+                if entries.pop(entry, None) is None:
+                    raise NotFoundError(f"{entry} is not allowed there", "cao allow --list")
             elif entry:
                 entries[entry] = ""
             else:
@@ -13156,6 +13159,20 @@ class Argument(NamedTuple):
         parser.add_argument(*settings.pop("names", names), **settings)
 
 
+TEXTS = {"task", "message", "answer"}  # the arguments of verbs that are text
+
+
+def refuse_empty(arguments: Sequence[Argument], given: dict[str, Any]) -> None:
+    """Raise UsageError for an argument of a command that is empty, such as a variable that is not
+    set: a verb would take that for one that was left out. An empty text has its verb's own words.
+    """
+    for one in arguments:
+        value = given.get(one.name)
+        if one.name not in TEXTS and (value == "" or (isinstance(value, list) and "" in value)):
+            name = one.name if one.place else one.option()
+            raise UsageError(f"{name} is empty", f"give it a value, or leave {name} out")
+
+
 def read_session_names(given: dict[str, Any], store: Store) -> None:
     """Put a session's name in the place of its task's: in the arguments of a verb that name one."""
     for key in ("session", "sessions", "target", "root"):
@@ -13696,12 +13713,8 @@ def _given_text(target: str, text: str | None) -> str:
 
 
 def _given_options(ask: Ask) -> TaskOptions:
-    """Return the task's options in a command's arguments. Raises UsageError for what is empty or
-    out of range."""
-    for word in ("cwd", "check", "request_id"):
-        if getattr(ask.args, word, None) == "":  # an unset variable: not the same as none
-            option = "--" + word.replace("_", "-")
-            raise UsageError(f"{option} is empty", f"give it a value, or leave {option} out")
+    """Return the task's options in a command's arguments. Raises UsageError for what is out of
+    range."""
     options = task_options(vars(ask.args))
     if options.timeout_s < 1 or (options.check_retries or 0) < 0:
         raise UsageError("--timeout is at least 1s, --check-retries at least 0", "--timeout 10m")
@@ -14033,7 +14046,8 @@ def cmd_answer(ask: Ask) -> None:
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
-        done = ask.boss.answer(a.session, a.answer or "", a.question, key=keys, dialog=a.dialog)
+        which = a.question or ""
+        done = ask.boss.answer(a.session, a.answer or "", which, key=keys, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
         return
     if ask.args.session:
@@ -14073,6 +14087,8 @@ def cmd_stop(ask: Ask) -> int:
     code, names = EXIT_DONE, ask.args.sessions
     if not names and not ask.args.all:
         raise UsageError("cao stop which session?", "cao ls has their names; cao stop --all")
+    if names and ask.args.all:
+        raise UsageError("--all is every session, not only those named", "leave one of them out")
     if ask.args.all:  # those on top: their workers end with them
         views = [view for view in ask.boss.list_sessions() if view["kind"] == "agent"]
         live = {view["session"] for view in views}
@@ -14251,6 +14267,11 @@ def cmd_profiles(ask: Ask) -> None:
 
 def cmd_allow(ask: Ask) -> None:
     args = ask.args
+    given = [f"--{word}" for word in ("check", "host", "list") if vars(args)[word]]
+    if args.remove and args.list:
+        given.append("--remove")
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} do not go together", "cao allow --help")
     if not args.list:
         folder = os.path.realpath(args.dir or current_directory())
         profiles = ask.boss.allow(folder, args.check, args.remove, args.host)
@@ -14391,16 +14412,16 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 
 
 def cmd_doctor(ask: Ask) -> int:
-    live = ask.args.live  # None: no live turn; "": one of each CLI that is there
+    live = ask.args.live  # None: no live turn; "*": one of each CLI that is there
     rows: list[dict[str, Any]] = []
     good, bad = True, EXIT_TMUX
-    if not live:
+    if live in (None, "*"):
         rows, good = doctor(ask.store)
     if ask.args.host:
         rows, good = doctor_there(ask.args.host)
     if live is not None:
         there = [row["what"] for row in rows if row["state"] not in ("missing", "broken")]
-        names = [live] if live else [name for name in there if name in PROVIDERS]
+        names = [name for name in there if name in PROVIDERS] if live == "*" else [live]
         rows = [prove_live(ask.boss, name) for name in names]
         good, bad = all(row["state"] == "ok" for row in rows), EXIT_FAILED
     table = render_table([[str(row[key]) for key in ("what", "state", "detail")] for row in rows])
@@ -14560,8 +14581,7 @@ VERBS = (
          (_NAME._replace(place="?"),
           Argument("answer", "For a permission: yes, no or `no: WORDS`. For a question: an option's"
                    " number or text, or your own words.", place="?"),
-          Argument("question", "The question's id, where several are open.",
-                   settings={"default": ""}),
+          Argument("question", "The question's id, where several are open."),
           _only("key", "Press this key (1, Enter, Down …) in a dialog of its terminal; several are"
                 " pressed one after the other.", action="append"),
           _flag("dialog", "Leave it to the program's own dialog.")),
@@ -14619,8 +14639,7 @@ VERBS = (
          (_only("dir", "Default: the current directory.", "?", metavar="DIR"),
           _only("check", "Let agents use this check anywhere in DIR's repository.",
                 metavar="COMMAND"),
-          _only("host", "Let agents give work to this other machine.", metavar="HOST",
-                default=""),
+          _only("host", "Let agents give work to this other machine.", metavar="HOST"),
           _flag("list", "Show all that is allowed."),
           _flag("remove", "Take the check or host away, or all allowed in DIR's repository."))),
     Verb("schedule", cmd_schedule, "run tasks at set times (flows), by cron",
@@ -14639,8 +14658,8 @@ VERBS = (
          "exit STATUS", (), False),
     Verb("doctor", cmd_doctor, "check tmux and the agent CLIs", "cao doctor",
          (_only("live", "Do a real turn of this CLI (or profile), or of each there is; it costs a"
-                " few tokens.", metavar="CLI", nargs="?", const=""),
-          _only("host", "Check that machine.", metavar="HOST", default=""))),
+                " few tokens.", metavar="CLI", nargs="?", const="*"),
+          _only("host", "Check that machine.", metavar="HOST"))),
     Verb("completion", cmd_completion, "print a shell's completion script for cao",
          "eval \"$(cao completion bash)\"  # in ~/.bashrc",
          (_only("shell", ", ".join(COMPLETIONS), "1", choices=COMPLETIONS, metavar="SHELL"),),
@@ -15765,7 +15784,7 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
             known += [str(word) for action in self._actions for word in action.choices or ()]
             # Of several arguments that are not known, the option is the one that was mistyped.
             wrong = re.search(r"(?:arguments: (?:[^-].*? (?=-))?|choice: )'?([^\s'=]+)", message)
-            takes_text = {"task", "message", "answer"} & {action.dest for action in self._actions}
+            takes_text = TEXTS & {action.dest for action in self._actions}
             meant = nearest(wrong[1], known) if wrong else ""
             fix = f"{self.prog} --help"
             if meant:
@@ -15783,7 +15802,7 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
         words: dict[str, Any] = {"description": row.about, "epilog": f"example:\n  {row.example}"}
         words.update(help=row.about, formatter_class=form, allow_abbrev=False)
         parser = commands.add_parser(row.name, **words)
-        parser.set_defaults(call=row.call, json=False)
+        parser.set_defaults(verb=row, json=False)
         for argument in (*row.arguments, *([_JSON] if row.json else [])):
             if argument.place != "-":
                 argument.add_to(parser)
@@ -15812,9 +15831,12 @@ def run_command(argv: Sequence[str]) -> int:
         return EXIT_USAGE if leaving.code else EXIT_DONE
 
     sys.stdout = shown_on(sys.stdout, args.json)
+    refuse_empty(args.verb.arguments, vars(args))
     store = Store(runtime_home())
     read_session_names(vars(args), store)
-    return int(args.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE)
+    return int(
+        args.verb.call(Ask(args, store, Orchestrator(store, shell_caller(store)))) or EXIT_DONE
+    )
 
 
 if __name__ == "__main__":

@@ -451,8 +451,43 @@ def test_an_empty_check_does_not_stand_for_none(place):
     put(place.work, "ci")
     for more in ([], ["--remove"]):  # an unset variable, perhaps
         done = place.run("allow", "--check", "", *more)
-        assert (done.returncode, "the check is empty" in done.stderr) == (2, True)
+        assert (done.returncode, "--check is empty" in done.stderr) == (2, True)
     assert allowed(place) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["allow", "--host", ""], "--host is empty"),
+        (["allow", ""], "dir is empty"),
+        (["allow", "--remove", "--host", ""], "--host is empty"),
+        (["allow", "--check", "true", "--host", "box"], "--check and --host do not go together"),
+        (["allow", "--list", "--remove"], "--list and --remove do not go together"),
+        (["doctor", "--host", ""], "--host is empty"),
+        (["doctor", "--live", ""], "--live is empty"),
+        (["answer", "x", "yes", "--question", ""], "--question is empty"),
+        (["stop", "--all", ""], "sessions is empty"),
+        (["stop", "--all", "x"], "--all is every session"),
+        (["logs", ""], "session is empty"),
+        (["trace", ""], "root is empty"),
+        (["wait", ""], "tasks is empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nothing_that_is_empty_or_beside_something_else_stands_for_all(place, argv, said):
+    put(place.work, "ci")
+    place.ok("allow", "--check", "pytest -q")
+    before = allowed(place)
+    done = place.run(*argv)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert allowed(place) == before
+
+
+def test_what_was_not_allowed_is_not_said_to_be_taken_away(place):
+    place.ok("allow", "--check", "pytest -q")
+    for argv in (["--check", "pytest"], ["--host", "box"]):
+        done = place.run("allow", "--remove", *argv)
+        assert (done.returncode, "is not allowed there" in done.stderr) == (3, True)
 
 
 def test_the_record_is_readable_by_its_owner_alone(place):
