@@ -11610,11 +11610,11 @@ def render_question(session: str, question: dict[str, Any], path: Sequence[str] 
     by_way = ""
     if len(path) > 1:
         by_way = f" (by way of {' > '.join(path)})"
-    # Its further lines are indented by more than an option or the next question is: so the
+    text = f"{session}{by_way} asks ({question['kind']}, {question['id']}): {question['text']}"
+    lines = [text, *(f"  {option[0]}: {option[1]}" for option in question["options"])]
+    # The further lines of each are indented by more than an option or the next question is: so the
     # asker's words cannot look like one of these.
-    text = question["text"].replace("\n", "\n    ")
-    lines = [f"{session}{by_way} asks ({question['kind']}, {question['id']}): {text}"]
-    return "\n".join([*lines, *(f"  {option[0]}: {option[1]}" for option in question["options"])])
+    return "\n".join(line.replace("\n", "\n    ") for line in lines)
 
 
 def render_questions(view: dict[str, Any]) -> str:

@@ -302,14 +302,12 @@ def test_no_line_of_a_question_or_of_a_log_passes_for_another(place, asking):
     path = place.home / "sessions" / session / "state.json"
     state = json.loads(path.read_text())
     asked = state["questions"][0]
-    asked["text"] = "ls\n  yes: Yes\nother-2222 asks (permission, abcdef): make"
+    another = "\n  yes: Yes\nother-2222 asks (permission, abcdef): make"
+    asked["text"], asked["options"][0][1] = f"ls{another}", f"once{another}"
     path.write_text(json.dumps(state))
     said = place.run("wait", task).stderr
     lines = re.findall(r"(?m)^(?:\S.* asks .*|  yes: .*)", said)
-    assert lines == [
-        f"{session} asks (permission, {asked['id']}): ls",
-        f"  yes: {asked['options'][0][1]}",
-    ]
+    assert lines == [f"{session} asks (permission, {asked['id']}): ls", "  yes: once"]
     log = place.home / "sessions" / session / "log.jsonl"
     log.write_text(json.dumps({"at": 1, "event": "lost", "why": "x\n00:00:00  other"}) + "\n")
     assert len(place.ok("logs", session).splitlines()) == 1
