@@ -5091,7 +5091,7 @@ def profile_files(folder: str) -> dict[str, str]:
 
 def named_path(file: str) -> str:
     """Return the real path that a file of git's names, "" where it names none."""
-    match = re.match(rb"(?:gitdir: )?([^\0\n]+)", read_file(file) or b"")
+    match = re.match(rb"(?:gitdir: )?([^\0]+?)\n*\Z", read_file(file) or b"")
     if not match:
         return ""
     return os.path.realpath(os.path.join(os.path.dirname(file), os.fsdecode(match[1])))
@@ -7335,7 +7335,13 @@ def _submodules(path: str) -> list[str]:
     return [file for mode, _, file in staged if mode.startswith("160000 ")]
 
 
-def _add_all(path: str, *flags: str, variables: dict[str, str] | None = None, **more: Any) -> None:
+def _add_all(
+    path: str,
+    *flags: str,
+    variables: dict[str, str] | None = None,
+    setting: Sequence[str] = (),
+    **more: Any,
+) -> None:
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
     would run git in submodules (see _status); `git update-index` does not. more: for _git."""
     submodules = _submodules(path)
@@ -7344,7 +7350,9 @@ def _add_all(path: str, *flags: str, variables: dict[str, str] | None = None, **
     quoted = ["".join(f"\\{letter}" for letter in submodule) for submodule in submodules]
     rest = [f":(exclude,glob){pattern}" for pattern in quoted]
     add = ("add", "-A", *flags, "--", ".", *rest)
-    _git(path, *add, variables=variables, **more)
+    # A sparse checkout is what git puts here; what a worker puts beside it counts as well.
+    setting = ("core.sparseCheckout=false", *setting)
+    _git(path, *add, variables=variables, setting=setting, **more)
     if submodules:
         _git(path, "update-index", "--remove", "--", *submodules, variables=variables)
 
@@ -7407,7 +7415,10 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         losses.append("uncommitted changes")
     if unseen:
         losses.append(f"{len(unseen)} files that git does not look at ({some_names(unseen)})")
-    losses += [f"the repository {inner}" for inner in _repositories_inside(path, unseen)]
+    inside = _repositories_inside(path, unseen)
+    losses += [f"the repository {inner}" for inner in inside]
+    if not inside and _listdir(_git(path, "rev-parse", "--git-path", "modules")):
+        losses.append("repositories of submodules that are not checked out any more")
     return losses
 
 
@@ -7502,8 +7513,9 @@ def whole_work(
     os.mkdir(objects)
     shutil.copy2(own_index, index)  # with its time, which git compares
     # Status 1: some file or repository could not be added; all others were.
-    more = {"allowed": 1, "timeout_s": GIT_S, "setting": ["core.looseCompression=0"]}
-    _add_all(path, "--ignore-errors", variables=variables, **more)
+    fast = ["core.looseCompression=0"]
+    more: dict[str, Any] = {"variables": variables, "setting": fast, "timeout_s": GIT_S}
+    _add_all(path, "--ignore-errors", allowed=1, **more)
     tree = _git(path, "write-tree", variables=variables)
     others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
     return base, tree, _git_names(path, *others, variables=variables), variables

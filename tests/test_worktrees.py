@@ -159,7 +159,7 @@ def stored(top) -> set[str]:
     return {str(file) for file in (top / ".git" / "objects").rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("name", ["clone", 'a "b": \\c'])
+@pytest.mark.parametrize("name", ["clone", 'a "b": \\c', "two\nlines"])
 def test_to_look_at_what_is_not_committed_stores_nothing_in_the_repository(repo, name):
     git(repo.folder, "clone", "-q", "--shared", str(repo.work), name)  # its objects are borrowed
     top = repo.folder / name
@@ -1166,6 +1166,30 @@ def test_a_submodule_that_the_person_has_staged_gets_into_no_merge(repo):
     git(repo.work, "update-ref", "HEAD", ours)
     said = "while changes are staged: lib"
     refused(repo, "merge", session, code=1, said=said, fix="commit or unstage")
+
+
+def test_what_is_left_of_a_submodule_that_is_not_checked_out_any_more_is_named(repo):
+    session, path = with_submodule(repo)
+    git(path / "lib", "commit", "-q", "--allow-empty", "-m", "the one copy")
+    git(path, "submodule", "-q", "deinit", "--force", "lib")
+    kept_unless_yes(repo, session, path, "repositories of submodules")
+
+
+def test_what_a_worker_put_beside_a_sparse_checkout_is_shown_and_merged(repo):
+    for name in ("in", "out"):
+        (repo.work / name).mkdir()
+        (repo.work / name / "a.txt").write_text("one\n")
+    git(repo.work, "add", ".")
+    git(repo.work, "commit", "-qm", "two directories")
+    git(repo.work, "sparse-checkout", "set", "--cone", "in")
+    session, path = worker(repo)
+    assert not (path / "out").exists()
+    (path / "out").mkdir()
+    (path / "out" / "new.txt").write_text("new\n")
+    assert json.loads(repo.ok("diff", session, "--json"))["files"] == ["out/new.txt"]
+    repo.ok("merge", session)
+    tree = git(repo.work, "ls-tree", "-r", "--name-only", "HEAD")
+    assert tree.split() == [".gitignore", "a.txt", "in/a.txt", "out/a.txt", "out/new.txt"]
 
 
 @pytest.mark.parametrize("where", ["another branch", "a remote", "an older commit"])
