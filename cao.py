@@ -3058,6 +3058,9 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
         if profile.approve:  # its supervisor would give what the grant takes
             profile = profile._replace(approve="")
             removed.append("approve")
+        if profile.trust:  # a folder's own settings would, and an agent names the folder
+            profile = profile._replace(trust=False)
+            removed.append("trust")
     clipped = (*profile.clipped, *removed)
     return profile._replace(permissions=permissions, settings=settings, clipped=clipped)
 
