@@ -7220,9 +7220,16 @@ def _git(
     env = {**git_environment(), **(variables or {})}
     ran = run(argv, timeout_s, text=text, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
-        fix = f"put that right, then try again (cd {cwd} && git status)"
+        fix = f"put that right, then try again (cd {_in_shell(cwd)} && git status)"
         raise CaoError(f"git {args[0]}: {ran.fault()}", fix)
     return ran.out.rstrip("\n")
+
+
+def _in_shell(path: str) -> str:
+    """Return a path as a person's shell takes it, for an error's fix."""
+    import shlex
+
+    return shlex.quote(path)
 
 
 def _git_names(cwd: str, *args: str, variables: dict[str, str] | None = None) -> list[str]:
@@ -7456,7 +7463,7 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if not session.worktree:
         raise UsageError(
             f"{name} has no worktree: it works in {session.cwd}",
-            f"git -C {session.cwd} diff; handoff --worktree gives a new session one",
+            f"git -C {_in_shell(session.cwd)} diff; handoff --worktree gives a new session one",
         )
     if to_change:
         boss.check_mine(name)
@@ -7574,7 +7581,8 @@ def _refuse_unknown_submodules(path: str, branch: str) -> None:
         says_so = ("-n1", "--stdin", "HEAD", "--", f":(literal){submodule}")
         if not _listdir(f"{path}/{submodule}") and _git(path, "rev-list", *says_so, text=known):
             what = f"{submodule}, a submodule, is at a commit that may be nowhere else"
-            raise CaoError(what, f"cd {path} && git submodule update --init; then try again")
+            fix = f"cd {_in_shell(path)} && git submodule update --init; then try again"
+            raise CaoError(what, fix)
 
 
 def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
@@ -7593,7 +7601,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
     if not into:
         raise UsageError(
             f"{top} is on no branch (detached HEAD): nothing there to merge into",
-            f"git -C {top} switch BRANCH",
+            f"git -C {_in_shell(top)} switch BRANCH",
         )
     on, head = _git(path, "branch", "--show-current"), _git(path, "rev-parse", "HEAD")
     try:
@@ -7610,12 +7618,13 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
     try:
         if on == into:  # a commit there would change it under those files
             what = f"{path} has {into} itself checked out, not {session.worktree}"
-            raise CaoError(what, f"git -C {path} switch {session.worktree}")
+            raise CaoError(what, f"git -C {_in_shell(path)} switch {session.worktree}")
         merged = ("--not", "HEAD", f"refs/heads/{into}", "--")
         branch = f"refs/heads/{session.worktree}"
         if _git(path, "rev-list", "-n1", "--ignore-missing", branch, *merged):
             what = f"{session.worktree} has commits that are not in what is checked out in {path}"
-            raise CaoError(what, f"cd {path} && git status; then merge or switch to that branch")
+            fix = f"cd {_in_shell(path)} && git status; then merge or switch to that branch"
+            raise CaoError(what, fix)
         _refuse_unfinished(path)
         if pointers := _pointers(path, top):
             what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
@@ -7799,9 +7808,10 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
         _git(top, "update-ref", "ORIG_HEAD", orig_head, head, allowed=128)
         if _standing(top) != before:
             what = f"the merge into {into} failed, {top} is not as it was before: {error.what}"
-            fix = f"git -C {top} status, which shows what is there now"
+            here = f"git -C {_in_shell(top)}"
+            fix = f"{here} status, which shows what is there now"
             if _standing(top)[1] == commit:  # a hook, or somebody, has staged more
-                fix += f"; git -C {top} merge --abort undoes the merge and all that is staged"
+                fix += f"; {here} merge --abort undoes the merge and all that is staged"
         elif signals:
             raise KeyboardInterrupt from None
         raise CaoError(what, fix) from None
@@ -15565,17 +15575,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_session(Store(runtime_home()), given[0])
         if word == "demo-agent" and given and os.isatty(0):
             return DemoAgent(Store(runtime_home()), given[0]).run("".join(given[1:2]))
-        return run_command(argv)
+        code = run_command(argv)
+        sys.stdout.flush()  # here, where it can be said that this fails
+        return code
     except CaoError as error:
         _say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_FAILED
     except OSError as error:
-        _say_error(machine_fault(error))
+        if not isinstance(error, BrokenPipeError):
+            _say_error(machine_fault(error))
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try once more as it ends, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
 
 

@@ -337,6 +337,19 @@ def test_an_error_hides_nothing_on_a_terminal(place):
     assert (status, "\\x1b]52" in seen, "\x1b" in seen) == (3, True, False)
 
 
+@pytest.mark.parametrize(
+    ("where", "said"), [(">/dev/full", "No space left on device"), ("| (exec <&-; sleep 1)", "")]
+)
+def test_what_could_not_be_printed_is_said_in_our_words(place, where, said):
+    command = cao.quote_argv([*CAO, "profiles"])
+    script = f"{{ sleep 0.3; {command}; echo status $? >&2; }} {where}"
+    done = subprocess.run(["sh", "-c", script], env=place.env, cwd=place.work, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert "status 1\n" in done.stderr
+    assert said in done.stderr
+    assert "Exception" not in done.stderr
+
+
 # ---- the folders above the runtime directory ----
 
 

@@ -743,6 +743,17 @@ def test_no_limit_ends_a_git_that_has_locked_the_index_of_a_person(repo, monkeyp
     assert not (repo.work / ".git" / "index.lock").exists()
 
 
+def test_a_fix_can_be_pasted_where_a_path_has_a_blank(repo):
+    top = repo.folder / "a b"
+    git(repo.folder, "clone", "-q", str(repo.work), "a b")
+    session, path = worker(repo, cwd=top)
+    (path / "a.txt").write_text("theirs\n")
+    (top / "a.txt").write_text("ours\n")
+    refused(repo, "merge", session, code=1, said="a.txt", fix=f"(cd '{top}' && git status)")
+    git(top, "checkout", "-q", "--detach")
+    refused(repo, "merge", session, code=2, said="on no branch", fix=f"git -C '{top}' switch")
+
+
 def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
     task = repo.ok("assign", "demo", "demo: sleep 30", "--worktree").strip()
     session = task.partition(".")[0]
