@@ -14696,7 +14696,8 @@ VERBS = (
 
 
 def complete(store: Store, words: Sequence[str]) -> list[str]:
-    """Return what the last of the words behind `cao`, "" or half typed, may become."""
+    """Return what the last of the words behind `cao`, "" or half typed, may become; [] where the
+    shell completes it to a file."""
     verb = next((verb for verb in VERBS if verb.name == words[0]), None)
     last, names = words[-1], [verb.name for verb in VERBS]
 
@@ -14715,6 +14716,9 @@ def complete(store: Store, words: Sequence[str]) -> list[str]:
                 names.append(one.option())
             elif one.place != "-":
                 names += dict(one.settings).get("choices") or known.get(one.name) or ()
+        for one in verb.arguments:
+            if words[-2] == one.option() and not one.place and one.kind != "boolean":
+                names = [*dict(one.settings).get("choices", ())]  # it is that option's value
 
     # A shell reads the chosen word: no file's name may be more than one.
     plain = filter(re.compile(r"[\w.@-]+").fullmatch, names)

@@ -2444,6 +2444,8 @@ def test_words_are_completed_to_commands_options_and_names(place):
         (["config", "claude-"], ["claude-code", "claude-desktop"]),
         (["schedule", "dis"], ["disable"]),
         (["nothing", ""], []),
+        (["handoff", "demo", "--cwd", ""], []),
+        (["handoff", "demo", "--permissions", "a"], ["all", "ask", "auto"]),
     ):
         assert place.ok("complete", *words).split() == wanted, words
     # What a shell would do more with than read it is no name to complete to.
