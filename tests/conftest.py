@@ -458,7 +458,7 @@ def client(place):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # beside its thread, run_cao does not fork
 def mock_llm():
     with MockServer().start() as server:
         yield server
