@@ -2435,7 +2435,7 @@ const hook = %s, rules = %s
 // Return what a configuration permits in a session of ours. Of the user's own rules a "deny" stays;
 // for all else ours count. The last rule that matches decides, so ours stand behind the user's.
 const patternsOf = (rule) => typeof rule === "string" ? { "*": rule } : rule ?? {}
-const matches = (key, name) => RegExp("^" + key.replace(/[^\\w*?]/g, "\\$&")
+const matches = (key, name) => RegExp("^" + key.replace(/[^\\w*?]/g, "\\\\$&")
   .replaceAll("*", ".*").replaceAll("?", ".") + "$").test(name)
 const permitted = (permission) => {
   const { "**": _, ...users } = patternsOf(permission), result = {}  // "**": see _start_opencode
@@ -2549,9 +2549,8 @@ export const cao = async ({ client }) => {
 
 
 _OPENCODE_HARMLESS = (
-    *"read glob grep list lsp codesearch todoread todowrite skill task question".split(),
-    *(f"cao_{tool}" for tool in OWN_TOOLS),
-)
+    "read glob grep list lsp codesearch todoread todowrite skill task question"
+).split()
 _OPENCODE_READ = {
     "*": "allow",
     "*.env": "ask",
@@ -2573,9 +2572,9 @@ def _start_opencode(launch: Launch) -> Start:
             entry = {"type": "local", "command": argv, "environment": server.get("env", {})}
         servers[name] = {**entry, "timeout": TOOL_TIMEOUT_S * 1000}
     words = PROVIDERS["opencode"].permission_words[profile.permissions].split()
-    rules: dict[str, Any] = {}
+    rules: dict[str, Any] = {f"cao_{tool}": "allow" for tool in OWN_TOOLS}
     if profile.permissions in ("ask", "edits"):  # what it does not name, OpenCode 1.18.33 allows
-        rules = {"*": "ask", **dict.fromkeys(_OPENCODE_HARMLESS, "allow")}
+        rules.update({"*": "ask", **dict.fromkeys(_OPENCODE_HARMLESS, "allow")})
         rules["read"] = _OPENCODE_READ
     rules.update(dict(word.split("=") for word in words))
     outside = "ask"

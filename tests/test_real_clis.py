@@ -634,7 +634,7 @@ TASK = {"description": "x", "prompt": f"MOCK:tool {BASH}", "subagent_type": "gen
 def test_opencode_asks_whatever_the_users_own_rules_allow(place, mock_llm):
     install(place, "opencode", mock_llm.port)
     build, general = {"*": "allow", "bash": "allow"}, {"ba*": "allow"}
-    users = {"bash": {"*": "ask", "touch *": "allow"}, "read": "allow"}
+    users = {"bash": {"*": "ask", "touch *": "allow"}, "read": "allow", "a.(b_*": "deny"}
     agents = {"build": {"permission": build}, "general": {"permission": general}}
     set_opencode(place, {"permission": users, "agent": agents})
     (place.work / ".env").write_text("SECRET=1\n")
@@ -651,8 +651,8 @@ def test_opencode_asks_whatever_the_users_own_rules_allow(place, mock_llm):
     ("scope", "users"),
     [
         (
-            "permissions: all\nallowedTools: [fs_read]",
-            {"edit": "ask", "bash": "ask", "w*": "allow"},
+            "permissions: auto\nallowedTools: [fs_read]",
+            {"edit": "ask", "bash": "ask", "b*": "allow", "*": "ask"},
         ),
         ("permissions: edits", {"edit": {"*": "deny"}, "ba*": "deny"}),
     ],
