@@ -3434,7 +3434,8 @@ def run(
             left_s = max(0.0, until - time.monotonic())
         child.wait(left_s)
     except BaseException as error:
-        if not terminal:  # by SIGTERM first: git, for one, removes its locks then
+        # By SIGTERM first: git, for one, removes its locks then. None: its pid is still its own.
+        if not terminal and child.returncode is None:
             end_group(child.pid, start_mark(child.pid), HOOK_END_S)
             child.wait()
         if not isinstance(error, subprocess.TimeoutExpired):
