@@ -7510,7 +7510,14 @@ def whole_work(
     import shutil
 
     path = worktree_path(store, session.name)
-    base = _git(path, "merge-base", _git(session.origin, "rev-parse", "HEAD"), "HEAD")
+    into = _git(session.origin, "rev-parse", "HEAD")
+    base = _git(path, "merge-base", into, "HEAD", allowed=1)
+    if not base:
+        raise CaoError(
+            f"what {path} is at has no commit in common with what {session.origin} is at",
+            "switch one of them to the branch that was meant; in a shallow clone:"
+            " git fetch --unshallow",
+        )
     own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
     own_objects = os.path.join(path, _git(path, "rev-parse", "--git-path", "objects"))
     quoted = own_objects.replace("\\", r"\\").replace('"', r"\"")  # a path may have a colon

@@ -754,6 +754,16 @@ def test_a_fix_can_be_pasted_where_a_path_has_a_blank(repo):
     refused(repo, "merge", session, code=2, said="on no branch", fix=f"git -C '{top}' switch")
 
 
+def test_histories_that_have_nothing_in_common_are_said_in_clear_words(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("new\n")
+    git(repo.work, "checkout", "-q", "--orphan", "other")
+    git(repo.work, "commit", "-qm", "other")
+    for verb in ("diff", "merge"):
+        refused(repo, verb, session, code=1, said="no commit in common", fix="switch one of them")
+    assert (path / "new.txt").exists()
+
+
 def test_a_worker_at_work_is_neither_merged_nor_discarded(repo):
     task = repo.ok("assign", "demo", "demo: sleep 30", "--worktree").strip()
     session = task.partition(".")[0]
