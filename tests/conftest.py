@@ -42,6 +42,11 @@ signal.signal(signal.SIGTERM, interrupt)
 nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 signal.signal(signal.SIGHUP, (lambda *_: None) if nohup else interrupt)
 
+# git is that of nobody: no ~/.gitconfig, and no repository of a hook that started us.
+for variable in [name for name in os.environ if name.startswith("GIT_")]:
+    del os.environ[variable]
+os.environ["GIT_CONFIG_GLOBAL"] = "/nonexistent/gitconfig"
+
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]
 PINNED = {
@@ -209,6 +214,12 @@ class Place:
             "LANG": "C.UTF-8",
         }
 
+    def enter(self, monkeypatch) -> None:
+        """Give this process the environment that cao has in the place."""
+        monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
+        for key, value in self.env.items():
+            monkeypatch.setenv(key, value)
+
     def program(self, name: str, script: str) -> None:
         """Put a shell script on the PATH."""
         path = self.folder / "bin" / name
@@ -360,8 +371,7 @@ def place(bare, compiled):
 @pytest.fixture
 def verbs(place, monkeypatch):
     """The verbs in this process, for a person."""
-    for key, value in place.env.items():
-        monkeypatch.setenv(key, value)
+    place.enter(monkeypatch)
     cao.make_client(place.store, "person")
     return cao.Orchestrator(place.store, cao.Caller("person", person=True))
 

@@ -516,7 +516,7 @@ def templates():
 
 @pytest.mark.parametrize("seed", range(int(FIRST), int(END or int(FIRST) + 1)))
 def test_nothing_goes_unnamed_and_what_can_be_merged_is(seed, monkeypatch, capsys):
-    for key in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "CAO_SESSION", "CAO_CLIENT"):
+    for key in ("GIT_CONFIG_GLOBAL", "CAO_SESSION", "CAO_CLIENT"):
         monkeypatch.delenv(key, raising=False)
     for key in ("HOME", "CAO_HOME"):
         monkeypatch.setenv(key, "")

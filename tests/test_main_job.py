@@ -2279,8 +2279,7 @@ def status_of(tmp_path_factory):
 def test_the_entry_for_a_client_can_be_read_and_names_a_command_that_runs(
     place, client, status_of, monkeypatch, capsys
 ):
-    for name, value in place.env.items():
-        monkeypatch.setenv(name, value)
+    place.enter(monkeypatch)
     assert cao.main(["config", client]) == 0
     printed = capsys.readouterr().out
     entry = printed[printed.index("\n", printed.index("put this into")) :].strip()

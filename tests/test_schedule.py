@@ -135,8 +135,7 @@ NO = """echo '{"execute": false, "output": {}}'"""
 @pytest.fixture
 def plan(place, monkeypatch):
     """A Schedule in the place, in this process; `write` puts a flow file and adds it."""
-    for key, value in place.env.items():
-        monkeypatch.setenv(key, value)
+    place.enter(monkeypatch)
     environment = dict(os.environ)
     made = cao.Schedule(place.store)
 

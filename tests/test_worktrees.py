@@ -920,8 +920,7 @@ def test_git_hooks_that_call_cao_do_not_lead_it_astray(repo):
 
 
 def test_a_session_that_could_not_be_written_leaves_no_worktree(repo, monkeypatch):
-    for key, value in repo.env.items():
-        monkeypatch.setenv(key, value)
+    repo.enter(monkeypatch)
     monkeypatch.chdir(repo.work)
     before = all_of(repo)
     cao.make_client(repo.store, "person")
@@ -1392,8 +1391,7 @@ def test_a_hook_that_fails_when_a_worktree_is_made_leaves_nothing(repo):
 
 
 def test_a_hook_that_is_slow_when_a_worktree_is_made_leaves_nothing(repo, monkeypatch):
-    for key, value in repo.env.items():
-        monkeypatch.setenv(key, value)
+    repo.enter(monkeypatch)
     monkeypatch.chdir(repo.work)
     put_hook(repo, "post-checkout", "touch left-by-the-hook; exec sleep 60")
     run = cao.run
@@ -1426,8 +1424,7 @@ def test_a_branch_named_cao_is_said_with_what_helps(repo):
 
 
 def test_a_branch_that_is_there_already_is_not_touched(repo, monkeypatch):
-    for key, value in repo.env.items():
-        monkeypatch.setenv(key, value)
+    repo.enter(monkeypatch)
     monkeypatch.chdir(repo.work)
     git(repo.work, "checkout", "-q", "-b", "cao/demo-2222")
     git(repo.work, "commit", "-q", "--allow-empty", "-m", "precious")
