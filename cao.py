@@ -8321,7 +8321,8 @@ class ScreenProgram:
         itself: it shows its prompt again."""
         if self.at_work or not self.was_ready or self.seen.state != "unknown" or not self.settled:
             return
-        if self.tmux.ask(self.pane, "#{cursor_x}") == "0":
+        row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
+        if row and int(row) >= len(split_screen(self.tmux.capture(self.pane))):
             self.was_ready = False
             self.tmux.keys(self.pane, "Enter")
 

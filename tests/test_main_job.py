@@ -1934,7 +1934,7 @@ def test_a_line_that_a_program_shows_late_is_no_answer(place):
     assert place.ok("handoff", session, "words") == "6\n"
 
 
-@pytest.mark.parametrize("line", ["tick\\n", "tick\\ntock\\n"])
+@pytest.mark.parametrize("line", ["tick\\n", "tick\\ntock\\n", "tick\\n\\x1b[5C"])
 def test_what_an_idle_program_prints_holds_back_no_task(place, line):
     place.profile("calc", CALC)
     session, task = assign(place, "import threading, sys; 1", "calc")
