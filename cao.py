@@ -8113,8 +8113,9 @@ class Meter:
         return dict(zip(("input", "cached", "output"), totals))
 
 
-# What changes by itself, even in a dialog that waits: the digits of a clock, a spinner.
-_MOVING = re.compile(r"[\d⠁-⣿]")
+# What changes by itself, even beside a dialog that waits: the digits of a clock, a spinner, the
+# dot before a tool call, which blinks (Claude Code 2.1.332).
+_MOVING = re.compile(r"[\d\s●⠁-⣿]")
 
 
 class Mark(NamedTuple):

@@ -970,6 +970,20 @@ def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, 
     assert mark.exists()
 
 
+def test_a_question_that_is_left_to_claudes_dialog_is_asked_as_its_screen(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    made = place.work / "made"
+    task = SHELL["claude"].format(file=made)
+    session, question, task = asked_by(place, "real-claude", task, "permission")
+    place.ok("answer", session, "--dialog")
+    until(lambda: [q["kind"] for q in place.state(session)["questions"]], ["screen"])
+    place.ok("answer", session, "--key", "Down")
+    until(lambda: [q["kind"] for q in place.state(session)["questions"]], ["screen"])
+    place.ok("answer", session, "--key", "1")
+    assert place.ok("wait", task) == "went on\n"
+    assert made.exists()
+
+
 def test_words_like_copilots_trust_dialog_answer_no_other_dialog(place, mock_llm, request):
     target, outside = (
         edits_alone(place, "copilot", mock_llm.port),
