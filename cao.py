@@ -111,7 +111,10 @@ COUNTED = ("working", "asking", "idle")
 # tmux counts: each runner keeps its session's state in the option @cao.
 TMUX_COUNTS = "  ".join(f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {state}" for state in COUNTED)
 # What its session asks, in the option @cao-asks, as wide as the client has room for it.
-TMUX_ASKS = "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},20}}/…:@cao-asks}"
+TMUX_ASKS = (
+    "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},#{?window_bigger,51,20}}}/…:@cao-asks}"
+)
+TMUX_BIGGER = "#{?window_bigger,#{prefix} S-Up/S-Down show the rest  ,}"
 # After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
 # crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends. The hook sets
 # any option at all, for then tmux draws its status lines anew: one session less to count.
@@ -123,7 +126,7 @@ set -s exit-unattached off
 set -gu window-size
 bind C-z display-message "#{{prefix}} d leaves"
 set-hook -ga session-closed "set -g @cao-closed 1"
-set -g status-left "#{{session_name}}  #{{prefix}} d leaves  {TMUX_ASKS}"
+set -g status-left "#{{session_name}}  #{{prefix}} d leaves  {TMUX_BIGGER}{TMUX_ASKS}"
 set -g status-left-length 1000
 set -g window-status-current-format ""
 set -g status-right "#{{?@cao-asks,,{TMUX_COUNTS}}}"
@@ -214,6 +217,11 @@ RETRY_S = 30.0  # at most, between two attempts to reach a host again
 DEAF_S = 15  # a machine that reads nothing of what is written to it for so long is cut off
 FAR_STOP_S = 4.0  # a session on another machine may take so long to end
 REATTACHED = 10  # a runner that dies so often during a task is not started again
+# A key by its name in tmux(1), KEY BINDINGS.
+KEY_NAME = re.compile(
+    r"([CMS]-)*([!-~]|Enter|Escape|B?Tab|B?Space|Up|Down|Left|Right|Home|End|[NP]Page|DC|F\d+)\Z",
+    re.I,
+)
 NAME_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that look alike
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 0, 1, 2, 3
@@ -4961,6 +4969,15 @@ class Store:
         tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
         return [e for e in tasks if e.partition("-")[2] not in done]
 
+    def task_meant(self, name: str) -> str:
+        """Return a session's newest task, where it was given one; any other name as it is."""
+        if not NAME.match(name):
+            return name
+        inbox = f"{self.folder(name)}/inbox"
+        entries = sorted([*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")])
+        tasks = [entry.partition("-")[2].rstrip("~") for entry in entries]
+        return next((task for task in reversed(tasks) if task.startswith(f"{name}.")), name)
+
     def was_given(self, task: str) -> bool:
         """Tell whether there is such a task: its result or its message is there."""
         if self.has_result(task):
@@ -6476,20 +6493,21 @@ class Orchestrator:
         """Wait until a task has a result, a message has come, or a session that works on a task, or
         one below it, asks something new; or until timeout_s have passed, or cancelled() is true.
 
-        tasks: their names, whoever gave them. Their results can be read again and again; of the
-        messages to the caller, those from their sessions and cao's notices come with them. None:
-        all tasks whose results the caller is owed, each of which only one process gets to tell,
-        and all messages to it; where none is left, the wait is over. want_all: no result ends the
-        wait while a task runs. told: the ids of the questions that do not end the wait, for the
-        caller knows them; those returned are added, if the call was not cancelled. "*" in it: no
-        question ends the wait. on_look is called at every look that ends nothing, at least every
+        tasks: their names, whoever gave them; a session's name is its newest task's. Their results
+        can be read again and again; of the messages to the caller, those from their sessions and
+        cao's notices come with them. None: all tasks whose results the caller is owed, each of
+        which only one process gets to tell, and all messages to it; where none is left, the wait is
+        over. want_all: no result ends the wait while a task runs. told: the ids of the questions
+        that do not end the wait, for the caller knows them; those returned are added, if the call
+        was not cancelled. "*" in it: no question ends the wait. on_look is called at every look
+        that ends nothing, at least every
         PROGRESS_S.
 
         Whoever calls this tells what it returns, and then calls `told` of that (see Waited).
         Raises NotFoundError for a named task that is not there.
         """
         if tasks is not None:
-            tasks = list(dict.fromkeys(tasks))
+            tasks = list(dict.fromkeys(map(self.store.task_meant, tasks)))
         if told is None:
             told = set()
         wake = Wake(self.store)
@@ -6800,7 +6818,8 @@ class Orchestrator:
         question: the id of the one that is meant; needed where several are open. key: in place of
         an answer, keys to press in its dialog, by tmux's names, a blank between; only a person
         may. dialog: in place of an answer, leave it to the CLI's own dialog. Raises UsageError
-        where nothing is asked, the caller may not answer it, or the answer is none (read_answer);
+        where nothing is asked, the caller may not answer it, or the answer is none (read_answer),
+        or no key;
         CaoError where the CLI did not take it.
         """
         view = self.view(name)
@@ -6810,6 +6829,9 @@ class Orchestrator:
         if self.caller.person:
             by = "person"
         order = {"cao": "answer", "id": new_uuid(), "question": asked["id"], "by": by}
+        for word in key.split():
+            if not KEY_NAME.match(word):
+                raise UsageError(f"{word!r} is no key", "Enter, Escape, Down, Tab, Space, 1, C-c …")
         if key or dialog:
             order["key"], order["dialog"] = key, dialog
         else:
@@ -7029,8 +7051,9 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     An answer names an option by its key or its whole text or, but for a permission, by a beginning
     of its text that no other option has; to a question of the model's also by its number. To a
     permission, `no: WORDS` is a no with its reason. Raises UsageError for any other answer to a
-    permission, an empty one, a number that is no option's, too few or too many lines for several
-    questions, and for a dialog that only keys can answer.
+    permission, an empty one, a number that is no option's, and for a dialog that only keys can
+    answer. Several questions of one call take a line each, or one line with ; between: it raises
+    for more or fewer.
     """
     if asked["kind"] == "screen":
         what = f"{asked['id']} is a dialog that only a terminal can answer"
@@ -7060,9 +7083,13 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
         return "words", chosen[0].text
     if options and low.isdigit():
         raise UsageError(f"{low} is none of the options", f"{listed}; or words of your own")
-    lines, asks = answer.count("\n") + 1, asked["lines"]
-    if asks > 1 and lines != asks:
-        raise UsageError(f"it asks {asks} questions, and got {lines} lines", "a line for each")
+    asks = asked["lines"]
+    if asks > 1 and "\n" not in answer:
+        answer = re.sub(r"\s*;\s*", "\n", answer)
+    answers = answer.count("\n") + 1
+    if asks > 1 and answers != asks:
+        what = f"it asks {asks} questions, and this answers {answers}"
+        raise UsageError(what, "a line for each, or one line with ; between them: red; large")
     return "words", answer
 
 
@@ -7718,7 +7745,10 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
     change is lost; the other two it overwrites without a word.
     """
     _git(top, "update-index", "-q", "--refresh", allowed=1)  # read-tree goes by the index alone
-    _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
+    try:
+        _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
+    except CaoError as error:
+        raise CaoError(error.what, f"commit or stash what is in its way in {top}") from None
     new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
     if not (added := set(_git_names(top, *new))):
         return
@@ -12395,6 +12425,8 @@ class Watch:
 
         def put(y: int, x: int, text: str, look: int = 0) -> None:
             if 0 <= y < height and x < columns:
+                # In the C locale curses leaves out what it cannot show.
+                text = text.encode(screen.encoding, "backslashreplace").decode(screen.encoding)
                 screen.addstr(y, x, fit_columns(text, columns - x), look)
 
         rows = session_rows(self.views, columns, True)

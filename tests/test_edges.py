@@ -628,6 +628,30 @@ def test_a_tasks_name_stands_for_its_session_in_every_command_and_tool(place):
     assert f"session {session} has ended" in place.run("attach", task).stderr
 
 
+@pytest.mark.tmux
+def test_a_sessions_name_stands_for_its_newest_task_in_a_wait(place):
+    session = place.ok("assign", "demo", "demo: say one").strip().partition(".")[0]
+    assert place.ok("wait", session) == "one\n"
+    place.ok("assign", session, "demo: sleep 1; say two")
+    assert place.ok("wait", session) == "two\n"
+    assert place.ok("wait", session) == "two\n"
+    idle = place.ok("launch", "demo", "--detach").strip()
+    assert f"{idle!r} is not a task's name" in place.run("wait", idle).stderr
+
+
+@pytest.mark.tmux
+def test_only_a_key_is_pressed(place):
+    task = place.ok("assign", "demo", "demo: ask Which?|red|blue").strip()
+    place.until_state(task.partition(".")[0], "asking")
+    for words in ("foo", "Down foo", "Retrun"):
+        done = place.run("answer", task, "--key", words)
+        assert (done.returncode, f"{words.split()[-1]!r} is no key" in done.stderr) == (2, True)
+    for name in "Enter escape C-c M-x Up BTab NPage F12 1 ; ~".split():
+        assert cao.KEY_NAME.match(name)
+    place.ok("answer", task, "--key", "2")
+    assert place.ok("wait", task) == "blue\n"
+
+
 @pytest.mark.parametrize(("word", "meant"), [
     ("ps", "ls"), ("kill", "stop"), ("delegate", "assign"), ("version", "--version"),
     ("atach", "attach"), ("zzz", "--help"),

@@ -377,14 +377,15 @@ def test_an_agent_answers_the_models_questions_by_their_ids(place, client):
     assert first.printed()["answers"] == [["Borealis"]]
 
 
-def test_several_questions_of_one_call_are_answered_by_a_line_each(place, busy):
+@pytest.mark.parametrize("between", ["\n", "; "])
+def test_several_questions_of_one_call_are_answered_by_a_line_each(place, busy, between):
     session, _ = busy
     hook = model_asks(place, session, ("Which\ncolour?", "Red", "Blue"), ("Which parts?",))
     assert hook.asked["text"] == "Which colour? (Red, Blue)\nWhich parts?"
     for answer in ("Red", "Red\nCore\nDocs"):
         wrong = place.run("answer", session, answer)
         assert (wrong.returncode, "it asks 2 questions" in wrong.stderr) == (2, True)
-    place.ok("answer", session, "Red\nCore, Docs")
+    place.ok("answer", session, f"Red{between}Core, Docs")
     assert hook.printed()["answers"] == [["Red"], ["Core, Docs"]]
 
 

@@ -974,7 +974,7 @@ def test_a_question_that_is_left_to_claudes_dialog_is_asked_as_its_screen(place,
     install(place, "claude", mock_llm.port)
     made = place.work / "made"
     task = SHELL["claude"].format(file=made)
-    session, question, task = asked_by(place, "real-claude", task, "permission")
+    session, _, task = asked_by(place, "real-claude", task, "permission")
     place.ok("answer", session, "--dialog")
     until(lambda: [q["kind"] for q in place.state(session)["questions"]], ["screen"])
     place.ok("answer", session, "--key", "Down")

@@ -386,6 +386,26 @@ def test_a_launched_supervisor_has_the_size_of_the_terminal_that_shows_it(place,
 
 
 @pytest.mark.tmux
+def test_a_terminal_that_is_too_small_for_a_worker_says_how_to_see_the_rest(place, terminal):
+    session = begin(place, "ask What now? " + "x" * 200 + "|a|b")
+    place.until_state(session, "asking")
+    small = terminal(100, 24, "attach", session)
+    small.sees(rf"^{session}  C-b d leaves  C-b S-Up/S-Down show the rest  asks: What now\? x+…$")
+    large = terminal(210, 60, "attach", session)
+    large.sees(rf"^{session}  C-b d leaves  asks: What now\? x+")
+
+
+@pytest.mark.tmux
+def test_watch_drops_no_letter_in_the_c_locale(place, terminal):
+    session = begin(place, "ask Größe?|groß|日本")
+    place.until_state(session, "asking")
+    shown = terminal(80, 24, "watch", LC_ALL="C")
+    shown.sees(r"asks: Gr\\xf6\\xdfe\?")
+    shown.press("a")
+    shown.sees(r"2: \\u65e5\\u672c")
+
+
+@pytest.mark.tmux
 def test_a_task_that_nobody_gives_is_asked_for(place, terminal):
     shown = terminal(80, 24, "handoff", "demo")
     shown.sees("or pipe it in")
