@@ -7748,7 +7748,8 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
     try:
         _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
     except CaoError as error:
-        raise CaoError(error.what, f"commit or stash what is in its way in {top}") from None
+        fix = f"commit or stash what is in its way (cd {_in_shell(top)} && git status)"
+        raise CaoError(error.what, fix) from None
     new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
     if not (added := set(_git_names(top, *new))):
         return
