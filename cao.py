@@ -14508,6 +14508,7 @@ complete -o default -F _cao cao
 _cao() {
     compadd -- ${(f)"$(cao complete "${(@)words[2,CURRENT]}" 2>/dev/null)"}
 }
+(( $+functions[compdef] )) || { autoload -Uz compinit; compinit -i }
 compdef _cao cao
 """,
     "fish": """\
