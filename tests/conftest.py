@@ -42,10 +42,11 @@ signal.signal(signal.SIGTERM, interrupt)
 nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 signal.signal(signal.SIGHUP, (lambda *_: None) if nohup else interrupt)
 
-# git is that of nobody: no ~/.gitconfig, and no repository of a hook that started us.
-for variable in [name for name in os.environ if name.startswith("GIT_")]:
+# All is as on any machine: no language, no umask, no ~/.gitconfig, no repository of a git hook.
+for variable in [name for name in os.environ if name.startswith(("GIT_", "LC_", "LANG"))]:
     del os.environ[variable]
-os.environ["GIT_CONFIG_GLOBAL"] = "/nonexistent/gitconfig"
+os.environ.update(LANG="C.UTF-8", GIT_CONFIG_GLOBAL="/nonexistent/gitconfig")
+os.umask(0o022)
 
 ROOT = Path(__file__).resolve().parent.parent
 CAO = [sys.executable, "-S", str(ROOT / "tests" / "start.py")]

@@ -2107,7 +2107,7 @@ def test_no_error_of_a_verb_tells_a_model_to_run_a_command():
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args[1:]
     ]
     assert len(fixes) > 40
-    allowed = ["'cao mcp'", "\"cao allow --check 'COMMAND' allows a check\""]
+    allowed = ["'cao mcp'", "'cao allow --list'", "\"cao allow --check 'COMMAND' allows a check\""]
     assert {fix for fix in fixes if re.match("f?.cao ", fix)} == set(allowed)
 
 
