@@ -2830,7 +2830,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         ),
         transcript="{home}/sessions/*/{conversation}/agents/main/wire.jsonl",
         # Below a dialog's options stand its keys; a text above it may look like an input line.
-        composer=r"\s*│ >(?!(?:.*\n)*?.*(?:↵ c|Enter select))(.*?)│?$",
+        # What stands in the frame of the input line is typed.
+        composer=r"\s*│ >(?!(?:.*\n)*?[^│\n]*(?:↵ c|Enter select))(.*?)│?$",
         busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
         retries=r"Retrying \((\d+/\d+)\)",
         deaf=True,  # it queues the next one for ever

@@ -110,6 +110,7 @@ QUOTED = [
     "Do you want to proceed?\n❯ 1. Yes\n  2. No\n\nEsc to cancel · Tab to amend\n",
     "Allow once   Allow always   Reject      ⇆ select  enter confirm\n",
     "╭──────────╮\n│ Allow?   │\n│ ● 1. Yes │\n╰──────────╯\n  Press enter to confirm\n",
+    "▶ 1. Approve once\n  2. Reject\n\n↑/↓ select · ↵ confirm\n",
 ]
 
 
