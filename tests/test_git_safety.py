@@ -312,7 +312,7 @@ def test_a_worker_gets_no_worktree_of_what_it_wrote_in_its_own(repo, way):
 
 def as_submodule(repo):
     other = repo.folder / "other"
-    shutil.copytree(repo.work, other)
+    shutil.copytree(repo.work, other, ignore=shutil.ignore_patterns("maintenance.lock"))
     allow = ("-c", "protocol.file.allow=always")
     git(repo.work, *allow, "submodule", "-q", "add", str(other), "lib")
     return repo.work / "lib"
