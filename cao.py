@@ -112,9 +112,9 @@ COUNTED = ("working", "asking", "idle")
 TMUX_COUNTS = "  ".join(f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {state}" for state in COUNTED)
 # What its session asks, in the option @cao-asks, as wide as the client has room for it.
 TMUX_ASKS = (
-    "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},#{?window_bigger,51,20}}}/…:@cao-asks}"
+    "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},#{?window_bigger,45,20}}}/…:@cao-asks}"
 )
-TMUX_BIGGER = "#{?window_bigger,#{prefix} S-Up/S-Down show the rest  ,}"
+TMUX_BIGGER = "#{?window_bigger,#{prefix} S-Up/S-Down scrolls  ,}"
 # After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
 # crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends. The hook sets
 # any option at all, for then tmux draws its status lines anew: one session less to count.

@@ -32,10 +32,12 @@ OTHER_TYPES = [7, "x", None, True, [], {}, [1, "a"], {"a": {}}, -1e400, "2026", 
 
 def other_json(path: Path, dice: random.Random) -> None:
     """Give some values of an object other types; without one, any JSON."""
+    found = None
     try:
-        found = json.loads(path.read_text())
+        if path.is_file():  # a FIFO would block us
+            found = json.loads(path.read_text())
     except (OSError, ValueError):
-        found = None
+        pass
     if isinstance(found, dict) and found:
         for key in dice.sample(sorted(found), dice.randrange(1, len(found) + 1)):
             found[key] = dice.choice(OTHER_TYPES)

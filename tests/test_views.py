@@ -217,12 +217,13 @@ def test_watch_attaches_and_comes_back(place, terminal):
     shown = terminal(80, 24, "watch")
     shown.sees("seen")
     shown.press("Enter")
-    shown.sees(rf"^{session}  C-b d leaves  +0 working  0 asking  1 idle$")  # tmux's status line
+    status = rf"^{session}  C-b d leaves  C-b S-Up/S-Down scrolls +0 working  0 asking  1 idle$"
+    shown.sees(status)  # tmux's
     assert place.tmux("list-windows", "-F", "#W") == f"{session}\n"
     place.ok("assign", session, "demo: ask Which colour do you want for it?|red|blue; say chosen")
-    shown.sees(rf"^{session}  C-b d leaves  asks: Which colour do you want for it\?$")
+    shown.sees(rf"^{session}  C-b d leaves  C-b S-Up/S-Down scrolls  asks: Which colour do you ?…$")
     place.ok("answer", session, "red")
-    shown.sees(rf"^{session}  C-b d leaves  +0 working  0 asking  1 idle$")
+    shown.sees(status)
     shown.press("C-b", "d")
     shown.sees("^cao  0 working")
 
@@ -390,7 +391,7 @@ def test_a_terminal_that_is_too_small_for_a_worker_says_how_to_see_the_rest(plac
     session = begin(place, "ask What now? " + "x" * 200 + "|a|b")
     place.until_state(session, "asking")
     small = terminal(100, 24, "attach", session)
-    small.sees(rf"^{session}  C-b d leaves  C-b S-Up/S-Down show the rest  asks: What now\? x+…$")
+    small.sees(rf"^{session}  C-b d leaves  C-b S-Up/S-Down scrolls  asks: What now\? x+…$")
     large = terminal(210, 60, "attach", session)
     large.sees(rf"^{session}  C-b d leaves  asks: What now\? x+")
 
