@@ -7,7 +7,8 @@ Bodies pass as they are. Synthesised is only what HTTP itself needs: session ids
 a stream (SSE) for a request that is answered with more than one message, and the refusal of
 foreign hosts and of a header that contradicts the body (-32020). A session of the handshake
 versions has a process of its own; each stateless request (2026-07-28) has a fresh one, so
-that nothing can lean on what was before it.
+that nothing can lean on what was before it: one that was started before it is needed, for
+the official suite waits half a second for some answers, also on a busy machine.
 """
 
 from __future__ import annotations
@@ -105,6 +106,28 @@ class Child:
             self.process.wait()
 
 
+class Fresh:
+    """Server processes that nobody has used yet."""
+
+    def __init__(self, command: list, log: Log) -> None:
+        self.command, self.log, self.ready = command, log, queue.SimpleQueue()
+        for _ in range(2):
+            self.start()
+
+    def start(self) -> None:
+        self.ready.put(Child(self.command, self.log))
+
+    def take(self) -> Child:
+        try:
+            return self.ready.get_nowait()
+        except queue.Empty:
+            return Child(self.command, self.log)
+
+    def end(self) -> None:
+        while not self.ready.empty():
+            self.ready.get().end()
+
+
 class Handler(BaseHTTPRequestHandler):
     """One HTTP request."""
 
@@ -163,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, -32600, "there is no such session", said.get("id"))
             return
         stateless = not session and (version is not None or said.get("method") != "initialize")
-        child = self.server.sessions.get(session) or Child(self.server.command, self.server.log)
+        child = self.server.sessions.get(session) or self.server.fresh.take()
         more = {}
         if not session and not stateless:
             session = uuid.uuid4().hex
@@ -180,6 +203,8 @@ class Handler(BaseHTTPRequestHandler):
             child.waiting.pop(json.dumps(said.get("id")), None)
         if stateless:
             child.end()
+        if child is not self.server.sessions.get(session) or more:
+            self.server.fresh.start()
 
     def pass_on(self, lines, key, incomplete: bool, stateless: bool, more: dict) -> None:
         """Send the answer: alone as JSON, after other messages as a stream of events."""
@@ -219,13 +244,14 @@ def serve(port: int, command: list, log: Log) -> None:
     """Serve on loopback until our input is closed; the first line we print is the URL."""
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    server.command, server.log, server.sessions = command, log, {}
+    server.fresh, server.sessions = Fresh(command, log), {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_address[1]}/mcp", flush=True)
     sys.stdin.buffer.read()
     server.shutdown()
     for child in list(server.sessions.values()):
         child.end()
+    server.fresh.end()
 
 
 def tap(command: list, log: Log) -> int:
