@@ -115,6 +115,11 @@ TMUX_ASKS = (
     "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},#{?window_bigger,45,20}}}/…:@cao-asks}"
 )
 TMUX_BIGGER = "#{?window_bigger,#{prefix} S-Up/S-Down scrolls  ,}"
+# Where a program hides its cursor, tmux shows a small terminal the window's top. This shows the
+# line of the cursor, and what stands above it. A number of lines below 0 would be a flag.
+_BELOW = "#{e|-:#{cursor_y},#{e|-:#{client_height},5}}"
+_PAN = f"refresh-client -c; refresh-client -D #{{?#{{e|>:{_BELOW},0}},{_BELOW},0}}"
+TMUX_PAN = f"{{ if -F '#{{cursor_flag}}' '' {{ run-shell -C '{_PAN}' }} }}"
 # After the user's own file (CAO_TMUX_CONF): what it must not say. A global window-size
 # crashes tmux 3.3a at new-session; nothing could bring back what C-z suspends. The hook sets
 # any option at all, for then tmux draws its status lines anew: one session less to count.
@@ -131,8 +136,8 @@ set -g status-left-length 1000
 set -g window-status-current-format ""
 set -g status-right "#{{?@cao-asks,,{TMUX_COUNTS}}}"
 set -g status-right-length 100
-set-hook -ga client-attached "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PANE_LINES}'"
-set-hook -ga client-resized "if -F '#{{cursor_flag}}' '' 'refresh-client -D {PANE_LINES}'"
+set-hook -ga client-attached {TMUX_PAN}
+set-hook -ga client-resized {TMUX_PAN}
 """
 
 # The names of our MCP tools, which no agent needs to ask for.

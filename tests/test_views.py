@@ -638,6 +638,23 @@ def test_a_small_terminal_that_attaches_sees_the_end_of_a_full_screen_program(pl
     shown.sees("(?s)^(?!.*FIRST).*READY>")
 
 
+@pytest.mark.parametrize("last", [10, 25, 48])
+def test_a_small_terminal_that_attaches_sees_where_a_hidden_cursor_is(place, request, last):
+    """Claude Code 2.1.332 hides it; its first dialogs fill a half of the window."""
+    draw = f"printf '\\033[?25l'; for n in $(seq 0 {last}); do echo row $n; done"
+    draw += "; printf '\\033[A'; cat"
+    place.profile("half", f"---\nprovider: command\ncommand: [sh, -c, {json.dumps(draw)}]\n"
+                          f"ready: 'row {last}$'\n---\n")  # fmt: skip
+    session = place.ok("assign", "half", "x").strip().partition(".")[0]
+    place.until_state(session, "working")
+    shown = Terminal(place, 80, 24, "attach", session)
+    request.addfinalizer(shown.close)
+    shown.sees(f"ow {last}$")
+    shown.tmux("resize-window", "-x", "80", "-y", "15")
+    until(lambda: shown.ask("#{pane_height}"), "15")
+    shown.sees(f"ow {last}$")
+
+
 def test_what_a_person_answers_in_the_pane_is_an_answer_though_it_is_not_shown(place, request):
     ask = 'printf "> "; read a; printf "Password: "; stty -echo; read x; stty echo; echo; echo $x'
     ask += "; cat"
