@@ -8890,6 +8890,9 @@ class Runner:
                 ends_session = self.row.deaf
                 if event.source == "transcript" and self.row.failure:
                     detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
+            if ends_session:  # said before the result: who gives the next task then resumes it
+                self.closing = True
+                self._see_to(self._save)
             self._end_task(
                 "failed",
                 source=event.source,
@@ -9511,7 +9514,8 @@ class Runner:
         if self.begun or (trust_words and trust_words in text):
             wait_s = SCREEN_S
 
-        if draft is not None or state == "busy" or not picture.strip():
+        # A dialog has words. OpenCode 1.18.33 may show next to nothing for seconds.
+        if draft is not None or state == "busy" or not re.search(r"[^\W\d_]", text):
             self.still = ("", now)
         elif picture != self.still[0]:
             self.still = (picture, now)
