@@ -10095,11 +10095,13 @@ class Runner:
             self.held_at = time.monotonic()
         self.held_back = self._obstacle()
         if self.held_back:
-            late = time.monotonic() - self.held_at > messages[0].timeout_s
-            if messages[0].kind == "task" and late and self._take(messages[:1], "", "claimed"):
+            first = messages[0]
+            held_s = min(time.monotonic() - self.held_at, seconds_since(first))  # it may be newer
+            late = first.kind == "task" and held_s > first.timeout_s
+            if late and self._take([first], "", "claimed"):
                 self._time_out(f": {self.held_back}")
                 self.delivery = None
-                self._see_to(partial(self.store.discharge, self.name, messages[0].id))
+                self._see_to(partial(self.store.discharge, self.name, first.id))
                 self._release()
             return
 

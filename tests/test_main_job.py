@@ -1956,6 +1956,14 @@ def test_a_task_that_is_held_back_ends_with_its_time(place):
     (result,) = json.loads(done.stdout)["results"]
     assert (done.returncode, result["outcome"]) == (5, "timeout")
     assert "the program is not ready (last line: '>>> tick')" in result["detail"]
+    first, second = (  # each has its own time
+        place.ok("assign", session, "6 * 7", "--timeout", limit).strip() for limit in ("3s", "4s")
+    )
+    until(lambda: place.store.load_result(first))
+    third = place.ok("assign", session, "6 * 7", "--timeout", "3s").strip()
+    until(lambda: place.store.load_result(third))
+    assert place.result(second)["outcome"] == place.result(third)["outcome"] == "timeout"
+    assert place.result(third)["seconds"] >= 3
     place.tmux("send-keys", "-t", f"={session}:", "Enter")
     assert place.ok("handoff", session, "6 * 7") == "42\n"
 
