@@ -216,6 +216,7 @@ def test_messages_reach_a_real_cli_at_its_next_tool_call(verbs, place, mock_llm,
     install(place, cli, mock_llm.port)
     profile = place.home / "profiles" / f"real-{cli}.md"
     profile.write_text(profile.read_text().replace("permissions: ask", "permissions: all"))
+    place.enter(monkeypatch)  # with what the CLI needs
     monkeypatch.chdir(place.work)
     talk = Talk(verbs, place, mock_llm, cli)
 
