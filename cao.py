@@ -2445,6 +2445,7 @@ _OPENCODE_PLUGIN = """\
 import { spawn } from "node:child_process"
 import { appendFileSync, readdirSync } from "node:fs"
 const hook = %s, rules = %s
+let model = %s  // the profile's, until it is seen at work: without it OpenCode takes another
 // Return what a configuration permits in a session of ours. Of the user's own rules a "deny" stays;
 // for all else ours count. The last rule that matches decides, so ours stand behind the user's.
 const patternsOf = (rule) => typeof rule === "string" ? { "*": rule } : rule ?? {}
@@ -2518,10 +2519,16 @@ export const cao = async ({ client }) => {
       for (const agent of Object.values(config.agent ?? {}))
         if (agent.permission) agent.permission = permitted(agent.permission)
     },
-    "chat.message": async ({ sessionID }, { parts }) => {
+    "chat.message": async ({ sessionID, model: used }, { parts }) => {
       if (below.has(sessionID)) return
       running.add(sessionID)
       await tell("UserPromptSubmit", sessionID, { prompt: textOf(parts).join("\\n") })
+      const name = `${used?.providerID}/${used?.modelID}`
+      if (["", name].includes(model)) return model = ""
+      running.delete(sessionID)
+      const last_assistant_message = `no model ${model} (see opencode models): not sent to ${name}`
+      await tell("StopFailure", sessionID, { error: "no_such_model", last_assistant_message })
+      throw Error(last_assistant_message)
     },
     "tool.execute.after": async ({ sessionID }, output) => {
       // A message's name ends in a hyphen and four letters.
@@ -2617,7 +2624,8 @@ def _start_opencode(launch: Launch) -> Start:
     # 1.18.33 ignores a prompt that comes with the id of a conversation.
     if launch.prompt and not launch.resume:
         argv.append(f"--prompt={launch.prompt}")
-    plugin = _OPENCODE_PLUGIN % (json.dumps(launch.hook), json.dumps(rules))
+    model = "" if launch.resume else profile.model  # a person may have chosen another there
+    plugin = _OPENCODE_PLUGIN % (json.dumps(launch.hook), json.dumps(rules), json.dumps(model))
     return Start(argv, env, {"opencode.js": plugin})
 
 

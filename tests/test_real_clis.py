@@ -1140,6 +1140,17 @@ export const users = async () => ({
 """
 
 
+def test_opencode_sends_nothing_to_another_model_than_the_profiles(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    profile = place.home / "profiles/real-opencode.md"
+    profile.write_text(profile.read_text().replace("mock/mock-model", "mock/no-such-model"))
+    asked = len(mock_llm.requests)
+    (result,) = handoff(place, "real-opencode", "MOCK:say hello", code=1)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "api_error")
+    assert result["detail"].startswith("no model mock/no-such-model (see opencode models)")
+    assert len(mock_llm.requests) == asked
+
+
 def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place, mock_llm):
     install(place, "opencode", mock_llm.port)
     path = place.home / "profiles" / "real-opencode.md"
