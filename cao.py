@@ -2272,7 +2272,12 @@ _PI_EXTENSION = """\
 const { spawn, spawnSync } = require("node:child_process");
 const { lstatSync, readdirSync, realpathSync } = require("node:fs");
 const { dirname, relative, resolve } = require("node:path");
-const { hook, mode, cwd, free } = JSON.parse(%s);
+const { hook, mode, cwd, free, unasked } = JSON.parse(%s);
+for (const file of unasked)  // it came since we looked; this runs before what the folder has
+  if (lstatSync(`${cwd}/${file}`, { throwIfNoEntry: false })) {
+    console.error(`pi would run, unasked, what ${cwd}/${file} says`);
+    process.exit(1);
+  }
 // Tell whether pi writes below cwd. It drops a leading @, expands ~, takes each kind of blank for a
 // plain one and follows links, also before a "..". What is written into .git may be run by git.
 const changed = /^[@~]|[\\u00a0\\u2000-\\u200a\\u202f\\u205f\\u3000]/;
@@ -2360,7 +2365,8 @@ def _start_pi(launch: Launch) -> Start:
     verbs = "handoff|assign|send|wait|ls|answer|stop|--help"
     free = rf"^sh {re.escape(script)} +({verbs})( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
     facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
-    text = json.dumps({"hook": launch.hook, **facts})
+    unasked = () if profile.trust else PROVIDERS["pi"].runs_unasked
+    text = json.dumps({"hook": launch.hook, "unasked": unasked, **facts})
     system = f"{launch.system}\n"
     if "execute_bash" in profile.tools:  # pi has no MCP: its agent uses the verbs by its shell
         system += (
@@ -5322,6 +5328,15 @@ def look_until(look: Callable[[], Any], looks: int) -> Any:
     return look()
 
 
+def refuse_unasked(profile: Profile, cwd: str) -> None:
+    """Raise UsageError where a CLI would run what is in a folder without asking anybody, and its
+    profile does not trust the folder (Provider.runs_unasked)."""
+    for file in PROVIDERS[profile.provider].runs_unasked:
+        if not profile.trust and os.path.lexists(f"{cwd}/{file}"):
+            what = f"{profile.provider} would run, unasked, what {cwd}/{file} says"
+            raise UsageError(what, "a person reads it, and gives the profile `trust: yes`")
+
+
 # The queue. CAO_MAX_SESSIONS sessions have a slot; nothing counts them, so no count can be wrong.
 #
 #   a ticket    queue/TIME-SESSION is made with the session; 64 wait at the most
@@ -6019,10 +6034,7 @@ class Orchestrator:
         home, runner_cwd = provider.home_in(env), self.store.home
         if not session.host:
             runner_cwd, links = session.cwd, provider.links
-            for file in provider.runs_unasked:
-                if not profile.trust and os.path.exists(f"{session.cwd}/{file}"):
-                    what = f"{provider.name} would run, unasked, what {session.cwd}/{file} says"
-                    raise UsageError(what, "a person reads it, and gives the profile `trust: yes`")
+            refuse_unasked(profile, session.cwd)
             own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
             started = provider.start(launch._replace(own=own, env=env))
             files = {"system.md": system, **started.files}
@@ -9714,10 +9726,11 @@ class Runner:
         launch = self.launch
         program = list(launch.mcp[:-1])  # cao.py itself, for the demo
         named = program_of(launch.profile)
-        try:  # both existed when the session was made
+        try:  # all was well when the session was made
             if named:
                 program = [find_program(named, self.env.get("PATH", ""))]
             os.chdir(self.session.cwd)
+            refuse_unasked(launch.profile, self.session.cwd)  # others wrote here meanwhile
         except (CaoError, OSError) as error:
             self._finish("failed", "never_started", str(error))
             return

@@ -1381,6 +1381,30 @@ def test_pi_starts_beside_a_repositorys_extensions_only_where_they_are_trusted(p
     assert mark.exists()
 
 
+@pytest.mark.parametrize("moment", ["queued", "starting"])
+def test_pi_runs_nothing_that_came_into_its_folder_after_the_task(place, mock_llm, moment):
+    install(place, "pi", mock_llm.port)
+    mark, came = place.user / "hostile-extension-ran", place.work / ".pi/extensions/evil.js"
+    evil = f'require("node:fs").writeFileSync("{mark}", ""); module.exports = () => {{}}'
+    if moment == "starting":  # it comes when our last look is over
+        pi = os.path.realpath(place.folder / "bin/pi")
+        (place.folder / "bin/pi").unlink()
+        write = f"mkdir -p {came.parent}; echo '{evil}' > {came}"
+        place.program("pi", f'{write}\nexec {pi} "$@"')
+        task = place.ok("assign", "real-pi", "MOCK:say safe").strip()
+    else:
+        busy = place.ok("assign", "demo", "demo: sleep 60", CAO_MAX_SESSIONS="1").strip()
+        task = place.ok("assign", "real-pi", "MOCK:say safe", CAO_MAX_SESSIONS="1").strip()
+        place.until_state(task.partition(".")[0], "queued")
+        came.parent.mkdir(parents=True)
+        came.write_text(evil)
+        place.ok("stop", busy)
+    (result,) = json.loads(place.run("wait", task, "--json").stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "never_started")
+    assert "would run, unasked, what" in f"{result['detail']} {result['screen']}"
+    assert not mark.exists()
+
+
 SUB_AGENT = {  # how each CLI's model starts one, in the foreground; pi has none
     "claude": 'tool Agent {"description":"x","subagent_type":"general-purpose",'
     '"run_in_background":false,"prompt":"PROMPT"}',
