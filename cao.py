@@ -13982,7 +13982,9 @@ def cmd_run(ask: Ask) -> int:
             way = f"say in the task what it is to take ({way}: for permissions only)"
         _say_error(CaoError(words, way))
     if waited.asking and made and not kept:  # its session was ended: `wait` need not tell that
-        ask.boss.await_tasks([task], 0).told()
+        ended = ask.boss.await_tasks([task], 0)
+        ended.told()
+        waited = waited._replace(results=ended.results, running=ended.running)
 
     code = EXIT_ASKING if waited.asking and not ask.args.json else _report(ask, waited)
     if code or waited.results[0].worktree:

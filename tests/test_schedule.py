@@ -913,6 +913,7 @@ def test_a_question_ends_the_run_at_once_naming_the_flag(place):
     assert place.ok("wait", "--all") == ""  # its end was said
     found = json.loads(place.run("run", "demo", "demo: permit rm|Yes|No", "--json").stdout)
     assert found["asking"][0]["question"]["kind"] == "permission"
+    assert ([r["outcome"] for r in found["results"]], found["running"]) == (["stopped"], [])
 
 
 @pytest_tmux
