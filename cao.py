@@ -612,6 +612,13 @@ def render_seconds(seconds: float) -> str:
     return f"{hours} h {rest // 60} min"
 
 
+def count_of(number: int, what: str) -> str:
+    """Return a number of things in words: "1 commit", "2 commits"."""
+    if number != 1:
+        what += "s"
+    return f"{number} {what}"
+
+
 def render_tokens(usage: dict[str, int]) -> str:
     """Return how many tokens were used, in words; usage is a Result's."""
     return "{input:,} tokens in (+{cached:,} cached), {output:,} out".format_map(usage)
@@ -7464,10 +7471,10 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         cwd, head = origin, f"worktrees/{name}/HEAD"
     # "--": a file may be called HEAD.
     commits = ("--ignore-missing", "--stdin", head, f"refs/heads/{branch}", "--")
-    count = _git(cwd, "rev-list", "--count", *commits, text=_kept_elsewhere(cwd, branch))
+    count = int(_git(cwd, "rev-list", "--count", *commits, text=_kept_elsewhere(cwd, branch)))
     losses = []
-    if count != "0":
-        losses.append(f"{count} commits")
+    if count:
+        losses.append(count_of(count, "commit"))
     if cwd != path:
         return losses
     unfinished = ("--git-path", "rebase-merge", "--git-path", "rebase-apply")
@@ -7477,7 +7484,8 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     if changed:
         losses.append("uncommitted changes")
     if unseen:
-        losses.append(f"{len(unseen)} files that git does not look at ({some_names(unseen)})")
+        files = count_of(len(unseen), "file")
+        losses.append(f"{files} that git does not look at ({some_names(unseen)})")
     inside = _repositories_inside(path, unseen)
     losses += [f"the repository {inner}" for inner in inside]
     if not inside and _listdir(_git(path, "rev-parse", "--git-path", "modules")):
@@ -11918,7 +11926,8 @@ class DemoAgent:
     def summary(prompt: str) -> str:
         lines = prompt.splitlines()
         first = next((line.strip() for line in lines if line.strip()), "")
-        return f"I have read {len(lines)} lines, {len(prompt.encode())} bytes: {shorten(first, 60)}"
+        size = f"{count_of(len(lines), 'line')}, {count_of(len(prompt.encode()), 'byte')}"
+        return f"I have read {size}: {shorten(first, 60)}"
 
     def step(self, verb: str, rest: str) -> str | None:
         """Do one step; return what it adds to the answer, "" for nothing, or None when Esc ended
@@ -12504,7 +12513,8 @@ class Watch:
         if self.verb:
             label = f"{self.label} (Esc goes back): "
             if self.unread:
-                label = f"{self.target[0]}: page down, {self.unread} more lines (Esc goes back): "
+                more = count_of(self.unread, "more line")
+                label = f"{self.target[0]}: page down, {more} (Esc goes back): "
             last = label + self.typed[-max(1, columns - len(label) - 1) :]
         put(height - 1, 0, last, curses.A_BOLD if self.verb else 0)
         screen.move(height - 1, max(0, min(len(last), columns - 1)))

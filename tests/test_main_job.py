@@ -51,7 +51,7 @@ def test_tasks_and_answers_come_through_byte_for_byte(place, text):
 
 
 def test_a_first_task_that_the_cli_would_obey_itself_is_given_as_a_file(place):
-    assert place.ok("handoff", "demo", "/exit") == "I have read 1 lines, 5 bytes: /exit\n"
+    assert place.ok("handoff", "demo", "/exit") == "I have read 1 line, 5 bytes: /exit\n"
 
 
 def test_an_assigned_task_is_fetched_by_wait_from_another_process(place):

@@ -796,9 +796,9 @@ def test_discard_refuses_where_there_is_work_and_ends_the_session(repo):
     refused(repo, "discard", session, code=2, said="holds uncommitted changes", fix=tip)
     git(path, "add", ".")
     git(path, "commit", "-q", "-m", "work")
-    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    refused(repo, "discard", session, code=2, said="holds 1 commit, which", fix="--yes")
     git(path, "checkout", "-q", "main", "--detach")  # the branch still has it
-    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    refused(repo, "discard", session, code=2, said="holds 1 commit, which", fix="--yes")
     repo.ok("discard", session, "--yes")
     until(repo.live, [])
     assert not path.exists()
@@ -823,7 +823,7 @@ def test_what_a_worker_saves_as_it_ends_is_not_discarded_unasked(repo, commit):
     argv = ("handoff", "saver", "hello", "--worktree", "--json")
     (result,) = json.loads(repo.ok(*argv))["results"]
     session = result["session"]
-    said = f"{session} was ended, and now holds {'1 commits' if commit else 'uncommitted changes'}"
+    said = f"{session} was ended, and now holds {'1 commit' if commit else 'uncommitted changes'}"
     refused(repo, "discard", session, code=2, said=said, fix="--yes")
     assert (repo.home / "worktrees" / session / "new.txt").exists()
     repo.ok("discard", session, "--yes")
@@ -1016,7 +1016,7 @@ def with_a_bare_dot_git(repo, path):
         (believed_unchanged("--assume-unchanged"), "git does not look at (a.txt)"),
         (ignored, "7 files that git does not look at (0.log, 1.log, 2.log, 3.log, 4.log, ...)"),
         (in_the_middle_of_a_rebase, "an unfinished rebase"),
-        (with_another_name, "holds 1 commits"),
+        (with_another_name, "holds 1 commit, which"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -1032,7 +1032,7 @@ def test_ignored_files_stay_where_they_are_when_a_worktree_is_merged(repo):
     (path / "new.txt").write_text("new\n")
     repo.ok("merge", session)
     assert (path / "data.log").exists()
-    kept_unless_yes(repo, session, path, "holds 1 files that git does not look at (data.log)")
+    kept_unless_yes(repo, session, path, "holds 1 file that git does not look at (data.log)")
 
 
 def test_the_rest_is_shown_where_a_repository_has_no_commit_and_a_merge_names_it(repo):
@@ -1239,7 +1239,7 @@ def test_commits_on_no_branch_are_named_where_the_worktrees_files_are_gone(repo)
     git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
     tip = git(path, "rev-parse", "HEAD")
     shutil.rmtree(path)
-    refused(repo, "discard", session, code=2, said="holds 1 commits", fix="--yes")
+    refused(repo, "discard", session, code=2, said="holds 1 commit, which", fix="--yes")
     assert git(repo.work, "rev-parse", f"worktrees/{session}/HEAD") == tip
     repo.ok("discard", session, "--yes")
     assert session not in git(repo.work, "worktree", "list")
