@@ -6474,14 +6474,15 @@ class Orchestrator:
 
     def allow(
         self, folder: str, check: str | None, remove: bool, host: str | None = None
-    ) -> list[Profile]:
+    ) -> tuple[list[Profile], list[CaoError]]:
         """Allow a check in a folder's repository, a host everywhere or, without these two, the
-        folder's own profiles as they are now; return these profiles. remove: no longer allow the
-        check or the host or, without these, anything in that repository. Raises UsageError
-        unless the caller is a person; NotFoundError for what is not there."""
+        folder's own profiles as they are now; return these profiles, and what is wrong with each
+        that is broken, which is not allowed. remove: no longer allow the check or the host or,
+        without these, anything in that repository. Raises UsageError unless the caller is a
+        person; NotFoundError for what is not there; CaoError where all profiles are broken."""
         self.check_person("allow this", "ask the person to run cao allow")
         repository, inside = find_repository(folder)
-        entry, profiles = "", []
+        entry, profiles, faults = "", [], []
         if check is not None:
             for what, fix in check_faults(check):
                 raise UsageError(what, fix)
@@ -6502,14 +6503,20 @@ class Orchestrator:
                 entries[entry] = ""
             else:
                 for name, path in profile_files(f"{folder}/.cao/profiles").items():
-                    content, sha256 = read_profile(path)
-                    profiles.append(decode_profile(content, name, path))
+                    try:
+                        content, sha256 = read_profile(path)
+                        profiles.append(decode_profile(content, name, path))
+                    except CaoError as error:
+                        faults.append(error)
+                        continue
                     entries[f"profile {inside}/.cao/profiles/{name}.md"] = sha256
+                if faults and not profiles:
+                    raise faults[0]
                 if not profiles:
                     what = f"there is no profile in {folder}/.cao/profiles"
                     raise NotFoundError(what, "cao allow --check 'COMMAND' allows a check")
             self.store.save_allowed(allowed)
-        return profiles
+        return profiles, faults
 
     # ---- waiting ----
 
@@ -14377,8 +14384,8 @@ def cmd_profiles(ask: Ask) -> None:
     _print(ask, [dict(zip(keys, row)) for row in rows], render_table(cells))
 
 
-def cmd_allow(ask: Ask) -> None:
-    args = ask.args
+def cmd_allow(ask: Ask) -> int:
+    args, code = ask.args, EXIT_DONE
     given = [f"--{word}" for word in ("check", "host", "list") if vars(args)[word]]
     if args.remove and args.list:
         given.append("--remove")
@@ -14386,11 +14393,14 @@ def cmd_allow(ask: Ask) -> None:
         raise UsageError(f"{' and '.join(given)} do not go together", "cao allow --help")
     if not args.list:
         folder = os.path.realpath(args.dir or current_directory())
-        profiles = ask.boss.allow(folder, args.check, args.remove, args.host)
+        profiles, faults = ask.boss.allow(folder, args.check, args.remove, args.host)
         for profile in profiles:
             facts = {**explain_profile(profile), **profile.settings}
             table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
             print(f"{table}\n", file=sys.stderr)
+        for fault in faults:
+            _say_error(CaoError(f"not allowed: {fault.what}", fault.fix))
+            code = fault.exit_code
         repository = find_repository(folder)[0]
         if args.check and not args.remove and repository != folder:
             _note(f"allowed in the whole repository {one_line(repository)}")
@@ -14400,6 +14410,7 @@ def cmd_allow(ask: Ask) -> None:
     allowed = ask.store.allowed()
     rows = [[one_line(what), one_line(where)] for where, known in allowed.items() for what in known]
     _print(ask, allowed, render_table(rows) or "nothing is allowed")
+    return code
 
 
 def cmd_clean(ask: Ask) -> None:

@@ -307,13 +307,17 @@ def test_a_file_that_cannot_be_read_is_named(place, monkeypatch):
         cao.load_profile("ci", place.store, str(place.work))
 
 
-def test_a_broken_profile_is_named_and_nothing_is_allowed(place):
+def test_a_broken_profile_is_named_and_only_what_is_whole_is_allowed(place):
+    broken = put(place.work, "aa", "---\npermissions: king\n---\n")
+    first = place.run("allow")
+    assert (first.returncode, allowed(place)) == (1, {})
     put(place.work, "ci")
-    put(place.work, "zz", "---\npermissions: king\n---\n")
-    done = place.run("allow")
-    assert done.returncode == 1
-    assert "zz.md: permissions 'king' does not exist" in done.stderr
-    assert allowed(place) == {}
+    for done in (first, place.run("allow")):
+        assert done.returncode == 1
+        assert f"{broken}: permissions 'king' does not exist" in done.stderr
+    assert "not allowed: " in done.stderr
+    assert "aa.md" not in str(allowed(place))
+    assert place.ok("handoff", "ci", "demo: say used") == "used\n"
 
 
 @pytest.mark.parametrize("name", ["two words", "ü", "it's", "a\nb", "x;y", "\udcff"])
