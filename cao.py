@@ -5506,10 +5506,10 @@ class Orchestrator:
             return None
         return Profile(**fields)
 
-    def writers_beside(self, session: Session) -> list[str]:
-        """Return the other workers that are at work and may write into the same files as this one:
-        their directory is its own, one around it, or one inside it. Those above and below it do
-        not count: one waits for the other."""
+    def writers_beside(self, session: Session, since: float) -> list[str]:
+        """Return the other workers that are at work, or ended a turn after `since` and are idle,
+        and may write into the same files as this one: their directory is its own, one around it,
+        or one inside it. Those above and below it do not count: one waits for the other."""
         writers = []
         above = (session.name, *self.ancestors(session.name))
         for name in self.store.live():
@@ -5521,7 +5521,9 @@ class Orchestrator:
                 continue
             if os.path.commonpath((other.cwd, session.cwd)) not in (other.cwd, session.cwd):
                 continue
-            if profile and may_write(profile) and self.store.load_state(name).get("task"):
+            state = self.store.load_state(name)
+            ended_since = state.get("state") == "idle" and state.get("since", 0) > since
+            if profile and may_write(profile) and (state.get("task") or ended_since):
                 writers.append(name)
         return writers
 
@@ -9000,7 +9002,7 @@ class Runner:
         if not task:
             return
         self._count_tokens()
-        notes = []
+        began, notes = time.time() - (time.monotonic() - self.task_at), []
         if self.task_exact.startswith("differs"):
             notes.append(f"reached the CLI changed: {self.task_exact}")
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
@@ -9008,7 +9010,7 @@ class Runner:
             if self.session.worktree:
                 fields["worktree"] = worktree_facts(self.store, self.session)
             elif may_write(self.launch.profile) and (
-                others := self.boss.writers_beside(self.session)
+                others := self.boss.writers_beside(self.session, began)
             ):
                 notes.append(
                     f"written to side by side with {', '.join(others)}, and no worktree between"

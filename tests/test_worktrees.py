@@ -1592,6 +1592,17 @@ def test_two_workers_that_write_in_one_directory_are_warned_of(repo, text, flags
     assert warned or not notes
 
 
+def test_of_two_side_by_side_each_is_warned_of_the_other(repo):
+    repo.profile("writes", WRITES)
+    repo.ok("handoff", "writes", "demo: say before both")
+    tasks = [repo.ok("assign", "writes", f"demo: sleep {s}; say x").strip() for s in (2, 0.5)]
+    results = json.loads(repo.ok("wait", "--all", "--json", *tasks))["results"]
+    notes = {result["session"]: " ".join(result["notes"]) for result in results}
+    long, short = (task.partition(".")[0] for task in tasks)
+    assert f"side by side with {long}, and" in notes[short]
+    assert f"side by side with {short}, and" in notes[long]
+
+
 @pytest.mark.parametrize(
     ("beside", "flags", "cwd", "warned"),
     [(WRITES, (), "", True), (READS, (), "", False), (WRITES, ("--worktree",), "..", False)],
