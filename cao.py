@@ -110,6 +110,12 @@ set -g mouse on
 COUNTED = ("working", "asking", "idle")
 # tmux counts: each runner keeps its session's state in the option @cao.
 TMUX_COUNTS = "  ".join(f"#{{n;S:#{{?#{{==:#{{@cao}},{state}}},x,}}}} {state}" for state in COUNTED)
+# Where one asks: which, and then the counts only where there is room for both.
+_ASKING = "S:#{?#{==:#{@cao},asking},#{session_name} ,}"
+_WIDE_COUNTS = f"#{{?#{{e|>:#{{client_width}},119}},{TMUX_COUNTS}  ,}}"
+TMUX_STATES = (
+    f"#{{?#{{{_ASKING}}},{_WIDE_COUNTS}#{{=/50/…;{_ASKING}}}asks: cao answer,{TMUX_COUNTS}}}"
+)
 # What its session asks, in the option @cao-asks, as wide as the client has room for it.
 TMUX_ASKS = (
     "#{=/#{e|-:#{client_width},#{e|+:#{n:session_name},#{?window_bigger,45,20}}}/…:@cao-asks}"
@@ -134,7 +140,7 @@ set-hook -ga session-closed "set -g @cao-closed 1"
 set -g status-left "#{{session_name}}  #{{prefix}} d leaves  {TMUX_BIGGER}{TMUX_ASKS}"
 set -g status-left-length 1000
 set -g window-status-current-format ""
-set -g status-right "#{{?@cao-asks,,{TMUX_COUNTS}}}"
+set -g status-right "#{{?@cao-asks,,{TMUX_STATES}}}"
 set -g status-right-length 100
 set-hook -ga client-attached {TMUX_PAN}
 set-hook -ga client-resized {TMUX_PAN}

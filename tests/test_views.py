@@ -546,8 +546,9 @@ def test_the_status_line_counts_working_asking_and_idle(place, terminal):
     place.until_state(asking, "asking")
     place.until_state(idle, "idle")
     place.tmux("set-option", "-g", "status-interval", "0")  # by events alone
-    shown = terminal(100, 30, "attach", idle)
-    shown.sees("1 working  1 asking  1 idle *$")
+    shown = terminal(120, 30, "attach", idle)
+    shown.sees(rf"1 working  1 asking  1 idle  {asking} asks: cao answer *$")
+    terminal(80, 30, "attach", idle).sees(rf" scrolls +{asking} asks: cao answer *$")
     place.ok("answer", asking, "1")
     shown.sees("1 working  0 asking  2 idle *$")
     place.ok("stop", asking)
