@@ -778,10 +778,11 @@ def fit_columns(text: str, columns: int) -> str:
     return text + " " * (columns - used)
 
 
-def wrap_columns(text: str, columns: int) -> list[str]:
+def wrap_columns(text: str, columns: int, words: bool = False) -> list[str]:
     """Return all of a text, made visible, in lines of at most so many columns of a terminal.
 
-    Nothing is left out, and a line may end inside a word.
+    Nothing is left out, and a line may end inside a word. words: it ends behind a blank where
+    that is in its last third.
     """
     lines = []
     for line in text.split("\n"):
@@ -790,8 +791,11 @@ def wrap_columns(text: str, columns: int) -> list[str]:
         for letter in visible(line).expandtabs():
             used += letter_columns(letter)
             if used > columns:
-                lines.append("")
-                used = letter_columns(letter)
+                end = len(lines[-1])
+                if words and letter != " ":
+                    end = lines[-1].rfind(" ", end * 2 // 3) + 1 or end
+                lines[-1:] = [lines[-1][:end], lines[-1][end:]]
+                used = sum(map(letter_columns, lines[-1] + letter))
             lines[-1] += letter
     return lines
 
@@ -12543,7 +12547,7 @@ class Watch:
             rows = [f"{key.name:13} {key.about}" for key in self.keys.values()]
             return "Keys", wrap_columns("\n".join((*rows, MOVES)), columns)
         if self.page == "question":
-            return self.asked[0], wrap_columns(self.asked[1], columns)
+            return self.asked[0], wrap_columns(self.asked[1], columns, True)
         if self.filter and not self.views:
             return "No session has these words", []
         if not self.views:
@@ -12557,7 +12561,7 @@ class Watch:
             title += f"  {render_tokens(view['usage'])}"
         if self.page:
             return title, wrap_columns(view["screen"], columns)
-        asked = wrap_columns(render_questions(view), columns)[:-1]
+        asked = wrap_columns(render_questions(view), columns, True)[:-1]
         if len(asked) > lines:
             asked[max(0, lines - 1) :] = [f"({len(asked) - lines + 1} more lines: a shows them)"]
         screen = view["screen"].split("\n")
@@ -12628,6 +12632,8 @@ class Watch:
         view = self.views[self.at]
         if not view.get("questions"):
             self.notice = f"{self.selected} asks nothing"
+            if "asking" in self.states.values():
+                self.notice += "; tab selects one that asks"
             return
         self.begin(key)
         question = view["questions"][0]

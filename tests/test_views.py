@@ -397,6 +397,19 @@ def test_a_terminal_that_is_too_small_for_a_worker_says_how_to_see_the_rest(plac
 
 
 @pytest.mark.tmux
+def test_a_on_a_row_that_asks_nothing_says_how_to_get_to_one_that_asks(place, terminal):
+    idle, asking = begin(place, "say hello"), begin(place, "ask Which?|red|blue")
+    place.until_state(idle, "idle")
+    place.until_state(asking, "asking")
+    shown = terminal(80, 24, "watch")
+    shown.sees("asks: Which")
+    shown.press("G", "a")
+    shown.sees("asks nothing; tab selects one that asks$")
+    shown.press("Tab", "a")
+    shown.sees(rf"^{asking}: answer")
+
+
+@pytest.mark.tmux
 def test_watch_drops_no_letter_in_the_c_locale(place, terminal):
     session = begin(place, "ask Größe?|groß|日本")
     place.until_state(session, "asking")
@@ -938,6 +951,18 @@ def test_a_task_of_a_session_that_was_stopped_is_marked_so(place):
 ])  # fmt: skip
 def test_text_is_fitted_into_columns_of_a_terminal(text, columns, wanted):
     assert cao.fit_columns(text, columns) == wanted
+
+
+@pytest.mark.parametrize(("text", "words", "wanted"), [
+    ("one two three", True, ["one two ", "three"]),
+    ("one two three", False, ["one two th", "ree"]),
+    ("a bcdefghijkl m", True, ["a bcdefghi", "jkl m"]),
+    ("abcdefghij kl", True, ["abcdefghij", " kl"]),
+    ("ab cd 漢字漢字", True, ["ab cd ", "漢字漢字"]),
+    ("", True, [""]),
+])  # fmt: skip
+def test_all_of_a_text_is_wrapped_behind_a_word_where_one_ends_near(text, words, wanted):
+    assert cao.wrap_columns(text, 10, words) == wanted
 
 
 # ---- a question that the CLI itself does not show ----
