@@ -2930,7 +2930,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         lambda launch: Start(["demo-agent", launch.folder, *filter(None, [launch.prompt])]),
         status="{folder}/status.json", tokens=_OWN_TOKENS,
         composer=r"^demo>(?!(?:.*\n)*?a number chooses)(.*)", untypable=r"(?!)", resumes=False,
-        asks="hook", always=True, shows=True,
+        asks="hook", always=True, shows=True, mcp=False,
     ),
     Provider(
         "command", "", lambda launch: Start(launch.profile.settings["command"][1:]),
