@@ -14183,8 +14183,11 @@ def cmd_answer(ask: Ask) -> None:
         done = ask.boss.answer(a.session, a.answer or "", which, key=keys, dialog=a.dialog)
         _print(ask, done, f"{done['session']}: {done['answered']}")
         return
-    if ask.args.session:
-        ask.store.find(ask.args.session)
+    if name := ask.args.session:
+        if "-" not in name:
+            way = "name it first: cao answer SESSION yes (cao ls --asking has the names)"
+            raise NotFoundError(f"there is no session {name!r}", way)
+        ask.store.find(name)
 
     asking = [
         (view["session"], question)
@@ -15933,7 +15936,9 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
             takes_text = TEXTS & {action.dest for action in self._actions}
             meant = nearest(wrong[1], known) if wrong else ""
             fix = f"{self.prog} --help"
-            if meant:
+            if wrong and wrong[1] in PROVIDERS and self.prog == "cao doctor":
+                fix = f"cao doctor --live {wrong[1]}"
+            elif meant:
                 fix = f"{meant} ({self.prog} --help has all)"
             elif re.search(r"arguments: [^-]", message) and takes_text:
                 fix = f"put words that belong together in quotes: 'like this' ({fix})"
@@ -15967,6 +15972,9 @@ def run_command(argv: Sequence[str]) -> int:
         if argv[0] not in commands and argv[0][:1] != "-":
             meant = _OTHER_WORDS.get(argv[0]) or nearest(argv[0], commands) or "--help"
             raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
+        if argv[0][:1] == "-" and argv[1:] and argv[1] in commands:
+            way = f"write it behind: cao {argv[1]} … {argv[0]}"
+            raise UsageError(f"{argv[0]} stands before the command", way)
 
         if argv[0] in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
