@@ -14693,7 +14693,9 @@ VERBS = (
          tool=Tool("wait", "Wait for results",
              "Wait for the next results, messages and questions from your workers.",
              (), _WAITED, _call_wait)),
-    Verb("ls", cmd_ls, "list the sessions as a tree", "cao ls --asking  # who needs you",
+    Verb("ls", cmd_ls, "list the sessions as a tree", "cao ls --asking  # who needs you\n\n"
+         "above a session stands who gave it work; a client (of MCP, or a shell's directory)\n"
+         "is connected while its cao mcp runs, else away",
          (Argument("all", "The ended ones too.", "boolean"),
           _flag("asking", "Only those that ask something.")),
          tool=Tool("list_sessions", "List sessions",

@@ -699,6 +699,14 @@ def test_every_example_is_of_a_command_with_the_options_it_has():
         assert f"cao {name}" in parser.format_help().partition("example")[2]
 
 
+@pytest.mark.parametrize(("command", "words"), [
+    ("ls", "connected while its cao mcp runs, else away"),
+])
+def test_the_help_of_a_command_explains_what_it_shows(command, words):
+    _, parsers = cao.command_line()
+    assert words in " ".join(parsers[command].format_help().split())
+
+
 ALL_KEYS = """\
 ---
 name: code_writer
