@@ -14673,7 +14673,9 @@ VERBS = (
          (*_GIVEN, _PERMISSIONS, _only("file", "The task is in this file.", metavar="FILE"),
           _flag("keep_on_failure", "Leave the session if not done."))),
     Verb("send", cmd_send, "send a message to a session, or to `supervisor`",
-         "cao send developer-7k2m 'the tests are in tests/unit'",
+         "cao send developer-7k2m 'the tests are in tests/unit'\n\n"
+         "what it says to that stands on its screen: cao show developer-7k2m; to get an answer,\n"
+         "give it a task: cao handoff developer-7k2m 'which tests are slow?'",
          (Argument("target", 'A session\'s name, or "supervisor".', place="1"),
           Argument("message", "The text.", place="?",
                    settings={"help": "The text; - or nothing: from stdin."})),

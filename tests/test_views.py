@@ -700,6 +700,7 @@ def test_every_example_is_of_a_command_with_the_options_it_has():
 
 
 @pytest.mark.parametrize(("command", "words"), [
+    ("send", "what it says to that stands on its screen: cao show"),
     ("ls", "connected while its cao mcp runs, else away"),
 ])
 def test_the_help_of_a_command_explains_what_it_shows(command, words):
