@@ -699,10 +699,14 @@ def test_every_example_is_of_a_command_with_the_options_it_has():
         assert f"cao {name}" in parser.format_help().partition("example")[2]
 
 
-@pytest.mark.parametrize(("command", "words"), [
-    ("send", "what it says to that stands on its screen: cao show"),
-    ("ls", "connected while its cao mcp runs, else away"),
-])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("send", "what it says to that stands on its screen: cao show"),
+        ("config", "-I -S -c in an entry: Python imports the compiled cao.py"),
+        ("ls", "connected while its cao mcp runs, else away"),
+    ],
+)
 def test_the_help_of_a_command_explains_what_it_shows(command, words):
     _, parsers = cao.command_line()
     assert words in " ".join(parsers[command].format_help().split())
