@@ -6317,6 +6317,7 @@ class Orchestrator:
             cwd, here = options.cwd, ""
         else:
             cwd = here = working_directory(options.cwd)
+            self._check_place(cwd, options.profile)
             profile = options.profile or self.profile(
                 target, cwd, options.permissions, may_be_session=True
             )
@@ -6357,6 +6358,7 @@ class Orchestrator:
                 " `hosts:`)",
             )
         settings = {**profile.settings, "grants above": self._grants()}
+        settings["agent above"] = not self.caller.person
         if options.worktree is not None:
             settings["worktree"] = options.worktree
         if settings.get("worktree"):
@@ -6364,6 +6366,25 @@ class Orchestrator:
         if options.keep is not None:
             profile = profile._replace(keep=options.keep)
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
+
+    def _check_place(self, cwd: str, sent: Profile | None) -> None:
+        """Raise NotAllowedError where an agent would start a worker (in cwd, a real path) with
+        files in its reach that cao or git runs, or goes by: in the runtime directory, or above
+        it, or in a .git. A person may have started the caller itself above it. sent: the profile
+        where the cao of another machine sent it."""
+        me, home = self.store.peek(self.caller.name), os.path.realpath(self.store.home)
+        by_agent, own = not self.caller.person, ""
+        if sent:
+            by_agent = sent.settings.get("agent above", False)
+        elif me:
+            own = os.path.realpath(me.cwd)
+        common = os.path.commonpath((cwd, home))
+        in_home, above = common == home and not _in_worktrees(cwd), common == cwd != own
+        if by_agent and (in_home or above or ".git" in cwd.split("/")):
+            raise NotAllowedError(
+                f"{cwd} has files that cao or git goes by: no agent starts a worker there",
+                "name the directory of a project",
+            )
 
     def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
         """Raise UsageError where the check of a task is no command, NotAllowedError where the
@@ -6400,7 +6421,7 @@ class Orchestrator:
     def _check_reach(self, session: Session) -> None:
         """Raise UsageError where the caller may not give a task to this session: it is a client,
         the caller itself or, for any agent of ours (Caller.worker), neither below it nor one of
-        `known`, or no worker of its own and more than its grants allow."""
+        `known`, or it may do more (_check_grant)."""
         if session.kind != "agent":
             raise UsageError(
                 f"{session.name} is a client, not an agent", "give the task to an agent"
@@ -6413,10 +6434,17 @@ class Orchestrator:
                 f"{session.name} is not one of your workers or siblings",
                 "list_sessions shows whom you may reach",
             )
-        worker = self.launched(session.name)
-        if worker and not below and any(clip_profile(worker, g) != worker for g in self._grants()):
-            what = f"{session.name} may do more than your profile's grant allows"
-            raise UsageError(what, "give the task to a worker of your own")
+        self._check_grant(session.name)
+
+    def _check_grant(self, name: str) -> None:
+        """Raise UsageError where a session may do more than the caller's grants allow, and is
+        neither its worker nor above it: a sibling's model does what it is told."""
+        worker = self.launched(name)
+        if self.caller.name in self.ancestors(name) or name in self.ancestors(self.caller.name):
+            return
+        if worker and any(clip_profile(worker, grant) != worker for grant in self._grants()):
+            what = f"{name} may do more than your profile's grant allows"
+            raise UsageError(what, "tell your supervisor, or give the work to a worker of your own")
 
     def _check_ring(self, target: str) -> None:
         """Raise UsageError where a task for target would wait for itself: target is above the
@@ -6738,6 +6766,7 @@ class Orchestrator:
                     f"{target} is not your supervisor, sibling or worker",
                     "list_sessions shows whom you may reach",
                 )
+            self._check_grant(target)
         if session.kind == "agent" and self.is_over(target):
             raise NotFoundError(
                 f"session {target} has ended; the message was not sent",

@@ -782,7 +782,7 @@ def bench_host(place: Place, host: str, scale: Scale) -> list[Row]:
     for number in range(scale.rounds + 1):  # the first copies cao.py there, and is not counted
         times = {}
         for name, target in targets.items():
-            done = hand_off(client, target, "demo: say one", cwd="/tmp")
+            done = hand_off(client, target, "demo: say one", cwd="/usr")
             times[name] = done.seconds
         times["again"] = hand_off(client, done.session, "demo: say two").seconds
         client.stop([done.session])
@@ -795,7 +795,7 @@ def bench_host(place: Place, host: str, scale: Scale) -> list[Row]:
         for name, one in (("there", "whole"), ("again", "its second turn"))
     ]  # fmt: skip
     before, start = set(place.pids()), time.perf_counter()
-    task = {"target": targets["there"], "task": "demo: sleep 3600", "cwd": "/tmp"}
+    task = {"target": targets["there"], "task": "demo: sleep 3600", "cwd": "/usr"}
     given = [client.post_call("assign", **task) for _ in range(scale.far)]
     sessions = [read_result(client.take(key)[1])["session"] for key in given]
     for session in sessions:

@@ -372,6 +372,14 @@ def test_an_agent_gets_a_worktree_there_only_of_the_repository_at_its_own_path(f
     assert "cao/" not in far.machine.in_it("git", "-C", other, "branch")
 
 
+def test_an_agent_has_no_worker_there_among_the_files_of_cao(far):
+    far.ok("allow", "--host", "box")
+    argv, cwd = ("demo@box", "demo: say done", "--cwd"), str(far.machine.home)
+    refused = far.run("handoff", *argv, cwd, CLAUDECODE="1")
+    assert "no agent starts a worker there" in refused.stderr, refused.stderr
+    assert far.ok("handoff", *argv, cwd) == "done\n"
+
+
 def test_an_answer_of_a_megabyte_comes_whole(far):
     text = "\n".join(f"line {n} äöü €" for n in range(45_000))
     done = far.run("handoff", "demo@box", "--cwd", "/tmp", stdin=f"demo: echo\n{text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -240,7 +241,37 @@ def test_a_sibling_does_no_more_for_an_agent_than_its_grant_allows(place):
     for session, words in ((wide, "may do more than your"), (py, "which no grant can hold")):
         done = place.run("assign", session, "demo: say x", CAO_SESSION=boss)
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+        done = place.run("send", session, "demo: say x", CAO_SESSION=boss)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
     assert place.ok("handoff", calm, "demo: say x", CAO_SESSION=boss) == "x\n"
+    place.ok("send", calm, "demo: say y", CAO_SESSION=boss)
+    below = place.ok("assign", "demo", "demo: say x", CAO_SESSION=boss).partition(".")[0]
+    place.ok("send", "supervisor", "demo: say up", CAO_SESSION=below)
+    place.ok("send", below, "demo: say down", CAO_SESSION=boss)
+
+
+@pytest.mark.tmux
+def test_no_agent_has_a_worker_among_or_above_the_files_that_cao_or_git_goes_by(place):
+    for words in (["init", "-q"], [*"-c user.name=x -c user.email=x@x commit -q -m first".split(),
+                                   "--allow-empty"]):  # fmt: skip
+        subprocess.run(["git", *words], cwd=place.work, check=True)
+    link = place.work / "link"
+    link.symlink_to(place.home)
+    below = place.home / "profiles"
+    task = place.ok("assign", "demo", "demo: say x", "--worktree").strip()
+    boss = task.partition(".")[0]
+    for agent in ({"CAO_SESSION": boss}, {"CLAUDECODE": "1"}):
+        for cwd in (place.home, below, place.home.parent, "/", link, place.work / ".git/hooks"):
+            done = place.run("assign", "demo", "demo: say x", "--cwd", str(cwd), **agent)
+            assert (done.returncode, "no agent starts a worker there" in done.stderr) == (2, True)
+        worktree = str(place.home / "worktrees" / boss)
+        assert place.ok("handoff", "demo", "demo: say x", "--cwd", worktree, **agent) == "x\n"
+    assert place.ok("handoff", "demo", "demo: say x", "--cwd", str(place.home)) == "x\n"
+    # Where a person started it above these files, its workers may be there as well.
+    above = str(place.home.parent)
+    task = place.ok("assign", "demo", "demo: say x", "--cwd", above).strip()
+    agent = {"CAO_SESSION": task.partition(".")[0]}
+    assert place.ok("handoff", "demo", "demo: say x", cwd=above, **agent) == "x\n"
 
 
 @pytest.mark.tmux
