@@ -6842,7 +6842,7 @@ class Orchestrator:
 
     def list_sessions(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return the views of the live sessions and of those above them (everything: the ended
-        too), in the order of a tree, each with its `depth`."""
+        too, each with its last task's outcome), in the order of a tree, each with its `depth`."""
         names = self.store.live()
         if everything:
             names = self.store.all_sessions()
@@ -6852,6 +6852,10 @@ class Orchestrator:
             for name in {v["supervisor"] for v in views.values()} - set(views) - {""}:
                 if view := self.any_view(name):
                     views[name] = view
+        for name in [name for name, view in views.items() if view["state"] == "ended"]:
+            task = self.store.task_meant(name)
+            if task != name and (result := self.store.load_result(task)):
+                views[name]["outcome"] = result.outcome
         ordered: list[dict[str, Any]] = []
 
         def walk(above: set[str], depth: int) -> None:
@@ -12323,6 +12327,9 @@ def session_rows(
             last = f"asks: {asked[0]['text']}"
             if len(asked) > 1:
                 last = f"asks {len(asked)} things: {asked[0]['text']}"
+
+        if view.get("outcome"):
+            last = f"{view['outcome']}: {last}".removesuffix(": ")
 
         urgent = state == "asking"
         if state in ("unknown", "working", "queued") and view.get("why"):

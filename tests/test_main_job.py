@@ -2035,6 +2035,15 @@ def test_a_shell_is_told_commands_not_tools(place):
     assert "try: cao ls --all shows them" in place.run("send", "nobody-2222", "x").stderr
 
 
+def test_of_a_session_that_has_ended_the_list_has_the_last_tasks_outcome(place):
+    place.run("run", "demo", "demo: fail the API said 500")
+    (view,) = [v for v in json.loads(place.ok("ls", "--all", "--json")) if v["kind"] == "agent"]
+    assert (view["state"], view["outcome"]) == ("ended", "failed")
+    assert "  failed: the API said 500" in place.ok("ls", "--all")
+    place.ok("stop", place.ok("assign", "demo", "demo: sleep 60").strip())
+    assert re.search("ended .*  stopped$", place.ok("ls", "--all"), re.M)
+
+
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", "say", "hello"], 2, "unrecognized arguments: hello", "in quotes"),
