@@ -14120,8 +14120,12 @@ def cmd_ls(ask: Ask) -> None:
 
 
 def cmd_show(ask: Ask) -> None:
-    name = ask.args.session
-    view = ask.boss.read_session(name, ask.args.lines or PANE_LINES)
+    name, lines = ask.args.session, ask.args.lines
+    if lines is None:
+        lines = PANE_LINES
+    if lines < 1:
+        raise UsageError(f"--lines is at least 1, not {lines}", "--lines 20")
+    view = ask.boss.read_session(name, lines)
     scope = {}
     if profile := ask.boss.launched(name):
         scope = {key: value for key, value in explain_scope(profile).items() if value}

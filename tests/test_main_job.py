@@ -2067,6 +2067,8 @@ BAD = [
     (["answer", "yes"], 3, "no session 'yes'", "cao answer SESSION yes"),
     (["--json", "ls"], 2, "--json stands before the command", "cao ls … --json"),
     (["doctor", "claude"], 2, "unrecognized arguments: claude", "cao doctor --live claude"),
+    (["show", "nobody-xxxx", "--lines", "0"], 2, "--lines is at least 1, not 0", "--lines 20"),
+    (["show", "nobody-xxxx", "--lines", "-3"], 2, "--lines is at least 1, not -3", "--lines 20"),
     (["stop", "../x"], 3, "no session", "cao ls"),
     (["attach", "nobody-xxxx"], 3, "is running", "cao ls"),
     (["handoff", "demo", "x", "--timeout", "soon"], 2, "not a duration", "90s"),
