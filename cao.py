@@ -12976,7 +12976,10 @@ def own_settings() -> dict[str, str]:
     """Return our settings in this environment, for a client's entry: the client starts its server
     without them, which would perhaps use another runtime directory."""
     names = ("CAO_HOME", "XDG_STATE_HOME", "CAO_CALL_CEILING_S", "CAO_ELICITATION", *PASSED_ON)
-    return {name: os.environ[name] for name in names if name in os.environ}
+    own = {name: os.environ[name] for name in names if name in os.environ}
+    if own.get("CAO_HOME"):
+        own["CAO_HOME"] = runtime_home()  # absolute: the client starts its server anywhere
+    return own
 
 
 def render_entry(client: Client, argv: Sequence[str]) -> str:

@@ -2344,6 +2344,11 @@ def test_an_entry_has_the_settings_that_say_which_cao_it_is(place, client):
     assert "secret" not in printed
 
 
+def test_a_relative_runtime_directory_is_absolute_in_an_entry(place):
+    entry = place.ok("config", "cursor", CAO_HOME="mine").partition("\n")[2]
+    assert json.loads(entry)["mcpServers"]["cao"]["env"]["CAO_HOME"] == str(place.work / "mine")
+
+
 def test_the_entry_of_a_copied_file_goes_on_with_a_newer_one(place):
     alone = place.folder / "alone"
     alone.mkdir()
