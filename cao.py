@@ -9048,6 +9048,11 @@ class Runner:
         began, notes = time.time() - (time.monotonic() - self.task_at), []
         if self.task_exact.startswith("differs"):
             notes.append(f"reached the CLI changed: {self.task_exact}")
+        if outcome == "done" and task.max_tokens and self.usage:
+            used = self.usage["input"] + self.usage["output"]
+            if used > task.max_tokens:
+                passed = f"used {used:,} tokens, more than max_tokens {task.max_tokens:,}"
+                notes.append(f"{passed}: it was done before that was counted")
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
         try:
             if self.session.worktree:
