@@ -13873,6 +13873,8 @@ def _facts_table(facts: dict[str, Any]) -> str:
 
 def _given_text(target: str, text: str | None) -> str:
     """Return a task or a message: the argument, or all of stdin where that is "-" or left out.
+    What is piped in beside an argument is not read, and that is said: it may be the rest of a
+    list that a shell's loop goes through, or a pipe into which nobody ever writes.
 
     Raises UsageError where it is left out and stdin is a terminal, or the target is a sentence:
     then the target was left out.
@@ -13884,6 +13886,11 @@ def _given_text(target: str, text: str | None) -> str:
         raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
     if text in (None, "-"):
         return sys.stdin.buffer.read().decode(errors="replace").rstrip("\n")
+    pipe = select.poll()
+    pipe.register(0, select.POLLIN)
+    if stat.S_ISFIFO(os.fstat(0).st_mode) and any(sign & select.POLLIN for _, sign in pipe.poll(0)):
+        what = "what is piped in was not read, for the text was given as an argument"
+        _say_error(CaoError(what, f"(echo 'review this:'; git diff) | cao handoff {target}"))
     return str(text)
 
 

@@ -2044,6 +2044,22 @@ def test_of_a_session_that_has_ended_the_list_has_the_last_tasks_outcome(place):
     assert re.search("ended .*  stopped$", place.ok("ls", "--all"), re.M)
 
 
+@pytest.mark.parametrize("piped", ["a diff", "", None], ids=["text", "ended", "silent"])
+def test_what_is_piped_in_beside_a_task_is_said_to_be_left(place, piped):
+    read, write = os.pipe()
+    if piped is not None:
+        os.write(write, piped.encode())
+        os.close(write)
+    argv = [*CAO, "handoff", "demo", "demo: say x"]
+    done = subprocess.run(argv, check=True, env=place.env, cwd=place.work, stdin=read,
+                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    os.close(read)
+    if piped is None:
+        os.close(write)
+    assert done.stdout == "x\n"
+    assert ("what is piped in was not read" in done.stderr) is bool(piped)
+
+
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", "say", "hello"], 2, "unrecognized arguments: hello", "in quotes"),
