@@ -6324,6 +6324,8 @@ class Orchestrator:
         if options.provider:
             profile = profile._replace(provider=options.provider)
         self._check_command(options, profile, here)
+        if options.check and here and not options.profile:
+            self._check_program(options.check, profile)
         name = self.launch(profile, cwd, options)
         task = ""
         try:
@@ -6417,6 +6419,22 @@ class Orchestrator:
             f"a person has to {way} (or leave `check` out, or take a worker with"
             " `permissions: all` and a shell)",
         )
+
+    def _check_program(self, check: str, worker: Profile) -> None:
+        """Raise UsageError where a new worker's check names a program that is nowhere on its PATH:
+        each try would cost a turn. A path may be a file that the worker is to write."""
+        import shlex
+
+        program = shlex.split(check)[0]
+        folders = os.get_exec_path(worker_environment((), worker.settings))
+        # Of a relative folder on the PATH, too, only the worker knows what will be in it.
+        if "/" in program or not all(folder.startswith("/") for folder in folders):
+            return
+        if not any(os.access(f"{folder}/{program}", os.X_OK) for folder in folders):
+            raise UsageError(
+                f"the check's program {program!r} is not on PATH",
+                f"mend its name, or if the task brings it: --check {shlex.quote(f'env {check}')}",
+            )
 
     def _check_reach(self, session: Session) -> None:
         """Raise UsageError where the caller may not give a task to this session: it is a client,

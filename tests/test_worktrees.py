@@ -1664,6 +1664,33 @@ def test_a_check_that_is_no_command_is_refused_at_once(place):
     assert (done.returncode, "is no command" in done.stderr, place.live()) == (2, True, [])
 
 
+def test_a_check_whose_program_is_nowhere_costs_no_turn(place, client):
+    done = place.run("handoff", "demo", "demo: say x", "--check", "pytst -q")
+    assert (done.returncode, place.live()) == (2, [])
+    assert "the check's program 'pytst' is not on PATH" in done.stderr
+    assert "--check 'env pytst -q'" in done.stderr
+    place.ok("allow", "--check", "pytst -q")
+    assert client.call("handoff", target="demo", task="demo: say x", check="pytst -q")["isError"]
+
+
+@pytest.mark.parametrize(
+    ("check", "path"),
+    [("env pytst", ""), ("./pytst", ""), ("sub/pytst", ""), ("pytst", "there"), ("pytst", "sub")],
+    ids=["what-starts-it", "path", "folder", "profiles-path", "relative-path"],
+)
+def test_a_check_whose_program_may_yet_come_is_tried(place, check, path):
+    (place.folder / "there").mkdir()
+    place.folder.joinpath("there", "pytst").symlink_to("/bin/true")
+    path = {"": "", "there": f"{place.folder}/there", "sub": "sub"}[path]
+    head = f"env: {{set: {{PATH: '{path}:{place.env['PATH']}'}}}}\n" if path else ""
+    place.profile("worker", f"---\nprovider: demo\n{head}---\n")
+    argv = ("handoff", "worker", "demo: say x", "--check", check, "--check-retries", "0")
+    done = place.run(*argv, "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["check"]["tries"] == 1
+    assert (done.returncode == 0) is ("there" in path)
+
+
 @pytest.mark.parametrize("how", ["stop", "timeout", "a person's turn"])
 def test_a_check_that_runs_is_ended_with_its_task(place, how):
     mark = place.work / "pid"
