@@ -7490,7 +7490,9 @@ def _add_all(
     quoted = ["".join(f"\\{letter}" for letter in submodule) for submodule in submodules]
     rest = [f":(exclude,glob){pattern}" for pattern in quoted]
     add = ("add", "-A", *flags, "--", ".", *rest)
-    # A sparse checkout is what git puts here; what a worker puts beside it counts as well.
+    # A sparse checkout is what git puts here; what a worker puts beside it counts as well. Git
+    # looks at such a file that it knows only once the index was written anew.
+    _git(path, "update-index", "--force-write-index", variables=variables)
     setting = ("core.sparseCheckout=false", *setting)
     _git(path, *add, variables=variables, setting=setting, **more)
     if submodules:

@@ -1196,19 +1196,25 @@ def test_what_is_left_of_a_submodule_that_is_not_checked_out_any_more_is_named(r
     kept_unless_yes(repo, session, path, "repositories of submodules")
 
 
-def test_what_a_worker_put_beside_a_sparse_checkout_is_shown_and_merged(repo):
+@pytest.mark.parametrize("index", ["--no-sparse-index", "--sparse-index"])
+def test_what_a_worker_put_beside_a_sparse_checkout_is_shown_and_merged(repo, index):
     for name in ("in", "out"):
         (repo.work / name).mkdir()
         (repo.work / name / "a.txt").write_text("one\n")
     git(repo.work, "add", ".")
     git(repo.work, "commit", "-qm", "two directories")
-    git(repo.work, "sparse-checkout", "set", "--cone", "in")
+    git(repo.work, "sparse-checkout", "set", "--cone", index, "in")
     session, path = worker(repo)
     assert not (path / "out").exists()
     (path / "out").mkdir()
     (path / "out" / "new.txt").write_text("new\n")
-    assert json.loads(repo.ok("diff", session, "--json"))["files"] == ["out/new.txt"]
+    (path / "out" / "a.txt").write_text("changed\n")  # which git has not put there
+    facts = json.loads(repo.ok("diff", session, "--json"))
+    assert facts["files"] == ["out/a.txt", "out/new.txt"]
+    assert facts["diffstat"] == "2 files changed, 2 insertions(+), 1 deletion(-)"
+    assert "+changed" in repo.ok("diff", session)
     repo.ok("merge", session)
+    assert git(repo.work, "show", "HEAD:out/a.txt") == "changed"
     tree = git(repo.work, "ls-tree", "-r", "--name-only", "HEAD")
     assert tree.split() == [".gitignore", "a.txt", "in/a.txt", "out/a.txt", "out/new.txt"]
 
