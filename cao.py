@@ -14176,6 +14176,11 @@ def cmd_show(ask: Ask) -> None:
     _print(ask, {**view, "scope": scope}, f"{head}{screen}".rstrip("\n"))
 
 
+# In place of the person's: `cao visible` takes these for colours, and none of them hides text.
+_GIT_COLOURS = ["context=normal", "func=normal", "meta=bold", "frag=cyan", "old=red", "new=green"]
+_GIT_COLOURS += ["whitespace=red reverse"]  # on its own background, red text would be hidden
+
+
 def cmd_diff(ask: Ask) -> int:
     """Run `git diff-tree` on all that is in a worktree, in a pager where we are on a terminal;
     return its status. With --json print facts instead."""
@@ -14191,7 +14196,8 @@ def cmd_diff(ask: Ask) -> int:
             print(words, file=sys.stderr, flush=True)
         form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
         show = ["diff-tree", "--ignore-submodules=dirty", "-r", "-M", "--color=auto", form]
-        argv = [find_program("git"), "--paginate", *git_at(path), *show, base, tree]
+        settings = [word for one in _GIT_COLOURS for word in ("-c", f"color.diff.{one}")]
+        argv = [find_program("git"), "--paginate", *git_at(path), *settings, *show, base, tree]
         # git starts a pager only on a terminal: there, `cao visible` reads all before the pager.
         visible_argv = [sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"]
         pager = f"{quote_argv(visible_argv)} | {_git(path, 'var', 'GIT_PAGER')}"
@@ -14202,10 +14208,10 @@ def cmd_diff(ask: Ask) -> int:
 
 
 def show_visible() -> None:
-    """Copy stdin to stdout, made visible but for the colours that git itself sets: `cao visible`,
-    which cmd_diff puts between git and the person's pager."""
+    """Copy stdin to stdout, made visible but for _GIT_COLOURS: `cao visible`, which cmd_diff puts
+    between git and the person's pager."""
     for line in sys.stdin.buffer:
-        parts = re.split(r"(\x1b\[[1;]*(?:3[1-6])?m)", line.decode(errors="backslashreplace"))
+        parts = re.split(r"(\x1b\[[17;]*(?:3[1-6])?m)", line.decode(errors="backslashreplace"))
         parts[::2] = map(visible, parts[::2])
         sys.stdout.buffer.write("".join(parts).encode())
 

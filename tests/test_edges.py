@@ -316,16 +316,20 @@ def test_no_line_of_a_question_or_of_a_log_passes_for_another(place, asking):
 @pytest.mark.parametrize("pager", ["cat", "cat -v | cat"])
 def test_a_diff_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place, pager):
     me = ["-c", "user.name=me", "-c", "user.email=me@here"]
-    for words in (["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "first"]):
+    for words in (
+        ["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "first"],
+        ["config", "color.diff.new", "white blue"], ["config", "color.diff.meta", "208"],
+    ):  # fmt: skip
         subprocess.run(["git", *words], cwd=place.work, env=place.env, check=True)
     session = place.ok("assign", "demo", "demo: say x", "--worktree").partition(".")[0]
     place.until_state(session, "idle")
-    text = b"\x1b[8mhidden\x1b[m \x1b]0;title\x07 \xe2\x80\xae \xff \x1b[31mred\r\n"
+    text = b"\x1b[8mhidden\x1b[m \x1b]0;title\x07 \xe2\x80\xae \xff \x1b[41;31mred\r\n"
     (place.home / "worktrees" / session / "file").write_bytes(text)
     place.env["GIT_PAGER"] = pager
     seen, status = on_terminal(place, "diff", session)
-    hidden = r"\x1b[8mhidden", r"\x1b]0;title\x07 \u202e \xff"
-    assert (status, [words in seen for words in hidden]) == (0, [True, True])
+    hidden = r"\x1b[8mhidden", r"\x1b]0;title\x07 \u202e \xff", r"\x1b[41;31mred"
+    assert (status, [words in seen for words in hidden]) == (0, [True] * 3)
+    assert seen.count(r"\x1b") == 3, seen  # no colour of git's, at the blank at the end neither
     assert ("\x1b[32m" in seen, "^[[32m" in seen) == (pager == "cat", pager != "cat")
     argv = [*CAO, "diff", session]
     piped = subprocess.run(argv, env=place.env, cwd=place.work, capture_output=True, check=True)
