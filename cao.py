@@ -7257,10 +7257,18 @@ def git_environment() -> dict[str, str]:
 
 
 def _in_worktrees(folder: str) -> str:
-    """Return a folder's path from the folder of all our worktrees, "" where it is not in there."""
-    home = os.path.realpath(runtime_home())
-    inside = os.path.relpath(os.path.realpath(folder), f"{home}/worktrees")
-    return "" if inside.startswith("..") else inside
+    """Return a folder's path from the folder of all our worktrees, "" where it is not in there.
+
+    A link in there counts as well, wherever it leads: an agent may have made it. The folder of all
+    worktrees may be a link too: a person has them on a larger disk.
+    """
+    top = f"{os.path.realpath(runtime_home())}/worktrees"
+    for place in (folder, os.path.realpath(folder)):
+        for start in (top, os.path.realpath(top)):
+            inside = os.path.relpath(place, start)
+            if not inside.startswith(".."):
+                return inside
+    return ""
 
 
 def _worktree_origin(store: Store, name: str) -> str:
@@ -7298,6 +7306,7 @@ def _git_directory(folder: str) -> str:
         known = directory.startswith(f"{common}/")
     else:
         listed = named_path(f"{directory}/gitdir") == f"{os.path.realpath(folder)}/.git"
+        listed = listed and not os.path.islink(folder)
         known = listed and os.path.dirname(directory) == f"{common}/worktrees"
     return directory if known else ""
 
@@ -7305,6 +7314,9 @@ def _git_directory(folder: str) -> str:
 def _sure_directory(folder: str) -> str:
     """Return what _git_directory does. Raises CaoError where an agent may have made that."""
     directory = _git_directory(folder)
+    if not directory and os.path.islink(folder):
+        what = f"the worktree {folder} is a link to {os.path.realpath(folder)}"
+        raise CaoError(what, f"put it back, or: cao discard {os.path.basename(folder)} --yes")
     if not directory:
         raise CaoError(
             f"the worktree's .git file was changed: {folder}/.git is not what git wrote there, and"
@@ -7428,6 +7440,8 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
     import shutil
 
     path, branch = worktree_path(store, name), f"cao/{name}"
+    if os.path.islink(path):
+        os.unlink(path)
     if os.path.isdir(path) and not force:
         _git(origin, "worktree", "remove", path)
     else:
@@ -7611,7 +7625,7 @@ def sessions_inside(boss: Orchestrator, name: str) -> list[str]:
     for other in boss.store.live():
         session = boss.store.peek(other)
         cwd = "" if not session or session.host else session.cwd
-        if f"{cwd}/".startswith(f"{worktree_path(boss.store, name)}/"):
+        if cwd and _in_worktrees(cwd).partition("/")[0] == name:
             inside.append(other)
     return [other for other in inside if boss.state_of(other)["state"] != "ended"]
 

@@ -21,6 +21,7 @@ from test_worktrees import (
     refused,
     repo,
     with_library,
+    with_worktrees_behind_a_link,
     worker,
 )
 
@@ -150,6 +151,26 @@ def test_a_git_file_that_was_changed_is_mended_as_the_error_says(repo):
     assert (repo.work / "new.txt").exists()
 
 
+def test_nor_where_the_folder_of_all_worktrees_is_a_link(repo):
+    with_worktrees_behind_a_link(repo)
+    session, path = worker(repo)
+    elsewhere(repo, path)
+    assert "the worktree's .git file was changed" in in_all_ways(repo, session)["merge"]
+
+
+def test_a_worktree_that_was_replaced_by_a_link_is_refused(repo):
+    session, path = worker(repo)
+    git(repo.work, "worktree", "add", "-q", "../persons", "-b", "feature")
+    persons = repo.folder / "persons"
+    (persons / "new.txt").write_text("not committed\n")
+    path.rename(repo.folder / "moved")
+    path.symlink_to(persons)
+    refused(repo, "diff", session, code=1, said=f"is a link to {persons}", fix="put it back")
+    refused(repo, "merge", session, code=1, said=f"is a link to {persons}", fix="put it back")
+    kept_unless_yes(repo, session, path, "is a link")
+    assert git(persons, "status", "--porcelain") == "?? new.txt"
+
+
 @pytest.mark.parametrize("forged", WAYS[:4], ids=lambda way: way.__name__)
 def test_no_worktree_is_made_from_one_whose_git_file_was_changed(repo, forged):
     session, path = worker(repo)
@@ -212,6 +233,20 @@ def test_git_is_not_run_in_what_an_agent_put_in_a_submodules_place(repo, form):
     for verb in ("merge", "discard"):
         assert "the repository lib" in said[verb]
     kept_unless_yes(repo, session, path, "the repository lib")
+
+
+def test_git_is_not_run_in_what_a_link_in_a_submodules_place_leads_to(repo):
+    with_link(repo, git(repo.work, "rev-parse", "HEAD"))
+    session, path = worker(repo)
+    evil = repo.folder / "evil"
+    forge(repo, evil / ".git")
+    (evil / "a.txt").write_text("changed\n")
+    (path / "lib").rmdir()
+    (path / "lib").symlink_to(evil)
+    (path / "new.txt").write_text("work\n")
+    said = in_all_ways(repo, session)
+    (result,) = json.loads(said["handoff"])["results"]
+    assert result["worktree"]["files"] == ["lib", "new.txt"]
 
 
 @pytest.mark.parametrize("diverged", [True, False])
@@ -363,7 +398,7 @@ def where_the_home_is_behind_a_link(repo):
 @pytest.mark.parametrize(
     "made",
     [as_submodule, with_its_git_elsewhere, behind_a_link, as_worktree, of_a_bare_one, with_filter,
-     of_a_worker, where_the_home_is_behind_a_link],
+     of_a_worker, where_the_home_is_behind_a_link, with_worktrees_behind_a_link],
     ids=lambda made: made.__name__,
 )  # fmt: skip
 def test_a_worktree_can_be_made_from_any_checkout_and_merged_into_it(repo, made):

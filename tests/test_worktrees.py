@@ -842,12 +842,22 @@ def test_a_worktree_in_which_another_is_at_work_is_neither_merged_nor_discarded(
     assert (path / "sub").exists()
 
 
-def test_a_worktree_in_which_another_waits_is_merged_and_not_discarded(repo):
+def with_worktrees_behind_a_link(repo):
+    (repo.folder / "big").mkdir()
+    repo.home.mkdir(0o700, exist_ok=True)
+    (repo.home / "worktrees").symlink_to(repo.folder / "big")
+    return repo.work
+
+
+@pytest.mark.parametrize("behind_a_link", [False, True])
+def test_a_worktree_in_which_another_waits_is_merged_and_not_discarded(repo, behind_a_link):
+    if behind_a_link:
+        with_worktrees_behind_a_link(repo)
     session, path = worker(repo)
     other, _ = worker(repo, CAO_SESSION=session, cwd=path)  # its own: it ends with it
     (path / "new.txt").write_text("new\n")
     repo.ok("merge", session)
-    repo.ok("handoff", "demo", "demo: say on", "--cwd", str(path))
+    repo.ok("handoff", "demo", "demo: say on", "--cwd", str(path.resolve()))
     (third,) = {*repo.live()} - {session, other}
     refused(repo, "discard", session, code=2, said=f"{third} is in the", fix=f"cao stop {third}")
     repo.ok("stop", third)
