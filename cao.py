@@ -7862,7 +7862,8 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
     committed, ignored files, or a submodule that is checked out.
 
     `git merge` refuses the first as well, but for a file marked assume-unchanged only when the
-    change is lost; the other two it overwrites without a word.
+    change is lost; the other two it overwrites without a word, and what is staged in a directory
+    where the merge changes a file of the directory's name, or the other way round.
     """
     _git(top, "update-index", "-q", "--refresh", allowed=1)  # read-tree goes by the index alone
     try:
@@ -7870,27 +7871,28 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
     except CaoError as error:
         fix = f"commit or stash what is in its way (cd {_in_shell(top)} && git status)"
         raise CaoError(error.what, fix) from None
-    new = ("diff-tree", "-r", "--diff-filter=AT", "--name-only", "-z", "HEAD", tree)
-    if not (added := set(_git_names(top, *new))):
-        return
+    changes = ("diff-tree", "-r", "--name-only", "-z", "HEAD", tree)
+    changed = {*_git_names(top, *changes)}
+    folders = {folder for file in changed for folder in _folders(file)}
     others = ("ls-files", "--others", "--ignored", "--exclude-standard", "-z")
     unsaved = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
     unsaved += [submodule for submodule in _submodules(top) if _listdir(f"{top}/{submodule}")]
-    above = {directory for file in added for directory in _with_parents(file)}
-    overwritten = []
-    for name in unsaved:
-        if name in above or not added.isdisjoint(_with_parents(name)):
-            overwritten.append(name)
+    overwritten = {*unsaved}.intersection(_git_names(top, *changes, "--diff-filter=AT"))
+    staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
+    for name in (*unsaved, *staged):
+        if name in folders or not changed.isdisjoint(_folders(name)):
+            overwritten.add(name)
     if overwritten:
-        what = f"it would overwrite ignored files or submodules in {top}: {some_names(overwritten)}"
-        raise CaoError(what, "move that away, then try again")
+        names = some_names(sorted(overwritten))
+        what = f"it would overwrite ignored files, submodules or staged files in {top}: {names}"
+        raise CaoError(what, "move that away, or commit it, then try again")
 
 
-def _with_parents(path: str) -> Iterable[str]:
-    """Return the directories above a relative path, and the path: a, a/b, a/b/c."""
+def _folders(path: str) -> Iterable[str]:
+    """Return the directories above a relative path; of a/b/c: a, a/b."""
     import itertools
 
-    return itertools.accumulate(path.split("/"), "{}/{}".format)
+    return itertools.accumulate(path.split("/")[:-1], "{}/{}".format)
 
 
 def _refuse_to_move(top: str, was: str, commit: str) -> None:

@@ -483,6 +483,27 @@ def ignored_above_a_new_file(repo, path):
     git(path, "add", "--force", "new.log")
 
 
+def staged_below_a_new_file(repo, path):
+    (repo.work / "new").mkdir()
+    (repo.work / "new" / "mine.txt").write_text("mine\n")
+    git(repo.work, "add", "new")
+    (path / "new").write_text("theirs\n")
+
+
+def staged_below(of_theirs):
+    def make(repo, path):
+        git(repo.work, "rm", "-q", "a.txt")
+        (repo.work / "a.txt").mkdir()
+        (repo.work / "a.txt" / "mine.txt").write_text("mine\n")
+        git(repo.work, "add", "a.txt")
+        git(path, "mv", "a.txt", "renamed.txt")
+        if of_theirs:
+            (path / "a.txt").mkdir()
+            (path / "a.txt" / of_theirs).write_text("theirs\n")
+
+    return make
+
+
 def elsewhere(repo, path):
     (path / "a.txt").write_text("theirs\n")
     git(path, "commit", "-qam", "theirs")
@@ -514,6 +535,10 @@ def stashing(repo, path):
         (ignored_and_a_merge_commit, 1, "overwrite ignored files", "move that away"),
         (ignored_under_a_new_file, 1, "new/data.log", "move that away"),
         (ignored_above_a_new_file, 1, "new.log", "move that away"),
+        (staged_below_a_new_file, 1, "new/mine.txt", "commit it"),
+        (staged_below(""), 1, "a.txt/mine.txt", "commit it"),
+        (staged_below("mine.txt"), 1, "a.txt/mine.txt", "commit it"),
+        (staged_below("other.txt"), 1, "a.txt/mine.txt", "commit it"),
         (elsewhere, 1, "has commits that are not in", "git status"),
         (stopped_in_a_rebase, 1, "has commits that are not in", "git status"),
         (on_our_branch, 1, "has main itself checked out", "switch cao/"),
