@@ -7251,6 +7251,12 @@ _GIT_PLAIN = (
 ).split()
 
 
+class _GitLimit:
+    """How long a git may take that is given no time of its own: without limit, but in a runner."""
+
+    seconds: float | None = None
+
+
 def git_environment() -> dict[str, str]:
     """Return our environment without variables that would lead git to another repository."""
     return {name: value for name, value in os.environ.items() if name not in _GIT_OF_A_HOOK}
@@ -7339,7 +7345,7 @@ def _git(
     cwd: str,
     *args: str,
     allowed: int = 0,  # an exit status that is no failure, besides 0
-    timeout_s: float | None = None,
+    timeout_s: float | None = None,  # None: _GitLimit
     variables: dict[str, str] | None = None,  # in its environment, besides ours
     setting: Sequence[str] = (),  # in place of the user's
     started: Callable[[int], None] = lambda _: None,  # is told git's process group
@@ -7360,6 +7366,8 @@ def _git(
     # Without optional locks: a worker's own git must not fail because somebody looks.
     argv = [find_program("git"), *git_at(cwd), *settings, "--no-optional-locks", *args]
     env = {**git_environment(), **(variables or {})}
+    if timeout_s is None:
+        timeout_s = _GitLimit.seconds
     ran = run(argv, timeout_s, text=text, env=env, errors="surrogateescape", started=started)
     if ran.status not in (0, allowed):
         fix = f"put that right, then try again (cd {_in_shell(cwd)} && git status)"
@@ -7456,7 +7464,7 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
         _git(origin, "branch", "-q", "-D", branch)
 
 
-def _status(path: str, timeout_s: float | None = None) -> tuple[list[str], list[str]]:
+def _status(path: str) -> tuple[list[str], list[str]]:
     """Return (changed, unseen): the files of a worktree that differ from its commit or are new, and
     those that git does not look at: ignored ones (a directory ends in /), and those marked
     skip-worktree or assume-unchanged.
@@ -7465,14 +7473,13 @@ def _status(path: str, timeout_s: float | None = None) -> tuple[list[str], list[
     (`dirty`), and we look into those that are the repository's own; any other counts as changed.
     """
     flags = ("--porcelain", "-z", "-uall", "--no-renames")
-    status = _git(path, "status", *flags, "--ignored=matching", timeout_s=timeout_s)
-    lines = status.split("\0")[:-1]
+    lines = _git_names(path, "status", *flags, "--ignored=matching")
     changed = [line[3:] for line in lines if not line.startswith("!!")]
     unseen = [line[3:] for line in lines if line.startswith("!!")]
     for submodule in _submodules(path):
         folder = f"{path}/{submodule}"
         if os.path.lexists(f"{folder}/.git") and (
-            not _git_directory(folder) or any(_status(folder, timeout_s)[0])
+            not _git_directory(folder) or any(_status(folder)[0])
         ):
             changed.append(submodule)
     for line in _git_names(path, "ls-files", "-v", "-z"):
@@ -7678,8 +7685,7 @@ def whole_work(
     shutil.copy2(own_index, index)  # with its time, which git compares
     # Status 1: some file or repository could not be added; all others were.
     fast = ["core.looseCompression=0"]
-    more: dict[str, Any] = {"variables": variables, "setting": fast, "timeout_s": GIT_S}
-    _add_all(path, "--ignore-errors", allowed=1, **more)
+    _add_all(path, "--ignore-errors", allowed=1, variables=variables, setting=fast)
     tree = _git(path, "write-tree", variables=variables)
     others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
     return base, tree, _git_names(path, *others, variables=variables), variables
@@ -7696,7 +7702,7 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
         diffstat = _git(path, *show, "--shortstat", variables=variables).strip()
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
     into = _git(session.origin, "rev-parse", "HEAD")
-    changed, _ = _status(path, GIT_S)
+    changed, _ = _status(path)
     return {
         "branch": session.worktree,
         "path": path,
@@ -11182,6 +11188,7 @@ def run_session(store: Store, name: str) -> int:
         raise CaoError(f"session {name} has a runner already", f"cao why {name}")
     runner = (Remote if session.host else Runner)(store, session)
     runner.lock = lock
+    _GitLimit.seconds = GIT_S
     try:
         return runner.run()
     finally:

@@ -38,6 +38,13 @@ def put_hook(place, name, words):
     hook.chmod(0o755)
 
 
+def put_git(place, text):
+    """Put a program on the PATH that stands before git."""
+    program = place.folder / "bin" / "git"
+    program.write_text(text.format(git=shutil.which("git")))
+    program.chmod(0o755)
+
+
 OLD_GIT = """#!/bin/sh
 for word; do
     if [ "$word" = merge-tree ]; then
@@ -51,9 +58,7 @@ exec {git} "$@"
 
 def put_old_git(place):
     """Put a git on the PATH that cannot try a merge, as before 2.38."""
-    program = place.folder / "bin" / "git"
-    program.write_text(OLD_GIT.format(git=shutil.which("git")))
-    program.chmod(0o755)
+    put_git(place, OLD_GIT)
 
 
 def make_nested(path):
@@ -257,6 +262,22 @@ def test_a_worker_can_be_merged_as_soon_as_its_answer_is_there(repo):
     assert "nothing to merge" in repo.ok("merge", session)
     repo.ok("discard", session)
     assert not path.exists()
+
+
+HANGS = """#!/bin/sh
+case "$*" in *shortstat*) exec sleep 600; esac
+exec {git} "$@"
+"""
+
+
+def test_a_git_that_hangs_keeps_no_task_from_its_result(repo):
+    put_loader(repo, "GIT_S = 2.0\n")
+    put_git(repo, HANGS)  # a partial clone whose server does not answer
+    argv = ("handoff", "demo", "demo: say ready", "--worktree", "--json")
+    (result,) = json.loads(repo.ok(*argv))["results"]
+    assert (result["outcome"], result["answer"]) == ("done", "ready")
+    assert "the worktree could not be read" in result["notes"][0]
+    assert "took longer than 2 s" in result["notes"][0]
 
 
 LETTERS = """first=$(head -n 1 "$1"); letters=$(printf %s "$first" | wc -m)
