@@ -14264,11 +14264,13 @@ def cmd_discard(ask: Ask) -> None:
             raise UsageError(f"{other} is in the worktree of {name}", f"cao stop {other}")
     with discarding(ask.store):
         for holds in ("holds", "was ended, and now holds"):
+            losses = []
             try:
-                losses = worktree_losses(ask.store, name, session.origin)
+                if not ask.args.yes:  # else git is asked nothing: it may wait for ever there
+                    losses = worktree_losses(ask.store, name, session.origin)
             except CaoError as error:
                 losses = [f"what cannot be read ({error.what})"]
-            if losses and not ask.args.yes:
+            if losses:
                 what = f"{name} {holds} {' and '.join(losses)}, which may be nowhere else"
                 raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
             if ask.boss.state_of(name)["state"] == "ended":

@@ -1018,6 +1018,14 @@ def kept_unless_yes(repo, session, path, said):
     assert git(repo.work, "branch", "--list", f"cao/{session}") == ""
 
 
+def test_what_git_cannot_read_is_discarded_all_the_same(repo):
+    session, path = worker(repo)
+    (path / "a.txt").write_text("changed\n")
+    os.mkfifo(path / ".gitattributes")  # git opens it, and waits
+    repo.ok("discard", session, "--yes", timeout_s=30)
+    assert not path.exists()
+
+
 def unlisted(repo, path):
     git(path, "config", "status.showUntrackedFiles", "no")
     (path / "new.txt").write_text("new\n")
