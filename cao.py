@@ -7499,12 +7499,12 @@ def _submodules(path: str) -> list[str]:
 def _add_all(
     path: str,
     *flags: str,
+    allowed: int = 0,
     variables: dict[str, str] | None = None,
     setting: Sequence[str] = (),
-    **more: Any,
 ) -> None:
     """Stage all that a worktree holds, of a submodule its commit. flags: more for `git add`, which
-    would run git in submodules (see _status); `git update-index` does not. more: for _git."""
+    would run git in submodules (see _status); `git update-index` does not."""
     submodules = _submodules(path)
     # Not `literal`: git would complain of one that .gitignore names, too. By its first letter's
     # backslash this is a pattern, and git does not.
@@ -7513,11 +7513,12 @@ def _add_all(
     add = ("add", "-A", *flags, "--", ".", *rest)
     # A sparse checkout is what git puts here; what a worker puts beside it counts as well. Git
     # looks at such a file that it knows only once the index was written anew.
-    _git(path, "update-index", "--force-write-index", variables=variables)
-    setting = ("core.sparseCheckout=false", *setting)
-    _git(path, *add, variables=variables, setting=setting, **more)
+    _git(path, "update-index", "--force-write-index", variables=variables, setting=setting)
+    whole = ("core.sparseCheckout=false", *setting)
+    _git(path, *add, allowed=allowed, variables=variables, setting=whole)
     if submodules:
-        _git(path, "update-index", "--remove", "--", *submodules, variables=variables)
+        remove = ("update-index", "--remove", "--", *submodules)
+        _git(path, *remove, variables=variables, setting=setting)
 
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
@@ -7684,9 +7685,11 @@ def whole_work(
     os.mkdir(objects)
     shutil.copy2(own_index, index)  # with its time, which git compares
     # Status 1: some file or repository could not be added; all others were.
-    fast = ["core.looseCompression=0"]
-    _add_all(path, "--ignore-errors", allowed=1, variables=variables, setting=fast)
-    tree = _git(path, "write-tree", variables=variables)
+    # This is fast, and leaves no half of a split index in git's folder.
+    setting = ["core.looseCompression=0", "core.splitIndex=false"]
+    more: dict[str, Any] = {"variables": variables, "setting": setting}
+    _add_all(path, "--ignore-errors", allowed=1, **more)
+    tree = _git(path, "write-tree", **more)
     others = ("ls-files", "--others", "--modified", "--exclude-standard", "-z")
     return base, tree, _git_names(path, *others, variables=variables), variables
 

@@ -161,18 +161,19 @@ def test_a_result_names_commits_changed_and_new_files_and_what_is_uncommitted(re
 
 
 def stored(top) -> set[str]:
-    """Return the names of a repository's files of objects."""
-    return {str(file) for file in (top / ".git" / "objects").rglob("*") if file.is_file()}
+    """Return the names of all files of a repository's git."""
+    return {str(file) for file in (top / ".git").rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("name", ["clone", 'a "b": \\c', "two\nlines"])
 def test_to_look_at_what_is_not_committed_stores_nothing_in_the_repository(repo, name):
     git(repo.folder, "clone", "-q", "--shared", str(repo.work), name)  # its objects are borrowed
     top = repo.folder / name
+    git(top, "config", "core.splitIndex", "true")
     session, path = worker(repo, cwd=top)
-    before = stored(top)
     (path / "model.bin").write_text("large\n")
     git(path, "mv", "a.txt", "b.txt")
+    before = stored(top)
     (result,) = json.loads(repo.ok("handoff", session, "demo: say on", "--json"))["results"]
     assert result["worktree"]["files"] == ["b.txt", "model.bin"]
     assert result["worktree"]["diffstat"].startswith("2 files changed, 1 insertion")
