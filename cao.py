@@ -2116,6 +2116,16 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     return {f"/<session-flags>/config.toml:{name}:0:0": entry}
 
 
+# Its next session runs what its settings of a folder say. In this mode 0.61.0 writes also where a
+# rule says "ask_user".
+_GEMINI_POLICY = """\
+[[rule]]
+toolName = ["write_file", "replace"]
+argsPattern = '"file_path":".*\\.gemini/'
+decision = "deny"
+modes = ["autoEdit"]
+priority = 20
+"""
 _GEMINI_HOOKS = "SessionStart BeforeAgent Notification BeforeTool AfterTool AfterAgent SessionEnd"
 
 
@@ -2160,6 +2170,7 @@ def _start_gemini(launch: Launch) -> Start:
         "home/.gemini/settings.json": settings,
         "home/.gemini/extensions/cao/gemini-extension.json": extension,
         "home/.gemini/extensions/cao/system.md": launch.system,
+        "home/.gemini/extensions/cao/policies/edits.toml": _GEMINI_POLICY,
         # This names the folder of the project's temporary files, which it may read.
         "home/.gemini/projects.json": {"projects": {launch.cwd: "cao"}},
     }
@@ -2214,15 +2225,15 @@ def _start_qwen(launch: Launch) -> Start:
 
 
 def _qwen_outside(cwd: str) -> list[str]:
-    """Return what Qwen Code 0.24.4 must not write: what is outside cwd, by its real path, and .git,
-    which names programs that git runs. Its mode auto-edit asks for none of it, whatever `ask`
-    says."""
+    """Return what Qwen Code 0.24.4 must not write: what is outside cwd, by its real path, and what
+    names programs that git, or its own next session, runs. Its mode auto-edit asks for none of it,
+    whatever `ask` says."""
     rules, above = [], "/"
     for part in cwd.strip("/").split("/"):
         name = re.sub(r"(\W)", r"\\\1", part)
         rules += [f"Edit(/{above}!({name}))", f"Edit(/{above}!({name})/**)"]
         above += f"{name}/"
-    return [*rules, f"Edit(/{above}**/.git/**)"]
+    return rules + [f"Edit(/{above}**/{name}/**)" for name in (".git", ".qwen")]
 
 
 _KIMI_HOOKS = (
@@ -2296,9 +2307,9 @@ for (const file of unasked)  // it came since we looked; this runs before what t
     process.exit(1);
   }
 // Tell whether pi writes below cwd. It drops a leading @, expands ~, takes each kind of blank for a
-// plain one and follows links, also before a "..". What is written into .git may be run by git.
+// plain one and follows links, also before a "..". What is in .git or .pi may be run by git or pi.
 const changed = /^[@~]|[\\u00a0\\u2000-\\u200a\\u202f\\u205f\\u3000]/;
-const kept = /(^|\\/)(\\.\\.|\\.git)(\\/|$)/i;
+const kept = /(^|\\/)\\.(\\.|git|pi)(\\/|$)/i;
 const below = (path) => {
   if (!path || changed.test(path) || kept.test(path)) return false;
   try {
@@ -2445,7 +2456,9 @@ def _start_copilot(launch: Launch) -> Start:
         hooks[event]["timeoutSec"] = ASK_TIMEOUT_S
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
-    if mode == "edits":
+    if mode == "edits":  # git, or its next session, runs what is in these
+        kept = ".git/** .github/hooks/** .github/copilot/** .claude/** mcp.json .mcp.json lsp.json"
+        argv += [f"--deny-tool=write(**/{path})" for path in kept.split()]
         hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
     elif mode != "ask":
         del hooks["PermissionRequest"]
@@ -2623,8 +2636,9 @@ def _start_opencode(launch: Launch) -> Start:
     outside = "ask"
     if profile.permissions == "all":
         outside = "allow"
-    elif rules["edit"] == "allow":  # but git may run what is in its files
-        rules["edit"] = {"*": "allow", "*.git": "ask", "*.git/*": "ask"}
+    elif rules["edit"] == "allow":  # but git, or its next session, may run what these say
+        asked = ("*.git", "*.git/*", "*.opencode/*", "*opencode.json*")
+        rules["edit"] = {"*": "allow", **dict.fromkeys(asked, "ask")}
     rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
     rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
     config: dict[str, Any] = {

@@ -558,7 +558,9 @@ def test_pi_asks_before_it_writes_outside_its_directory(place, mock_llm):
 
     above = f"{place.work}/link/../outside"  # the kernel follows the link first
     paths = ["~/outside", f"@{outside}", "link/outside", "nothing", above, "\0"]
-    for path in (*paths, ".git/config", "hooks/post-checkout"):
+    (place.work / "pi").symlink_to(".pi")
+    inside = (".git/config", "hooks/post-checkout", ".pi/extensions/x.js", "pi/settings.json")
+    for path in (*paths, *inside):
         target, question, task = asked_by(place, target, write(path), "permission")
         assert path in question["text"]
         place.ok("answer", target, "no")
@@ -566,6 +568,7 @@ def test_pi_asks_before_it_writes_outside_its_directory(place, mock_llm):
     assert not outside.exists()
     assert not (place.folder / "outside").exists()
     assert [*(place.work / ".git").rglob("*")] == [place.work / ".git" / "hooks"]
+    assert not (place.work / ".pi").exists()
     assert handoff(place, target, write("new/inside"))["results"][0]["answer"] == "went on"
     assert (place.work / "new" / "inside").read_text() == "x"
 
@@ -586,34 +589,57 @@ def test_a_hook_in_a_claude_profile_runs_beside_caos_own(place, mock_llm):
 WRITE = {
     "opencode": 'read {"filePath": "%s"};tool write {"filePath": "%s", "content": "{}"}',
     "qwen": 'read_file {"file_path": "%s"};tool write_file {"file_path": "%s", "content": "{}"}',
+    "gemini": 'read_file {"file_path": "%s"};tool write_file {"file_path": "%s", "content": "{}"}',
     "copilot": 'edit {"path": "%s", "old_str": "{", "new_str": "{ "}',
 }
 
 
-@pytest.mark.parametrize("name", list(WRITE))
+@pytest.mark.parametrize("name", ["opencode", "qwen", "copilot"])
 def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, name):
     target = edits_alone(place, name, mock_llm.port)
     (place.folder / "tmp").mkdir(exist_ok=True)  # in this folder Copilot writes unasked
     place.env["TMPDIR"] = str(place.folder / "tmp")
     (place.work / "link").symlink_to(place.home)
-    (place.work / ".git").mkdir()
-    (place.work / ".git" / "config").write_text("[core]\n")
-    for way in ("env.json", "link", ".git"):
-        if (name, way) in (("opencode", "link"), ("copilot", ".git")):
+    for way in ("env.json", "link"):
+        if (name, way) == ("opencode", "link"):
             continue  # see the README
         session = handoff(place, target, "MOCK:say ready", "--keep")["results"][0]["session"]
-        path = place.work / ".git" / "config"
-        if way != ".git":
-            home = place.work / "link" if way == "link" else place.home
-            path = home / "sessions" / session / "launch" / "env.json"
+        home = place.work / "link" if way == "link" else place.home
+        path = home / "sessions" / session / "launch" / "env.json"
         before = path.read_text()
         script = WRITE[name].replace("%s", str(path))
         found = place.run("handoff", session, f"MOCK:tool {script};say went on", "--json")
-        if found.returncode == 6 and way != ".git":  # whether it may read that
+        if found.returncode == 6:  # whether it may read that
             place.run("answer", session, "yes")
             place.run("wait")
         assert path.read_text() == before
         place.ok("stop", session)
+
+
+# What git, or the CLI's own next session, runs.
+RUN = {
+    "opencode": (".git/config", ".opencode/plugin/x.js", "opencode.json"),
+    "qwen": (".git/config", ".qwen/x.json"),  # its settings.json it changes itself
+    "gemini": (".git/config", ".gemini/settings.json"),
+    "copilot": (".git/config", ".github/hooks/x.json", ".mcp.json", ".vscode/mcp.json"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRITE))
+def test_edits_alone_change_nothing_unasked_that_git_or_a_next_session_runs(place, mock_llm, name):
+    target, calls = edits_alone(place, name, mock_llm.port), ""
+    for path in (*RUN[name], "inside"):
+        (place.work / path).parent.mkdir(parents=True, exist_ok=True)
+        (place.work / path).write_text("{ }\n")
+        calls += f"tool {WRITE[name]};".replace("%s", str(place.work / path))
+    found = place.run("handoff", target, f"MOCK:{calls}say went on", "--json")
+    while found.returncode == 6:
+        place.ok("answer", *place.live(), "no")
+        found = place.run("wait", "--json")
+    assert json.loads(found.stdout)["results"][0]["answer"] == "went on"
+    changed = [path for path in RUN[name] if (place.work / path).read_text() != "{ }\n"]
+    assert changed == []
+    assert (place.work / "inside").read_text() != "{ }\n"
 
 
 def set_opencode(place, users: dict) -> None:
