@@ -7869,6 +7869,14 @@ def _try_merge(top: str, commit: str, resolve: str) -> tuple[str, str]:
             tree = _git(top, "write-tree", allowed=128, variables=variables)
         if tree:
             conflicts = ""
+            # The merge itself also looks at the files of top, and may call this a conflict.
+            added = ("diff-tree", "-r", "--name-only", "--diff-filter=A", "-z", "HEAD", tree)
+            for name in _git_names(top, *added):
+                place = f"{top}/{name}"
+                if os.path.isdir(place) and not any(files for *_, files in os.walk(place)):
+                    raise CaoError(
+                        f"{place} is an empty directory here, and a file there", "remove it"
+                    )
     if conflicts:
         raise CaoError(conflicts, resolve)
     # `git merge` would refuse this, too, but undo changes in files marked assume-unchanged.

@@ -526,6 +526,20 @@ def staged_below(of_theirs):
     return make
 
 
+def an_empty_directory_before_git_2_38(repo, path):
+    put_old_git(repo)
+    (repo.work / "build").mkdir()
+    (repo.work / "build" / "x").write_text("x\n")
+    git(repo.work, "add", "build")
+    git(repo.work, "commit", "-q", "-m", "build")
+    git(path, "merge", "-q", "main")
+    git(path, "rm", "-q", "build/x")
+    (path / "build").write_text("theirs\n")
+    git(repo.work, "rm", "-q", "build/x")
+    git(repo.work, "commit", "-q", "-m", "ours")
+    (repo.work / "build" / "sub").mkdir(parents=True)
+
+
 def elsewhere(repo, path):
     (path / "a.txt").write_text("theirs\n")
     git(path, "commit", "-qam", "theirs")
@@ -561,6 +575,7 @@ def stashing(repo, path):
         (staged_below(""), 1, "a.txt/mine.txt", "commit it"),
         (staged_below("mine.txt"), 1, "a.txt/mine.txt", "commit it"),
         (staged_below("other.txt"), 1, "a.txt/mine.txt", "commit it"),
+        (an_empty_directory_before_git_2_38, 1, "build", "remove it"),
         (elsewhere, 1, "has commits that are not in", "git status"),
         (stopped_in_a_rebase, 1, "has commits that are not in", "git status"),
         (on_our_branch, 1, "has main itself checked out", "switch cao/"),
