@@ -7396,6 +7396,11 @@ def _in_shell(path: str) -> str:
     return shlex.quote(path)
 
 
+def _head(cwd: str) -> str:
+    """Return the commit that a working tree is at; where there is none, git says so clearly."""
+    return _git(cwd, "log", "-1", "--format=%H")
+
+
 def _git_names(cwd: str, *args: str, variables: dict[str, str] | None = None) -> list[str]:
     """Return what a git command prints, entry by entry; args have its -z."""
     return _git(cwd, *args, variables=variables).split("\0")[:-1]
@@ -7431,7 +7436,7 @@ def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
         if not os.path.lexists(f"{top}/.git"):
             raise CaoError("not a git repository")
         _git(top, "rev-parse", "--show-toplevel")  # not in a bare one, of which .git may tell
-        _git(top, "log", "-1", "--format=%H")  # where there is no commit, git says so clearly
+        _head(top)
     except CaoError as error:
         fix = "leave worktree out, or set it to false where the profile has it, or begin in a git"
         fix += " repository with a commit"
@@ -7679,8 +7684,8 @@ def whole_work(
     import shutil
 
     path = worktree_path(store, session.name)
-    into = _git(session.origin, "rev-parse", "HEAD")
-    base = _git(path, "merge-base", into, "HEAD", allowed=1)
+    into = _head(session.origin)
+    base = _git(path, "merge-base", into, _head(path), allowed=1)
     if not base:
         raise CaoError(
             f"what {path} is at has no commit in common with what {session.origin} is at",
@@ -7718,7 +7723,7 @@ def worktree_facts(store: Store, session: Session) -> dict[str, Any]:
         files = _git_names(path, *show, "--name-only", "-z", variables=variables)
         diffstat = _git(path, *show, "--shortstat", variables=variables).strip()
     log = ("log", "-z", "--encoding=UTF-8", "--format=%h %s", "--ignore-missing")
-    into = _git(session.origin, "rev-parse", "HEAD")
+    into = _head(session.origin)
     changed, _ = _status(path)
     return {
         "branch": session.worktree,
@@ -7780,7 +7785,7 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             f"{top} is on no branch (detached HEAD): nothing there to merge into",
             f"git -C {_in_shell(top)} switch BRANCH",
         )
-    on, head = _git(path, "branch", "--show-current"), _git(path, "rev-parse", "HEAD")
+    on, head = _git(path, "branch", "--show-current"), _head(path)
     try:
         return _commit_and_merge(boss, session, into, on)
     except BaseException:
@@ -7813,8 +7818,8 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
         _refuse_unfinished(top)  # now: a hook of that commit may be slow
         if _git(top, "branch", "--show-current") != into:
             raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
-        was, facts = _git(top, "rev-parse", "HEAD"), worktree_facts(boss.store, session)
-        commit = _git(path, "rev-parse", "HEAD")
+        was, facts = _head(top), worktree_facts(boss.store, session)
+        commit = _head(path)
         _refuse_unknown_submodules(path, session.worktree)
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
         strategy, tree = _try_merge(top, commit, resolve)
@@ -7824,7 +7829,7 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
         raise CaoError(what, error.fix) from None
     _merge(top, into, commit, strategy, tree, f"Merge branch '{session.worktree}'")
-    now = _git(top, "rev-parse", "HEAD")
+    now = _head(top)
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
 
@@ -7985,7 +7990,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
     if "=" not in into:  # git takes no such branch's name on its command line
         plain.append(f"branch.{into}.mergeOptions=")
     merge = ("merge", "-q", "--ff", "--commit", "--no-squash", "-m", message, commit)
-    before, head = _standing(top), _git(top, "rev-parse", "HEAD")
+    before, head = _standing(top), _head(top)
     try:
         _git(top, *merge, setting=plain, started=git_group.append)
     except CaoError as error:

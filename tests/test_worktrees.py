@@ -948,6 +948,14 @@ def test_no_commit_yet_no_repository_and_no_worktree_are_said_in_clear_words(pla
     assert place.live() == [plain]
 
 
+@pytest.mark.parametrize("where", ["the worktree", "the repository"])
+def test_a_branch_without_a_commit_is_said_in_clear_words(repo, where):
+    session, path = worker(repo)
+    git(path if where == "the worktree" else repo.work, "checkout", "-q", "--orphan", "new")
+    for verb in ("diff", "merge"):
+        refused(repo, verb, session, code=1, said="does not have any commits yet", fix="git status")
+
+
 def test_a_worktree_begins_where_a_detached_head_is_and_in_the_same_subdirectory(repo):
     (repo.work / "sub").mkdir()
     (repo.work / "sub" / "b.txt").write_text("b\n")
