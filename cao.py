@@ -13971,8 +13971,10 @@ def _given_options(ask: Ask) -> TaskOptions:
     """Return the task's options in a command's arguments. Raises UsageError for what is out of
     range."""
     options = task_options(vars(ask.args))
-    if options.timeout_s < 1 or (options.check_retries or 0) < 0:
-        raise UsageError("--timeout is at least 1s, --check-retries at least 0", "--timeout 10m")
+    if options.timeout_s < 1:
+        raise UsageError("--timeout is at least 1s", "--timeout 10m")
+    if (options.check_retries or 0) < 0:
+        raise UsageError("--check-retries is at least 0", "--check-retries 2")
     if ask.args.max_tokens is not None and ask.args.max_tokens < 1:
         raise UsageError("--max-tokens is at least 1", "--max-tokens 200000")
     return options

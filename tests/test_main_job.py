@@ -2069,7 +2069,7 @@ BAD = [
     (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "make it"),
     (["handoff", "demo", "x", "--cwd", "/etc/passwd"], 2, "is no directory", "make it"),
     (["handoff", "demo", "x", "--timeout", "0s"], 2, "at least 1s", "10m"),
-    (["run", "demo", "x", "--check", "true", "--check-retries", "-1"], 2, "at least 0", ""),
+    (["run", "demo", "x", "--check-retries", "-1"], 2, "at least 0", "--check-retries 2"),
     (["handoff", "demo", "x", "--worktree"], 2, "there can be no worktree", "leave worktree out"),
     (["handoff", "demo", "x" * 1_100_000], 2, "more than 1048576", "into a file"),
     (["handoff", "bad-mode", "x"], 1, "permissions 'king' does not exist", "one of"),
