@@ -6503,7 +6503,7 @@ class Orchestrator:
         """Tell whether a client's folder may be the caller's own, from before a restart: it is of
         the same program and directory (open_client names both), and its server is gone."""
         stem, name = self.caller.stem, self.caller.name
-        if not stem or client == name or not re.fullmatch(rf"{stem}(-\d{{1,3}})?", client):
+        if not stem or client == name or not re.fullmatch(rf"{stem}(--\d{{1,3}})?", client):
             return False
         return not self.store.is_locked(client)
 
@@ -7131,7 +7131,7 @@ def client_stem(program: str) -> str:
     client that starts again finds what it was owed. program: what an MCP client calls itself;
     "shell" for a shell command."""
     if client := os.environ.get("CAO_CLIENT"):
-        return render_slug(client, 36) or "client"
+        return render_slug(client, 36) or f"client-{sha256_of(client)[:8]}"
     if claude := os.environ.get("CLAUDE_CODE_SESSION_ID"):
         return f"claude-{render_slug(claude, 8)}"
     stem, directory = render_slug(program, 24) or "client", sha256_of(current_directory())
@@ -15769,16 +15769,16 @@ def _modern(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None]:
-    """Return (caller, lock) of a client's folder: the first of stem, stem-2 … that no living
-    `cao mcp` has, made if need be. Without make, where there is none to adopt: a caller without a
-    name, and no lock.
+    """Return (caller, lock) of a client's folder: the first of stem, stem--2 … that no living
+    `cao mcp` has, made if need be (no stem has two hyphens: see render_slug). Without make, where
+    there is none to adopt: a caller without a name, and no lock.
 
     Where there are several, nobody knows which was whose before a restart: so none adopts one in
     which results or messages are left. See Orchestrator.is_left.
     """
-    several = store.load(f"{stem}-2")
+    several = store.load(f"{stem}--2")
     for number in range(1, 1000):
-        name = stem if number == 1 else f"{stem}-{number}"
+        name = stem if number == 1 else f"{stem}--{number}"
         if not make and not store.load(name):
             return Caller("", stem=stem), None
         make_client(store, name)

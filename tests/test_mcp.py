@@ -2303,7 +2303,7 @@ def test_of_two_windows_that_were_restarted_each_gets_its_own_by_name(connect, p
 
 
 @pytest.mark.tmux
-@pytest.mark.parametrize("name", ["docs-api", "docs-1a2b3c4d"])
+@pytest.mark.parametrize("name", ["docs-api", "docs-1a2b3c4d", "docs-2"])
 def test_a_client_whose_name_begins_like_anothers_has_none_of_its_work(connect, place, name):
     task = place.ok("assign", "demo", "demo: say x", CAO_CLIENT=name).strip()
     session = task.partition(".")[0]
@@ -2318,6 +2318,7 @@ def test_a_client_whose_name_begins_like_anothers_has_none_of_its_work(connect, 
 @pytest.mark.tmux
 @pytest.mark.parametrize(("env", "name"), [
     ({"CAO_CLIENT": "My Editor"}, "my-editor"),
+    ({"CAO_CLIENT": "編集"}, "client-11f9049d"),
     ({"CLAUDE_CODE_SESSION_ID": "2b7e5543-7f3d-406b-9be6-f8c41c4f9ab3"}, "claude-2b7e5543"),
 ])  # fmt: skip
 def test_the_environment_may_name_the_client(connect, place, env, name):
