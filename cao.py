@@ -5168,14 +5168,25 @@ def named_path(file: str) -> str:
     return os.path.realpath(os.path.join(os.path.dirname(file), os.fsdecode(match[1])))
 
 
+def name_of_repository(common: str) -> str:
+    """Return what we call a repository, by git's common directory: that, and for a submodule the
+    `.git` file of its main working tree, where both name each other."""
+    named = re.search(rb"(?m)^\tworktree = ([^\0\n]+)", read_file(f"{common}/config") or b"")
+    if not named:
+        return common
+    main = f"{os.path.realpath(os.path.join(common, os.fsdecode(named[1])))}/.git"
+    return main if named_path(main) == common else common
+
+
 def find_repository(folder: str) -> tuple[str, str]:
     """Return the repository that a folder is in, and the folder's path from the top of its
     working tree.
 
-    The repository is git's common directory, which all its worktrees share; without git, it is
-    the folder itself, and the path ".". We read git's files ourselves, because git believes any
-    `.git` file: an agent could write one that names another repository, in which more is allowed.
-    So a folder is a worktree only if the repository lists it as one.
+    The repository is git's common directory, which all its worktrees share (a submodule's: see
+    name_of_repository); without git, it is the folder itself, and the path ".". We read git's
+    files ourselves, because git believes any `.git` file: an agent could write one that names
+    another repository, in which more is allowed. So a folder is a worktree only if the repository
+    lists it as one.
     """
     folder = top = os.path.realpath(folder)
     while not os.path.lexists(f"{top}/.git"):
@@ -5186,7 +5197,7 @@ def find_repository(folder: str) -> tuple[str, str]:
     repository = f"{top}/.git"
     private = named_path(repository)  # .git/worktrees/NAME
     if private and named_path(f"{private}/gitdir") == repository:
-        repository = os.path.dirname(os.path.dirname(private))
+        repository = name_of_repository(os.path.dirname(os.path.dirname(private)))
     return repository, os.path.relpath(folder, top)
 
 
@@ -5956,7 +5967,7 @@ class Orchestrator:
         here = os.path.realpath(current_directory())
         if inside := _in_worktrees(here):
             top = worktree_path(self.store, inside.partition("/")[0])
-            return os.path.dirname(os.path.dirname(_sure_directory(top)))
+            return name_of_repository(os.path.dirname(os.path.dirname(_sure_directory(top))))
         own = find_repository(here)[0]
         in_none = own == here and not self.caller.worker  # a client such as Claude Desktop
         return "" if in_none else own

@@ -209,6 +209,24 @@ def test_a_worker_in_its_worktree_may_use_what_is_allowed_in_the_repository(repo
     assert "deep" in repo.ok("handoff", "demo", task, "--worktree")
 
 
+def test_so_it_may_in_a_submodule(repo):
+    put(repo.work, "ci")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "a profile")
+    git(repo, "clone", "-q", ".", str(repo.folder / "other"))
+    allow = ("-c", "protocol.file.allow=always")
+    git(repo, *allow, "submodule", "-q", "add", str(repo.folder / "other"), "lib")
+    top = repo.work / "lib"
+    repo.ok("allow", cwd=top)
+    task = "demo: handoff ci {demo: say deep}"
+    done = json.loads(repo.ok("handoff", "demo", task, "--worktree", "--json", cwd=top))
+    (result,) = done["results"]
+    assert "deep" in result["answer"]
+    argv = ("handoff", "demo", "demo: say deeper", "--worktree")  # it is in that repository
+    path, env = result["worktree"]["path"], {"CAO_SESSION": result["session"]}
+    assert "deeper" in repo.ok(*argv, cwd=path, **env)
+
+
 @pytest.mark.parametrize("forged", ["worktree", "main", "link", "own", "commondir"])
 def test_no_folder_can_pass_itself_off_as_another_repository(repo, client, forged):
     """An agent that may write files could name a repository in which more is allowed."""
@@ -228,6 +246,7 @@ def test_no_folder_can_pass_itself_off_as_another_repository(repo, client, forge
         private.mkdir(parents=True)
         (private / "gitdir").write_text(f"{evil}/.git\n")
         (private / "commondir").write_text(f"{common}\n")
+        (evil / "git" / "config").write_text(f"[core]\n\tworktree = {repo.work}\n")
         (evil / ".git").write_text(f"gitdir: {private}\n")
     else:
         git(repo, "init", "-q", cwd=evil)
