@@ -6396,20 +6396,24 @@ class Orchestrator:
 
     def _check_place(self, cwd: str, sent: Profile | None) -> None:
         """Raise NotAllowedError where an agent would start a worker (in cwd, a real path) with
-        files in its reach that cao or git runs, or goes by: in the runtime directory, or above
-        it, or in a .git. A person may have started the caller itself above it. sent: the profile
-        where the cao of another machine sent it."""
+        files in its reach that cao, git or a CLI runs, or goes by: in the runtime directory, a
+        repository's own files or a hidden folder like ~/.pi, or above ~ or the first. A person
+        may have started the caller itself there. sent: the profile where the cao of another
+        machine sent it."""
         me, home = self.store.peek(self.caller.name), os.path.realpath(self.store.home)
         by_agent, own = not self.caller.person, ""
         if sent:
             by_agent = sent.settings.get("agent above", False)
         elif me:
             own = os.path.realpath(me.cwd)
-        common = os.path.commonpath((cwd, home))
-        in_home, above = common == home and not _in_worktrees(cwd), common == cwd != own
-        if by_agent and (in_home or above or ".git" in cwd.split("/")):
+        worktree, users = _in_worktrees(cwd), os.path.realpath(os.path.expanduser("~"))
+        in_home = os.path.commonpath((cwd, home)) == home and not worktree
+        above = cwd != own and cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
+        start = own or os.path.realpath(current_directory())
+        below = worktree or f"{cwd}/".removeprefix(f"{start}/")
+        if by_agent and (in_home or above or re.search(r"(^|/)\.|\.git(/|\Z)", below)):
             raise NotAllowedError(
-                f"{cwd} has files that cao or git goes by: no agent starts a worker there",
+                f"{cwd} may have files that programs go by: no agent starts a worker there",
                 "name the directory of a project",
             )
 

@@ -2184,8 +2184,9 @@ def test_a_task_works_where_the_client_has_its_first_root(place, rooted, start, 
     wanted = next(r for r in roots if r.startswith("one"))
     assert data["cwd"] == str((place.folder / wanted).resolve())
     assert data["cwd"] in text(talk.told(talk.next_id)[0]["result"])
-    named = talk.data("assign", target="demo", task="hello", cwd=str(place.user))
-    assert (named["cwd"], talk.roots_asked) == (str(place.user.resolve()), 1)
+    (place.user / "project").mkdir()
+    named = talk.data("assign", target="demo", task="hello", cwd=str(place.user / "project"))
+    assert (named["cwd"], talk.roots_asked) == (str((place.user / "project").resolve()), 1)
 
 
 @pytest.mark.tmux

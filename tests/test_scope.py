@@ -251,27 +251,31 @@ def test_a_sibling_does_no_more_for_an_agent_than_its_grant_allows(place):
 
 
 @pytest.mark.tmux
-def test_no_agent_has_a_worker_among_or_above_the_files_that_cao_or_git_goes_by(place):
+def test_no_agent_has_a_worker_among_or_above_the_files_that_programs_go_by(place):
     for words in (["init", "-q"], [*"-c user.name=x -c user.email=x@x commit -q -m first".split(),
                                    "--allow-empty"]):  # fmt: skip
         subprocess.run(["git", *words], cwd=place.work, check=True)
     link = place.work / "link"
     link.symlink_to(place.home)
     below = place.home / "profiles"
+    hidden, bare = place.user / ".pi" / "agent", place.user / "x.git"
+    for folder in (hidden, bare):
+        folder.mkdir(parents=True)
     task = place.ok("assign", "demo", "demo: say x", "--worktree").strip()
     boss = task.partition(".")[0]
     for agent in ({"CAO_SESSION": boss}, {"CLAUDECODE": "1"}):
-        for cwd in (place.home, below, place.home.parent, "/", link, place.work / ".git/hooks"):
+        for cwd in (place.home, below, place.home.parent, "/", link, place.work / ".git/hooks",
+                    place.user, hidden, bare):  # fmt: skip
             done = place.run("assign", "demo", "demo: say x", "--cwd", str(cwd), **agent)
             assert (done.returncode, "no agent starts a worker there" in done.stderr) == (2, True)
         worktree = str(place.home / "worktrees" / boss)
         assert place.ok("handoff", "demo", "demo: say x", "--cwd", worktree, **agent) == "x\n"
     assert place.ok("handoff", "demo", "demo: say x", "--cwd", str(place.home)) == "x\n"
-    # Where a person started it above these files, its workers may be there as well.
-    above = str(place.home.parent)
-    task = place.ok("assign", "demo", "demo: say x", "--cwd", above).strip()
-    agent = {"CAO_SESSION": task.partition(".")[0]}
-    assert place.ok("handoff", "demo", "demo: say x", cwd=above, **agent) == "x\n"
+    # Where a person started it above or among these files, its workers may be there as well.
+    for folder in (str(place.home.parent), str(hidden)):
+        task = place.ok("assign", "demo", "demo: say x", "--cwd", folder).strip()
+        agent = {"CAO_SESSION": task.partition(".")[0]}
+        assert place.ok("handoff", "demo", "demo: say x", cwd=folder, **agent) == "x\n"
 
 
 @pytest.mark.tmux
