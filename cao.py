@@ -171,6 +171,8 @@ STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
 DOCTOR_S = 60.0  # at most: a CLI says its version, on a busy machine
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
 SETTLE_S = 0.3  # a turn's end without a second sign is believed after this
+QUIET_S = 1.0  # a prompt with output behind it is believed when nothing more came for so long,
+CHATTY_S = 5.0  # ... and after this though a job in the background goes on printing
 UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the screen decides
 PERSON_S = 5.0  # a person who typed so recently is left alone
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
@@ -8334,18 +8336,19 @@ def lines_behind(mark: Mark, lines: list[str]) -> list[str] | None:
     """Return what a pane's lines have behind a mark, the rest of its own line first. None where
     that line is gone: the screen was cleared or drawn anew, or it was more than tmux keeps.
 
-    A line with typed text is known by its words, for tmux may have dropped lines above it; any
-    other by all that stands above it.
+    Where all that stands above the line is as it was, and it has the typed text, it is in its
+    place, however it is drawn now. Else tmux may have dropped lines, and a line with typed text is
+    known by its words.
     """
     at, last = len(mark.lines) - 1, mark.lines[-1]
     places, known = range(min(at, len(lines) - 1), -1, -1), [last, last.rstrip()]
     if mark.text:
         # A shell may show more behind the text (the time, a suggestion), before Enter or after it.
         known.append(last[: last.rindex(mark.text) + len(mark.text)])
-    elif len(lines) > at and lines[:at] == mark.lines[:at]:
+    if len(lines) > at and lines[:at] == mark.lines[:at] and mark.text in lines[at]:
         places = range(at, at + 1)
         known.append("")  # the line was drawn anew
-    else:
+    elif not mark.text:
         return None
     for n in places:
         for words in known:
@@ -8365,16 +8368,39 @@ def split_screen(text: str) -> list[str]:
     return lines
 
 
-def prompt_begins(line: str, known: str) -> int:
-    """Return where the prompt begins in a line that ends with one: before it stands the end of an
-    output that had no newline. known: an earlier prompt, which may have had another directory or
-    time in it; where the line has nothing that it begins with, all of the line is the prompt."""
-    if known and line.endswith(known):
-        return len(line) - len(known)
-    for size in range(len(known), 0, -1):
-        if known[:size] in line and not known[:size].isalnum():
-            return line.index(known[:size])
-    return 0
+def prompt_begins(line: str, known: str) -> tuple[int, bool]:
+    """Return where the prompt begins in a line that ends with one, and whether that is sure:
+    before it stands the end of an output that had no newline.
+
+    known: an earlier prompt. In the new one a number may be another (a counter, the time), or a
+    directory. Then the beginning of the two tells; a line that has not even the first letter of it
+    counts as output.
+    """
+    line, known = line.rstrip(), known.rstrip()
+    if known.endswith(line):
+        return 0, True
+    shape = re.sub(r"\d+", r"\\d+", re.escape(known))
+    if known and (match := re.search(rf"{shape}\Z", line)):
+        return match.start(), True
+    head = re.split("[/~ ]", known)[0]
+    if len(head) < 3:
+        head = known[: max(3, len(known) // 2)]
+    if known and head in line:
+        return line.rindex(head), True
+    if not known or line[:1] == known[:1]:
+        return 0, not known
+    return len(line), False
+
+
+def terminal_facts() -> tuple[Any, ...]:
+    """Return what tells whether the program on our terminal reads a line, compared with another
+    moment: whether it edits the line itself, and which process group has the terminal."""
+    import termios
+
+    try:
+        return bool(termios.tcgetattr(0)[3] & termios.ICANON), os.tcgetpgrp(0)
+    except (OSError, termios.error):
+        return ()
 
 
 class ScreenProgram:
@@ -8388,18 +8414,20 @@ class ScreenProgram:
         self.tmux, self.pane, self.settings = tmux, pane, profile.settings
         self.seen = Look("unknown", "none")
         self.seen_at = 0.0  # since when the screen has said this, on the monotonic clock
-        self.settled = False  # what looks like a prompt may be output that goes on at once
-        self.was_ready = False  # since the last key that asked for a prompt
+        self.shown, self.shown_at = "", 0.0  # the screen, and since when it has been the same
+        self.due = 0.0  # when what the screen says is believed: output may go on at once
+        self.settled = False  # it is due
         self.turn = self.asked = Mark([""])  # what stands behind asked may be a question
         self.prompt = ""  # what stood on the turn's line before its text
-        self.known = ""  # the part of it that is the prompt: an output may stand before that
+        self.known = ""  # the last prompt: on its line, an output may stand before it
+        self.terminal: tuple[Any, ...] = ()  # terminal_facts at that prompt
         self.typed_at = 0  # that line's number
         self.unseen = ""  # the turn's text, where the screen had not shown it before Enter
         self.at_work = False  # the screen has not shown the end of the turn yet
         self.question = ""  # what is asked, with what stands above it
         self.opened = self.asked  # as it was when the open question was opened
         self.waits: list[str] = []  # the lines when the open question was settled
-        self.cut = False  # was the turn's line gone at its end?
+        self.note = ""  # what is not sure about the answer
         self.most = 0  # the lines that tmux keeps above the screen
 
     def _pattern(self, key: str) -> str:
@@ -8420,8 +8448,14 @@ class ScreenProgram:
             self.tmux.run("clear-history", "-t", self.pane)
         lines = self._lines()
         self.prompt, self.typed_at = lines[-1], len(lines) - 1
-        if not self.known or not self.prompt.rstrip().endswith(self.known):
-            self.known = self.prompt.rstrip()
+        self._learn(self.prompt)
+
+    def _learn(self, line: str) -> None:
+        """Note the prompt in the last line of a screen that says ready."""
+        if self._is_prompt(line):
+            self.terminal = terminal_facts()
+            if not self.known or not line.rstrip().endswith(self.known.rstrip()):
+                self.known = line
 
     def mark(self, text: str = "", first: int = -1) -> None:
         """Note that all that is in the pane asks nothing any more. text: what was just typed; this
@@ -8445,7 +8479,7 @@ class ScreenProgram:
         """Note where a turn begins, when its text was typed and before Enter."""
         self.mark(text, self.typed_at)
         self._doubt()
-        self.turn, self.at_work, self.cut = self.asked, True, False
+        self.turn, self.at_work, self.note = self.asked, True, ""
 
     def _doubt(self) -> None:
         """Have what the screen says believed only when other looks have seen it, too."""
@@ -8462,16 +8496,50 @@ class ScreenProgram:
             pass  # `unknown`, as for an empty screen
         self._pass_answered(now, lines)
         look = self.read_screen(screen, "\n".join(self._unanswered(lines)))
+        covered = ""
+        elsewhere = self.terminal and self.terminal[1:] != terminal_facts()[1:]
+        if look.state == "idle" and elsewhere:
+            look = Look("unknown", "screen", "another program has the terminal")
+        elif look.state == "unknown":
+            covered = self._covered_prompt()
+        if covered:
+            look = Look("idle", "screen", f"ready, with more output behind it: {covered!r}")
         if look != self.seen:
             self.seen, self.seen_at = look, now
-        self.settled = now - self.seen_at >= SETTLE_S / 2
-        if self.is_ready():
-            self.was_ready = True
+        if screen != self.shown:
+            self.shown, self.shown_at = screen, now
+        self.due = self.seen_at + SETTLE_S / 2
+        if covered:
+            self.due = min(self.shown_at + QUIET_S, self.seen_at + CHATTY_S)
+        self.settled = now >= self.due
+        if self.is_ready() and not self.known:
+            self._learn(split_screen(screen)[-1])
         if look.state != "asking":
             self.waits = []
         elif self.settled and not self.waits:
             self.waits = lines
         return look
+
+    def shows(self, text: str) -> bool:
+        """Tell whether a text stands behind the prompt, and Enter was not pressed."""
+        line = split_screen(self.shown)[-1].strip()
+        return bool(text.strip()) and line == f"{self.known}{text}".strip()
+
+    def _covered_prompt(self) -> str:
+        """Return the line with the prompt where the program has printed more behind it by itself,
+        from a thread or a job: whole lines. "" where it is at work, or somebody began a line.
+
+        No key could ask for the prompt: an empty line has a debugger do its last command again.
+        """
+        known = self.known
+        if not known.strip() or self.terminal != terminal_facts():
+            return ""
+        rows, lines = len(split_screen(self.tmux.capture(self.pane))), self._lines()
+        row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
+        if not row or int(row) < rows:
+            return ""
+        new = lines_behind(self.turn, lines) or lines
+        return next((line for line in reversed(new) if line.startswith(known)), "")
 
     def _pass_answered(self, now: float, lines: list[str]) -> None:
         """Move the mark behind a question that a person has answered in the pane: more lines
@@ -8499,7 +8567,7 @@ class ScreenProgram:
         depends on that."""
         if self.settled or self.seen.state not in ("idle", "asking"):
             return None
-        return max(0.01, self.seen_at + SETTLE_S / 2 - now)
+        return max(0.01, self.due - now)
 
     def open_question(self) -> str:
         """Return what is asked, with what stands above it; `asks` knows it by this text."""
@@ -8521,16 +8589,6 @@ class ScreenProgram:
         end."""
         return self.is_ready() and not self.at_work
 
-    def ask_for_prompt(self) -> None:
-        """Press Enter, once, where the program was ready, and has printed a line since then by
-        itself: it shows its prompt again."""
-        if self.at_work or not self.was_ready or self.seen.state != "unknown" or not self.settled:
-            return
-        row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
-        if row and int(row) >= len(split_screen(self.tmux.capture(self.pane))):
-            self.was_ready = False
-            self.tmux.keys(self.pane, "Enter")
-
     def answer(self) -> str | None:
         """Return what the turn has printed; None where it has printed nothing yet."""
         lines = self._lines()
@@ -8538,16 +8596,25 @@ class ScreenProgram:
         if new is not None and len(new) == 1:
             self._doubt()
             return None
-        self.at_work, self.cut = False, new is None
-        self.asked = Mark(lines)
+        self.at_work, self.asked = False, Mark(lines)
         if new is None:
+            self.note = (
+                f"it cleared its screen, or tmux kept no more ({self.most} lines): the beginning"
+                " of its answer may be gone"
+            )
             new = lines
         if new[0].strip() == self.unseen:  # it was shown late
             new[0] = ""
         if new[0].strip():  # parse_printed passes over a first line
             new = ["", *new]
         answer = self.parse_printed("\n".join(new), self.known)
-        self.known = lines[-1][prompt_begins(lines[-1].rstrip(), self.known) :].rstrip()
+        if self._is_prompt(lines[-1]):
+            at, sure = prompt_begins(lines[-1], self.known)
+            if not sure:
+                where = "where its output ends and its prompt begins is not sure"
+                self.note = f"its last line was {lines[-1]!r}: {where}"
+            if prompt := lines[-1][at:].strip():
+                self.known = lines[-1][lines[-1].rindex(prompt) :]
         return answer
 
     def _lines(self) -> list[str]:
@@ -8592,8 +8659,9 @@ class ScreenProgram:
         """Return the answer in what was printed; the first line is that of the prompt we typed.
 
         It is the last match of the profile's `answer` pattern, "" where nothing matches. Without
-        a pattern it is all that stands between that first line and the new prompt. prompt: the
-        one before the turn; the new one may follow on the answer's line (prompt_begins).
+        a pattern it is all that stands between that first line and the new prompt, and behind that.
+        prompt: the one before the turn; the new one may follow on the answer's line
+        (prompt_begins).
         """
         if pattern := self._pattern("answer"):
             answers = re.findall(pattern, printed, re.M)
@@ -8606,8 +8674,11 @@ class ScreenProgram:
 
         lines = split_screen(printed)
         if self._is_prompt(lines[-1]):
-            last = lines.pop().rstrip()
-            lines.append(last[: prompt_begins(last, prompt)])
+            lines[-1] = lines[-1][: prompt_begins(lines[-1], prompt)[0]]
+        elif prompt.strip():
+            at = [n for n, line in enumerate(lines) if n and line.startswith(prompt)]
+            for n in at[-1:]:
+                lines[n] = lines[n][len(prompt) :]
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
 
 
@@ -9154,9 +9225,8 @@ class Runner:
         except FAILURES as error:
             words = getattr(error, "what", error)
             notes.append(f"the worktree could not be read: {words}")
-        if self.program and self.program.cut:
-            words = f"it cleared its screen, or tmux kept no more ({self.program.most} lines)"
-            notes.append(f"{words}: the beginning of its answer may be gone")
+        if self.program and self.program.note:
+            notes.append(self.program.note)
 
         self._end_check()
         if self.check:
@@ -9439,7 +9509,9 @@ class Runner:
         return "; none of its hooks came: are they switched off?"
 
     def _draft(self) -> str | None:
-        """Return what stands in the input line, as `_see` does."""
+        """Return what stands in the input line, as `_see` does; of a program only our own text."""
+        if self.program:
+            return self.last_sent if self.program.shows(self.last_sent) else ""
         return self._see()[1]
 
     def _shows_input(self) -> bool:
@@ -10300,7 +10372,8 @@ class Runner:
         if self.boss.tmux.person_active_s(self.pane) < PERSON_S:
             return "a person is at the session"
         if self.program and not self.program.is_free():
-            self.program.ask_for_prompt()
+            if self._draft():
+                self._keys(CLEAR_LINE)  # a call to tmux failed before Enter
             return f"the program is not ready ({self.program.seen.why})"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"
@@ -10343,9 +10416,7 @@ class Runner:
         if self.program:
             self.program.mark_turn(text)
         self.delivery = Delivery(ids, text, "typed", time.time())
-        if self._enter() and self.program:
-            self._taken("claimed")
-            self._begin_turn()
+        self._enter()
 
     def _enter(self) -> bool:
         """Press Enter, never into a dialog or another program; tell whether it was pressed."""
@@ -10358,6 +10429,9 @@ class Runner:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)
             self.step_at = time.monotonic()
             self._log("submitted", messages=self.delivery.messages)
+        if self.program:
+            self._taken("claimed")
+            self._begin_turn()
         return True
 
     def _undeliverable(self, delivery: Delivery) -> None:

@@ -1978,6 +1978,128 @@ def test_an_answer_without_a_newline_is_told_from_another_prompt(place, prompt):
     assert place.ok("handoff", session, "cd sub") == "\n"
 
 
+BASH = """---
+provider: command
+command: [bash, --norc, -i]
+ready: '[$#] $'
+env: {{set: {{PS1: '{}'}}}}
+---
+"""
+
+
+@pytest.mark.parametrize(("task", "lines"), [
+    ("(sleep 0.05; echo late) & echo started", ["started", "late"]),
+    ("(while sleep 0.2; do echo tick; done) & echo started", ["started", "tick"]),
+])  # fmt: skip
+def test_what_is_printed_behind_the_new_prompt_holds_up_no_answer(place, task, lines):
+    place.profile("bs", BASH.format("$ "))
+    session, task = assign(place, task, "bs")
+    answer = place.ok("wait", task).split("\n")
+    assert [line for line in answer if line in lines][:2] == lines
+    assert "[1]" in answer[0]
+    assert place.ok("handoff", session, "{ kill %1; } 2>&-; echo over").split("\n")[0] == "over"
+
+
+DEBUGGER = """
+import cmd, threading
+
+class Debugger(cmd.Cmd):
+    prompt = "(Pdb) "
+    paid = 0
+    def do_pay(self, _):
+        self.paid += 1
+        print("paid")
+    def do_later(self, seconds):
+        threading.Timer(float(seconds), print, ["connected"]).start()
+    def do_look(self, _):
+        print(self.paid)
+
+Debugger().cmdloop()
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0.05", "1"])
+def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
+    """An empty line has a debugger do its last command again."""
+    (place.folder / "debugger.py").write_text(DEBUGGER)
+    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
+    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
+    session, task = assign(place, f"later {seconds}", "debugger")
+    assert place.ok("wait", task).strip() in ("", "connected")
+    assert place.ok("handoff", session, "pay").split("\n")[0] == "paid"
+    until(lambda: "connected" in place.screen(session))
+    assert place.ok("handoff", session, "look") == "1\n"
+
+
+def test_an_answer_behind_an_output_without_a_newline_is_its_own(place):
+    """Then readline draws the typed line anew, too far left (bash 5.2)."""
+    place.profile("bs", BASH.format("$ "))
+    session, task = assign(place, "echo first; printf hello", "bs")
+    assert place.ok("wait", task) == "first\nhello\n"
+    (result,) = json.loads(place.ok("handoff", session, "echo hi", "--json"))["results"]
+    assert (result["answer"], result["notes"]) == ("hi", [])
+
+
+def test_a_turn_goes_on_while_another_program_has_the_terminal(place):
+    place.profile("bs", BASH.format("$ "))
+    code = "import time; print(end='# ', flush=True); time.sleep(1); print('done')"
+    task = assign(place, f'{sys.executable} -c "{code}"', "bs")[1]
+    assert place.ok("wait", task) == "# done\n"
+
+
+@pytest.mark.parametrize("call", ["capture-pane", "send-keys"])
+def test_a_call_to_tmux_that_fails_before_enter_leaves_nothing_in_the_line(place, call):
+    place.profile("calc", CALC)
+    armed = place.folder / "armed"
+    place.program(
+        "tmux",
+        f"""\
+case "$(cat {armed} 2>&-) $*" in
+armed*source-file*) echo pasted >{armed} ;;
+pasted*{call}*) rm {armed}; kill -9 $$ ;;
+esac
+exec {shutil.which("tmux")} "$@"
+""",
+    )
+    session, task = assign(place, "1", "calc")
+    assert place.ok("wait", task) == "1\n"
+    armed.write_text("armed")
+    assert place.ok("handoff", session, "6 * 7") == "42\n"
+    assert not armed.exists()
+    assert place.ok("handoff", session, "7 * 7") == "49\n"
+
+
+@pytest.mark.parametrize(("line", "known", "output", "sure"), [
+    ("hello$ ", "$ ", "hello", True),
+    ("$ ", "$ ", "", True),
+    ("[1, 2][12] $ ", "[11] $ ", "[1, 2]", True),
+    ("12:01:59 $ ", "11:07:03 $ ", "", True),
+    ("hellome@box:/usr$ ", "me@box:/tmp/x$ ", "hello", True),
+    ("see [me@box x] and y[me@box tmp]# ", "[me@box w]# ", "see [me@box x] and y", True),
+    ("[me@box w]# ls -l[me@box tmp]# ", "[me@box w]# ", "[me@box w]# ls -l", True),
+    ("hello/tmp/work/sub$ ", "/tmp/work$ ", "hello", True),
+    ("/usr$ ", "a/b/usr$ ", "", True),
+    ("/usr$ ", "/tmp$ ", "", False),
+    ("a/b/usr$ ", "/tmp$ ", "a/b/usr$", False),
+    ("mysql> ", "", "", True),
+])  # fmt: skip
+def test_an_output_without_a_newline_is_told_from_the_prompt_or_said_to_be_unsure(
+    line, known, output, sure
+):
+    at, is_sure = cao.prompt_begins(line, known)
+    assert (line[:at], is_sure) == (output, sure)
+
+
+def test_a_last_line_that_may_have_a_prompt_is_in_a_note(place):
+    place.profile("bs", BASH.format(r"\w$ "))
+    session = assign(place, "cd /tmp", "bs")[0]
+    (result,) = json.loads(place.ok("handoff", session, "cd /; printf a/b", "--json"))["results"]
+    assert result["answer"] == "a/b/$"
+    assert result["notes"] == [
+        "its last line was 'a/b/$ ': where its output ends and its prompt begins is not sure"
+    ]
+
+
 EXITING = """---
 provider: command
 command: [python3, -i, -q, -c, "import atexit; atexit.register(open, 'left', 'w')"]
