@@ -4310,6 +4310,7 @@ _JSON_TYPES: dict[str, Any] = {
     "str": str,
     "bool": bool,
     "int": int,
+    "int | None": (int, type(None)),
     "float": (int, float),
     "tuple[str, ...]": tuple,
 }
@@ -10867,6 +10868,22 @@ def _name_from_there(name: Any) -> str:
     return str(name)
 
 
+# Texts of an agent's, a CLI's or a program's, which are shown as such, below a head of ours.
+_OWN_WORDS = ("answer", "detail", "turns", "screen", "tail", "text")
+
+
+def _one_line_each(value: Any) -> Any:
+    """Return what another machine says with every text in it, but _OWN_WORDS, on one line: they
+    are shown among our own words, and no line of ours may seem to begin in one."""
+    if isinstance(value, str):
+        return " ".join(strip_controls(value).splitlines())
+    if isinstance(value, dict):
+        return {k: v if k in _OWN_WORDS else _one_line_each(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_one_line_each(entry) for entry in value]
+    return value
+
+
 class Remote:
     """The process of one session whose agent works on another machine: the client of cao there.
 
@@ -11013,10 +11030,11 @@ class Remote:
             for line in link.read():
                 result = parse_json(line)["result"]
                 if result.get("isError"):  # what that machine refuses now, it may do soon
-                    raise CaoError(f"{self.session.host}: {result['content'][0]['text']}")
+                    words = _one_line_each(result["content"][0]["text"])
+                    raise CaoError(f"{self.session.host}: {words}")
                 if "structuredContent" in result:
                     self.asked -= 1
-                    self._on_facts(result["structuredContent"])
+                    self._on_facts(_one_line_each(result["structuredContent"]))
                     self.broken_at = 0.0
         except _FALSE_WORDS as error:
             words = f"{self.session.host} says what is not understood: {error}"
@@ -11051,7 +11069,7 @@ class Remote:
         """The connection broke, or never was: try again in a while. End the session here where
         no connection ever came about, or none for longer than the open task's timeout."""
         host, now = self.session.host, time.monotonic()
-        words = tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3)
+        words = _one_line_each(tail_lines(self.store.read_text(f"{self.folder}/runner.log"), 3))
         what = f"{host} cannot be reached: ssh ended with {link.end()}: {words}"
         what = self.trouble or what  # our own trouble: we ended the connection for it
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
@@ -11219,6 +11237,9 @@ class Remote:
     def _keep_result(self, result: Result) -> None:
         """End the open task with its result from there, and have that machine told."""
         render_result(result)  # raises where it is of another form than ours
+        _name_from_there(result.session)
+        if not re.fullmatch("[a-z_]*", result.reason):
+            raise ValueError(result.reason)
         OUTCOMES.index(result.outcome)  # raises where it is none
         where = f"done on {self.session.host} by {result.session}, in {self.session.cwd} there"
         self._end_task(result._replace(notes=(*result.notes, where), told_at=0.0))
