@@ -3907,7 +3907,7 @@ def runtime_home() -> str:
     if not state.startswith("/"):  # no HOME at all (some containers and CI)
         # Not /tmp: sandboxes let an agent write there.
         return f"/var/tmp/cao-{os.getuid()}/cao"
-    return f"{state}/cao"
+    return os.path.normpath(f"{state}/cao")
 
 
 def current_directory() -> str:
@@ -7650,7 +7650,7 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if session.host:
         raise UsageError(
             f"{name} works on {session.host}: git there knows its branch, not git here",
-            f"git fetch {session.host}:{session.cwd} BRANCH; its result names the branch",
+            f"git fetch {_in_shell(f'{session.host}:{session.cwd}')} BRANCH; its result names it",
         )
     if not session.worktree:
         raise UsageError(

@@ -356,6 +356,12 @@ def test_a_worktree_is_made_there(far):
     assert "box" in refused.stderr
 
 
+def test_a_directory_there_can_be_pasted_with_the_command_that_fetches_its_branch(place):
+    session = cao.Session("demo-2222", "agent", "demo", "demo", "/tmp/x $(touch y)", host="box")
+    place.store.create(session)
+    assert "git fetch 'box:/tmp/x $(touch y)' BRANCH;" in place.run("diff", "demo-2222").stderr
+
+
 def test_an_agent_gets_a_worktree_there_only_of_the_repository_at_its_own_path(far):
     for folder in ("work", "work/other"):
         git = ("git", "-C", str(far.machine.home / folder))

@@ -169,6 +169,7 @@ def test_a_runtime_directory_that_cannot_be_made_is_an_error_that_says_what_to_d
         ({"CAO_HOME": "/x/../y/"}, "/y"),
         ({"CAO_HOME": "", "XDG_STATE_HOME": "/s"}, "/s/cao"),
         ({"XDG_STATE_HOME": "/s"}, "/s/cao"),
+        ({"XDG_STATE_HOME": "/x/../s"}, "/s/cao"),
         ({"HOME": "/h"}, "/h/.local/state/cao"),
         ({"CAO_HOME": "/x", "XDG_STATE_HOME": "/s"}, "/x"),
     ],
