@@ -4044,10 +4044,12 @@ class FileLock:
             self.fd = os.open(self.path, self.flags, 0o600)
         except OSError as error:
             create = self.flags & os.O_CREAT
-            if not create or error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            if error.errno == errno.EACCES:  # somebody took our permission away; it may be held
+                os.chmod(self.path, 0o600)
+            elif not create or error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
                 raise
-            # A folder, a socket or a link to itself is none of ours: out of the way with it.
-            os.rename(self.path, f"{self.path}.{random_letters(6)}")
+            else:  # a folder, a socket or a link to itself is none of ours: out of the way with it
+                os.rename(self.path, f"{self.path}.{random_letters(6)}")
             self.fd = os.open(self.path, self.flags, 0o600)
         try:
             try:
@@ -8422,6 +8424,7 @@ class ScreenProgram:
         self.prompt = ""  # what stood on the turn's line before its text
         self.known = ""  # the last prompt: on its line, an output may stand before it
         self.terminal: tuple[Any, ...] = ()  # terminal_facts at that prompt
+        self.tells = False  # were they ever others at work?
         self.typed_at = 0  # that line's number
         self.unseen = ""  # the turn's text, where the screen had not shown it before Enter
         self.at_work = False  # the screen has not shown the end of the turn yet
@@ -8497,14 +8500,16 @@ class ScreenProgram:
             pass  # `unknown`, as for an empty screen
         self._pass_answered(now, lines)
         look = self.read_screen(screen, "\n".join(self._unanswered(lines)))
-        covered = ""
-        elsewhere = self.terminal and self.terminal[1:] != terminal_facts()[1:]
-        if look.state == "idle" and elsewhere:
+        facts = terminal_facts()
+        if self.at_work and self.terminal and facts != self.terminal:
+            self.tells = True
+        covered = False
+        if look.state == "idle" and self.terminal[1:] not in ((), facts[1:]):
             look = Look("unknown", "screen", "another program has the terminal")
-        elif look.state == "unknown":
-            covered = self._covered_prompt()
+        elif look.state == "unknown" and facts == self.terminal:
+            covered = self._is_covered()
         if covered:
-            look = Look("idle", "screen", f"ready, with more output behind it: {covered!r}")
+            look = Look("idle", "screen", "ready, with more output behind its prompt")
         if look != self.seen:
             self.seen, self.seen_at = look, now
         if screen != self.shown:
@@ -8526,21 +8531,39 @@ class ScreenProgram:
         line = split_screen(self.shown)[-1].strip()
         return bool(text.strip()) and line == f"{self.known}{text}".strip()
 
-    def _covered_prompt(self) -> str:
-        """Return the line with the prompt where the program has printed more behind it by itself,
-        from a thread or a job: whole lines. "" where it is at work, or somebody began a line.
+    def watch_terminal(self) -> None:
+        """See, in a thread of its own, what becomes of the terminal as Enter is pressed: a short
+        command may be over before the next look."""
+
+        def watch() -> None:
+            for _ in range(1000):
+                if self.tells or self.terminal != terminal_facts():
+                    self.tells = True
+                    return
+                select.select([], [], [], 0.0003)
+
+        if self.terminal and not self.tells:
+            start_thread(watch)
+
+    def _is_covered(self) -> bool:
+        """Tell whether the program is ready, and has printed more behind its prompt by itself,
+        from a thread or a job: its terminal is as at a prompt, and not as at work, or its turn had
+        ended before; and it has printed whole lines, or somebody may have begun one.
 
         No key could ask for the prompt: an empty line has a debugger do its last command again.
         """
-        known = self.known
-        if not known.strip() or self.terminal != terminal_facts():
-            return ""
-        rows, lines = len(split_screen(self.tmux.capture(self.pane))), self._lines()
+        if (self.at_work and not self.tells) or not self.terminal:
+            return False
+        rows = len(split_screen(self.tmux.capture(self.pane)))
         row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
-        if not row or int(row) < rows:
-            return ""
-        new = lines_behind(self.turn, lines) or lines
-        return next((line for line in reversed(new) if line.startswith(known)), "")
+        return bool(row) and int(row) >= rows
+
+    def _prompt_in_front(self, line: str) -> int:
+        """Return the length of the prompt that a line begins with, 0 where it does not."""
+        for size in range(1, min(len(line), PANE_COLUMNS)):
+            if self._is_prompt(line[:size]) and prompt_begins(line[:size], self.known) == (0, True):
+                return size + (line[size : size + 1] == " ")
+        return 0
 
     def _pass_answered(self, now: float, lines: list[str]) -> None:
         """Move the mark behind a question that a person has answered in the pane: more lines
@@ -8676,10 +8699,11 @@ class ScreenProgram:
         lines = split_screen(printed)
         if self._is_prompt(lines[-1]):
             lines[-1] = lines[-1][: prompt_begins(lines[-1], prompt)[0]]
-        elif prompt.strip():
-            at = [n for n, line in enumerate(lines) if n and line.startswith(prompt)]
-            for n in at[-1:]:
-                lines[n] = lines[n][len(prompt) :]
+        elif prompt:
+            for n in range(len(lines) - 1, 0, -1):
+                if size := self._prompt_in_front(lines[n]):
+                    lines[n] = lines[n][size:]
+                    break
         return "\n".join(line.rstrip() for line in lines[1:]).strip("\n")
 
 
@@ -10425,6 +10449,8 @@ class Runner:
             self._log("enter_withheld")
             return False
         pressed_at = time.time()  # its hook may come before tmux returns
+        if self.program:
+            self.program.watch_terminal()
         self._keys("Enter")
         if self.delivery:
             self.delivery = self.delivery._replace(step="submitted", at=pressed_at)

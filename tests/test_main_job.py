@@ -1987,21 +1987,23 @@ env: {{set: {{PS1: '{}'}}}}
 """
 
 
+@pytest.mark.parametrize("prompt", ["$ ", r"me@box:\w\$ ", r"[\!] \w$ "])
 @pytest.mark.parametrize(("task", "lines"), [
     ("(sleep 0.05; echo late) & echo started", ["started", "late"]),
-    ("(while sleep 0.2; do echo tick; done) & echo started", ["started", "tick"]),
+    ("(while sleep 0.2; do echo tick; done) & echo started; cd /", ["started", "tick"]),
 ])  # fmt: skip
-def test_what_is_printed_behind_the_new_prompt_holds_up_no_answer(place, task, lines):
-    place.profile("bs", BASH.format("$ "))
-    session, task = assign(place, task, "bs")
-    answer = place.ok("wait", task).split("\n")
+def test_what_is_printed_behind_the_new_prompt_holds_up_no_answer(place, task, lines, prompt):
+    place.profile("bs", BASH.format(prompt))
+    session, first = assign(place, "sleep 0.5; echo", "bs")  # the terminal tells when it works
+    assert place.ok("wait", first) == "\n"
+    answer = place.ok("handoff", session, task).split("\n")
     assert [line for line in answer if line in lines][:2] == lines
     assert "[1]" in answer[0]
     assert place.ok("handoff", session, "{ kill %1; } 2>&-; echo over").split("\n")[0] == "over"
 
 
 DEBUGGER = """
-import cmd, threading
+import cmd, threading, time
 
 class Debugger(cmd.Cmd):
     prompt = "(Pdb) "
@@ -2013,6 +2015,11 @@ class Debugger(cmd.Cmd):
         threading.Timer(float(seconds), print, ["connected"]).start()
     def do_look(self, _):
         print(self.paid)
+    def do_work(self, _):
+        time.sleep(0.5)
+        print("(Pdb) is its prompt")
+        time.sleep(1.5)
+        print("worked")
 
 Debugger().cmdloop()
 """
@@ -2024,11 +2031,30 @@ def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
     (place.folder / "debugger.py").write_text(DEBUGGER)
     argv = f"[{sys.executable}, {place.folder}/debugger.py]"
     place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
-    session, task = assign(place, f"later {seconds}", "debugger")
-    assert place.ok("wait", task).strip() in ("", "connected")
+    session, task = assign(place, "work", "debugger")
+    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    assert place.ok("handoff", session, f"later {seconds}").strip() in ("", "connected")
     assert place.ok("handoff", session, "pay").split("\n")[0] == "paid"
     until(lambda: "connected" in place.screen(session))
     assert place.ok("handoff", session, "look") == "1\n"
+
+
+WORKS = """
+import time
+while text := input("> "):
+    print("> quoted")
+    time.sleep(3)
+    print(text)
+"""
+
+
+def test_a_line_like_a_prompt_ends_no_turn_where_the_terminal_does_not_tell(place):
+    (place.folder / "works.py").write_text(WORKS)
+    place.profile("works", f"---\nprovider: command\ncommand: [{sys.executable}, "
+                           f"{place.folder}/works.py]\nready: '^> $'\n---\n")  # fmt: skip
+    session, task = assign(place, "one", "works")
+    assert place.ok("wait", task) == "> quoted\none\n"
+    assert place.ok("handoff", session, "two") == "> quoted\ntwo\n"
 
 
 def test_an_answer_behind_an_output_without_a_newline_is_its_own(place):

@@ -1326,3 +1326,11 @@ def test_every_folder_is_ours_alone_whatever_the_umask(place):
         os.umask(before)
     shown = [path for path in place.home.iterdir() if path.is_dir() and path.stat().st_mode & 0o077]
     assert shown == []
+
+
+def test_a_lock_without_permission_gets_it_back_and_stays_held(tmp_path):
+    path = str(tmp_path / "lock")
+    with cao.FileLock(path):
+        os.chmod(path, 0)  # root may open it all the same: run this as another user, too
+        with pytest.raises(BlockingIOError), cao.FileLock(path, wait=False, create=False):
+            pass

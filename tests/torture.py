@@ -1043,6 +1043,9 @@ def main() -> int:
     try:
         if options.storm:  # while nothing is in its home
             torture_storm(ground, options)
+            ground.close(options.keep)
+            storm, ground = ground, Ground(options.seed)
+            ground.tally, ground.wrong = storm.tally, storm.wrong
         if options.messages:
             torture_messages(ground, options)
         if options.results:  # before there are threads: it forks
