@@ -5107,6 +5107,7 @@ class TaskOptions(NamedTuple):
     max_tokens: int = 0
     provider: str = ""  # instead of the profile's
     host: str = ""  # the machine where it is to work, if not this one
+    start: str = ""  # where the client of `cao mcp` has its work: no choice of an agent's
     # Is told the task's name before the task is put. Not with request_id: `assign` sets its own.
     named: Callable[[str], None] = lambda _: None
     allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: this check, in this cwd?
@@ -6347,7 +6348,7 @@ class Orchestrator:
             cwd, here = options.cwd, ""
         else:
             cwd = here = working_directory(options.cwd)
-            self._check_place(cwd, options.profile)
+            self._check_place(cwd, options)
             profile = options.profile or self.profile(
                 target, cwd, options.permissions, may_be_session=True
             )
@@ -6390,7 +6391,7 @@ class Orchestrator:
                 " `hosts:`)",
             )
         settings = {**profile.settings, "grants above": self._grants()}
-        settings["agent above"] = not self.caller.person
+        settings["agent above"] = not self.caller.person and options.cwd != ""
         if options.worktree is not None:
             settings["worktree"] = options.worktree
         if settings.get("worktree"):
@@ -6399,24 +6400,33 @@ class Orchestrator:
             profile = profile._replace(keep=options.keep)
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
-    def _check_place(self, cwd: str, sent: Profile | None) -> None:
-        """Raise NotAllowedError where an agent would start a worker (in cwd, a real path) with
-        files in its reach that cao, git or a CLI runs, or goes by: in the runtime directory, a
-        repository's own files or a hidden folder like ~/.pi, or above ~ or the first. A person
-        may have started the caller itself there. sent: the profile where the cao of another
-        machine sent it."""
-        me, home = self.store.peek(self.caller.name), os.path.realpath(self.store.home)
-        by_agent, own = not self.caller.person, ""
+    def _check_place(self, cwd: str, options: TaskOptions) -> None:
+        """Raise NotAllowedError where an agent chose this directory (a real path) for a worker,
+        and programs go by what is in it: it is the runtime directory, ~, or above one of these, in
+        the former, or hidden, or git's. What is hidden above the caller's own directory, or above
+        a worktree of its repository, does not count."""
+        me, sent = self.store.peek(self.caller.name), options.profile
+        starts = [options.start, current_directory()]
+        if me:
+            starts.append(me.cwd)
+        own = options.start
+        if me and self.caller.worker:
+            own = me.cwd
+        chosen = not self.caller.person and options.cwd
         if sent:
-            by_agent = sent.settings.get("agent above", False)
-        elif me:
-            own = os.path.realpath(me.cwd)
-        worktree, users = _in_worktrees(cwd), os.path.realpath(os.path.expanduser("~"))
-        in_home = os.path.commonpath((cwd, home)) == home and not worktree
-        above = cwd != own and cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
-        start = own or os.path.realpath(current_directory())
-        below = worktree or f"{cwd}/".removeprefix(f"{start}/")
-        if by_agent and (in_home or above or re.search(r"(^|/)\.|\.git(/|\Z)", below)):
+            chosen, starts, own = sent.settings.get("agent above", False), [], ""
+        if not chosen or (own and cwd == os.path.realpath(own)):
+            return
+        home, users = os.path.realpath(self.store.home), os.path.realpath(os.path.expanduser("~"))
+        above = cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
+        in_home = os.path.commonpath((cwd, home)) == home and not _in_worktrees(cwd)
+        repository, path = find_repository(cwd)
+        starts = [os.path.realpath(start) for start in starts if start]
+        if repository not in [find_repository(start)[0] for start in starts]:
+            path = f"{cwd}/"
+            for start in starts:
+                path = path.removeprefix(f"{start}/")
+        if above or in_home or re.search(r"(^|/)\.[^/]|\.git(/|\Z)", path):
             raise NotAllowedError(
                 f"{cwd} may have files that programs go by: no agent starts a worker there",
                 "name the directory of a project",
@@ -8425,6 +8435,7 @@ class ScreenProgram:
         self.known = ""  # the last prompt: on its line, an output may stand before it
         self.terminal: tuple[Any, ...] = ()  # terminal_facts at that prompt
         self.tells = False  # were they ever others at work?
+        self.ready_at = 0.0  # when its last line was last seen to be a prompt
         self.typed_at = 0  # that line's number
         self.unseen = ""  # the turn's text, where the screen had not shown it before Enter
         self.at_work = False  # the screen has not shown the end of the turn yet
@@ -8507,7 +8518,9 @@ class ScreenProgram:
         if look.state == "idle" and self.terminal[1:] not in ((), facts[1:]):
             look = Look("unknown", "screen", "another program has the terminal")
         elif look.state == "unknown" and facts == self.terminal:
-            covered = self._is_covered()
+            covered = self._is_covered(now)
+        elif look.state == "idle":
+            self.ready_at = now
         if covered:
             look = Look("idle", "screen", "ready, with more output behind its prompt")
         if look != self.seen:
@@ -8545,15 +8558,20 @@ class ScreenProgram:
         if self.terminal and not self.tells:
             start_thread(watch)
 
-    def _is_covered(self) -> bool:
-        """Tell whether the program is ready, and has printed more behind its prompt by itself,
-        from a thread or a job: its terminal is as at a prompt, and not as at work, or its turn had
-        ended before; and it has printed whole lines, or somebody may have begun one.
+    def _is_covered(self, now: float) -> bool:
+        """Tell whether the program, whose terminal is as at its prompt, is ready, and has printed
+        more behind that by itself, from a thread or a job. Else it is at work, where its terminal
+        is the same then, and a turn or a person's line was begun; or somebody has begun a line, as
+        the cursor is not below all lines.
 
         No key could ask for the prompt: an empty line has a debugger do its last command again.
         """
-        if (self.at_work and not self.tells) or not self.terminal:
+        if not self.terminal:
             return False
+        if not self.tells:
+            person_s = self.tmux.person_active_s(self.pane) - 1.0  # in whole seconds
+            if self.at_work or person_s <= now - self.ready_at:
+                return False
         rows = len(split_screen(self.tmux.capture(self.pane)))
         row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
         return bool(row) and int(row) >= rows
@@ -8637,8 +8655,8 @@ class ScreenProgram:
             if not sure:
                 where = "where its output ends and its prompt begins is not sure"
                 self.note = f"its last line was {lines[-1]!r}: {where}"
-            if prompt := lines[-1][at:].strip():
-                self.known = lines[-1][lines[-1].rindex(prompt) :]
+            if (prompt := lines[-1][at:]).strip():
+                self.known = prompt
         return answer
 
     def _lines(self) -> list[str]:
@@ -13800,7 +13818,8 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
     needed = options.cwd or not is_session
     if needed and not os.path.isabs(options.cwd) and "@" not in given["target"]:
-        options = options._replace(cwd=os.path.join(call.server.directory(), options.cwd))
+        start = call.server.directory()
+        options = options._replace(cwd=os.path.join(start, options.cwd), start=start)
     options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
     return call.boss.assign(given["target"], given["task"], options)
 

@@ -2190,6 +2190,17 @@ def test_a_task_works_where_the_client_has_its_first_root(place, rooted, start, 
 
 
 @pytest.mark.tmux
+def test_a_root_that_is_hidden_is_worked_in_and_the_home_is_not(place, rooted):
+    hidden = place.user / ".dotfiles"
+    hidden.mkdir()
+    talk = rooted([uri(hidden)], place.user)
+    assert talk.data("assign", target="demo", task="hello")["cwd"] == str(hidden.resolve())
+    assert talk.data("assign", target="demo", task="hello", cwd=".")["cwd"] == str(hidden.resolve())
+    refused = talk.call("assign", target="demo", task="hello", cwd=str(place.user))
+    assert "no agent starts a worker there" in text(refused)
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize("roots", [
     None, "silent", [], [uri("/")], [{}], [5], "x", {"a": 1}, [{"uri": "https://a/b"}],
 ])  # fmt: skip

@@ -271,6 +271,12 @@ def test_no_agent_has_a_worker_among_or_above_the_files_that_programs_go_by(plac
         worktree = str(place.home / "worktrees" / boss)
         assert place.ok("handoff", "demo", "demo: say x", "--cwd", worktree, **agent) == "x\n"
     assert place.ok("handoff", "demo", "demo: say x", "--cwd", str(place.home)) == "x\n"
+    # A worktree of the caller's repository may lie anywhere.
+    tree = place.work / ".claude/worktrees/x"
+    subprocess.run(["git", "worktree", "add", "-q", tree], cwd=place.work, check=True)
+    agent = {"CLAUDECODE": "1"}
+    assert place.ok("handoff", "demo", "demo: say x", "--cwd", str(tree), **agent) == "x\n"
+    assert place.ok("handoff", "demo", "demo: say x", cwd=tree, **agent) == "x\n"
     # Where a person started it above or among these files, its workers may be there as well.
     for folder in (str(place.home.parent), str(hidden)):
         task = place.ok("assign", "demo", "demo: say x", "--cwd", folder).strip()
