@@ -2123,7 +2123,7 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
 _GEMINI_POLICY = """\
 [[rule]]
 toolName = ["write_file", "replace"]
-argsPattern = '"file_path":".*\\.gemini/'
+argsPattern = '"file_path":("|"[^"]*/)\\.gemini/'
 decision = "deny"
 modes = ["autoEdit"]
 priority = 20
@@ -2459,7 +2459,8 @@ def _start_copilot(launch: Launch) -> Start:
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
     if mode == "edits":  # git, or its next session, runs what is in these
-        kept = ".git/** .github/hooks/** .github/copilot/** .claude/** mcp.json .mcp.json lsp.json"
+        kept = ".git/** .github/hooks/** .github/copilot/** .github/mcp.json .github/lsp.json"
+        kept += " .claude/settings*.json .vscode/mcp.json .mcp.json"
         argv += [f"--deny-tool=write(**/{path})" for path in kept.split()]
         hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
     elif mode != "ask":
@@ -8540,9 +8541,11 @@ class ScreenProgram:
         return look
 
     def shows(self, text: str) -> bool:
-        """Tell whether a text stands behind the prompt, and Enter was not pressed."""
+        """Tell whether a text stands where begin_turn saw that it would, and Enter was not
+        pressed."""
         line = split_screen(self.shown)[-1].strip()
-        return bool(text.strip()) and line == f"{self.known}{text}".strip()
+        lines = [f"{prompt}{text}".strip() for prompt in (self.prompt, self.known, "")]
+        return bool(text.strip()) and line in lines
 
     def watch_terminal(self) -> None:
         """See, in a thread of its own, what becomes of the terminal as Enter is pressed: a short
@@ -9997,6 +10000,8 @@ class Runner:
             if named:
                 program = [find_program(named, self.env.get("PATH", ""))]
             os.chdir(self.session.cwd)
+            if not self.session.worktree and os.getcwd() != self.session.cwd:  # a real path, then
+                raise CaoError(f"{self.session.cwd} leads to {os.getcwd()} now")
             refuse_unasked(launch.profile, self.session.cwd)  # others wrote here meanwhile
         except (CaoError, OSError) as error:
             self._finish("failed", "never_started", str(error))
@@ -11074,7 +11079,8 @@ class Remote:
             for line in link.read():
                 result = parse_json(line)["result"]
                 if result.get("isError"):  # what that machine refuses now, it may do soon
-                    words = _one_line_each(result["content"][0]["text"])
+                    words = result["content"][0]["text"].replace("\ntry: ", "; try: ")
+                    words = _one_line_each(words)
                     raise CaoError(f"{self.session.host}: {words}")
                 if "structuredContent" in result:
                     self.asked -= 1
@@ -16272,7 +16278,8 @@ def run_command(argv: Sequence[str]) -> int:
         if argv[0] not in commands and argv[0][:1] != "-":
             meant = _OTHER_WORDS.get(argv[0]) or nearest(argv[0], commands) or "--help"
             raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
-        if argv[0][:1] == "-" and argv[1:] and argv[1] in commands:
+        first = argv[0][:1] == "-" and argv[0] not in ("-h", "--help", "--version")
+        if first and argv[1:] and argv[1] in commands:
             way = f"write it behind: cao {argv[1]} … {argv[0]}"
             raise UsageError(f"{argv[0]} stands before the command", way)
 

@@ -2075,7 +2075,7 @@ def test_a_turn_goes_on_while_another_program_has_the_terminal(place):
 
 @pytest.mark.parametrize("call", ["capture-pane", "send-keys"])
 def test_a_call_to_tmux_that_fails_before_enter_leaves_nothing_in_the_line(place, call):
-    place.profile("calc", CALC)
+    place.profile("calc", CALC.replace("^", ""))
     armed = place.folder / "armed"
     place.program(
         "tmux",
@@ -2089,6 +2089,7 @@ exec {shutil.which("tmux")} "$@"
     )
     session, task = assign(place, "1", "calc")
     assert place.ok("wait", task) == "1\n"
+    place.ok("handoff", session, "print('no newline', end='')")
     armed.write_text("armed")
     assert place.ok("handoff", session, "6 * 7") == "42\n"
     assert not armed.exists()

@@ -628,7 +628,8 @@ RUN = {
 @pytest.mark.parametrize("name", list(WRITE))
 def test_edits_alone_change_nothing_unasked_that_git_or_a_next_session_runs(place, mock_llm, name):
     target, calls = edits_alone(place, name, mock_llm.port), ""
-    for path in (*RUN[name], "inside"):
+    free = ("inside", "x.gemini/a.md", "src/mcp.json", ".gitignore")
+    for path in (*RUN[name], *free):
         (place.work / path).parent.mkdir(parents=True, exist_ok=True)
         (place.work / path).write_text("{ }\n")
         calls += f"tool {WRITE[name]};".replace("%s", str(place.work / path))
@@ -639,7 +640,7 @@ def test_edits_alone_change_nothing_unasked_that_git_or_a_next_session_runs(plac
     assert json.loads(found.stdout)["results"][0]["answer"] == "went on"
     changed = [path for path in RUN[name] if (place.work / path).read_text() != "{ }\n"]
     assert changed == []
-    assert (place.work / "inside").read_text() != "{ }\n"
+    assert [path for path in free if (place.work / path).read_text() == "{ }\n"] == []
 
 
 def set_opencode(place, users: dict) -> None:
