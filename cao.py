@@ -2123,7 +2123,7 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
 _GEMINI_POLICY = """\
 [[rule]]
 toolName = ["write_file", "replace"]
-argsPattern = '"file_path":("|"[^"]*/)\\.gemini/'
+argsPattern = '"file_path":("|"([^"\\\\]|\\\\.)*/)\\.gemini/'
 decision = "deny"
 modes = ["autoEdit"]
 priority = 20
@@ -5108,7 +5108,7 @@ class TaskOptions(NamedTuple):
     max_tokens: int = 0
     provider: str = ""  # instead of the profile's
     host: str = ""  # the machine where it is to work, if not this one
-    start: str = ""  # where the client of `cao mcp` has its work: no choice of an agent's
+    roots: Callable[[], list[str]] | None = None  # what the client of `cao mcp` has open
     # Is told the task's name before the task is put. Not with request_id: `assign` sets its own.
     named: Callable[[str], None] = lambda _: None
     allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: this check, in this cwd?
@@ -6392,7 +6392,8 @@ class Orchestrator:
                 " `hosts:`)",
             )
         settings = {**profile.settings, "grants above": self._grants()}
-        settings["agent above"] = not self.caller.person and options.cwd != ""
+        named = options.cwd or cwd in ("/", os.path.expanduser("~"))
+        settings["agent above"] = bool(named) and not self.caller.person
         if options.worktree is not None:
             settings["worktree"] = options.worktree
         if settings.get("worktree"):
@@ -6402,36 +6403,42 @@ class Orchestrator:
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
     def _check_place(self, cwd: str, options: TaskOptions) -> None:
-        """Raise NotAllowedError where an agent chose this directory (a real path) for a worker,
-        and programs go by what is in it: it is the runtime directory, ~, or above one of these, in
-        the former, or hidden, or git's. What is hidden above the caller's own directory, or above
-        a worktree of its repository, does not count."""
+        """Raise NotAllowedError where an agent would start a worker in this directory (a real
+        path), and programs go by what is in it: it is the runtime directory, ~, or above one of
+        these, in the former, or hidden, or git's. The directory that the agent was started in, or
+        its client has open, may be that. What is hidden above it, or above a worktree of its
+        repository or of cao's, does not count."""
         me, sent = self.store.peek(self.caller.name), options.profile
-        starts = [options.start, current_directory()]
-        if me:
-            starts.append(me.cwd)
-        own = options.start
-        if me and self.caller.worker:
-            own = me.cwd
-        chosen = not self.caller.person and options.cwd
-        if sent:
-            chosen, starts, own = sent.settings.get("agent above", False), [], ""
-        if not chosen or (own and cwd == os.path.realpath(own)):
+        if self.caller.person and not (sent and sent.settings.get("agent above")):
             return
+        starts = [os.path.realpath(current_directory())]
+        if sent:
+            starts = []
+        elif me and self.caller.worker:
+            starts = [os.path.realpath(me.cwd)]
+        asks = options.roots is not None and not sent and not self.caller.worker
+        if not (cwd in starts and not asks) and self._is_gone_by(cwd, starts):
+            roots = options.roots() if asks and options.roots else []  # it takes a while
+            if cwd not in roots and (not roots or self._is_gone_by(cwd, [*starts, *roots])):
+                raise NotAllowedError(
+                    f"{cwd} may have files that programs go by: no agent starts a worker there",
+                    "name the directory of a project",
+                )
+
+    def _is_gone_by(self, cwd: str, starts: Sequence[str]) -> bool:
+        """Tell whether programs go by what is in a directory, seen from those that a caller has
+        (_check_place; real paths)."""
         home, users = os.path.realpath(self.store.home), os.path.realpath(os.path.expanduser("~"))
         above = cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
-        in_home = os.path.commonpath((cwd, home)) == home and not _in_worktrees(cwd)
-        repository, path = find_repository(cwd)
-        starts = [os.path.realpath(start) for start in starts if start]
-        if repository not in [find_repository(start)[0] for start in starts]:
+        worktree, (repository, path) = _in_worktrees(cwd), find_repository(cwd)
+        in_home = os.path.commonpath((cwd, home)) == home and not worktree
+        if worktree:
+            path = worktree.partition("/")[2]
+        elif repository not in [find_repository(start)[0] for start in starts]:
             path = f"{cwd}/"
             for start in starts:
                 path = path.removeprefix(f"{start}/")
-        if above or in_home or re.search(r"(^|/)\.[^/]|\.git(/|\Z)", path):
-            raise NotAllowedError(
-                f"{cwd} may have files that programs go by: no agent starts a worker there",
-                "name the directory of a project",
-            )
+        return above or in_home or bool(re.search(r"(^|/)\.[^/]|\.git(/|\Z)", path))
 
     def _check_command(self, options: TaskOptions, worker: Profile | None, cwd: str) -> None:
         """Raise UsageError where the check of a task is no command, NotAllowedError where the
@@ -8393,7 +8400,11 @@ def prompt_begins(line: str, known: str) -> tuple[int, bool]:
     line, known = line.rstrip(), known.rstrip()
     if known.endswith(line):
         return 0, True
-    shape = re.sub(r"\d+", r"\\d+", re.escape(known))
+    if known and line.endswith(known):
+        return len(line) - len(known), True
+    shape = re.sub(r"\d+", lambda m: rf"\d{{{len(m[0])},{len(m[0]) + 1}}}", re.escape(known))
+    if known[:1].isdigit():  # else a number at the output's end would belong to it
+        shape = rf"(?<!\d){shape}"
     if known and (match := re.search(rf"{shape}\Z", line)):
         return match.start(), True
     head = re.split("[/~ ]", known)[0]
@@ -8545,7 +8556,7 @@ class ScreenProgram:
         pressed."""
         line = split_screen(self.shown)[-1].strip()
         lines = [f"{prompt}{text}".strip() for prompt in (self.prompt, self.known, "")]
-        return bool(text.strip()) and line in lines
+        return bool(text.strip()) and line in lines and not self._is_below()
 
     def watch_terminal(self) -> None:
         """See, in a thread of its own, what becomes of the terminal as Enter is pressed: a short
@@ -8575,8 +8586,12 @@ class ScreenProgram:
             person_s = self.tmux.person_active_s(self.pane) - 1.0  # in whole seconds
             if self.at_work or person_s <= now - self.ready_at:
                 return False
+        return self._is_below()
+
+    def _is_below(self) -> bool:
+        """Tell whether the cursor is below all lines, in any column: on a raw terminal it stays."""
         rows = len(split_screen(self.tmux.capture(self.pane)))
-        row = self.tmux.ask(self.pane, "#{cursor_y}")  # in any column: on a raw terminal it stays
+        row = self.tmux.ask(self.pane, "#{cursor_y}")
         return bool(row) and int(row) >= rows
 
     def _prompt_in_front(self, line: str) -> int:
@@ -8788,6 +8803,7 @@ class Runner:
         self.claims: dict[str, Claim] = {}
         self.typed_before: list[str] = []  # results that an earlier runner typed before it died
         self.last_sent = ""  # the text of the last delivery
+        self.pasted = ""  # ... while it stands in a program's line, for what we know
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
         # The end of a turn that is not the task's: a worker's result, or a message, is to come.
@@ -9557,7 +9573,9 @@ class Runner:
     def _draft(self) -> str | None:
         """Return what stands in the input line, as `_see` does; of a program only our own text."""
         if self.program:
-            return self.last_sent if self.program.shows(self.last_sent) else ""
+            if not self.program.shows(self.pasted):
+                return ""
+            return self.pasted
         return self._see()[1]
 
     def _shows_input(self) -> bool:
@@ -9933,6 +9951,8 @@ class Runner:
         if self.phase == "starting":
             self._set_phase("idle", look.why)
         elif program.at_work:
+            if self.pasted:  # tmux pressed Enter, and could not say so
+                self._on_entered()
             answer = program.answer()
             if answer is not None and self.phase == "working":
                 self._end_turn(Event("ended", answer, source="screen"))
@@ -10197,6 +10217,9 @@ class Runner:
         if self._began_unheard(self._status()):
             return
         draft = self._draft()
+        if self.pasted and not draft:  # tmux pressed Enter, and could not say so
+            self._on_entered()
+            return
         if delivery.enters < 3:
             self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
             if draft:
@@ -10421,7 +10444,7 @@ class Runner:
             return "a person is at the session"
         if self.program and not self.program.is_free():
             if self._draft():
-                self._keys(CLEAR_LINE)  # a call to tmux failed before Enter
+                return ""  # a call to tmux failed before Enter
             return f"the program is not ready ({self.program.seen.why})"
         if self._status().state in ("asking", "busy"):
             return "the CLI is not idle"
@@ -10450,11 +10473,19 @@ class Runner:
     def _type_text(self, ids: tuple[str, ...], text: str) -> None:
         """Type the text of the messages with these ids, three times at most where the CLI loses
         it, and press Enter if that is safe (_enter). The caller has seen that nothing prevents
-        typing. A program without hooks counts as having taken it at once."""
+        typing."""
+        tries, stands = 3, None
         if self.program:
+            stands = self._draft()
+        if stands == text:  # the call to tmux failed that came after
+            tries = 0
+        elif stands:
+            self._keys(CLEAR_LINE)
+        if self.program and tries:
             self.program.begin_turn()
+            self.pasted = text
         self._mark_transcript()
-        for _ in range(3):
+        for _ in range(tries):
             self.boss.tmux.paste(self.pane, split_pieces(text, *self.row.piece))
             self._log("typed", messages=ids, bytes=len(text))
             if not self._swallowed():
@@ -10480,9 +10511,14 @@ class Runner:
             self.step_at = time.monotonic()
             self._log("submitted", messages=self.delivery.messages)
         if self.program:
-            self._taken("claimed")
-            self._begin_turn()
+            self._on_entered()
         return True
+
+    def _on_entered(self) -> None:
+        """Note that a program has our text: it counts as having taken that at once."""
+        self.pasted = ""
+        self._taken("claimed")
+        self._begin_turn()
 
     def _undeliverable(self, delivery: Delivery) -> None:
         """Give up what the CLI did not take as a prompt: a task fails, a message's sender is told;
@@ -13825,7 +13861,9 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     needed = options.cwd or not is_session
     if needed and not os.path.isabs(options.cwd) and "@" not in given["target"]:
         start = call.server.directory()
-        options = options._replace(cwd=os.path.join(start, options.cwd), start=start)
+        options = options._replace(cwd=os.path.join(start, options.cwd), roots=lambda: [start])
+    else:
+        options = options._replace(roots=call.server.list_roots)
     options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
     return call.boss.assign(given["target"], given["task"], options)
 

@@ -2073,8 +2073,10 @@ def test_a_turn_goes_on_while_another_program_has_the_terminal(place):
     assert place.ok("wait", task) == "# done\n"
 
 
-@pytest.mark.parametrize("call", ["capture-pane", "send-keys"])
-def test_a_call_to_tmux_that_fails_before_enter_leaves_nothing_in_the_line(place, call):
+@pytest.mark.parametrize(("call", "first"), [
+    ("capture-pane", ""), ("send-keys", ""), ("send-keys", f'{shutil.which("tmux")} "$@";'),
+])  # fmt: skip
+def test_a_call_to_tmux_that_fails_beside_enter_leaves_nothing_in_the_line(place, call, first):
     place.profile("calc", CALC.replace("^", ""))
     armed = place.folder / "armed"
     place.program(
@@ -2082,7 +2084,7 @@ def test_a_call_to_tmux_that_fails_before_enter_leaves_nothing_in_the_line(place
         f"""\
 case "$(cat {armed} 2>&-) $*" in
 armed*source-file*) echo pasted >{armed} ;;
-pasted*{call}*) rm {armed}; kill -9 $$ ;;
+pasted*{call}*) rm {armed}; {first} kill -9 $$ ;;
 esac
 exec {shutil.which("tmux")} "$@"
 """,
@@ -2091,7 +2093,7 @@ exec {shutil.which("tmux")} "$@"
     assert place.ok("wait", task) == "1\n"
     place.ok("handoff", session, "print('no newline', end='')")
     armed.write_text("armed")
-    assert place.ok("handoff", session, "6 * 7") == "42\n"
+    assert place.ok("handoff", session, "open('once', 'x').close(); 42") == "42\n"
     assert not armed.exists()
     assert place.ok("handoff", session, "7 * 7") == "49\n"
 
@@ -2101,6 +2103,9 @@ exec {shutil.which("tmux")} "$@"
     ("$ ", "$ ", "", True),
     ("[1, 2][12] $ ", "[11] $ ", "[1, 2]", True),
     ("12:01:59 $ ", "11:07:03 $ ", "", True),
+    ("4221:59 $ ", "21:59 $ ", "42", True),
+    ("4221:59 $ ", "21:58 $ ", "4221:59 $", False),
+    ("[10] $ ", "[9] $ ", "", True),
     ("hellome@box:/usr$ ", "me@box:/tmp/x$ ", "hello", True),
     ("see [me@box x] and y[me@box tmp]# ", "[me@box w]# ", "see [me@box x] and y", True),
     ("[me@box w]# ls -l[me@box tmp]# ", "[me@box w]# ", "[me@box w]# ls -l", True),

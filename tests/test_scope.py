@@ -271,6 +271,8 @@ def test_no_agent_has_a_worker_among_or_above_the_files_that_programs_go_by(plac
         worktree = str(place.home / "worktrees" / boss)
         assert place.ok("handoff", "demo", "demo: say x", "--cwd", worktree, **agent) == "x\n"
     assert place.ok("handoff", "demo", "demo: say x", "--cwd", str(place.home)) == "x\n"
+    done = place.run("assign", "demo", "demo: say x", cwd=hidden, CAO_SESSION=boss)  # by its shell
+    assert (done.returncode, "no agent starts a worker there" in done.stderr) == (2, True)
     # A worktree of the caller's repository may lie anywhere.
     tree = place.work / ".claude/worktrees/x"
     subprocess.run(["git", "worktree", "add", "-q", tree], cwd=place.work, check=True)
