@@ -7304,7 +7304,8 @@ _GIT_PLAIN = (
 
 
 class _GitLimit:
-    """How long a git may take that is given no time of its own: without limit, but in a runner."""
+    """How long a git may take that is given no time of its own: without limit, but in a runner and
+    in `cao clean`, which nobody watches."""
 
     seconds: float | None = None
 
@@ -8594,6 +8595,14 @@ class ScreenProgram:
         row = self.tmux.ask(self.pane, "#{cursor_y}")
         return bool(row) and int(row) >= rows
 
+    def _prompt_begins(self, line: str) -> tuple[int, bool]:
+        """Return what prompt_begins does; a line that `ready` matches as a whole is a prompt."""
+        at, sure = prompt_begins(line, self.known)
+        match = re.search(self._pattern("ready"), line)
+        if not sure and match and not match.start():
+            return 0, True
+        return at, sure
+
     def _prompt_in_front(self, line: str) -> int:
         """Return the length of the prompt that a line begins with, 0 where it does not."""
         for size in range(1, min(len(line), PANE_COLUMNS)):
@@ -8667,9 +8676,9 @@ class ScreenProgram:
             new[0] = ""
         if new[0].strip():  # parse_printed passes over a first line
             new = ["", *new]
-        answer = self.parse_printed("\n".join(new), self.known)
+        answer = self.parse_printed("\n".join(new))
         if self._is_prompt(lines[-1]):
-            at, sure = prompt_begins(lines[-1], self.known)
+            at, sure = self._prompt_begins(lines[-1])
             if not sure:
                 where = "where its output ends and its prompt begins is not sure"
                 self.note = f"its last line was {lines[-1]!r}: {where}"
@@ -8715,13 +8724,12 @@ class ScreenProgram:
             return Look("idle", "screen", f"ready: {lines[-1]!r}")
         return Look("unknown", "screen", f"last line: {lines[-1]!r}")
 
-    def parse_printed(self, printed: str, prompt: str = "") -> str:
+    def parse_printed(self, printed: str) -> str:
         """Return the answer in what was printed; the first line is that of the prompt we typed.
 
         It is the last match of the profile's `answer` pattern, "" where nothing matches. Without
-        a pattern it is all that stands between that first line and the new prompt, and behind that.
-        prompt: the one before the turn; the new one may follow on the answer's line
-        (prompt_begins).
+        a pattern it is all that stands between that first line and the new prompt, and behind that;
+        the prompt may follow on the answer's last line.
         """
         if pattern := self._pattern("answer"):
             answers = re.findall(pattern, printed, re.M)
@@ -8734,8 +8742,8 @@ class ScreenProgram:
 
         lines = split_screen(printed)
         if self._is_prompt(lines[-1]):
-            lines[-1] = lines[-1][: prompt_begins(lines[-1], prompt)[0]]
-        elif prompt:
+            lines[-1] = lines[-1][: self._prompt_begins(lines[-1])[0]]
+        elif self.known:
             for n in range(len(lines) - 1, 0, -1):
                 if size := self._prompt_in_front(lines[n]):
                     lines[n] = lines[n][size:]
@@ -14162,7 +14170,9 @@ def _given_text(target: str, text: str | None) -> str:
     pipe.register(0, select.POLLIN)
     if stat.S_ISFIFO(os.fstat(0).st_mode) and any(sign & select.POLLIN for _, sign in pipe.poll(0)):
         what = "what is piped in was not read, for the text was given as an argument"
-        _say_error(CaoError(what, f"(echo 'review this:'; git diff) | cao handoff {target}"))
+        _say_error(
+            CaoError(what, "leave the argument out: (echo 'review this:'; git diff) | cao …")
+        )
     return str(text)
 
 
@@ -14771,6 +14781,7 @@ def cmd_clean(ask: Ask) -> None:
     if ask.args.older.isdigit():  # it would be seconds: perhaps days were meant
         raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
     ask.boss.check_person("remove sessions", "ask the person to run cao clean")
+    _GitLimit.seconds = GIT_S  # a worktree in which git hangs is kept
     removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     plan = Schedule(ask.store)
