@@ -8525,7 +8525,7 @@ class ScreenProgram:
         self._pass_answered(now, lines)
         look = self.read_screen(screen, "\n".join(self._unanswered(lines)))
         facts = terminal_facts()
-        if self.at_work and self.terminal and facts != self.terminal:
+        if self.at_work and self.terminal and facts not in ((), self.terminal):
             self.tells = True
         covered = False
         if look.state == "idle" and self.terminal[1:] not in ((), facts[1:]):
@@ -8565,7 +8565,7 @@ class ScreenProgram:
 
         def watch() -> None:
             for _ in range(1000):
-                if self.tells or self.terminal != terminal_facts():
+                if self.tells or terminal_facts() not in ((), self.terminal):
                     self.tells = True
                     return
                 select.select([], [], [], 0.0003)
@@ -9459,6 +9459,9 @@ class Runner:
         if self.child:
             if not self.group:  # it was started in this round
                 self.group = note_process(self.child)
+            if self.program and not self._has_ended():
+                os.kill(self.child, signal.SIGHUP)  # a shell ends its jobs by this
+                look_until(self._has_ended, 25)
             end_group(self.child, self.group["start"], grace_s)
             self._has_ended(0)
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other

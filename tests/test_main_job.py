@@ -2066,6 +2066,15 @@ def test_an_answer_behind_an_output_without_a_newline_is_its_own(place):
     assert (result["answer"], result["notes"]) == ("hi", [])
 
 
+def test_the_jobs_of_a_shell_end_with_it(place):
+    place.profile("bs", BASH.format("$ "))
+    session, task = assign(place, "sleep 7777 & echo $!", "bs")
+    job = place.ok("wait", task).split()[-1]
+    assert os.path.exists(f"/proc/{job}")
+    place.ok("stop", session)
+    until(lambda: os.path.exists(f"/proc/{job}"), False)
+
+
 def test_a_turn_goes_on_while_another_program_has_the_terminal(place):
     place.profile("bs", BASH.format("$ "))
     code = "import time; print(end='# ', flush=True); time.sleep(1); print('done')"
