@@ -6403,11 +6403,9 @@ class Orchestrator:
         return profile._replace(settings=settings), options._replace(host=host, cwd=cwd)
 
     def _check_place(self, cwd: str, options: TaskOptions) -> None:
-        """Raise NotAllowedError where an agent would start a worker in this directory (a real
-        path), and programs go by what is in it: it is the runtime directory, ~, or above one of
-        these, in the former, or hidden, or git's. The directory that the agent was started in, or
-        its client has open, may be that. What is hidden above it, or above a worktree of its
-        repository or of cao's, does not count."""
+        """Raise NotAllowedError where an agent would start a worker in a directory (a real path)
+        that holds settings: the worker could write what cao, git or a CLI then runs. The directory
+        that the agent was started in, or that its client has open, is always allowed."""
         me, sent = self.store.peek(self.caller.name), options.profile
         if self.caller.person and not (sent and sent.settings.get("agent above")):
             return
@@ -6417,17 +6415,19 @@ class Orchestrator:
         elif me and self.caller.worker:
             starts = [os.path.realpath(me.cwd)]
         asks = options.roots is not None and not sent and not self.caller.worker
-        if not (cwd in starts and not asks) and self._is_gone_by(cwd, starts):
+        if not (cwd in starts and not asks) and self._holds_settings(cwd, starts):
             roots = options.roots() if asks and options.roots else []  # it takes a while
-            if cwd not in roots and (not roots or self._is_gone_by(cwd, [*starts, *roots])):
+            if cwd not in roots and (not roots or self._holds_settings(cwd, [*starts, *roots])):
                 raise NotAllowedError(
-                    f"{cwd} may have files that programs go by: no agent starts a worker there",
+                    f"{cwd} may hold settings of other programs: no agent starts a worker there",
                     "name the directory of a project",
                 )
 
-    def _is_gone_by(self, cwd: str, starts: Sequence[str]) -> bool:
-        """Tell whether programs go by what is in a directory, seen from those that a caller has
-        (_check_place; real paths)."""
+    def _holds_settings(self, cwd: str, starts: Sequence[str]) -> bool:
+        """Tell whether a directory is one of these: ~, the runtime directory, a directory above
+        either, one inside the runtime directory, a hidden one, or git's own. A dot counts only
+        below the caller's own directories (starts), below the top of a worktree of their
+        repository, or below the top of a worktree of cao's. All are real paths."""
         home, users = os.path.realpath(self.store.home), os.path.realpath(os.path.expanduser("~"))
         above = cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
         worktree, (repository, path) = _in_worktrees(cwd), find_repository(cwd)
