@@ -2565,7 +2565,7 @@ export const cao = async ({ client }) => {
       const name = `${used?.providerID}/${used?.modelID}`
       if (["", name].includes(model)) return model = ""
       running.delete(sessionID)
-      const last_assistant_message = `no model ${model} (see opencode models): not sent to ${name}`
+      const last_assistant_message = `it would use ${name}, not ${model}: see opencode models`
       await tell("StopFailure", sessionID, { error: "no_such_model", last_assistant_message })
       throw Error(last_assistant_message)
     },
@@ -2655,8 +2655,8 @@ def _start_opencode(launch: Launch) -> Start:
     }
     if profile.model:
         config["model"] = profile.model
-    if profile.effort:
-        config["agent"] = {"build": {"variant": profile.effort}}
+    build = {"model": profile.model, "variant": profile.effort}  # a user's own would count more
+    config["agent"] = {"build": {key: value for key, value in build.items() if value}}
     env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"

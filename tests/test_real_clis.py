@@ -1174,8 +1174,20 @@ def test_opencode_sends_nothing_to_another_model_than_the_profiles(place, mock_l
     asked = len(mock_llm.requests)
     (result,) = handoff(place, "real-opencode", "MOCK:say hello", code=1)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "api_error")
-    assert result["detail"].startswith("no model mock/no-such-model (see opencode models)")
+    assert result["detail"].endswith("not mock/no-such-model: see opencode models")
     assert len(mock_llm.requests) == asked
+
+
+def test_opencode_uses_the_profiles_model_whatever_the_users_agent_has(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    set_opencode(place, {
+        "provider": {"mock": {**OPENCODE_CONFIG["provider"]["mock"], "models": {
+            "mock-model": {"name": "Mock"}, "other": {"name": "Other"},
+        }}},
+        "agent": {"build": {"model": "mock/other"}},
+    })  # fmt: skip
+    assert place.ok("handoff", "real-opencode", "MOCK:say hello") == "hello\n"
+    assert {request["model"] for request in mock_llm.requests if request} == {"mock-model"}
 
 
 def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place, mock_llm):
