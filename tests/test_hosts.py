@@ -236,7 +236,7 @@ def test_a_handoff_to_another_machine_gives_its_answer(far):
     assert far.machine.sessions() == [there]
     until(lambda: "demo agent" in far.screen(name))
     far.ok("stop", name)
-    assert (far.live(), far.machine.sessions()) == ([], [])
+    until(lambda: (far.live(), far.machine.sessions()), ([], []))
     until(lambda: far.machine.pids("cao"), [])
 
 
