@@ -181,7 +181,8 @@ class Teller:
 def run_units(session, work: Work, tell) -> None:
     """Be the process: run unit after unit until there is none left."""
     config = session.config
-    config.pluginmanager.unregister(name="terminalreporter")
+    reporter = config.pluginmanager.unregister(name="terminalreporter")
+    config.get_terminal_writer = lambda: reporter._tw  # pytest 8 explains assertions by it
     config.pluginmanager.register(Teller(config, tell))
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.stop_global_capturing()  # its file would be of all of us
