@@ -1807,3 +1807,15 @@ def test_a_check_that_runs_is_ended_with_its_task(place, how):
         )
     else:
         assert place.state(session)["task"] == task  # it goes on, with a check of its own
+
+
+@pytest.mark.tmux
+def test_clean_keeps_a_worktree_in_which_git_hangs(repo, monkeypatch):
+    session, path = worker(repo)
+    repo.ok("stop", session)
+    os.mkfifo(path / ".gitattributes")  # git waits for somebody to write
+    monkeypatch.setattr(cao, "GIT_S", 1.0)  # of this process and its forks
+    done = repo.run("clean", "--older", "0s", timeout_s=60)
+    assert (done.returncode, session in done.stdout, path.exists()) == (0, False, True)
+    repo.ok("discard", session, "--yes")
+    assert not path.exists()
