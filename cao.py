@@ -8531,7 +8531,7 @@ class ScreenProgram:
         if look.state == "idle" and self.terminal[1:] not in ((), facts[1:]):
             look = Look("unknown", "screen", "another program has the terminal")
         elif look.state == "unknown" and facts == self.terminal:
-            covered = self._is_covered(now)
+            covered = self._is_covered(now, split_screen(screen)[-1])
         elif look.state == "idle":
             self.ready_at = now
         if covered:
@@ -8573,21 +8573,22 @@ class ScreenProgram:
         if self.terminal and not self.tells:
             start_thread(watch)
 
-    def _is_covered(self, now: float) -> bool:
+    def _is_covered(self, now: float, last: str) -> bool:
         """Tell whether the program, whose terminal is as at its prompt, is ready, and has printed
         more behind that by itself, from a thread or a job. Else it is at work, where its terminal
-        is the same then, and a turn or a person's line was begun; or somebody has begun a line, as
-        the cursor is not below all lines.
+        is the same then, and a turn or a person's line was begun; or somebody may have begun a
+        line: the cursor is not below all lines, and before its turn's end its last line does not
+        begin with a prompt. last: its last line.
 
         No key could ask for the prompt: an empty line has a debugger do its last command again.
         """
         if not self.terminal:
             return False
-        if not self.tells:
-            person_s = self.tmux.person_active_s(self.pane) - 1.0  # in whole seconds
-            if self.at_work or person_s <= now - self.ready_at:
-                return False
-        return self._is_below()
+        person_s = self.tmux.person_active_s(self.pane) - 1.0  # in whole seconds
+        person = person_s <= now - self.ready_at
+        if not self.tells and (self.at_work or person):
+            return False
+        return self._is_below() or bool(self.at_work and not person and self._prompt_in_front(last))
 
     def _is_below(self) -> bool:
         """Tell whether the cursor is below all lines, in any column: on a raw terminal it stays."""
