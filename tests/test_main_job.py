@@ -2048,7 +2048,7 @@ def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
     session, task = assign(place, "work", "debugger")
     assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
     assert place.ok("handoff", session, f"later {seconds}").strip() in ("", "connected")
-    assert place.ok("handoff", session, "pay").split("\n")[0] == "paid"
+    assert "paid" in place.ok("handoff", session, "pay").split("\n")
     until(lambda: "connected" in place.screen(session))
     assert place.ok("handoff", session, "look") == "1\n"
 
