@@ -2556,7 +2556,8 @@ export const cao = async ({ client }) => {
     config: (config) => {
       config.permission = permitted(config.permission)
       for (const agent of Object.values(config.agent ?? {}))
-        if (agent.permission) agent.permission = permitted(agent.permission)
+        if (Object.keys(patternsOf(agent.permission)).length)  // else it has none of its own
+          agent.permission = permitted(agent.permission)
     },
     "chat.message": async ({ sessionID, model: used }, { parts }) => {
       if (below.has(sessionID)) return
