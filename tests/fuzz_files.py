@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -224,6 +225,8 @@ def main() -> int:
     parser.add_argument("--file", default="", help="only files with this in their path")
     parser.add_argument("--kind", default="", choices=["", *KINDS])
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started ends with us
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     dice, end = random.Random(options.seed), time.monotonic() + options.seconds
     print(f"seed {options.seed}", flush=True)
     home, count, failed = Home(options.seed), 0, 0
