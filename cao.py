@@ -10230,7 +10230,7 @@ class Runner:
         if self._began_unheard(self._status()):
             return
         draft = self._draft()
-        if self.pasted and not draft:  # tmux pressed Enter, and could not say so
+        if self.pasted and not draft and self._in_foreground():  # as in _look_at_output
             self._on_entered()
             return
         if delivery.enters < 3:
