@@ -1186,8 +1186,10 @@ def test_opencode_uses_the_profiles_model_whatever_the_users_agent_has(place, mo
         }}},
         "agent": {"build": {"model": "mock/other"}},
     })  # fmt: skip
+    before = len(mock_llm.requests)
     assert place.ok("handoff", "real-opencode", "MOCK:say hello") == "hello\n"
-    assert {request["model"] for request in mock_llm.requests if request} == {"mock-model"}
+    sent = mock_llm.requests[before:]
+    assert {request["model"] for request in sent if request} == {"mock-model"}
 
 
 def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place, mock_llm):
