@@ -8589,6 +8589,13 @@ class ScreenProgram:
         person = person_s <= now - self.ready_at
         if not self.tells and (self.at_work or person):
             return False
+        if self.at_work:  # a question may stand on a line of its own: what is printed tells
+            lines = self._lines()
+            printed = lines_behind(self.turn, lines)
+            if printed is None:
+                printed = lines
+            if not any(self._prompt_in_front(line, False) for line in printed):
+                return False
         return self._is_below() or bool(self.at_work and not person and self._prompt_in_front(last))
 
     def _is_below(self) -> bool:
@@ -8605,10 +8612,17 @@ class ScreenProgram:
             return 0, True
         return at, sure
 
-    def _prompt_in_front(self, line: str) -> int:
-        """Return the length of the prompt that a line begins with, 0 where it does not."""
+    def _prompt_in_front(self, line: str, sure: bool = True) -> int:
+        """Return the length of the prompt that a line begins with, 0 where it does not. sure:
+        leave out what `ready` matches and is not like the last prompt."""
+        first = self.known[:1]
+        if line[:1] != first and first not in "~/0123456789":  # a directory or number changes
+            return 0
         for size in range(1, min(len(line), PANE_COLUMNS)):
-            if self._is_prompt(line[:size]) and prompt_begins(line[:size], self.known) == (0, True):
+            begins = (0, True)
+            if sure:
+                begins = prompt_begins(line[:size], self.known)
+            if begins == (0, True) and self._is_prompt(line[:size]):
                 return size + (line[size : size + 1] == " ")
         return 0
 

@@ -2004,7 +2004,6 @@ def test_what_is_printed_behind_the_new_prompt_holds_up_no_answer(place, task, l
 
 @pytest.mark.parametrize("task", [
     "(sleep 0.1; printf late) & echo started",
-    "(for n in 1 2 3; do printf '\\r%d' $n; sleep 0.2; done; echo; echo late) & echo started",
     "(while sleep 0.2; do printf late; done) & echo started",
 ])  # fmt: skip
 def test_what_is_printed_without_a_newline_behind_the_new_prompt_holds_up_no_answer(place, task):
@@ -2034,6 +2033,8 @@ class Debugger(cmd.Cmd):
         print("(Pdb) is its prompt")
         time.sleep(1.5)
         print("worked")
+    def do_ask(self, _):
+        print(input("Go on?\\n"))
 
 Debugger().cmdloop()
 """
@@ -2051,6 +2052,17 @@ def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
     assert "paid" in place.ok("handoff", session, "pay").split("\n")
     until(lambda: "connected" in place.screen(session))
     assert place.ok("handoff", session, "look") == "1\n"
+
+
+def test_a_question_on_a_line_of_its_own_is_no_end_of_a_turn(place):
+    """It is read on a terminal that is as at the prompt, below all that was printed."""
+    (place.folder / "debugger.py").write_text(DEBUGGER)
+    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
+    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
+    session, task = assign(place, "work", "debugger")  # the terminal tells when it works
+    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    done = place.run("handoff", session, "ask", "--timeout", "3s")
+    assert (done.returncode, "timeout" in done.stderr) == (5, True)
 
 
 WORKS = """
