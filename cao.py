@@ -12654,18 +12654,16 @@ def attach_argv(boss: Orchestrator, name: str) -> list[str]:
     """Return the tmux command that attaches our terminal to a session. Raises NotFoundError where
     it has ended or has no terminal, UsageError for a client. Takes TMUX out of this process's
     environment."""
-    session = None
-    if NAME.match(name):
-        session = boss.store.peek(name)
-    if session and session.kind == "client":
-        raise UsageError(f"{name} is a client, not an agent", "cao ls shows the agents")
-    if session and boss.is_over(name):
-        raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
-    if session and not boss.tmux.pane_of(name):
-        where = f"its terminal is not on the tmux socket {boss.tmux.socket_path}"
-        raise NotFoundError(f"session {name} is running, but {where}", "set TMUX_TMPDIR as it was")
+    session = boss.store.peek(name)
     if not session:
         raise NotFoundError(f"no session {name!r} is running", "cao ls shows those that are")
+    if session.kind == "client":
+        raise UsageError(f"{name} is a client, not an agent", "cao ls shows the agents")
+    if boss.is_over(name):
+        raise NotFoundError(f"session {name} has ended", f"cao show {name} has its last screen")
+    if not boss.tmux.pane_of(name):
+        where = f"its terminal is not on the tmux socket {boss.tmux.socket_path}"
+        raise NotFoundError(f"session {name} is running, but {where}", "set TMUX_TMPDIR as it was")
     os.environ.pop("TMUX", None)  # with it, tmux refuses to attach inside another tmux
     return [boss.tmux.program, "-u", "-L", boss.tmux.socket, "attach", "-t", f"={name}"]
 
