@@ -13373,9 +13373,9 @@ def _finding(what: str, state: str, detail: str, **facts: Any) -> dict[str, Any]
     return {"what": what, "state": state, "detail": detail, **facts}
 
 
-def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
-    """Return rows (see _finding) on this machine, and whether cao can work: that needs tmux. The
-    second row is tmux's. A CLI that is missing or broken does not count."""
+def doctor(store: Store) -> list[dict[str, Any]]:
+    """Return rows (see _finding) on this machine. The second row is tmux's: cao can work where
+    that is ok. A CLI that is missing or broken does not count."""
     from concurrent.futures import ThreadPoolExecutor
 
     python = sys.version.split()[0]
@@ -13389,10 +13389,8 @@ def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
         Orchestrator(store, Caller("")).tmux.pane_of("doctor")
         about = f"{version}  {program}"
         rows.append(_finding("tmux", "ok", about, version=version, path=program))
-        good = True
     except CaoError as error:
         rows.append(_finding("tmux", state, str(error).replace("\n", "; ")))
-        good = False
 
     rows.append(_finding("runtime directory", "ok", store.home, path=store.home))
     for name, fault in Schedule(store).stale_lines().items():
@@ -13402,7 +13400,7 @@ def doctor(store: Store) -> tuple[list[dict[str, Any]], bool]:
     clis = [row for row in PROVIDERS.values() if row.program]
     with ThreadPoolExecutor(len(clis)) as pool:  # some take ten seconds to say their version
         rows += pool.map(_doctor_cli, clis)
-    return rows, good
+    return rows
 
 
 def _doctor_cli(row: Provider) -> dict[str, Any]:
@@ -13463,7 +13461,7 @@ def _first_run(row: Provider) -> str:
     return ", its first run is to come (try: claude)"
 
 
-def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
+def doctor_there(host: str) -> list[dict[str, Any]]:
     """Return what `doctor` returns on another machine, and copy this cao.py there where it lacks
     it. Raises UsageError for a name that is none, CaoError where ssh cannot reach it."""
     if not HOST.match(host):
@@ -13477,10 +13475,10 @@ def doctor_there(host: str) -> tuple[list[dict[str, Any]], bool]:
         output += b"".join(link.read())
     status = link.end()
     try:
-        rows = parse_json(output)
-        if not fits(rows, [dict.fromkeys(("what", "state", "detail"), str)]):
+        rows: list[dict[str, Any]] = parse_json(output)
+        if not fits(rows, [dict.fromkeys(("what", "state", "detail"), str)]) or len(rows) < 2:
             raise TypeError("no rows")
-        return rows, rows[1]["state"] == "ok"  # tmux's row: see doctor
+        return rows
     except _FALSE_WORDS:  # it is broken off, or there is none
         what = late or f"{host} cannot be reached: ssh ended with {status}"
         if not status:
@@ -14919,12 +14917,13 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # None: no live turn; "*": one of each CLI that is there
     rows: list[dict[str, Any]] = []
-    good, bad = True, EXIT_TMUX
-    if live in (None, "*"):
-        rows, good = doctor(ask.store)
     if ask.args.host:
-        rows, good = doctor_there(ask.args.host)
-    if live is not None:
+        rows = doctor_there(ask.args.host)
+    elif live in (None, "*"):
+        rows = doctor(ask.store)
+    if live is None:
+        good, bad = rows[1]["state"] == "ok", EXIT_TMUX  # tmux's row
+    else:
         there = [row["what"] for row in rows if row["state"] not in ("missing", "broken")]
         names = [name for name in there if name in PROVIDERS] if live == "*" else [live]
         rows = [prove_live(ask.boss, name) for name in names]
