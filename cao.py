@@ -9648,7 +9648,7 @@ class Runner:
 
         if self.row.composer:
             look_until(look, 150)
-        select.select([], [], [], self.row.settle_s)
+        time.sleep(self.row.settle_s)
         if self.row.composer and look() is None:
             look_until(is_back, 500)
         return drafts[-1:] == [""] and set(drafts) != {""}
@@ -10619,7 +10619,7 @@ class Runner:
         """Press the keys that interrupt a turn, and have the next look come soon."""
         for key in self.row.interrupt:
             self._keys(key)
-            select.select([], [], [], 0.2)  # OpenCode 1.18.33 reads two at once as another key
+            time.sleep(0.2)  # OpenCode 1.18.33 reads two at once as another key
         self.pressed_at = time.monotonic()
         self.look_at = self.pressed_at + 0.3
 
@@ -10967,7 +10967,7 @@ class Link:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
-            select.select([], [], [], 0.02)
+            time.sleep(0.02)
         os.kill(self.pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -12184,7 +12184,7 @@ class DemoAgent:
             except FAILURES as error:
                 if is_gone(self.launch_folder):
                     raise EOFError from error
-                select.select([], [], [], 0.2)
+                time.sleep(0.2)
 
     def status(self, word: str) -> None:
         path, text = f"{self.launch_folder}/status.json", json.dumps({"status": word})
