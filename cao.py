@@ -10444,8 +10444,6 @@ class Runner:
             if late and self._take([first], "", "claimed"):
                 self._time_out(f": {self.held_back}")
                 self.delivery = None
-                self._see_to(partial(self.store.discharge, self.name, first.id))
-                self._release()
             return
 
         messages, text = self._compose(messages)
