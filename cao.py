@@ -9080,16 +9080,14 @@ class Runner:
         question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
         self.questions[name] = question
         self._answer_ourselves(question)  # before it is shown to anybody
-        if self.questions.pop(name, None):
+        if name in self.questions:
             self._ask(question)
 
     def _question_path(self, name: str) -> str:
         return f"{self.folder}/questions/{name}"
 
     def _ask(self, question: Question) -> None:
-        """Open a question, and notify the person; nothing where it is open already."""
-        if question.id in self.questions:
-            return
+        """Open a question, and notify the person."""
         self.questions[question.id] = question
         if self.phase != "asking":
             self.asked_from = self.phase
@@ -10627,7 +10625,7 @@ class Runner:
         """Obey an order to answer a question (_hand_over). Whoever gave it finds in `reply` what
         came of it: here where it failed, else once the question is closed. A hook takes its
         answer later: see _settle_questions."""
-        question = self.questions.get(str(order.get("question")))
+        question = self.questions.get(order["question"])
         if not question:
             fault = "it asks this no more"
         elif question.id in self.orders:
