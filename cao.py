@@ -9336,7 +9336,7 @@ class Runner:
             **fields,
         )
         self.task = self.check = self.held_end = None
-        self.turns, self.task_exact, self.paused_s = [], "", 0.0
+        self.task_exact = ""
         self._see_to(lambda: self.boss.conclude(result, task.sender))
         if task.id in self.claims:  # the task ended before the CLI took it
             self._see_to(self.claims.pop(task.id).told)
