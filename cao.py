@@ -8857,7 +8857,7 @@ class Runner:
         self.held_at = 0.0  # since when something prevents typing
         self.evidence: dict[str, Any] = {}
         self.meter = Meter(self.row.tokens) if self.row.tokens else None
-        self.began = ""  # when the task was taken, as utc_stamp
+        self.began = 0.0  # when the task was taken, in epoch seconds
         self.usage: dict[str, int] | None = None  # of the open task, else of the last one
         self.reply: dict[str, Any] | None = None  # what came of the last answer
         self.dealt: set[str] = set()  # events that were handled, but not removed yet
@@ -9287,7 +9287,7 @@ class Runner:
         if not task:
             return
         self._count_tokens()
-        began, notes = time.time() - (time.monotonic() - self.task_at), []
+        notes = []
         if self.task_exact.startswith("differs"):
             notes.append(f"reached the CLI changed: {self.task_exact}")
         if outcome == "done" and task.max_tokens and self.usage:
@@ -9300,7 +9300,7 @@ class Runner:
             if self.session.worktree:
                 fields["worktree"] = worktree_facts(self.store, self.session)
             elif may_write(self.launch.profile) and (
-                others := self.boss.writers_beside(self.session, began)
+                others := self.boss.writers_beside(self.session, self.began)
             ):
                 notes.append(
                     f"written to side by side with {', '.join(others)}, and no worktree between"
@@ -9521,7 +9521,7 @@ class Runner:
         """Note in `usage` the tokens that the open task has used so far, where the CLI tells."""
         if self.task and self.meter:
             self.meter.read(self._find_transcript(), self.launch.folder, self.conversation)
-            self.usage = self.meter.used_since(self.began)
+            self.usage = self.meter.used_since(utc_stamp(self.began))
 
     def _transcript_event(self) -> Event | None:
         """Return how the turn that runs has ended, by what the transcript has since its mark; None
@@ -10357,7 +10357,7 @@ class Runner:
         if ours[0].kind == "task":
             self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
             self.turns, self.tries = [], 0
-            self.began, self.usage = utc_stamp(time.time()), None
+            self.began, self.usage = time.time(), None
         self._save()
         self._log(step, messages=ids, bytes=len(text))
         self.last_sent = text
