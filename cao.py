@@ -10520,11 +10520,11 @@ class Runner:
         self.delivery = Delivery(ids, text, "typed", time.time())
         self._enter()
 
-    def _enter(self) -> bool:
-        """Press Enter, never into a dialog or another program; tell whether it was pressed."""
+    def _enter(self) -> None:
+        """Press Enter, never into a dialog or another program."""
         if not self._in_foreground() or not self._shows_input():
             self._log("enter_withheld")
-            return False
+            return
         pressed_at = time.time()  # its hook may come before tmux returns
         if self.program:
             self.program.watch_terminal()
@@ -10535,7 +10535,6 @@ class Runner:
             self._log("submitted", messages=self.delivery.messages)
         if self.program:
             self._on_entered()
-        return True
 
     def _on_entered(self) -> None:
         """Note that a program has our text: it counts as having taken that at once."""
