@@ -10113,7 +10113,12 @@ class Runner:
         if not self.child:
             place, ahead = self.boss.place(self.name)
             if place:
-                self._queue(ahead)
+                if self.phase != "queued":
+                    os.write(1, b"cao: this session begins when another has ended\r\n")
+                self._set_phase("queued", "it waits for a slot")
+                self.boss.make_room(ahead)
+                for name in ahead:  # we are woken when one of them has ended
+                    self.boss.watch(name)
             else:
                 self.store.leave_queue(self.name)
                 self._set_phase("starting")
@@ -10130,16 +10135,6 @@ class Runner:
         self._save()
         if self.saved["state"] != "ended":
             self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
-
-    def _queue(self, ahead: Sequence[str]) -> None:
-        """Note that the session waits for a slot, and have an idle session close for it. ahead:
-        whom it waits for (Orchestrator.place); we are woken when one of them has ended."""
-        if self.phase != "queued":
-            os.write(1, b"cao: this session begins when another has ended\r\n")
-        self._set_phase("queued", "it waits for a slot")
-        self.boss.make_room(ahead)
-        for name in ahead:
-            self.boss.watch(name)
 
     def _reap(self) -> None:
         """Finish the session where its CLI has ended by itself. A turn's end that still waited for
