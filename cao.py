@@ -13064,15 +13064,6 @@ PAGE_KEYS = "q back  page up, page down scroll  enter attach  a answer  ? keys"
 # ---- trace: what sessions did, for Perfetto, speedscope and chrome://tracing ----
 
 
-class Span(NamedTuple):
-    """A time that a session was in one state, in microseconds."""
-
-    start: int
-    end: int
-    state: str
-    why: str
-
-
 def render_trace(boss: Orchestrator, root: str) -> str:
     """Return what a tree of sessions did, by their logs and results, as JSON in Google's
     "Trace Event Format": one process, in it a thread for each session, times in microseconds
@@ -13125,7 +13116,7 @@ def render_trace(boss: Orchestrator, root: str) -> str:
         events.append({"ph": phase, "name": name, "pid": 1, "tid": thread, "ts": at, **more})
 
     put("M", 0, "process_name", 0, args={"name": "cao"})
-    spans: dict[str, list[Span]] = {}
+    spans: dict[str, list[tuple[int, int]]] = {}  # session -> when each of its states began, ended
     threads = {view["session"]: number for number, view in enumerate(views, 1)}
     for view in views:
         name = view["session"]
@@ -13136,37 +13127,34 @@ def render_trace(boss: Orchestrator, root: str) -> str:
                 changes = [(min(own), "client", ""), (max(own) + 1, "ended", "")]
         elif view["state"] != "ended":
             changes.append((round(time.time() * 1e6), "ended", ""))
-        spans[name] = [
-            Span(start, end, state, why)
-            for (start, state, why), (end, _, _) in zip(changes, changes[1:])
-            if state != "ended" and end > start
-        ]
-        if not spans[name]:
-            continue
-        shown = f"{name} ({view['provider'] or view['kind']})"
-        put("M", thread, "thread_name", 0, args={"name": shown})
-        put("M", thread, "thread_sort_index", 0, args={"sort_index": thread})
-        for span in spans[name]:
-            about = {"args": {"why": span.why}} if span.why else {}
-            dur = span.end - span.start
-            put("X", thread, span.state, span.start, cat="state", dur=dur, **about)
+        spans[name] = []
+        for (start, state, why), (end, _, _) in zip(changes, changes[1:]):
+            if state != "ended" and end > start:
+                spans[name].append((start, end))
+                about = {"args": {"why": why}} if why else {}
+                put("X", thread, state, start, cat="state", dur=end - start, **about)
+        if spans[name]:
+            shown = f"{name} ({view['provider'] or view['kind']})"
+            put("M", thread, "thread_name", 0, args={"name": shown})
+            put("M", thread, "thread_sort_index", 0, args={"sort_index": thread})
 
     # A viewer binds each end of an arrow to the span of its thread that it lies in.
     for number, (at, kind, sender, receiver, about) in enumerate(arrows, 1):
         sending = spans.get(sender, [])
-        before = [span for span in sending if span.start < at] or sending[:1]
+        before = [span for span in sending if span[0] < at] or sending[:1]
         if not before:
             continue
-        left = min(max(at, before[-1].start), before[-1].end - 1)
+        start, end = before[-1]
+        left = min(max(at, start), end - 1)
         outcome = about.get("outcome", "done")
         if outcome != "done":
             put("i", threads[sender], outcome, left, s="t", cat="result", args=about)
         came = max(at, left)
-        after = [span for span in spans.get(receiver, []) if span.end > came]
+        after = [start for start, end in spans.get(receiver, []) if end > came]
         if after:  # else the receiver had ended by then
             ends: dict[str, Any] = {"id": number, "cat": kind, "args": about}
             put("s", threads[sender], kind, left, **ends)
-            put("f", threads[receiver], kind, max(came, after[0].start), bp="e", **ends)
+            put("f", threads[receiver], kind, max(came, after[0]), bp="e", **ends)
     events.sort(key=itemgetter("ts"))  # a span stays before what is bound to it
     other = {"ts": "microseconds since 1970"}
     trace = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
