@@ -3578,14 +3578,15 @@ def is_gone(path: str) -> bool:
 FAILURES = (CaoError, OSError, ImportError)
 
 
-def _stat_words(pid: int | str) -> list[bytes]:
-    """Return the fields of /proc/PID/stat from the state on (state, parent, group, …); none where
-    the process is gone, or there is no /proc."""
+def _stat_words(pid: int | str) -> list[str]:
+    """Return the fields of /proc/PID/stat from its name on (name, state, parent, group, …); none
+    where the process is gone, or there is no /proc."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            name, _, fields = file.read().partition("(")[2].rpartition(")")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
+    return [name, *fields.split()]
 
 
 def programs_above() -> list[str]:
@@ -3594,9 +3595,8 @@ def programs_above() -> list[str]:
     names: list[str] = []
     pid = os.getppid()
     while words := _stat_words(pid):
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            names.append(file.read().rstrip("\n"))
-        pid = int(words[1])
+        names.append(words[0])
+        pid = int(words[2])
     return names
 
 
@@ -3607,9 +3607,9 @@ def start_mark(pid: int, *, zombie: bool = True) -> str:
     Without /proc this runs `ps`, and may raise CaoError.
     """
     if words := _stat_words(pid):
-        if words[0] == b"Z" and not zombie:
+        if words[1] == "Z" and not zombie:
             return ""
-        return words[19].decode()
+        return words[20]
     if os.path.isdir("/proc/self"):
         return ""
     return run(["ps", "-o", "lstart=", "-p", str(pid)], 5).out.strip()
@@ -3635,7 +3635,7 @@ def group_members(group: int) -> list[int]:
     processes: Iterable[Sequence[str]]  # pid, state, parent, group
     if os.path.isdir("/proc/self"):
         pids = filter(str.isdigit, os.listdir("/proc"))
-        processes = ([pid, *map(bytes.decode, _stat_words(pid)[:3])] for pid in pids)
+        processes = ([pid, *_stat_words(pid)[1:4]] for pid in pids)
     else:
         listed = run(["ps", "-A", "-o", "pid=,stat=,ppid=,pgid="], 5).out
         processes = map(str.split, listed.splitlines())
