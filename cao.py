@@ -4520,11 +4520,12 @@ class Store:
 
     # ---- sessions ----
 
-    def folder(self, name: str) -> str:
-        """Return a session's folder. Raises UsageError for what is no name."""
+    def folder(self, name: str, *inside: str) -> str:
+        """Return a session's folder, or the path of what is inside it. Raises UsageError for what
+        is no name."""
         if not NAME.match(name):
             raise UsageError(f"{name!r} is not a session's name", "list_sessions shows the names")
-        return f"{self.home}/sessions/{name}"
+        return "/".join((self.home, "sessions", name, *inside))
 
     def new_folder(self, stem: str) -> str:
         """Make the folder of a new session and return its name: stem-7k2m."""
@@ -4551,7 +4552,7 @@ class Store:
     def load(self, name: str) -> Session | None:
         """Return a session or client, None where there is none. Raises UsageError for what is no
         name, CaoError for a session of another format."""
-        path = f"{self.folder(name)}/session.json"
+        path = self.folder(name, "session.json")
         facts = self.read_json(path)
         if facts is None:
             return None
@@ -4626,7 +4627,7 @@ class Store:
     def load_state(self, name: str) -> dict[str, Any]:
         """Return a session's state as save_state last wrote it; {} where there is none, or none
         that can be read: then the file goes into quarantine/."""
-        path = f"{self.folder(name)}/state.json"
+        path = self.folder(name, "state.json")
         state = self.read_json(path) or {}
         if fits_where_given(state, _STATE) and fits_where_given(
             state.get("evidence") or {}, _EVIDENCE
@@ -4638,11 +4639,11 @@ class Store:
     def save_state(self, name: str, state: dict[str, Any]) -> None:
         """Write a session's state. Only its runner does this or, while it has none, whoever
         starts or buries it, with the session's lock."""
-        self.write(f"{self.folder(name)}/state.json", dump(state))
+        self.write(self.folder(name, "state.json"), dump(state))
 
     def log(self, name: str, event: str, **fields: Any) -> None:
         """Append a line to a session's log.jsonl. Never the text of a task or message."""
-        self._append(f"{self.folder(name)}/log.jsonl", {"event": event, **fields})
+        self._append(self.folder(name, "log.jsonl"), {"event": event, **fields})
 
     @staticmethod
     def _append(path: str, facts: dict[str, Any]) -> None:
@@ -4669,14 +4670,14 @@ class Store:
 
     def mend_log(self, name: str) -> None:
         """End a last line that a power cut tore, so that the next one begins on its own line."""
-        path = f"{self.folder(name)}/log.jsonl"
+        path = self.folder(name, "log.jsonl")
         if file_mark(path)[0] and not self.read_text(path).endswith("\n"):
             with open(path, "a", encoding="utf-8") as file:
                 file.write("\n")
 
     def launch_file(self, name: str, file: str) -> str:
         """Return the path of a file that is handed to a session's CLI."""
-        return f"{self.folder(name)}/launch/{file}"
+        return self.folder(name, "launch", file)
 
     def read_launch(self, name: str, file: str) -> dict[str, Any]:
         """Return the object in a file of a session's launch/, {} where there is none."""
@@ -4701,7 +4702,7 @@ class Store:
 
         `is_locked` takes it too, shared, for a moment: that does not count.
         """
-        path = f"{self.folder(name)}/lock"
+        path = self.folder(name, "lock")
         while (fd := self.lock(path)) is None:
             probe = self.lock(path, shared=True)
             if probe is None:
@@ -4720,7 +4721,7 @@ class Store:
     def is_locked(self, name: str) -> bool:
         """Tell whether a session's runner (or a client's `cao mcp`) lives."""
         try:
-            return not self.is_free(f"{self.folder(name)}/lock")
+            return not self.is_free(self.folder(name, "lock"))
         except FileNotFoundError:
             return False
 
@@ -4778,7 +4779,7 @@ class Store:
     def take_message(self, name: str, message_id: str) -> Claim | None:
         """Lock a message in a session's inbox, to tell it. None where another process is telling
         it, or has told it. message_id: as `waiting` returns it, perhaps with a ~."""
-        inbox = f"{self.folder(name)}/inbox"
+        inbox = self.folder(name, "inbox")
         then = f"{inbox}/cur/{message_id.rstrip('~')}"
         return self._take(name, f"{inbox}/new/{message_id}", then)
 
@@ -4792,7 +4793,7 @@ class Store:
     def out_path(self, owner: str, task: str) -> str:
         """Return the path of the file that says, while it exists, that owner has not been told the
         result of a task."""
-        return f"{self.folder(owner)}/out/{task}"
+        return self.folder(owner, "out", task)
 
     def give(self, message: Message) -> None:
         """Give a task: put its message into the worker's inbox, and note in out/ that the sender is
@@ -4826,7 +4827,7 @@ class Store:
         """
         if not owner:
             return []
-        tasks = filter(TASK.match, _listdir(f"{self.folder(owner)}/out"))
+        tasks = filter(TASK.match, _listdir(self.folder(owner, "out")))
         return [task for task in tasks if not self._is_abandoned(owner, task)]
 
     def _is_abandoned(self, owner: str, task: str) -> bool:
@@ -4866,7 +4867,7 @@ class Store:
         Raises CaoError where it could not be written or the inbox is full (notices and cao's own
         messages always fit); then it is not there. For a task: `give`.
         """
-        inbox = f"{self.folder(message.to)}/inbox"
+        inbox = self.folder(message.to, "inbox")
         most = int_setting("CAO_MAX_WAITING", MAX_WAITING)
         always_fits = message.kind == "notice" or message.sender == "cao"
         if not always_fits and len(_listdir(f"{inbox}/new")) >= most:
@@ -4888,7 +4889,7 @@ class Store:
         """Put a message, unless one with its id waits in the addressee's inbox, was handed over
         by a hook (ID~), or was told. For senders who may send the same twice, and then give it
         the same id."""
-        inbox = f"{self.folder(message.to)}/inbox"
+        inbox = self.folder(message.to, "inbox")
         with FileLock(f"{inbox}/.lock"):  # of two who tell the same, one puts
             names = (f"new/{message.id}", f"new/{message.id}~", f"cur/{message.id}")
             if not any(os.path.exists(f"{inbox}/{name}") for name in names):
@@ -4898,7 +4899,7 @@ class Store:
         """Return the messages and tasks in a session's inbox that nobody was told, oldest first,
         also those that a process is telling now. The id of one that may have been told already
         ends in ~ (Claim.mark). What is no message goes to quarantine/."""
-        inbox = f"{self.folder(name)}/inbox/new"
+        inbox = self.folder(name, "inbox/new")
         messages = []
         for entry in _listdir(inbox):
             message = self.read_record(f"{inbox}/{entry}", Message)
@@ -4910,13 +4911,13 @@ class Store:
 
     def taken(self, name: str, message_id: str) -> Message | None:
         """Return a message that was told, None where there is none of this id (without ~)."""
-        return self.read_record(f"{self.folder(name)}/inbox/cur/{message_id}", Message)
+        return self.read_record(self.folder(name, "inbox/cur", message_id), Message)
 
     def discharge(self, name: str, letter: str) -> None:
         """Take a message (letter: its id) or a result (letter: its task's name) off a session's
         books, whoever has its lock. For a caller who knows that it was told, or never will be;
         whoever tells it now uses a Claim. Does nothing where it is off the books already."""
-        inbox = f"{self.folder(name)}/inbox"
+        inbox = self.folder(name, "inbox")
         try:  # not by the form of letter: a message's id may look like a task's name
             os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter.rstrip('~')}")
         except FileNotFoundError:
@@ -4927,7 +4928,7 @@ class Store:
     def withdraw(self, name: str, message_id: str) -> bool:
         """Remove a message from an inbox as if it had never been put. Return False, and leave it,
         where it was told or is being told. A kill in between leaves nothing half done."""
-        claim = self._take(name, f"{self.folder(name)}/inbox/new/{message_id}")
+        claim = self._take(name, self.folder(name, "inbox/new", message_id))
         if claim:
             try:
                 _unlink(claim.path)
@@ -4947,7 +4948,7 @@ class Store:
     def events(self, name: str) -> list[tuple[str, float, dict[str, Any]]]:
         """Return (id, epoch seconds, payload) of the events that are in a session's events/, the
         oldest first; they stay there until drop_events. What is no event goes to quarantine/."""
-        folder = f"{self.folder(name)}/events/new"
+        folder = self.folder(name, "events/new")
         events = []
         for entry in _listdir(folder):
             if not re.match(r"\d{20}-", entry):
@@ -4962,7 +4963,7 @@ class Store:
         """Remove events. Only the session's runner does this: they are lost then, if it dies
         before it has dealt with them and saved."""
         for entry in ids:
-            _unlink(f"{self.folder(name)}/events/new/{entry}")
+            _unlink(self.folder(name, "events/new", entry))
 
     @staticmethod
     def session_of(task: str) -> str:
@@ -5022,7 +5023,7 @@ class Store:
     def unanswered(self, name: str) -> list[str]:
         """Return the tasks that a session took and that have no result yet, by their messages'
         ids (see `taken`)."""
-        entries = _listdir(f"{self.folder(name)}/inbox/cur")
+        entries = _listdir(self.folder(name, "inbox/cur"))
         done = set(self.results(name))
         tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
         return [e for e in tasks if e.partition("-")[2] not in done]
@@ -5031,7 +5032,7 @@ class Store:
         """Return a session's newest task, where it was given one; any other name as it is."""
         if not NAME.match(name):
             return name
-        inbox = f"{self.folder(name)}/inbox"
+        inbox = self.folder(name, "inbox")
         entries = sorted([*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")])
         tasks = [entry.partition("-")[2].rstrip("~") for entry in entries]
         return next((task for task in reversed(tasks) if task.startswith(f"{name}.")), name)
@@ -5046,13 +5047,13 @@ class Store:
 
     def results(self, name: str) -> list[str]:
         """Return the tasks of a session that have a result."""
-        entries = _listdir(f"{self.folder(name)}/results")
+        entries = _listdir(self.folder(name, "results"))
         return [entry[:-5] for entry in entries if TASK.match(entry[:-5])]
 
     def all_owed(self) -> set[str]:
         """Return every task whose result somebody has not been told, by the entries in all out/;
         unlike `owed` it removes none."""
-        folders = (f"{self.folder(name)}/out" for name in self.all_sessions())
+        folders = (self.folder(name, "out") for name in self.all_sessions())
         return {entry for folder in folders for entry in _listdir(folder)}
 
     def read_text(self, path: str) -> str:
@@ -5477,7 +5478,7 @@ class Orchestrator:
             return {"state": "ended", "since": 0.0, "why": "its folder is gone"}
         state = self.store.load_state(name)
         if state.get("state") == "ended":
-            if not _listdir(f"{self.store.folder(name)}/inbox/new"):
+            if not _listdir(self.store.folder(name, "inbox/new")):
                 return state
         elif self.store.is_locked(name):
             return self._known_state(name)  # again: it may have changed while we looked
@@ -5605,7 +5606,7 @@ class Orchestrator:
             "provider": session.provider,
             "supervisor": session.supervisor,
             "cwd": session.cwd,
-            "waiting_messages": len(_listdir(f"{self.store.folder(name)}/inbox/new")),
+            "waiting_messages": len(_listdir(self.store.folder(name, "inbox/new"))),
         }
         if session.host:
             facts.update(cwd=f"{session.host}:{session.cwd}", host=session.host)
@@ -5622,7 +5623,7 @@ class Orchestrator:
         """Bury a session whose runner is dead. Where it lives, return at once, and wake whoever
         waits in this process the moment it dies, as when_free does."""
         self.state_of(name)
-        self.when_free(f"{self.store.folder(name)}/lock")
+        self.when_free(self.store.folder(name, "lock"))
 
     def when_free(self, path: str) -> None:
         """Return at once, and wake whoever waits in this process (Store.poke_own) once nobody has
@@ -5684,7 +5685,7 @@ class Orchestrator:
                     for letter in state.get("delivering") or ():
                         self.store.discharge(name, letter)
                     state["delivering"] = ()
-            printed = tail_lines(self.store.read_text(f"{self.store.folder(name)}/runner.log"), 3)
+            printed = tail_lines(self.store.read_text(self.store.folder(name, "runner.log")), 3)
             detail = f"the process that looked after the session is gone. {printed}".strip()
             self.answer_all(name, state, "lost", "runner_died", detail)
             self.end_workers(name)
@@ -6062,7 +6063,7 @@ class Orchestrator:
         # An agent's own environment was cut to its CLI's variables, and may name a shadow home
         # (Provider.shadow) as that CLI's. So what the person had for any CLI is kept beside each
         # session, for the agents below it.
-        above = self.store.read_json(f"{self.store.folder(self.caller.name)}/person-env.json")
+        above = self.store.read_json(self.store.folder(self.caller.name, "person-env.json"))
         persons = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
         self.store.write(f"{folder}/person-env.json", dump(persons))
         env = persons  # for ssh, where it works on another machine
@@ -6290,7 +6291,7 @@ class Orchestrator:
         if not options.request_id:
             return self._assign(target, task, options)
         request, text_sha = sha256_of(f"{target}\0{options.request_id}")[:32], sha256_of(task)
-        path = f"{self.store.folder(self.caller.name)}/requests/{request}"
+        path = self.store.folder(self.caller.name, "requests", request)
 
         def named(name: str) -> None:  # before the task is put: killed in between, it is put again
             self.store.write(path, f"{name} {text_sha}", durable=True)
@@ -6944,7 +6945,7 @@ class Orchestrator:
         session, was last; the evidence for its state; and its last 20 tasks that have a result.
         """
         view = self.view(name)
-        screen = self.store.read_text(f"{self.store.folder(name)}/screen.txt")
+        screen = self.store.read_text(self.store.folder(name, "screen.txt"))
         pane = ""
         if view["kind"] == "agent" and view["state"] != "ended":
             pane = self.tmux.pane_of(name)
@@ -7118,7 +7119,7 @@ class Asking:
 
     def wait(self) -> dict[str, Any]:
         """Block until there is an answer or the runner is gone; return what `reply` does then."""
-        lock = f"{self.store.folder(self.name)}/lock"
+        lock = self.store.folder(self.name, "lock")
         Orchestrator(self.store, Caller("")).when_free(lock)
         while True:
             reply = self.reply()
@@ -7885,7 +7886,7 @@ def _refuse_unfinished(place: str) -> None:
 def _last_task(store: Store, name: str) -> str:
     """Return the end of a commit's message: the beginning of the session's last task, made visible,
     and that task's name; "" where it has taken none."""
-    for entry in reversed(_listdir(f"{store.folder(name)}/inbox/cur")):
+    for entry in reversed(_listdir(store.folder(name, "inbox/cur"))):
         message = store.taken(name, entry)
         if message and message.kind == "task":
             return f": {shorten(visible(message.text), 50)}\n\nTask: {message.task}"
