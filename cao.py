@@ -4091,26 +4091,18 @@ class Claim:
     file inbox/new/ID, or on a result's entry out/TASK. No other process tells it meanwhile.
 
     `told` takes it off the books. After `release` instead, or this process's death, another
-    process may tell it. then: where `told` moves a message's file; "": it removes the file.
+    process may tell it.
     """
 
-    def __init__(self, store: Store, owner: str, path: str, then: str, fd: int) -> None:
-        self.store, self.owner, self.path, self.then, self.fd = store, owner, path, then, fd
+    def __init__(self, store: Store, owner: str, path: str, fd: int) -> None:
+        self.store, self.owner, self.path, self.fd = store, owner, path, fd
 
     def told(self) -> None:
-        """Note that it was told: move a message to inbox/cur, remove a result's entry in out/.
-        Then free the lock. A second call does nothing.
+        """Note that it was told (Store.take_off), then free the lock. A second call does nothing.
 
         Where this raises, the lock is still held: try again, or `release`.
         """
-        try:
-            if self.then:
-                os.rename(self.path, self.then)
-            else:  # told_at first, so that a result that is off the books has it
-                self.store.note_told(os.path.basename(self.path))
-                os.unlink(self.path)
-        except FileNotFoundError:
-            pass  # its owner was cleaned away
+        self.store.take_off(self.path)
         self.release()
 
     def mark(self) -> None:
@@ -4759,9 +4751,9 @@ class Store:
 
     # ---- the ledger ----
 
-    def _take(self, owner: str, path: str, then: str = "") -> Claim | None:
+    def _take(self, owner: str, path: str) -> Claim | None:
         """Return a Claim on the file at path, of something that owner is to be told; None where
-        another process has its lock, or has told it. then: see Claim."""
+        another process has its lock, or has told it."""
         try:
             fd = self.lock(path, create=False)
         except OSError as error:
@@ -4772,16 +4764,14 @@ class Store:
         if fd is None:
             return None
         if os.fstat(fd).st_ino == file_mark(path)[1]:
-            return Claim(self, owner, path, then, fd)
+            return Claim(self, owner, path, fd)
         os.close(fd)  # it was told just now
         return None
 
     def take_message(self, name: str, message_id: str) -> Claim | None:
         """Lock a message in a session's inbox, to tell it. None where another process is telling
         it, or has told it. message_id: as `waiting` returns it, perhaps with a ~."""
-        inbox = self.folder(name, "inbox")
-        then = f"{inbox}/cur/{message_id.rstrip('~')}"
-        return self._take(name, f"{inbox}/new/{message_id}", then)
+        return self._take(name, self.folder(name, "inbox/new", message_id))
 
     def take_result(self, owner: str, task: str) -> Claim | None:
         """Lock a task's entry in out/, to tell its result. None where this owner ("": nobody) is
@@ -4917,18 +4907,28 @@ class Store:
         """Take a message (letter: its id) or a result (letter: its task's name) off a session's
         books, whoever has its lock. For a caller who knows that it was told, or never will be;
         whoever tells it now uses a Claim. Does nothing where it is off the books already."""
-        inbox = self.folder(name, "inbox")
-        try:  # not by the form of letter: a message's id may look like a task's name
-            os.rename(f"{inbox}/new/{letter}", f"{inbox}/cur/{letter.rstrip('~')}")
-        except FileNotFoundError:
-            if os.path.lexists(self.out_path(name, letter)):
+        path = self.folder(name, "inbox/new", letter)
+        if not os.path.lexists(path):  # letter's form does not tell: an id may look like a task
+            path = self.out_path(name, letter)
+        self.take_off(path)
+
+    def take_off(self, path: str) -> None:
+        """Take what was told off the books, by the path of its file: move a message from inbox/new/
+        to inbox/cur/, remove a result's entry in out/. Does nothing where it is off already."""
+        folder, letter = os.path.split(path)
+        try:
+            if folder.endswith("/new"):
+                os.rename(path, f"{folder}/../cur/{letter.rstrip('~')}")
+            elif os.path.lexists(path):  # told_at first, so that a result off the books has it
                 self.note_told(letter)
-                _unlink(self.out_path(name, letter))
+                os.unlink(path)
+        except FileNotFoundError:
+            pass  # another was quicker, or its owner was cleaned away
 
     def withdraw(self, name: str, message_id: str) -> bool:
         """Remove a message from an inbox as if it had never been put. Return False, and leave it,
         where it was told or is being told. A kill in between leaves nothing half done."""
-        claim = self._take(name, self.folder(name, "inbox/new", message_id))
+        claim = self.take_message(name, message_id)
         if claim:
             try:
                 _unlink(claim.path)
