@@ -5023,27 +5023,28 @@ class Store:
     def unanswered(self, name: str) -> list[str]:
         """Return the tasks that a session took and that have no result yet, by their messages'
         ids (see `taken`)."""
+        open_tasks = set(self._given(name)).difference(self.results(name))
         entries = _listdir(self.folder(name, "inbox/cur"))
-        done = set(self.results(name))
-        tasks = (e for e in entries if e.partition("-")[2].startswith(f"{name}."))
-        return [e for e in tasks if e.partition("-")[2] not in done]
+        return [entry for entry in entries if entry.partition("-")[2] in open_tasks]
+
+    def _given(self, name: str) -> list[str]:
+        """Return the tasks that a session was given, taken or not, the oldest first."""
+        inbox = self.folder(name, "inbox")
+        entries = sorted([*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")])
+        tasks = [entry.partition("-")[2] for entry in entries]
+        return [task for task in tasks if task.startswith(f"{name}.")]
 
     def task_meant(self, name: str) -> str:
         """Return a session's newest task, where it was given one; any other name as it is."""
         if not NAME.match(name):
             return name
-        inbox = self.folder(name, "inbox")
-        entries = sorted([*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")])
-        tasks = [entry.partition("-")[2].rstrip("~") for entry in entries]
-        return next((task for task in reversed(tasks) if task.startswith(f"{name}.")), name)
+        return [name, *self._given(name)][-1]
 
     def was_given(self, task: str) -> bool:
         """Tell whether there is such a task: its result or its message is there."""
         if self.has_result(task):
             return True
-        inbox = f"{self.folder(self.session_of(task))}/inbox"
-        entries = [*_listdir(f"{inbox}/new"), *_listdir(f"{inbox}/cur")]
-        return any(entry.endswith(f"-{task}") for entry in entries)
+        return task in self._given(self.session_of(task))
 
     def results(self, name: str) -> list[str]:
         """Return the tasks of a session that have a result."""
