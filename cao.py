@@ -6166,11 +6166,10 @@ class Orchestrator:
         def left(state: dict[str, Any]) -> bool:
             """Tell whether its last runner is gone, or another process has resumed it."""
             if state.get("state") != "ended":
-                return True
+                return not state.get("closing")
             return not self.store.is_locked(name)
 
-        self.control(name, {}, lambda state: not state.get("closing"), STOP_S)
-        self.control(name, {}, left, STOP_S)  # its last runner may be leaving still
+        self.control(name, {}, left, 2 * STOP_S)  # its last runner may be leaving still
         starting = self.store.lock_session(name)
         if starting is None or self.store.load_state(name).get("state") != "ended":
             if starting is not None:
