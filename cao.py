@@ -6419,7 +6419,7 @@ class Orchestrator:
         asks = options.roots is not None and not sent and not self.caller.worker
         if not (cwd in starts and not asks) and self._holds_settings(cwd, starts):
             roots = options.roots() if asks and options.roots else []  # it takes a while
-            if cwd not in roots and (not roots or self._holds_settings(cwd, [*starts, *roots])):
+            if cwd not in roots and self._holds_settings(cwd, [*starts, *roots]):
                 raise NotAllowedError(
                     f"{cwd} may hold settings of other programs: no agent starts a worker there",
                     "name the directory of a project",
