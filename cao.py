@@ -5432,24 +5432,20 @@ class Orchestrator:
         there is no such file, TmuxError where there is no tmux.
         """
         if self._tmux is None:
-            base, note, guards = (
-                f"{self.store.home}/{name}"
-                for name in ("tmux.conf", "tmux-own-conf", "tmux-guards.conf")
-            )
+            prefix = f"{self.store.home}/tmux"
+            base, note, guards = f"{prefix}.conf", f"{prefix}-own-conf", f"{prefix}-guards.conf"
             texts = {base: TMUX_CONF, guards: TMUX_GUARDS}
-            if "CAO_TMUX_CONF" in os.environ:  # an empty one takes it back
-                own_conf = os.path.expanduser(os.environ["CAO_TMUX_CONF"])
-                if own_conf and not os.path.isfile(own_conf):
-                    what = f"CAO_TMUX_CONF {own_conf!r} is no file"
-                    raise UsageError(what, "export CAO_TMUX_CONF=")
-                if own_conf:
-                    own_conf = os.path.abspath(own_conf)
-                texts[note] = own_conf
+            if "CAO_TMUX_CONF" in os.environ:
+                texts[note] = ""  # an empty one takes it back
+                if own_conf := os.path.expanduser(os.environ["CAO_TMUX_CONF"]):
+                    if not os.path.isfile(own_conf):
+                        what = f"CAO_TMUX_CONF {own_conf!r} is no file"
+                        raise UsageError(what, "export CAO_TMUX_CONF=")
+                    texts[note] = os.path.abspath(own_conf)
             for path, text in texts.items():
                 if self.store.read_text(path) != text:
                     self.store.write(path, text)
-            confs = [base, self.store.read_text(note), guards]
-            confs = [conf for conf in confs if os.path.isfile(conf)]
+            confs = filter(os.path.isfile, (base, self.store.read_text(note), guards))
             self._tmux = Tmux(tmux_socket(self.store.home), *confs)
         if not os.path.exists(self._tmux.socket_path):
             self._revive_socket(self._tmux.socket_path)
