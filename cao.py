@@ -5165,9 +5165,8 @@ def profile_files(folder: str) -> dict[str, str]:
     if not os.path.isdir(folder):
         return {}
     folder = os.path.normpath(folder)
-    names = [name[:-3] for name in _listdir(folder) if name.endswith(".md")]
-    paths = {name: f"{folder}/{name}.md" for name in names}
-    return {name: path for name, path in paths.items() if os.path.isfile(path)}
+    files = [file for file in _listdir(folder) if os.path.isfile(f"{folder}/{file}")]
+    return {file[:-3]: f"{folder}/{file}" for file in files if file.endswith(".md")}
 
 
 def named_path(file: str) -> str:
