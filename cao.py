@@ -3763,9 +3763,9 @@ class Tmux:
         # No -c: tmux reads it as a format. The session starts in the tmux client's directory.
         return int(self.run("new-session", *what, then=sized, cwd=cwd))
 
-    def kill_session(self, name: str) -> bool:
-        """Kill a session by its exact name; tell whether it was there."""
-        return self._run_there("kill-session", "-t", f"={name}") is not None
+    def kill_session(self, name: str) -> None:
+        """Kill a session by its exact name, if it is there."""
+        self._run_there("kill-session", "-t", f"={name}")
 
     def pane_of(self, name: str) -> str:
         """Return the id of the one pane of a session ("%12"), or "" if it is gone."""
