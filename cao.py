@@ -7859,7 +7859,7 @@ def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) 
         _refuse_unknown_submodules(path, session.worktree)
         resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
         strategy, tree = _try_merge(top, commit, resolve)
-        _refuse_to_overwrite(top, tree)
+        _refuse_to_overwrite(top, commit, tree)
         _refuse_to_move(top, was, commit)
     except CaoError as error:
         what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
@@ -7891,7 +7891,7 @@ def _last_task(store: Store, name: str) -> str:
 def _try_merge(top: str, commit: str, resolve: str) -> tuple[str, str]:
     """Try the merge of a commit into what is checked out in top, changing nothing. Return git's
     strategy for it and the tree that it would make. Raises CaoError where it would have conflicts
-    (resolve: what to do then), or git would refuse it for staged changes."""
+    (resolve: what to do then)."""
     strategy = "ort"
     if "--write-tree" in _git(top, "merge-tree", "-h", allowed=129):
         flags = ("--write-tree", "--name-only")
@@ -7920,23 +7920,24 @@ def _try_merge(top: str, commit: str, resolve: str) -> tuple[str, str]:
                     )
     if conflicts:
         raise CaoError(conflicts, resolve)
+    return strategy, tree
+
+
+def _refuse_to_overwrite(top: str, commit: str, tree: str) -> None:
+    """Raise CaoError where a merge of a commit that ends in tree would overwrite, in top, changes
+    that are not committed, ignored files, or a submodule that is checked out, and where git would
+    refuse it for staged changes.
+
+    `git merge` refuses the first as well, but for a file marked assume-unchanged only when the
+    change is lost; the other two it overwrites without a word, and what is staged in a directory
+    where the merge changes a file of the directory's name, or the other way round.
+    """
     # `git merge` would refuse this, too, but undo changes in files marked assume-unchanged.
     staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
     counts = _git(top, "rev-list", "--count", "--left-right", f"HEAD...{commit}", "--")
     if staged and "0" not in counts.split():
         what = f"git merges only what is ahead while changes are staged: {some_names(staged)}"
         raise CaoError(what, f"commit or unstage them in {top}")
-    return strategy, tree
-
-
-def _refuse_to_overwrite(top: str, tree: str) -> None:
-    """Raise CaoError where a merge that ends in tree would overwrite, in top, changes that are not
-    committed, ignored files, or a submodule that is checked out.
-
-    `git merge` refuses the first as well, but for a file marked assume-unchanged only when the
-    change is lost; the other two it overwrites without a word, and what is staged in a directory
-    where the merge changes a file of the directory's name, or the other way round.
-    """
     _git(top, "update-index", "-q", "--refresh", allowed=1)  # read-tree goes by the index alone
     try:
         _git(top, "read-tree", "-n", "-m", "-u", "HEAD", tree)
@@ -7950,7 +7951,6 @@ def _refuse_to_overwrite(top: str, tree: str) -> None:
     unsaved = [name.rstrip("/") for name in _git_names(top, *others)]  # a repository ends in /
     unsaved += [submodule for submodule in _submodules(top) if _listdir(f"{top}/{submodule}")]
     overwritten = {*unsaved}.intersection(_git_names(top, *changes, "--diff-filter=AT"))
-    staged = _git_names(top, "diff-index", "--cached", "--name-only", "-z", "HEAD", "--")
     for name in (*unsaved, *staged):
         if name in folders or not changed.isdisjoint(_folders(name)):
             overwritten.add(name)
