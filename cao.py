@@ -5792,8 +5792,7 @@ class Orchestrator:
     def end_workers(self, name: str) -> None:
         """End the workers of a session that ends; their tasks are answered `stopped`."""
         for other in self.store.live():
-            session = self.store.peek(other)
-            if session and session.supervisor == name:
+            if self.ancestors(other)[:1] == [name]:
                 self.end(other)
 
     def end(self, name: str) -> None:
@@ -6559,17 +6558,13 @@ class Orchestrator:
     def known(self) -> set[str]:
         """Return whom the caller may reach: its supervisor and, of those that live, its siblings,
         its workers, and theirs."""
-        above = ""
-        if me := self.store.peek(self.caller.name):
-            above = me.supervisor
-        known = {above}
+        supervisor = self.ancestors(self.caller.name)[:1]  # none: a sibling has none either
+        known = {*supervisor}
         for name in self.store.live():
-            session = self.store.peek(name)
-            if session and session.supervisor == above:
+            above = self.ancestors(name)
+            if above[:1] == supervisor or self.caller.name in above:
                 known.add(name)
-            if self.caller.name in self.ancestors(name):
-                known.add(name)
-        return known - {self.caller.name, ""}
+        return known - {self.caller.name}
 
     # ---- what a person allows ----
 
@@ -6819,10 +6814,10 @@ class Orchestrator:
         text = quote_heads(text)
         self._check_text(text)
         if target == "supervisor":
-            me = self.store.load(self.caller.name)
-            if not me or not me.supervisor:
+            above = self.ancestors(self.caller.name)
+            if not above:
                 raise NotFoundError("you have no supervisor", "name a session: list_sessions")
-            target = me.supervisor
+            target = above[0]
         session = self.store.find(target)
         if target == self.caller.name:
             raise UsageError("that is yourself", "name another session")
