@@ -6037,8 +6037,7 @@ class Orchestrator:
         """Write what a session is started with into launch/, then start its runner in tmux. Its
         inbox may hold its first task already. resume: the id of the CLI's conversation to go on
         with. Where this raises, the caller cleans up."""
-        session = self.store.load(name)
-        assert session is not None
+        session = self.store.find(name)
         provider, folder = PROVIDERS[profile.provider], self.store.folder(name)
         cao = install_copy(self.store)
         note = SUPERVISOR_NOTE
@@ -6115,14 +6114,15 @@ class Orchestrator:
         exited with its last session (tmux(1), exit-empty). Raises TmuxError."""
         name, fixed = session.name, bool(session.supervisor)  # without one, a person works in it
         argv, env = [*cao, "run-session", name], {"CAO_HOME": self.store.home}
+        begin = partial(self.tmux.new_session, name, cwd, env, argv, fixed=fixed)
         try:
-            pid = self.tmux.new_session(name, cwd, env, argv, fixed=fixed)
+            pid = begin()
         except TmuxError as error:
             # The runner has written its state: there was a server, and it was killed.
             begun = "group" in self.store.load_state(name)
             if error.fix != "no server" or begun:
                 raise
-            pid = self.tmux.new_session(name, cwd, env, argv, fixed=fixed)
+            pid = begin()
         self.store.write(self.store.launch_file(name, "runner.json"), dump(note_process(pid)))
 
     def forget(self, name: str) -> None:
