@@ -4565,16 +4565,13 @@ class Store:
     def find(self, name: str) -> Session:
         """Return a session or client that somebody named. Raises NotFoundError, with the one
         that may be meant, where there is none; CaoError for one of another format."""
-        session = None
-        if NAME.match(name):
-            session = self.load(name)
-        if not session:
-            fix = "list_sessions shows them"
-            meant = sessions_meant(name, self.all_sessions())
-            if len(meant) == 1:
-                fix = f"{meant[0]}; {fix}"
-            raise NotFoundError(f"there is no session {name!r}", fix)
-        return session
+        if NAME.match(name) and (session := self.load(name)):
+            return session
+        fix = "list_sessions shows them"
+        meant = sessions_meant(name, self.all_sessions())
+        if len(meant) == 1:
+            fix = f"{meant[0]}; {fix}"
+        raise NotFoundError(f"there is no session {name!r}", fix)
 
     def session_meant(self, name: str) -> str:
         """Return a task's session, where that is here; any other name as it is."""
@@ -5357,12 +5354,11 @@ def seconds_since(message: Message) -> float:
 def fresh_state() -> dict[str, Any]:
     """Return the state, as of now, that a session has until its runner writes one; `launcher` is
     this process, which is to start the runner (see Orchestrator._is_coming)."""
-    launcher = note_process(os.getpid())
     return {
         "state": "starting",
         "since": time.time(),
         "clock": time.monotonic(),  # the same moment, by a clock that nobody can set
-        "launcher": launcher,
+        "launcher": note_process(os.getpid()),
     }
 
 
@@ -5973,8 +5969,9 @@ class Orchestrator:
             top = worktree_path(self.store, inside.partition("/")[0])
             return name_of_repository(os.path.dirname(os.path.dirname(_sure_directory(top))))
         own = find_repository(here)[0]
-        in_none = own == here and not self.caller.worker  # a client such as Claude Desktop
-        return "" if in_none else own
+        if own == here and not self.caller.worker:  # in none: a client such as Claude Desktop
+            return ""
+        return own
 
     def _enter(self, session: Session) -> None:
         """Put a session into the queue, by a ticket that holds this process's CAO_MAX_SESSIONS,
@@ -6200,10 +6197,12 @@ class Orchestrator:
         (check_mine) or this text cannot be typed exactly. All other CLIs can get a text in a file,
         and do not run what they are told."""
         session = self.store.load(name)
-        if not session or session.kind != "agent" or not PROVIDERS[session.provider].by_output:
+        if not session or session.kind != "agent":
+            return
+        row = PROVIDERS[session.provider]
+        if not row.by_output:
             return
         self.check_mine(name)
-        row = PROVIDERS[session.provider]
         if fault := typing_fault(row, text):
             raise UsageError(
                 f"{name} is a program that is typed to, and cannot take this: {fault}",
@@ -6648,8 +6647,6 @@ class Orchestrator:
         Whoever calls this tells what it returns, and then calls `told` of that (see Waited).
         Raises NotFoundError for a named task that is not there.
         """
-        if tasks is not None:
-            tasks = list(dict.fromkeys(map(self.store.task_meant, tasks)))
         if told is None:
             told = set()
         wake = Wake(self.store)
@@ -6658,6 +6655,8 @@ class Orchestrator:
         try:
             if tasks is None:
                 wake.listen(self.caller.name)
+            else:
+                tasks = list(dict.fromkeys(map(self.store.task_meant, tasks)))
             while True:
                 finished, running = self._look(tasks, wake)
                 asking = self.questions({self.store.session_of(task) for task in running})
@@ -6940,11 +6939,8 @@ class Orchestrator:
         if view["kind"] == "agent" and view["state"] != "ended":
             pane = self.tmux.pane_of(name)
         if pane:
-            history = ""
-            if lines > PANE_LINES:
-                history = f"-{lines - PANE_LINES}"
-            try:
-                screen = self.tmux.capture(pane, first=history)
+            try:  # line 0 is the first of the screen
+                screen = self.tmux.capture(pane, first=str(min(0, PANE_LINES - lines)))
             except TmuxError as error:
                 if error.fix not in ("gone", "no server"):  # it ended just now
                     raise
