@@ -5401,8 +5401,7 @@ class Orchestrator:
 
     Owns the truth about sessions: which live, what their state is, and the burial of those
     whose runner is dead. All that matters is in the Store: this keeps only the threads that
-    watch locks, and what never changes (who is above whom, which tasks there are, the tmux
-    server).
+    watch locks, and what never changes (who is above whom, the tmux server).
 
     In this order: truth, the dead, ends and orders; starting sessions, what was given;
     giving work, what a person allows, waiting, talking, watching, ending.
@@ -5411,7 +5410,6 @@ class Orchestrator:
     def __init__(self, store: Store, caller: Caller) -> None:
         self.store, self.caller = store, caller
         self._watched: set[str] = set()
-        self._known: set[str] = set()  # tasks known to be given: to look for one takes long
         self._above: dict[str, str] = {}
         self._tmux: Tmux | None = None
 
@@ -6243,7 +6241,6 @@ class Orchestrator:
             int(max_tokens),
         )
         self.store.give(message)
-        self._known.add(task)
         self.store.poke(self.caller.name)  # its runner, if it has one, is to watch the worker
         self.store.poke_queue()  # the caller has no slot while it is owed the result
         return task
@@ -6706,12 +6703,9 @@ class Orchestrator:
             if self.store.has_result(task):
                 finished.append(task)
                 continue
-            if by_name:
-                if task not in self._known and self.store.was_given(task):
-                    self._known.add(task)
-                if task not in self._known or not self.store.load(session):
-                    what = f"there is no task {task}"
-                    raise NotFoundError(what, "list_sessions shows the sessions and tasks")
+            if by_name and not (self.store.was_given(task) and self.store.load(session)):
+                what = f"there is no task {task}"
+                raise NotFoundError(what, "list_sessions shows the sessions and tasks")
             running.append(task)
             self.watch(session)
         return finished, running
