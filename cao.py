@@ -5913,8 +5913,7 @@ class Orchestrator:
         idle_close_s = seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S)
         interrupted_s = seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S)
 
-        # We hold the session's own lock while the session is made. If we are killed, that lock is
-        # free, and by its clock (-1e9) the state is old: whoever looks buries the session at once.
+        # We hold the session's own lock while the session is made, which may take long.
         name, making = "", None
         while making is None:  # `clean` may take a new folder for one that was left
             name = self.store.new_folder(stem)
@@ -5944,7 +5943,7 @@ class Orchestrator:
         try:
             with FileLock(f"{self.store.home}/lock"):
                 self.store.create(session)
-                self.store.save_state(name, {**fresh_state(), "clock": -1e9})
+                self.store.save_state(name, fresh_state())
                 self._enter(session)
             if origin:
                 add_worktree(self.store, session)
@@ -6173,10 +6172,9 @@ class Orchestrator:
                 self.tmux.kill_session(name)
                 for file in ("tools-listed", "runner.json"):  # they speak of the run before
                     _unlink(self.store.launch_file(name, file))
-                self.store.save_state(name, {**fresh_state(), **again, "clock": -1e9})
+                self.store.save_state(name, {**fresh_state(), **again})
                 with FileLock(f"{self.store.home}/lock"):
                     self._enter(session)
-                self.store.save_state(name, {**fresh_state(), **again})
             finally:
                 os.close(starting)
             task = self._put_task(name, text, options, profile)
