@@ -7806,49 +7806,45 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
         )
     on, head = _git(path, "branch", "--show-current"), _head(path)
     try:
-        return _commit_and_merge(boss, session, into, on)
+        try:
+            if on == into:  # a commit there would change it under those files
+                what = f"{path} has {into} itself checked out, not {session.worktree}"
+                raise CaoError(what, f"git -C {_in_shell(path)} switch {session.worktree}")
+            merged = ("--not", "HEAD", f"refs/heads/{into}", "--")
+            branch = f"refs/heads/{session.worktree}"
+            if _git(path, "rev-list", "-n1", "--ignore-missing", branch, *merged):
+                what = f"{session.worktree} has commits that are not in what is checked out in"
+                fix = f"cd {_in_shell(path)} && git status; then merge or switch to that branch"
+                raise CaoError(f"{what} {path}", fix)
+            _refuse_unfinished(path)
+            if pointers := _pointers(path, top):
+                what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
+                raise CaoError(what, f"commit and push them, or move them out of {path}")
+            _add_all(path)
+            if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
+                message = f"Add {name}'s work{_last_task(boss.store, name)}"
+                _git(path, "commit", "-q", "-m", message)
+            _refuse_unfinished(top)  # now: a hook of that commit may be slow
+            if _git(top, "branch", "--show-current") != into:
+                raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
+            was, facts = _head(top), worktree_facts(boss.store, session)
+            commit = _head(path)
+            _refuse_unknown_submodules(path, session.worktree)
+            resolve = (
+                f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
+            )
+            strategy, tree = _try_merge(top, commit, resolve)
+            _refuse_to_overwrite(top, commit, tree)
+            _refuse_to_move(top, was, commit)
+        except CaoError as error:
+            what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
+            raise CaoError(what, error.fix) from None
+        _merge(top, into, commit, strategy, tree, f"Merge branch '{session.worktree}'")
+        now = _head(top)
     except BaseException:
         if not on:  # a switch to a branch would lose our commit, and what is in it
             _git(path, "update-ref", "HEAD", head, allowed=128)
         raise
-
-
-def _commit_and_merge(boss: Orchestrator, session: Session, into: str, on: str) -> dict[str, Any]:
-    """Do what merge_worktree says; on: the branch that the worktree is on."""
-    name, path, top = session.name, worktree_path(boss.store, session.name), session.origin
-    try:
-        if on == into:  # a commit there would change it under those files
-            what = f"{path} has {into} itself checked out, not {session.worktree}"
-            raise CaoError(what, f"git -C {_in_shell(path)} switch {session.worktree}")
-        merged = ("--not", "HEAD", f"refs/heads/{into}", "--")
-        branch = f"refs/heads/{session.worktree}"
-        if _git(path, "rev-list", "-n1", "--ignore-missing", branch, *merged):
-            what = f"{session.worktree} has commits that are not in what is checked out in {path}"
-            fix = f"cd {_in_shell(path)} && git status; then merge or switch to that branch"
-            raise CaoError(what, fix)
-        _refuse_unfinished(path)
-        if pointers := _pointers(path, top):
-            what = f"a merge takes only a pointer to the repository {some_names(pointers)}"
-            raise CaoError(what, f"commit and push them, or move them out of {path}")
-        _add_all(path)
-        if _git(path, "diff-index", "--cached", "--name-only", "HEAD", "--"):
-            message = f"Add {name}'s work{_last_task(boss.store, name)}"
-            _git(path, "commit", "-q", "-m", message)
-        _refuse_unfinished(top)  # now: a hook of that commit may be slow
-        if _git(top, "branch", "--show-current") != into:
-            raise CaoError(f"{top} is not on {into} any more", f"cao merge {name}")
-        was, facts = _head(top), worktree_facts(boss.store, session)
-        commit = _head(path)
-        _refuse_unknown_submodules(path, session.worktree)
-        resolve = f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-        strategy, tree = _try_merge(top, commit, resolve)
-        _refuse_to_overwrite(top, commit, tree)
-        _refuse_to_move(top, was, commit)
-    except CaoError as error:
-        what = f"{name} was not merged into {into}, nothing was changed there: {error.what}"
-        raise CaoError(what, error.fix) from None
-    _merge(top, into, commit, strategy, tree, f"Merge branch '{session.worktree}'")
-    now = _head(top)
     return {"session": name, "into": into, **facts, "was": was, "now": now}
 
 
