@@ -5516,19 +5516,28 @@ class Orchestrator:
             return False
         if not self.store.unanswered(name) and not self.store.waiting(name):
             return False
+        again = {key: value for key, value in state.items() if key not in ("group", "closing")}
+        if self._renew(name, state, {**again, "reattached": times + 1}):
+            launch = self.store.read_launch(name, "launch.json")
+            self._run_session(session, self.store.home, launch["mcp"][:-1])
+        return True
+
+    def _renew(self, name: str, state: dict[str, Any], again: dict[str, Any]) -> bool:
+        """Make a session whose runner is gone `starting`, in the state `again`, for this process to
+        start a new runner. Return False where its state is not this any more: another was
+        quicker."""
         lock = self.store.lock_session(name)
+        if lock is None:
+            return False
         try:
-            if lock is None or self.store.load_state(name) != state:
-                return True  # another was quicker
+            if self.store.load_state(name) != state:
+                return False
             self.tmux.kill_session(name)
-            _unlink(self.store.launch_file(name, "runner.json"))
-            again = {key: value for key, value in state.items() if key not in ("group", "closing")}
-            self.store.save_state(name, {**again, **fresh_state(), "reattached": times + 1})
+            for file in ("tools-listed", "runner.json"):  # they speak of the run before
+                _unlink(self.store.launch_file(name, file))
+            self.store.save_state(name, {**again, **fresh_state()})
         finally:
-            if lock is not None:
-                os.close(lock)
-        launch = self.store.read_launch(name, "launch.json")
-        self._run_session(session, self.store.home, launch["mcp"][:-1])
+            os.close(lock)
         return True
 
     def launched(self, name: str) -> Profile | None:
@@ -6157,26 +6166,17 @@ class Orchestrator:
                 return not state.get("closing")
             return not self.store.is_locked(name)
 
-        self.control(name, {}, left, 2 * STOP_S)  # its last runner may be leaving still
-        starting = self.store.lock_session(name)
-        if starting is None or self.store.load_state(name).get("state") != "ended":
-            if starting is not None:
-                os.close(starting)
-            return self._put_task(name, text, options, profile)  # another was quicker
+        # Its last runner may be leaving still.
+        state = self.control(name, {}, left, 2 * STOP_S)
         # `delivering` names what the last runner typed and the CLI did not confirm: it may have it
         # (Runner._letters).
         again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
+        if state.get("state") != "ended" or not self._renew(name, state, again):
+            return self._put_task(name, text, options, profile)  # another was quicker
         task = ""
         try:
-            try:
-                self.tmux.kill_session(name)
-                for file in ("tools-listed", "runner.json"):  # they speak of the run before
-                    _unlink(self.store.launch_file(name, file))
-                self.store.save_state(name, {**fresh_state(), **again})
-                with FileLock(f"{self.store.home}/lock"):
-                    self._enter(session)
-            finally:
-                os.close(starting)
+            with FileLock(f"{self.store.home}/lock"):
+                self._enter(session)
             task = self._put_task(name, text, options, profile)
             self.start(name, profile, conversation)
         except BaseException:
