@@ -4735,6 +4735,18 @@ class Store:
         for wake in list(self.wakes):
             wake.poke()
 
+    def wait_until(self, over: Callable[[], Any], limit_s: float, name: str = "") -> None:
+        """Wait until over() is true, for limit_s at the most. It is called first of all, and
+        whenever this process (poke_own) or the session of that name is poked."""
+        wake, until = Wake(self), time.monotonic() + limit_s
+        try:
+            if name:
+                wake.listen(name)
+            while not over() and time.monotonic() < until:
+                wake.wait(until - time.monotonic())
+        finally:
+            wake.close()
+
     def poke_up(self, name: str) -> None:
         """Wake all who listen to a session, to one of those above it, or to the states of all."""
         for _ in range(MAX_DEPTH + 3):  # more than there can be; no ring of torn files holds us
@@ -15690,16 +15702,6 @@ class McpServer:
         self.send({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
         return key
 
-    def wait_until(self, over: Callable[[], Any], limit_s: float) -> None:
-        """Wait until over returns true, for limit_s at the most. over is called first of all, and
-        whenever calls are woken: by a response, a cancelling, a form that was closed."""
-        wake, until = Wake(self.store), time.monotonic() + limit_s
-        try:
-            while not over() and time.monotonic() < until:
-                wake.wait(until - time.monotonic())
-        finally:
-            wake.close()
-
     def directory(self) -> str:
         """Return where a task works for which no whole path is named: our own if the client has
         it open (roots/list), else its first root. Without roots it is our own, too, but not / or
@@ -15725,7 +15727,7 @@ class McpServer:
         if not isinstance(self.capabilities.get("roots"), dict):
             return []
         key = self.request("roots/list", {})
-        self.wait_until(lambda: self.requests[key], ROOTS_S)
+        self.store.wait_until(lambda: self.requests[key], ROOTS_S)
         uris = [text_at(root, "uri") for root in objects_at(self.requests.pop(key), "result.roots")]
         paths = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
         return [os.path.realpath(path) for path in paths if path != "/" and os.path.isdir(path)]
@@ -15828,7 +15830,7 @@ class McpServer:
         text = f"cao: may agents run this check in {where}, unasked? {check}"
         form = Form(self, call.boss, text, ["no", "yes"])
         if "yes" in form.options and self.has_person():
-            self.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
+            self.store.wait_until(lambda: call.cancelled() or form.is_over(), call.ceiling_s)
         # What was shown is what is allowed: it may be another's by now.
         if form.close() != "yes" or find_repository(cwd)[0] != repository:
             return False
@@ -16171,15 +16173,7 @@ def await_tools(store: Store, name: str) -> None:
     """Wait, for 15 s at most, until the session's CLI has asked our MCP server for its tools: else
     its first turn could have none of them (see _AWAIT_TOOLS)."""
     listed = store.launch_file(name, "tools-listed")
-    if os.path.exists(listed):
-        return
-    wake, until = Wake(store), time.monotonic() + 15.0
-    try:
-        wake.listen(name)
-        while not os.path.exists(listed) and time.monotonic() < until:
-            wake.wait(until - time.monotonic())
-    finally:
-        wake.close()
+    store.wait_until(lambda: os.path.exists(listed), 15.0, name)
 
 
 def cmd_mcp(near: str = "") -> int:
