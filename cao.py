@@ -15243,7 +15243,7 @@ class Form:
         ask: dict[str, Any] | None = None,
     ) -> None:
         self.server, self.boss, self.ask, self.key = server, boss, ask, ""
-        lines = [part for line in text.split("\n") for part in wrap_columns(line, FORM_COLUMNS)]
+        lines = wrap_columns(text, FORM_COLUMNS)
         if len(lines) > FORM_LINES:
             lines = [*lines[: FORM_LINES - 1], lines[FORM_LINES - 1][:-1] + "…"]
             options = [option for option in options if option != "yes"]
