@@ -15386,33 +15386,31 @@ class McpServer:
         except ValueError as error:
             self.send(_error(None, -32700, f"not JSON: {error!s:.120}"))
             return
-        if isinstance(message, list):  # 2025-03-26 alone had batches
-            what = "batches were removed from MCP; send one message a line"
-            self.send(_error(None, -32600, what))
-        else:
-            self.handle(message)
+        self.handle(message)
 
     def handle(self, message: Any) -> None:
         """Deal with one message: answer a request, keep a response to a request of ours, cancel a
         call. Other notifications, and responses to nothing of ours, are ignored; anything else gets
         an error. Raises neither RpcError nor CaoError: they are sent as errors."""
-        if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-            self.send(_error(value_at(message, "id"), -32600, "not a JSON-RPC 2.0 message"))
-            return
-        method, params, key = message.get("method"), message.get("params", {}), message.get("id")
-        if "id" not in message or "method" not in message:
-            if method == "notifications/cancelled" and isinstance(params, dict):
-                self.cancel(params.get("requestId"))
-            elif method is None and isinstance(key, str) and key in self.requests:
-                self.requests[key] = message
-                self.store.poke_own()
-            elif "method" not in message and "result" not in message and "error" not in message:
-                self.send(_error(None, -32600, "neither a request nor a response"))
-            return
-        if type(key) not in (str, int):
-            self.send(_error(None, -32600, "the id must be a string or an integer"))
-            return
+        key = value_at(message, "id")
         try:
+            if isinstance(message, list):  # 2025-03-26 alone had batches
+                raise RpcError(-32600, "batches were removed from MCP; send one message a line")
+            if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+                raise RpcError(-32600, "not a JSON-RPC 2.0 message")
+            method, params = message.get("method"), message.get("params", {})
+            if "id" not in message or "method" not in message:
+                if method == "notifications/cancelled":
+                    self.cancel(value_at(params, "requestId"))
+                elif method is None and isinstance(key, str) and key in self.requests:
+                    self.requests[key] = message
+                    self.store.poke_own()
+                elif "method" not in message and "result" not in message and "error" not in message:
+                    key = None
+                    raise RpcError(-32600, "neither a request nor a response")
+                return
+            if type(key) not in (str, int):
+                raise RpcError(-32600, "the id must be a string or an integer")
             if not isinstance(method, str):
                 raise RpcError(-32600, "the method must be a string")
             if not isinstance(params, dict):
