@@ -15299,9 +15299,9 @@ class McpServer:
         self.opening = threading.Lock()
         self.signals: list[int] = []  # descriptors that a signal makes readable: see cmd_mcp
         self.lock: int | None = None  # on the client's folder
-        # The calls in flight, by type and value of their ids (1 is not "1"): a threading.Event
+        # The calls in flight, by type and text of their ids (1 is not "1"): a threading.Event
         # that is set once the call is cancelled.
-        self.running: dict[tuple[str, Any], Any] = {}
+        self.running: dict[tuple[str, str], Any] = {}
         self.closed = False  # the client has closed our input
         self.capabilities: dict[str, Any] = {}  # the client's, from its handshake
         self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
@@ -15559,13 +15559,13 @@ class McpServer:
         if type(token) not in (str, int):
             token = None
 
-        cancelled = threading.Event()
+        cancelled, call_key = threading.Event(), (type(key).__name__, str(key))
         with self.ending:  # end_call of another may be looking through them
-            self.running[type(key).__name__, key] = cancelled
+            self.running[call_key] = cancelled
 
         def work() -> None:
             done = self.run_tool(self.tools[name], arguments, cancelled, token)
-            result = self.end_call(key, cancelled, done)
+            result = self.end_call(call_key, cancelled, done)
             # Nothing that is owed is told to a client that has left: it would be lost.
             if result is None or (self.closed and done.claims):
                 Waited(claims=done.claims).release()
@@ -15583,7 +15583,7 @@ class McpServer:
             self.threads.append(start_thread(work))
         except OSError:
             with self.ending:
-                del self.running[type(key).__name__, key]
+                del self.running[call_key]
             raise
 
     def run_tool(self, tool: Tool, given: Any, cancelled: Any, token: Any) -> Answer:
@@ -15626,7 +15626,9 @@ class McpServer:
             words = "tell the person; cao doctor looks for what is wrong"
             raise CaoError(f"cao failed: {error!r}", words) from None
 
-    def end_call(self, key: Any, cancelled: Any, done: Answer) -> dict[str, Any] | None:
+    def end_call(
+        self, call_key: tuple[str, str], cancelled: Any, done: Answer
+    ) -> dict[str, Any] | None:
         """Take a call off those in flight and return its result, None where it was cancelled.
 
         Nothing is sent for a cancelled call, so its tasks are named at the beginning of the next
@@ -15639,7 +15641,7 @@ class McpServer:
         with self.ending:
             # A call that was cancelled just now may still have to add its tasks to `unsaid`.
             self.ending.wait_for(lambda: cancelled.is_set() or not cancelled_go_on(), CANCEL_S)
-            self.running.pop((type(key).__name__, key), None)
+            self.running.pop(call_key, None)
             self.ending.notify_all()
             if cancelled.is_set():
                 self.unsaid += done.left
@@ -15838,10 +15840,8 @@ class McpServer:
     def cancel(self, key: Any) -> None:
         """End the wait of a call that the client cancels; the worker goes on. key: the call's id;
         one that is unknown or has ended is ignored."""
-        if not isinstance(key, (str, int)):
-            return
         with self.ending:
-            if cancelled := self.running.get((type(key).__name__, key)):
+            if cancelled := self.running.get((type(key).__name__, str(key))):
                 cancelled.set()
                 self.ending.notify_all()
         if cancelled:
