@@ -15200,6 +15200,7 @@ give a follow-up to the session's name, not to the profile. Idle sessions close 
 
 
 _CAPABILITIES: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {}}
+_ABOUT_US = {"capabilities": _CAPABILITIES, "instructions": INSTRUCTIONS}
 
 
 class RpcError(Exception):
@@ -15303,7 +15304,7 @@ class McpServer:
         # that is set once the call is cancelled.
         self.running: dict[tuple[str, str], Any] = {}
         self.closed = False  # the client has closed our input
-        self.capabilities: dict[str, Any] = {}  # the client's, from its handshake
+        self.capabilities: Any = None  # the client's, from its handshake
         self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
         self.form_lock = threading.Lock()  # one form at a time
         self.forms: dict[str, bool] = {}  # a permission's id: its form may be shown, also again
@@ -15477,22 +15478,12 @@ class McpServer:
             raise RpcError(-32600, f"initialized already, with {self.version}")
         self.version = wanted if wanted in LEGACY_VERSIONS else LEGACY_VERSIONS[-1]
         self.client_name = text_at(params, "clientInfo.name")
-        if isinstance(params.get("capabilities"), dict):
-            self.capabilities = params["capabilities"]
-        return {
-            "protocolVersion": self.version,
-            "capabilities": _CAPABILITIES,
-            "serverInfo": SERVER_INFO,
-            "instructions": INSTRUCTIONS,
-        }
+        self.capabilities = params.get("capabilities")
+        return {"protocolVersion": self.version, "serverInfo": SERVER_INFO, **_ABOUT_US}
 
     def discover(self, params: dict[str, Any]) -> dict[str, Any]:
         """Say who we are, to a client that does no handshake (2026-07-28)."""
-        return {
-            "supportedVersions": _versions_for(params["_meta"]),
-            "capabilities": _CAPABILITIES,
-            "instructions": INSTRUCTIONS,
-        }
+        return {"supportedVersions": _versions_for(params["_meta"]), **_ABOUT_US}
 
     def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return tools/list. In a session of ours, also note that its CLI has asked: its runner, or
@@ -15724,7 +15715,7 @@ class McpServer:
         none where it does not say. / is left out."""
         from urllib.parse import unquote
 
-        if not isinstance(self.capabilities.get("roots"), dict):
+        if not isinstance(value_at(self.capabilities, "roots"), dict):
             return []
         key = self.request("roots/list", {})
         self.store.wait_until(lambda: self.requests[key], ROOTS_S)
@@ -15741,7 +15732,7 @@ class McpServer:
         CAO_ELICITATION=off: never. =person: wherever the client can, but in no agent of ours.
         """
         setting = os.environ.get("CAO_ELICITATION")
-        able = isinstance(self.capabilities.get("elicitation"), dict)
+        able = isinstance(value_at(self.capabilities, "elicitation"), dict)
         if not able or setting == "off" or os.environ.get("CAO_SESSION"):
             return False
         own = FORM_CLIENTS.get(self.client_name)
@@ -15914,11 +15905,10 @@ def _versions_for(meta: dict[str, Any]) -> list[str]:
     2026-07-28 cannot be withdrawn. Claude Code 2.1.332 and Copilot CLI 1.0.102 then do it in
     the same process."""
     capabilities = meta.get(_META + "clientCapabilities")
-    if isinstance(capabilities, dict):
-        extensions = capabilities.get("extensions")
-        knows_tasks = isinstance(extensions, dict) and _META + "tasks" in extensions
-        if knows_tasks or capabilities.get("elicitation") is not None:
-            return list(LEGACY_VERSIONS)
+    extensions = value_at(capabilities, "extensions")
+    knows_tasks = isinstance(extensions, dict) and _META + "tasks" in extensions
+    if knows_tasks or value_at(capabilities, "elicitation") is not None:
+        return list(LEGACY_VERSIONS)
     return [MODERN_VERSION, *LEGACY_VERSIONS]
 
 
