@@ -1226,7 +1226,7 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #         hooks = _hooks(launch, "UserPromptSubmit Stop")
 #         return Start(argv, {}, {"settings.json": {"hooks": hooks}})
 #
-#     Provider("mycli", "mycli", _start_mycli, env_pass=("MYCLI_*",), composer=r"^> (.*)"),
+#     Provider("mycli", "mycli", _start_mycli, env_pass="MYCLI_*", composer=r"^> (.*)"),
 #
 # Then add what else it can do (see the fields of Provider), the form in which its hooks give
 # answers if it is not Claude Code's (hook_reply, _hook_output), what it sets for its model's
@@ -1268,12 +1268,12 @@ class Provider(NamedTuple):
     # launch/. It has links to some of the user's files (the login), and settings that are made
     # of others of them (launch.own).
     shadow: str = ""
-    links: tuple[str, ...] = ()
-    own_files: tuple[str, ...] = ()
-    env_pass: tuple[str, ...] = ()  # its own settings and login, from the caller's environment
+    links: str = ""  # names, with blanks between; so are the others
+    own_files: str = ""
+    env_pass: str = ""  # its own settings and login, from the caller's environment
     login: str = ""  # the command that logs in
-    login_signs: tuple[str, ...] = ()  # a variable or a ~/file: where one is, it is logged in
-    login_status: tuple[str, ...] = ()  # its own command: exit status 0 is logged in
+    login_signs: str = ""  # variables and ~/files: where one of them is, it is logged in
+    login_status: str = ""  # its own command: exit status 0 is logged in
     resumes: bool = True  # it can continue a conversation by its id
 
     # ---- what an agent may do ----
@@ -1281,7 +1281,7 @@ class Provider(NamedTuple):
     mcp: bool = True  # it takes MCP servers
     # A word of TOOL_WORDS -> how this CLI enforces it: its own names of these tools, or flags
     # that take them away. Where a word is missing, the restriction is stated but not enforced.
-    tools: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - never written to
+    tools: dict[str, str] = {}  # noqa: RUF012 - never written to
     tools_bind_shell: bool = False  # its shell cannot do what was taken away either
     # permission -> its flags, or, without a dash, what happens instead, in words
     permission_words: dict[str, str] = {}  # noqa: RUF012 - never written to
@@ -1457,7 +1457,7 @@ def _own_names(profile: Profile, words: Iterable[str]) -> list[str]:
     """Return a CLI's own names of its tools (or its flags, see Provider.tools) for some of
     TOOL_WORDS; none for a word that the row lacks."""
     tools = PROVIDERS[profile.provider].tools
-    return [name for word in words for name in tools.get(word, ())]
+    return [name for word in words for name in tools.get(word, "").split()]
 
 
 # ---- what they say: hooks ----
@@ -2074,7 +2074,7 @@ def _start_codex(launch: Launch) -> Start:
     if launch.resume:
         argv.insert(0, "resume")
     if "web_fetch" in lacks:
-        argv += PROVIDERS["codex"].tools["web_fetch"]
+        argv += PROVIDERS["codex"].tools["web_fetch"].split()
     argv += _given({"--profile": text_at(profile.settings, "codexProfile")})
     config: dict[str, Any] = {}
     if profile.trust:  # this answers the trust dialog in the user's place
@@ -2681,22 +2681,20 @@ _TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t"
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     Provider(
-        "claude", "claude", _start_claude, login="claude /login", login_status=("auth", "status"),
-        login_signs=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
+        "claude", "claude", _start_claude, login="claude /login", login_status="auth status",
+        login_signs="ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN CLAUDE_CODE_OAUTH_TOKEN",
         env_pass=(
-            "ANTHROPIC_*", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_*",
-            "CLAUDE_CODE_MAX_*", "CLAUDE_CODE_DISABLE_*", "CLAUDE_CODE_SKIP_*", "DISABLE_*",
-            "MAX_THINKING_TOKENS", "AWS_REGION", "AWS_PROFILE",
+            "ANTHROPIC_* CLAUDE_CONFIG_DIR CLAUDE_CODE_OAUTH_TOKEN CLAUDE_CODE_USE_*"
+            " CLAUDE_CODE_MAX_* CLAUDE_CODE_DISABLE_* CLAUDE_CODE_SKIP_* DISABLE_*"
+            " MAX_THINKING_TOKENS AWS_REGION AWS_PROFILE"
         ),
         home=("CLAUDE_CONFIG_DIR", ".claude"),
         tools={  # 2.1.330, of the mock's requests
-            "execute_bash": (
-                "Bash", "BashOutput", "KillShell", "Monitor", "Agent", "Task", "Workflow",
-            ),
-            "fs_read": ("Read",),
-            "fs_list": ("Glob", "Grep"),
-            "fs_write": ("Edit", "Write", "NotebookEdit"),
-            "web_fetch": ("WebFetch", "WebSearch"),
+            "execute_bash": "Bash BashOutput KillShell Monitor Agent Task Workflow",
+            "fs_read": "Read",
+            "fs_list": "Glob Grep",
+            "fs_write": "Edit Write NotebookEdit",
+            "web_fetch": "WebFetch WebSearch",
         },
         permission_words={
             "ask": "--permission-mode manual", "edits": "--permission-mode acceptEdits",
@@ -2718,14 +2716,12 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         asks="hook", always=True, shows=True, mid_turn="transcript",
     ),
     Provider(
-        "codex", "codex", _start_codex, login="codex login", login_status=("login", "status"),
-        env_pass=("OPENAI_*", "CODEX_HOME", "CODEX_API_KEY"),
+        "codex", "codex", _start_codex, login="codex login", login_status="login status",
+        env_pass="OPENAI_* CODEX_HOME CODEX_API_KEY",
         # 0.169.0. It reads files by its shell, so the shell stays; the sandbox binds it, too.
         tools={
-            "fs_write": ("-s read-only",),
-            "web_fetch": (
-                "-cweb_search=disabled", "-csandbox_workspace_write.network_access=false",
-            ),
+            "fs_write": "-s read-only",
+            "web_fetch": "-cweb_search=disabled -csandbox_workspace_write.network_access=false",
         },
         tools_bind_shell=True,
         permission_words={
@@ -2748,18 +2744,20 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "gemini", "gemini", _start_gemini, login="gemini",
-        login_signs=("GEMINI_API_KEY", "~/.gemini/oauth_creds.json"),
-        env_pass=("GEMINI_*", "GOOGLE_*"),
-        home=("GEMINI_CLI_HOME", ""), shadow="home", own_files=(".gemini/settings.json",),
-        links=tuple(f".gemini/{name}" for name in (
-            "oauth_creds.json google_accounts.json gemini-credentials.json GEMINI.md"
-            " trustedFolders.json commands skills agents policies").split()),
+        login_signs="GEMINI_API_KEY ~/.gemini/oauth_creds.json",
+        env_pass="GEMINI_* GOOGLE_*",
+        home=("GEMINI_CLI_HOME", ""), shadow="home", own_files=".gemini/settings.json",
+        links=(
+            ".gemini/oauth_creds.json .gemini/google_accounts.json .gemini/gemini-credentials.json"
+            " .gemini/GEMINI.md .gemini/trustedFolders.json .gemini/commands .gemini/skills"
+            " .gemini/agents .gemini/policies"
+        ),
         tools={  # 0.61.0, of the mock's requests; what starts agents goes with the shell
-            "execute_bash": ("run_shell_command", "invoke_agent"),
-            "fs_read": ("read_file",),
-            "fs_list": ("list_directory", "glob", "grep_search"),
-            "fs_write": ("write_file", "replace"),
-            "web_fetch": ("web_fetch", "google_web_search"),
+            "execute_bash": "run_shell_command invoke_agent",
+            "fs_read": "read_file",
+            "fs_list": "list_directory glob grep_search",
+            "fs_write": "write_file replace",
+            "web_fetch": "web_fetch google_web_search",
         },
         # It has no mode that decides by itself: `auto` asks for commands, as `edits` does.
         permission_words={
@@ -2784,14 +2782,14 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "qwen", "qwen", _start_qwen, login="qwen",
-        login_signs=("OPENAI_API_KEY", "~/.qwen/oauth_creds.json"),
-        env_pass=("QWEN_*", "OPENAI_*", "DASHSCOPE_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*"),
+        login_signs="OPENAI_API_KEY ~/.qwen/oauth_creds.json",
+        env_pass="QWEN_* OPENAI_* DASHSCOPE_* ANTHROPIC_* GEMINI_* GOOGLE_*",
         tools={  # 0.24.4, of the mock's requests; what starts agents goes with the shell
-            "execute_bash": ("run_shell_command", "agent"),
-            "fs_read": ("read_file",),
-            "fs_list": ("list_directory", "glob", "grep_search"),
-            "fs_write": ("write_file", "edit"),
-            "web_fetch": ("web_fetch",),
+            "execute_bash": "run_shell_command agent",
+            "fs_read": "read_file",
+            "fs_list": "list_directory glob grep_search",
+            "fs_write": "write_file edit",
+            "web_fetch": "web_fetch",
         },
         permission_words={
             "ask": "--approval-mode default", "edits": "--approval-mode auto-edit",
@@ -2814,14 +2812,14 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "copilot", "copilot", _start_copilot, login="copilot login",
-        login_signs=("COPILOT_GITHUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN"),
-        env_pass=("COPILOT_*", "GH_HOST", "GH_TOKEN", "GITHUB_TOKEN"),
+        login_signs="COPILOT_GITHUB_TOKEN GH_TOKEN GITHUB_TOKEN",
+        env_pass="COPILOT_* GH_HOST GH_TOKEN GITHUB_TOKEN",
         home=("COPILOT_HOME", ".copilot"),
         # A denial wins over what any other flag allows. Reading cannot be denied.
         tools={
-            "execute_bash": ("--deny-tool=shell",),
-            "fs_write": ("--deny-tool=write",),
-            "web_fetch": ("--deny-tool=url",),
+            "execute_bash": "--deny-tool=shell",
+            "fs_write": "--deny-tool=write",
+            "web_fetch": "--deny-tool=url",
         },
         # Outside its directory and /tmp it asks even under `auto`, but it guesses a shell
         # command's paths from its text: `touch /var/x` asked, the same done by `python3 -c` did
@@ -2845,13 +2843,13 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     Provider(
         "opencode", "opencode", _start_opencode, login="opencode auth login",
         tokens=_OWN_TOKENS,
-        env_pass=("OPENCODE_*", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"),
+        env_pass="OPENCODE_* ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY",
         tools={
-            "execute_bash": ("bash",),
-            "fs_read": ("read",),
-            "fs_list": ("glob", "grep", "list"),
-            "fs_write": ("edit",),
-            "web_fetch": ("webfetch", "websearch"),
+            "execute_bash": "bash",
+            "fs_read": "read",
+            "fs_list": "glob grep list",
+            "fs_write": "edit",
+            "web_fetch": "webfetch websearch",
         },
         permission_words={
             "ask": "edit=ask bash=ask webfetch=ask", "edits": "edit=allow bash=ask webfetch=ask",
@@ -2867,10 +2865,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         transcript="{folder}/handed.jsonl", asks="hook", always=True, mid_turn="transcript",
     ),
     Provider(
-        "kimi", "kimi", _start_kimi, login="kimi login", login_signs=("KIMI_MODEL_API_KEY",),
-        env_pass=("KIMI_*", "MOONSHOT_*"),
+        "kimi", "kimi", _start_kimi, login="kimi login", login_signs="KIMI_MODEL_API_KEY",
+        env_pass="KIMI_* MOONSHOT_*",
         home=("KIMI_CODE_HOME", ".kimi-code"), shadow="kimi",
-        links=("credentials", "device_id", "skills"), own_files=("config.toml", "AGENTS.md"),
+        links="credentials device_id skills", own_files="config.toml AGENTS.md",
         # In every mode it writes without a question in a folder that git knows, and asks for
         # cao's own tools: 2.1.0 reads [[permission.rules]], but they have no effect.
         permission_words={
@@ -2897,15 +2895,15 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         "pi", "pi", _start_pi, login="pi, then /login",
         no_prompt=r"\s*[!/]|[-@]",  # a flag, and a file: it has no "--"
         env_pass=(
-            "PI_*", "ANTHROPIC_*", "OPENAI_*", "AZURE_OPENAI_*", "GEMINI_API_KEY",
-            "OPENROUTER_API_KEY", "GROQ_API_KEY", "XAI_API_KEY", "MISTRAL_API_KEY",
-            "DEEPSEEK_API_KEY", "MOONSHOT_API_KEY", "KIMI_API_KEY", "AWS_REGION", "AWS_PROFILE",
+            "PI_* ANTHROPIC_* OPENAI_* AZURE_OPENAI_* GEMINI_API_KEY OPENROUTER_API_KEY"
+            " GROQ_API_KEY XAI_API_KEY MISTRAL_API_KEY DEEPSEEK_API_KEY MOONSHOT_API_KEY"
+            " KIMI_API_KEY AWS_REGION AWS_PROFILE"
         ),
         tools={
-            "execute_bash": ("bash",),
-            "fs_read": ("read",),
-            "fs_list": ("grep", "find", "ls"),
-            "fs_write": ("edit", "write"),
+            "execute_bash": "bash",
+            "fs_read": "read",
+            "fs_list": "grep find ls",
+            "fs_write": "edit write",
         },
         permission_words={
             "ask": "all but reading is asked",
@@ -2928,13 +2926,13 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
     Provider(
         "kiro", "kiro-cli", _start_kiro, login="kiro-cli login",
-        env_pass=("KIRO_*", "AWS_*"),
+        env_pass="KIRO_* AWS_*",
         # It takes hooks only from the user's home or the project, and cao writes to neither. So
         # its HOME is a folder of ours, with links to what it and git look for there.
         shadow="home",
         links=(
-            ".aws", ".cache", ".config", ".gitconfig", ".local", ".npmrc", ".ssh", "Library",
-            ".kiro/settings", ".kiro/steering", ".kiro/prompts", ".kiro/sessions",
+            ".aws .cache .config .gitconfig .local .npmrc .ssh Library"
+            " .kiro/settings .kiro/steering .kiro/prompts .kiro/sessions"
         ),
         permission_words={  # it has nothing between this and all
             "ask": "no tool is trusted",
@@ -2957,7 +2955,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
     ),
 )}
 # fmt: on
-ENV_OF_ALL = [name for row in PROVIDERS.values() for name in row.env_pass]
+ENV_OF_ALL = [name for row in PROVIDERS.values() for name in row.env_pass.split()]
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
 for _name in "codex gemini qwen copilot opencode kimi kiro".split():
     ALIASES[f"{_name}_cli"] = _name
@@ -3144,7 +3142,7 @@ def explain_scope(profile: Profile) -> dict[str, str]:
         tools = " ".join(profile.tools)
     if "grant" in profile.settings:
         grants = json.dumps(profile.settings["grant"])
-    names = (f"{word} ({' '.join(row.tools[word])})" for word in enforced)
+    names = (f"{word} ({row.tools[word]})" for word in enforced)
     return {
         "role": profile.role,
         "permissions": f"{mode}  ({flag})",
@@ -6077,7 +6075,7 @@ class Orchestrator:
         self.store.write(f"{folder}/person-env.json", dump(persons))
         env = persons  # for ssh, where it works on another machine
         if not session.host:
-            env = worker_environment(provider.env_pass, profile.settings, above)
+            env = worker_environment(provider.env_pass.split(), profile.settings, above)
         env = {**unset, **env, **cao_env}
         launch = Launch(
             name,
@@ -6095,9 +6093,11 @@ class Orchestrator:
         links: Sequence[str] = ()
         home, runner_cwd = provider.home_in(env), self.store.home
         if not session.host:
-            runner_cwd, links = session.cwd, provider.links
+            runner_cwd, links = session.cwd, provider.links.split()
             refuse_unasked(profile, session.cwd)
-            own = {file: self.store.read_text(f"{home}/{file}") for file in provider.own_files}
+            own = {
+                file: self.store.read_text(f"{home}/{file}") for file in provider.own_files.split()
+            }
             started = provider.start(launch._replace(own=own, env=env))
             files = {"system.md": system, **started.files}
         files["env.json"] = env
@@ -13312,7 +13312,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         "approve": profile.approve,
         "keep": keep,
         "mcp servers": " ".join(map(str, settings.get("mcpServers") or {})),
-        "environment": " ".join(sorted(worker_environment(row.env_pass, settings))),
+        "environment": " ".join(sorted(worker_environment(row.env_pass.split(), settings))),
         "unknown keys": " ".join(unknown),
         "read, not used": " ".join(unused),
     }
@@ -13403,12 +13403,12 @@ def _doctor_cli(row: Provider) -> dict[str, Any]:
 def _login_state(row: Provider, program: str) -> tuple[bool | None, str]:
     """Return whether a CLI is logged in, None where nothing tells, and the same in words. What
     tells it is a variable, a file, or a command of the CLI's own, which is run."""
-    for sign in row.login_signs:
+    for sign in row.login_signs.split():
         if os.path.exists(os.path.expanduser(sign)) if sign[0] == "~" else os.environ.get(sign):
             return True, f"logged in ({sign})"
     if not row.login_status:
         return None, "login unknown"
-    if run([program, *row.login_status], DOCTOR_S).status == 0:
+    if run([program, *row.login_status.split()], DOCTOR_S).status == 0:
         return True, "logged in"
     return False, f"not logged in (try: {row.login})"
 

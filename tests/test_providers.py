@@ -1500,7 +1500,7 @@ def test_what_was_never_run_is_called_unproven_and_writes_below_its_own_folder_a
     assert "unproven" in cao.unproven(name)
     assert all(file.startswith("home/") for file in row.start(launch_of(name)).files)
     assert row.home_in({"HOME": "/home/dev"}) == "/home/dev"
-    assert not {f"{row.shadow}/{link}" for link in row.links} & set(
+    assert not {f"{row.shadow}/{link}" for link in row.links.split()} & set(
         row.start(launch_of(name)).files
     )
     assert row.start(launch_of(name)).env == {"HOME": "/h/launch/home"}

@@ -559,7 +559,8 @@ def test_a_cli_offers_no_tool_that_the_scope_takes_away(place, mock_llm, cli):
     assert not made.exists()
     offered = set().union(*map(tools_of, mock_llm.requests[before:]))
     tools = cao.PROVIDERS[cli].tools
-    taken = {name for word in ("execute_bash", "fs_write", "web_fetch") for name in tools[word]}
+    words = ("execute_bash", "fs_write", "web_fetch")
+    taken = {name for word in words for name in tools[word].split()}
     assert "read_file" in offered
     assert not offered & taken
 
