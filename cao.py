@@ -13621,7 +13621,7 @@ class Tool(NamedTuple):
     title: str
     about: str
     required: tuple[str, ...]
-    gives: dict[str, Any]  # name -> schema, of the data in its answer
+    gives: str  # the names of the data in its answer, with blanks between
     call: Callable[[Call, dict[str, Any]], Answer]
     reads: bool = False  # readOnlyHint
     ends: bool = False  # destructiveHint
@@ -14048,11 +14048,18 @@ def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     return facts
 
 
-SYNC = Tool("sync", "", "", (), {}, _call_sync, delegates=True)
+SYNC = Tool("sync", "", "", (), "", _call_sync, delegates=True)
+
+
+# What is no string in the data that tools give.
+_LISTS = dict.fromkeys("results messages asking running sessions profiles".split(), "array")
 
 
 def render_tool(tool: Tool) -> dict[str, Any]:
     """Return a tool as tools/list has it."""
+    # next: what to do next; earlier: what a cancelled call left
+    names = f"{tool.gives} next earlier".split()
+    given = {name: {"type": _LISTS.get(name, "string")} for name in names}
     schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
     if tool.required:
         schema["required"] = list(tool.required)
@@ -14061,7 +14068,7 @@ def render_tool(tool: Tool) -> dict[str, Any]:
         "title": tool.title,
         "description": tool.about,
         "inputSchema": {**schema, "additionalProperties": False},
-        "outputSchema": {"type": "object", "properties": {**tool.gives, **_ALSO}},
+        "outputSchema": {"type": "object", "properties": given},
         "annotations": {
             "title": tool.title,
             "readOnlyHint": tool.reads,
@@ -14976,9 +14983,7 @@ _KEPT = (
 )
 _SESSION = _only("session", _NAME.about, "1")
 _ACTIONS = "add list show run enable disable remove log".split()
-_STRING, _LIST = {"type": "string"}, {"type": "array"}
-_WAITED = {"outcome": _STRING, **dict.fromkeys(("results", "messages", "asking", "running"), _LIST)}
-_ALSO = {"next": _STRING, "earlier": _STRING}  # what to do next; what a cancelled call left
+_WAITED = "outcome results messages asking running"
 
 VERBS = (
     Verb("handoff", cmd_handoff, "give a task to an agent, wait, print its answer",
@@ -14994,7 +14999,7 @@ VERBS = (
          tool=Tool("assign", "Assign a task",
              "Give a task to another coding agent and go on at once. Returns the names of task and"
              " session. The result comes with wait, or by itself if you run inside cao.",
-             ("target", "task"), {"task": _STRING, "session": _STRING}, _call_assign,
+             ("target", "task"), "task session", _call_assign,
              delegates=True)),
     Verb("run", cmd_run, "do one task for a script or CI, print its answer, end its session",
          "cao run developer --file task.md --check 'pytest -q'",
@@ -15011,7 +15016,7 @@ VERBS = (
              "Send a message to a session, or to your supervisor. A worker at work reads it after"
              " its next tool call if its CLI can, else after its turn. The receipt says how far it"
              " came: queued, typed, submitted or taken.",
-             ("target", "message"), {"message": _STRING, "to": _STRING, "step": _STRING},
+             ("target", "message"), "message to step",
              _call_send_message, delegates=True),
          keys=(Key("s", "send", "send it a message", Watch.begin, "message",
                    lambda boss, name, words, _: boss.send_message(name, words)["step"]),)),
@@ -15031,14 +15036,14 @@ VERBS = (
          tool=Tool("list_sessions", "List sessions",
              "Show the sessions as a tree: state, task, what each asks, and the profiles there"
              " are.",
-             (), {"sessions": _LIST, "profiles": _LIST}, _call_list_sessions, reads=True)),
+             (), "sessions profiles", _call_list_sessions, reads=True)),
     Verb("show", cmd_show, "show a session: its state, its scope and its screen",
          "cao show developer-7k2m --lines 20",
          (_NAME, Argument("lines", "Default 50.", "number", minimum=1)),
          tool=Tool("read_session", "Read a session",
              "Show a session's screen as it is now, its state and the evidence for it. To get an"
              " answer use wait: the screen is not the answer.",
-             ("session",), {"session": _STRING, "state": _STRING, "screen": _STRING},
+             ("session",), "session state screen",
              _call_read_session, reads=True),
          keys=(Key("r", "read", "read its screen", Watch.show_page),)),
     Verb("diff", cmd_diff, "show all that a worker changed in its worktree",
@@ -15061,7 +15066,7 @@ VERBS = (
          tool=Tool("answer", "Answer a question",
              "Answer what a worker asks, if it still asks that. Permissions are a person's to give"
              " unless the worker's profile says `approve: supervisor`: yes, no, or `no: WORDS` for"
-             " it.", ("session", "answer"), {"session": _STRING, "answered": _STRING},
+             " it.", ("session", "answer"), "session answered",
              _call_answer),
          keys=(Key("a", "answer", "read and answer what it asks", Watch.begin_answer, "answer",
                    lambda boss, name, words, asked: boss.answer(name, words, asked)["answered"]),)),
@@ -15072,7 +15077,7 @@ VERBS = (
           Argument("interrupt", "Only interrupt its turn; the session lives.", "boolean")),
          tool=Tool("stop_session", "Stop a session",
              "End a worker's session, with its own workers; their unfinished tasks end as stopped.",
-             ("session",), {"session": _STRING, "did": _STRING}, _call_stop_session, ends=True),
+             ("session",), "session did", _call_stop_session, ends=True),
          keys=(Key("i", "interrupt", "interrupt its turn", Watch.begin, "",
                    lambda boss, name, *_: boss.stop_session(name, True)["did"]),
                Key("x", "end", "end it and its workers", Watch.begin,

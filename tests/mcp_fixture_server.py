@@ -190,7 +190,7 @@ class FixtureServer(cao.McpServer):
                 {takes[name]: {**STRING, "description": "What to ask."}} if name in takes else {}
             )
             about = "A tool of the conformance suite."
-            tool = cao.Tool(name, name, about, tuple(arguments), {}, call, reads=True)
+            tool = cao.Tool(name, name, about, tuple(arguments), "", call, reads=True)
             cao.TOOLS[name] = tool._replace(arguments=arguments)
         cao._CAPABILITIES.update(logging={}, completions={}, resources={"subscribe": True})
         both = {
