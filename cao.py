@@ -14223,10 +14223,14 @@ def _note_waited(waited: Waited) -> None:
         print(how_to_answer(item["session"], item["question"]), file=sys.stderr)
 
 
+def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
+    """Give the task in a command's arguments; return its name."""
+    options = _given_options(ask)._replace(named=named)
+    return ask.boss.assign(ask.args.target, _given_text(ask.args.target, ask.args.task), options)
+
+
 def cmd_handoff(ask: Ask) -> int:
-    task = ask.boss.assign(
-        ask.args.target, _given_text(ask.args.target, ask.args.task), _given_options(ask)
-    )
+    task = _assign(ask)
     session, tell = ask.store.session_of(task), _progress(ask, lambda: None)
     _note(f"task {task}")
     try:
@@ -14288,15 +14292,12 @@ def cmd_run(ask: Ask) -> int:
         ask.args.task = read_flow(ask.args.file).rstrip("\n")
     tasks: list[str] = []  # the task's name, noted before it is given: a signal may come between
 
-    options = _given_options(ask)._replace(named=tasks.append)
     kept = ask.args.keep_on_failure
     still_wanted = end_by_signals()
     tell = _progress(ask, still_wanted)
 
     try:
-        task = ask.boss.assign(
-            ask.args.target, _given_text(ask.args.target, ask.args.task), options
-        )
+        task = _assign(ask, tasks.append)
         session = ask.store.session_of(task)
         made = ask.args.target != session
         _note(f"task {task}")
@@ -14355,9 +14356,7 @@ def _say_kept(ask: Ask, session: str) -> None:
 
 
 def cmd_assign(ask: Ask) -> None:
-    task = ask.boss.assign(
-        ask.args.target, _given_text(ask.args.target, ask.args.task), _given_options(ask)
-    )
+    task = _assign(ask)
     receipt = ask.boss.receipt(task)
     if "why" in receipt:
         _note(f"{receipt['session']} {receipt['why']}")
