@@ -13843,16 +13843,15 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     which the client may be asked; from there a relative one counts. A check that nobody has
     allowed is put to the person, if one is there, in a form.
     """
-    options = task_options(given)
-    is_session = NAME.match(given["target"]) and call.boss.store.load(given["target"])
+    server, target = call.server, given["target"]
+    allows = partial(server.allow_by_form, call)
+    options = task_options(given)._replace(roots=server.list_roots, allows=allows)
+    is_session = NAME.match(target) and call.boss.store.load(target)
     needed = options.cwd or not is_session
-    if needed and not os.path.isabs(options.cwd) and "@" not in given["target"]:
-        start = call.server.directory()
+    if needed and not os.path.isabs(options.cwd) and "@" not in target:
+        start = server.directory()
         options = options._replace(cwd=os.path.join(start, options.cwd), roots=lambda: [start])
-    else:
-        options = options._replace(roots=call.server.list_roots)
-    options = options._replace(allows=lambda *what: call.server.allow_by_form(call, *what))
-    return call.boss.assign(given["target"], given["task"], options)
+    return call.boss.assign(target, given["task"], options)
 
 
 # ---- what the tools do: each gets the call and its checked arguments ----
