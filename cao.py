@@ -1881,21 +1881,21 @@ def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
 def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
     """0.169.0 writes task_complete, with `error` where the API failed (no hook fires then),
     and turn_aborted."""
-    payload = entry.get("payload")
-    if entry.get("type") != "event_msg" or not isinstance(payload, dict):
+    kind = value_at(entry, "payload.type")
+    if entry.get("type") != "event_msg":
         return ...
-    if payload.get("type") == "task_started":
+    if kind == "task_started":
         return None
-    if payload.get("type") == "turn_aborted":
+    if kind == "turn_aborted":
         return _STOPPED
-    if payload.get("type") != "task_complete":
+    if kind != "task_complete":
         return ...
-    if error := payload.get("error"):
+    if error := value_at(entry, "payload.error"):
         message = error
         if isinstance(error, dict):
             message = error.get("message")
         return failed_event(str(message), value_at(error, "codex_error_info"))
-    answer = payload.get("last_agent_message")
+    answer = value_at(entry, "payload.last_agent_message")
     if answer is None:  # 0.171.0: a hook refused the prompt
         text = "the turn ended without an answer: a hook of yours may have refused the prompt"
         return Event("failed", text, "blocked", "transcript")
