@@ -768,16 +768,11 @@ def shorten(text: str, most: int) -> str:
 def fit_columns(text: str, columns: int) -> str:
     """Return text, made visible and on one line, cut (with an …) or padded to exactly so many
     columns of a terminal."""
-    text = visible(text).expandtabs().replace("\n", " ")
-    used = sum(map(letter_columns, text))
-    if used > columns:
-        end = len(text)
-        while end and used >= columns:
-            end -= 1
-            used -= letter_columns(text[end])
-        text = text[:end] + "…"[:columns]
-        used += 1
-    return text + " " * (columns - used)
+    text = text.replace("\n", " ")
+    line, *rest = wrap_columns(text, columns)
+    if rest:
+        line = wrap_columns(text, columns - 1)[0] + "…"[:columns]
+    return line + " " * (columns - sum(map(letter_columns, line)))
 
 
 def wrap_columns(text: str, columns: int, words: bool = False) -> list[str]:
