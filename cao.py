@@ -1092,8 +1092,8 @@ class _Yaml:
         width = max(indent + 1, *map(len, leading))
         if digit := sign.strip("|>-+"):
             width = indent + int(digit)
-        lines = self.take(rf"(?: {{0,{width}}}\n| {{{width}}}.*\n)*").split("\n")
-        whole = "\n".join(line[width:] for line in lines)
+        lines = self.take(rf"(?: {{0,{width}}}\n| {{{width}}}.*\n)*")
+        whole = re.sub(rf"(?m)^ {{0,{width}}}", "", lines)
         text = whole.rstrip("\n")
         blank = whole[len(text) :]
         if sign[0] == ">":
