@@ -1725,7 +1725,7 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     Most CLIs take no such answers from a hook: there the call is refused, and they are the reason.
     """
     questions = questions_in(payload)
-    lines = words.split("\n", max(0, len(questions) - 1))  # one question takes all of them
+    lines = words.split("\n", len(questions) - 1)  # one question takes all of them
     replies = dict(zip((question for question, _ in questions), lines))
     name, message = payload.get("hook_event_name"), words
     if len(questions) > 1:
@@ -3106,7 +3106,7 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
     permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
     if permissions != profile.permissions:
         removed.append(f"permissions {profile.permissions} -> {permissions}")
-    if grant and granted is None:
+    if granted is None:
         for key in OWN_SETTINGS:  # they could undo all of the above
             if settings.pop(key, None):
                 removed.append(key)
