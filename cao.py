@@ -1224,7 +1224,7 @@ def objects_at(entry: Any, keys: str) -> list[dict[str, Any]]:
 #     Provider("mycli", "mycli", _start_mycli, env_pass="MYCLI_*", composer=r"^> (.*)"),
 #
 # Then add what else it can do (see the fields of Provider), the form in which its hooks give
-# answers if it is not Claude Code's (hook_reply, _hook_output), what it sets for its model's
+# answers if it is not Claude Code's (hook_reply, hook_output), what it sets for its model's
 # commands (AGENT_SIGNS), a folder of recorded screens in tests/ and a line in the README. A
 # comment that tells what a CLI really does names the version it was measured on.
 
@@ -1745,7 +1745,7 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         return {"decision": "deny", "reason": message}
     if name == "PreToolUse":  # Copilot 1.0.102, Kimi Code 2.1.0
         denied = {"permissionDecision": "deny", "permissionDecisionReason": message}
-        return _hook_output(row, payload, denied)
+        return hook_output(row, payload, denied)
     decision: dict[str, Any] = {"behavior": "allow"}
     if questions and row.name == "claude":  # 2.1.332: a bare allow is ignored
         decision["updatedInput"] = {**payload["tool_input"], "answers": replies}
@@ -1758,16 +1758,10 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         decision["updatedPermissions"] = [grant]
     if row.name == "copilot":
         return decision
-    return _hook_output(row, payload, {"decision": decision})
+    return hook_output(row, payload, {"decision": decision})
 
 
-def context_reply(row: Provider, payload: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return what a hook at the end of a tool call prints, so that the CLI's model reads text
-    beside that call's result."""
-    return _hook_output(row, payload, {"additionalContext": text})
-
-
-def _hook_output(row: Provider, payload: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+def hook_output(row: Provider, payload: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
     """Return a hook's output in the form its CLI takes: bare, or inside an object."""
     if row.name in ("copilot", "opencode", "pi"):
         return output
@@ -14156,17 +14150,18 @@ def _given_text(target: str, text: str | None) -> str:
     return str(text)
 
 
-def _given_options(ask: Ask) -> TaskOptions:
-    """Return the task's options in a command's arguments. Raises UsageError for what is out of
-    range."""
-    options = task_options(vars(ask.args))
+def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
+    """Give the task in a command's arguments; return its name. Raises UsageError for options that
+    are out of range. named: is told that name first."""
+    args = ask.args
+    options = task_options(vars(args))._replace(named=named)
     if options.timeout_s < 1:
         raise UsageError("--timeout is at least 1s", "--timeout 10m")
     if (options.check_retries or 0) < 0:
         raise UsageError("--check-retries is at least 0", "--check-retries 2")
-    if ask.args.max_tokens is not None and ask.args.max_tokens < 1:
+    if args.max_tokens is not None and args.max_tokens < 1:
         raise UsageError("--max-tokens is at least 1", "--max-tokens 200000")
-    return options
+    return ask.boss.assign(args.target, _given_text(args.target, args.task), options)
 
 
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
@@ -14215,12 +14210,6 @@ def _note_waited(waited: Waited) -> None:
     for item in waited.asking:
         print(render_question(item["session"], item["question"], item["path"]), file=sys.stderr)
         print(how_to_answer(item["session"], item["question"]), file=sys.stderr)
-
-
-def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
-    """Give the task in a command's arguments; return its name."""
-    options = _given_options(ask)._replace(named=named)
-    return ask.boss.assign(ask.args.target, _given_text(ask.args.target, ask.args.task), options)
 
 
 def cmd_handoff(ask: Ask) -> int:
@@ -16152,7 +16141,8 @@ def hand_messages(store: Store, row: Provider, name: str, payload: dict[str, Any
             claim.mark()
             texts.append(text)
     if texts:
-        print(json.dumps(context_reply(row, payload, "\n\n".join(texts))), flush=True)
+        context = {"additionalContext": "\n\n".join(texts)}
+        print(json.dumps(hook_output(row, payload, context)), flush=True)
 
 
 def await_tools(store: Store, name: str) -> None:
