@@ -709,17 +709,13 @@ def _bright(line: str) -> str:
     dim = inverse = cursor = False  # cursor: the last letter of `bright` may be one
     for part in re.split(r"(\x1b\[[0-9;]*m)", line):
         if part.startswith("\x1b["):
-            codes = [int(f"0{code}") for code in part[2:-1].split(";")]
-            while codes:
-                code = codes.pop(0)
-                if code in (38, 48) and codes[:1] == [5]:  # a colour by its number
-                    del codes[:2]
-                elif code in (38, 48):  # a colour as red, green, blue
-                    del codes[:4]
-                elif code in (0, 2, 22):
-                    dim = code == 2
-                if code in (0, 7, 27):
-                    inverse = code == 7
+            # A colour, by its number or as red, green, blue, holds no codes of its own.
+            codes = re.sub(r"\b[34]8;(5(;\d*)?|2(;\d*){0,3})", "1", part[2:-1])
+            for code in codes.split(";"):
+                if code in ("", "0", "2", "22"):
+                    dim = code == "2"
+                if code in ("", "0", "7", "27"):
+                    inverse = code == "7"
             continue
 
         text = strip_ansi(part)
