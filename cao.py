@@ -13634,12 +13634,10 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
             continue
 
         kind = str(schema["type"])
-        types, example = KINDS[kind]
+        shape, example = KINDS[kind]
         value = read_argument(kind, written)
-        right = type(value) in types
-        if right and kind == "array":
-            right = all(isinstance(item, str) for item in value)
-        if not right:
+        # For Python, though not for JSON, true is a number.
+        if not fits(value, shape) or isinstance(value, bool) != (kind == "boolean"):
             what = f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}"
             raise UsageError(what, f'write "{name}": {example}')
 
@@ -13651,11 +13649,11 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # the types of JSON values, an example
-    "string": ((str,), '"…"'),
-    "boolean": ((bool,), "true"),
+KINDS: dict[str, tuple[Any, str]] = {  # JSON Schema's word -> the shape (see fits), an example
+    "string": (str, '"…"'),
+    "boolean": (bool, "true"),
     "number": ((int, float), "60"),
-    "array": ((list,), '["…", "…"]'),
+    "array": ([str], '["…", "…"]'),
 }
 
 
