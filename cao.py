@@ -13721,8 +13721,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             file = f"{store.folder(message.to)}/inbox/cur/{message.id}"
             text = fit_text(message.text, most, file, "text")
             parts.append(render_message(message._replace(text=text)))
-            keys = ("kind", "sender", "id")
-            shown = {key: getattr(message, key) for key in keys}
+            shown = {"kind": message.kind, "sender": message.sender, "id": message.id}
             data["messages"].append({**shown, "text": text})
 
     if waited.asking:
@@ -13778,9 +13777,12 @@ def view_result(store: Store, result: Result, most: int) -> dict[str, Any]:
     """Return a result as data for a tool's caller, without its empty fields. An answer of more
     than `most` characters is cut: then `cut` says so, and where the whole answer is. Of more than
     NAMES_SHOWN files or commits `files_cut` or `commits_cut` says how many there are."""
-    data = {key: value for key, value in result._asdict().items() if value not in ("", (), None)}
-    for key in ("screen", "ended_at"):
-        data.pop(key, None)
+    data = {
+        key: value
+        for key, value in result._asdict().items()
+        if value not in ("", (), None)
+        if key not in ("screen", "ended_at")
+    }
     if not result.told_at:
         data.pop("told_at", None)
     if result.exact == "exact":
