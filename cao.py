@@ -16190,20 +16190,20 @@ cao COMMAND --help has an example. Exit codes: 0 done, 1 failed, 2 usage,
 3 not found, 4 tmux, 5 timed out, 6 asking, 130 interrupted."""
 
 
-# What other programs call it -> our command.
+# Our command -> what other programs call it.
 _OTHER_WORDS = {
-    **dict.fromkeys("list ps status sessions".split(), "ls"),
-    **dict.fromkeys("start new spawn create delegate".split(), "assign"),
-    **dict.fromkeys("message msg tell".split(), "send"),
-    **dict.fromkeys("result results output".split(), "wait"),
-    **dict.fromkeys("kill cancel end".split(), "stop"),
-    **dict.fromkeys("top tui dashboard".split(), "watch"),
-    **dict.fromkeys("serve server".split(), "mcp"),
-    **dict.fromkeys("init install setup".split(), "config CLIENT"),
-    "rm": "discard",
-    "tail": "logs -f",
-    "cron": "schedule",
-    "version": "--version",
+    "ls": "list ps status sessions",
+    "assign": "start new spawn create delegate",
+    "send": "message msg tell",
+    "wait": "result results output",
+    "stop": "kill cancel end",
+    "watch": "top tui dashboard",
+    "mcp": "serve server",
+    "config CLIENT": "init install setup",
+    "discard": "rm",
+    "logs -f": "tail",
+    "schedule": "cron",
+    "--version": "version",
 }
 
 
@@ -16259,7 +16259,8 @@ def run_command(argv: Sequence[str]) -> int:
 
         parser, commands = command_line(argv[0])
         if argv[0] not in commands and argv[0][:1] != "-":
-            meant = _OTHER_WORDS.get(argv[0]) or nearest(argv[0], commands) or "--help"
+            ours = [word for word, other in _OTHER_WORDS.items() if argv[0] in other.split()]
+            meant = "".join(ours) or nearest(argv[0], commands) or "--help"
             raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
         first = argv[0][:1] == "-" and argv[0] not in ("-h", "--help", "--version")
         if first and argv[1:] and argv[1] in commands:
