@@ -11254,10 +11254,11 @@ class Remote:
             _name_from_there(question.kind)
             for option in question.options:
                 "".join(Option(*option))  # raises where it is not two texts
-        if not fits_where_given(facts, _FACTS):
-            raise TypeError("usage")
+        usage = None
+        if facts["usage"]:
+            usage = {key: int(facts["usage"][key]) for key in ("input", "cached", "output")}
         self.state["questions"] = [question._asdict() for question in questions]
-        self.state.update(state=state, why=why, last_line=last_line, usage=facts["usage"])
+        self.state.update(state=state, why=why, last_line=last_line, usage=usage)
 
     def _on_reply(self, letter: str, reply: dict[str, Any]) -> None:
         """Take in what came of a task, a message or an order of ours. letter: its id; reply: has
