@@ -208,7 +208,7 @@ NOTIFY_S = 30.0  # the user's notify command may take so long
 EXPIRES_S = 14 * 86400.0  # who does not come for a result so long is not waited for
 MAX_FILE_BYTES = 256 << 20  # a larger file is none of ours
 CLOSING_S = 5.0  # at most: calls in flight when the client closes our input
-FORM_LINES, FORM_COLUMNS = 3, 72  # Claude Code 2.1.332 shows 3, of 74 in 80 columns
+FORM_LINES, FORM_COLUMNS = 3, 48  # Claude Code 2.1.332 shows 3, cut 6 columns before the edge
 FORM_CLIENTS = {  # whose forms a person fills in; the AGENT_SIGNS that its servers have
     "claude-code": ("CLAUDECODE", "AI_AGENT"),
     "codex-mcp-client": (),
@@ -1747,6 +1747,8 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         decision["updatedInput"] = {**payload["tool_input"], "answers": replies}
     elif questions or answer == "no":
         decision = {"behavior": "deny", "message": message}
+    elif payload.get("tool_name") == "ExitPlanMode":  # the same
+        decision["updatedInput"] = payload.get("tool_input")
     elif answer == "always":
         command = text_at(payload, "tool_input.command")
         rule = {"toolName": payload.get("tool_name"), "ruleContent": command}
@@ -2444,7 +2446,7 @@ def _start_copilot(launch: Launch) -> Start:
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
     if mode == "edits":  # git, or its next session, runs what is in these
-        kept = ".git/** .github/hooks/** .github/copilot/** .github/mcp.json .github/lsp.json"
+        kept = ".git .git/** .github/hooks/** .github/copilot/** .github/mcp.json .github/lsp.json"
         kept += " .claude/settings*.json .vscode/mcp.json .mcp.json"
         argv += [f"--deny-tool=write(**/{path})" for path in kept.split()]
         hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
@@ -2626,7 +2628,7 @@ def _start_opencode(launch: Launch) -> Start:
     if profile.permissions == "all":
         outside = "allow"
     elif rules["edit"] == "allow":  # but git, or its next session, may run what these say
-        asked = ("*.git", "*.git/*", "*.opencode/*", "*opencode.json*")
+        asked = ("*.git", "*.git/*", "*.opencode/*", "*opencode.json*", "*tui.json*")
         rules["edit"] = {"*": "allow", **dict.fromkeys(asked, "ask")}
     rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
     rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
@@ -2660,8 +2662,9 @@ def _start_opencode(launch: Launch) -> Start:
 # Our plugin for OpenCode and the demo agent write this file.
 _OWN_TOKENS = Tokens("id", "at", "usage", "input", "cached", "output", "{folder}/usage.jsonl")
 # A tab, blanks at the ends, a first ! or /, a last backslash, and a last @word: while the CLI
-# still looks for a file of that name, Enter takes the first one that was found.
-_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t"
+# still looks for a file of that name, Enter takes the first one that was found. The words by which
+# a CLI ends itself.
+_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t|\A(?:exit|quit|:w?q!?)\Z"
 
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
@@ -2697,7 +2700,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
-        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
+        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t|\A(?:exit|quit|:w?q!?)\Z",
+        proven="2.1.332",
         asks="hook", always=True, shows=True, mid_turn="transcript",
     ),
     Provider(
@@ -5917,7 +5921,8 @@ class Orchestrator:
         idle_close_s = seconds_setting("CAO_IDLE_CLOSE_S", IDLE_CLOSE_S)
         interrupted_s = seconds_setting("CAO_INTERRUPTED_S", INTERRUPTED_S)
 
-        # We hold the session's own lock while the session is made, which may take long.
+        # We hold the session's own lock while the session is made. If we are killed, that lock is
+        # free, and by its clock (-1e9) the state is old: whoever looks buries the session at once.
         name, making = "", None
         while making is None:  # `clean` may take a new folder for one that was left
             name = self.store.new_folder(stem)
@@ -5947,7 +5952,7 @@ class Orchestrator:
         try:
             with FileLock(f"{self.store.home}/lock"):
                 self.store.create(session)
-                self.store.save_state(name, fresh_state())
+                self.store.save_state(name, {**fresh_state(), "clock": -1e9})
                 self._enter(session)
             if origin:
                 add_worktree(self.store, session)
@@ -6163,13 +6168,19 @@ class Orchestrator:
                 return not state.get("closing")
             return not self.store.is_locked(name)
 
-        # Its last runner may be leaving still.
-        state = self.control(name, {}, left, 2 * STOP_S)
-        # `delivering` names what the last runner typed and the CLI did not confirm: it may have it
-        # (Runner._letters).
-        again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
-        if state.get("state") != "ended" or not self._renew(name, state, again):
-            return self._put_task(name, text, options, profile)  # another was quicker
+        renewed = False
+        while not renewed:
+            # Its last runner may be leaving still.
+            state = self.control(name, {}, left, 2 * STOP_S)
+            if state.get("state") != "ended":
+                return self._put_task(name, text, options, profile)  # another was quicker
+            if self.store.is_locked(name):
+                who = lock_holder(self.store.folder(name, "lock"))
+                raise CaoError(f"{who} is at work on {name}: it may be `cao clean`", "try again")
+            # `delivering` names what the last runner typed and the CLI did not confirm: it may have
+            # it (Runner._letters).
+            again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
+            renewed = self._renew(name, state, again)
         task = ""
         try:
             with FileLock(f"{self.store.home}/lock"):
@@ -6379,8 +6390,11 @@ class Orchestrator:
                 " `hosts:`)",
             )
         settings = {**profile.settings, "grants above": self._grants()}
-        named = options.cwd or cwd in ("/", os.path.expanduser("~"))
-        settings["agent above"] = bool(named) and not self.caller.person
+        own = current_directory()
+        if self.caller.worker:  # its shell may be anywhere
+            own = self.store.find(self.caller.name).cwd
+        chosen = cwd != own or cwd in ("/", os.path.expanduser("~"))
+        settings["agent above"] = chosen and not self.caller.person
         if options.worktree is not None:
             settings["worktree"] = options.worktree
         if settings.get("worktree"):
@@ -7269,7 +7283,7 @@ def listed_home() -> str:
 # A git hook that starts us has these set. They would lead git to another repository.
 _GIT_OF_A_HOOK = (
     "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX GIT_COMMON_DIR GIT_NAMESPACE"
-    " GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES"
+    " GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_IMPLICIT_WORK_TREE"
 ).split()
 
 # In place of the user's settings that hide changes, or change what git prints or does here.
@@ -7302,7 +7316,7 @@ def _in_worktrees(folder: str) -> str:
     for place in (folder, os.path.realpath(folder)):
         for start in (top, os.path.realpath(top)):
             inside = os.path.relpath(place, start)
-            if not inside.startswith(".."):
+            if not inside.startswith("."):  # no session's name begins so
                 return inside
     return ""
 
@@ -7355,9 +7369,10 @@ def _sure_directory(folder: str) -> str:
         raise CaoError(what, f"put it back, or: cao discard {os.path.basename(folder)} --yes")
     if not directory:
         raise CaoError(
-            f"the worktree's .git file was changed: {folder}/.git is not what git wrote there, and"
-            " git would run what it leads to",
-            "in the repository, not there: git worktree repair",
+            f"the worktree's .git file was changed, or its repository does not know it any more:"
+            f" {folder}/.git is not what git wrote there, and git would run what it leads to",
+            "in the repository, not there: git worktree repair; or save the files, then:"
+            f" cao discard {os.path.basename(folder)} --yes",
         )
     return directory
 
@@ -7486,6 +7501,10 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
     if os.path.islink(path):
         os.unlink(path)
     if os.path.isdir(path) and not force:
+        for folder, folders, files in os.walk(path):
+            if (folders or files) and not os.access(folder, os.W_OK | os.X_OK):
+                what = f"what is in {folder} cannot be removed: its permissions forbid it"
+                raise CaoError(what, f"chmod u+rwx {folder}")  # git would remove all the rest
         _git(origin, "worktree", "remove", path)
     else:
         shutil.rmtree(path, ignore_errors=True)  # git cannot where the repository is gone
@@ -7556,6 +7575,12 @@ def _add_all(
         _git(path, *remove, variables=variables, setting=setting)
 
 
+def _refuse_unreadable(error: OSError) -> None:
+    """Raise CaoError for a folder that os.walk cannot read. git passes over it."""
+    what = f"what is in {error.filename} cannot be seen: {error.strerror}"
+    raise CaoError(what, f"chmod u+rwx {error.filename} (or remove it)")
+
+
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     """Return the paths of repositories inside a worktree, submodules included, but not of those
     in ignored directories (unseen, from _status).
@@ -7565,7 +7590,7 @@ def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
     """
     inside, pruned = [], {f"{path}/{directory}" for directory in unseen}
     submodules = {f"{path}/{submodule}" for submodule in _submodules(path)}
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=_refuse_unreadable):
         entries = [*folders, *files]
         is_repository = ".git" in entries
         if folder in submodules and entries:
@@ -7619,6 +7644,10 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     losses += [f"the repository {inner}" for inner in inside]
     if not inside and _listdir(_git(path, "rev-parse", "--git-path", "modules")):
         losses.append("repositories of submodules that are not checked out any more")
+    for other in _listdir(f"{store.home}/worktrees"):
+        session = store.peek(other)
+        if session and session.origin == path:
+            losses.append(f"what the worktree of {other} was made from")
     return losses
 
 
@@ -8056,8 +8085,9 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 #   the state file or title says busy or asking   never: the turn goes on
 #   the transcript has the end as well            at once
 #   the state file or title says idle             at once, for a CLI without a transcript
-#   none of these, the hook had the answer        after SETTLE_S; after UNSEEN_S where the
-#                                                 transcript is to tell the tokens as well
+#   none of these, the hook had the answer        after SETTLE_S, where the screen shows no work;
+#                                                 after UNSEEN_S where the transcript is to tell
+#                                                 the tokens as well
 #   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work
 
 
@@ -8503,6 +8533,8 @@ class ScreenProgram:
         covered = False
         if look.state == "idle" and self.terminal[1:] not in ((), facts[1:]):
             look = Look("unknown", "screen", "another program has the terminal")
+        elif look.state == "idle" and self.at_work and self.tells and facts != self.terminal:
+            look = Look("unknown", "screen", "its terminal says that it is at work")
         elif look.state == "unknown" and facts == self.terminal:
             covered = self._is_covered(now, split_screen(screen)[-1])
         elif look.state == "idle":
@@ -8827,6 +8859,9 @@ class Runner:
         # What prevents typing now; the reason for the phase; what was last said, in a line.
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something prevents typing
+        self.unread = False  # the CLI has shown nothing of what was typed last
+        self.below_since = 0.0  # since when a worker below asks, while a task is open
+        self.ordered_at = 0.0  # when the interrupt was ordered (`ordered`), by the monotonic clock
         self.evidence: dict[str, Any] = {}
         self.meter = Meter(self.row.tokens) if self.row.tokens else None
         self.began = 0.0  # when the task was taken, in epoch seconds
@@ -9241,6 +9276,8 @@ class Runner:
         """Tell whether the turn's end is not the task's: the agent was not told all results of
         its own workers, or a message waits from the task's sender, or from cao (a failed check, a
         person's "no")."""
+        if self.program:  # its turns have nothing to do with each other
+            return False
         if not self.stuck and self.store.owed(self.name):
             return True
         for message in self.store.waiting(self.name):
@@ -9336,6 +9373,7 @@ class Runner:
         command, tries = self.task.check, self.tries + 1
         check: dict[str, Any] = {"command": command, "tries": tries, "answer": event}
         self.check = check
+        self.turns.append(event.text)  # taken back once the check has accepted it
         env = {**self.env, "CAO_ANSWER": self.store.launch_file(self.name, "answer")}
 
         def note_group(pid: int) -> None:
@@ -9377,10 +9415,15 @@ class Runner:
         if not check or not task:
             return
         event = check["answer"]
+        if check["exit_status"] == 0 and self._more_to_come():
+            self.held_end, self.check = event, None
+            return
         self.tries += 1
         if check["exit_status"] == 0:
+            self.turns.pop()
             self._accept(event, checked=True)
         elif self.tries > task.check_retries or self.program:  # a program cannot read the output
+            self.turns.pop()
             self._end_task(
                 "failed",
                 answer=event.text,
@@ -9389,7 +9432,6 @@ class Runner:
                 detail=f"`{check['command']}` ended with {check['exit_status']}",
             )
         else:
-            self.turns.append(event.text)
             self.check = None
             note = self._own_message(
                 "check",
@@ -9621,7 +9663,8 @@ class Runner:
         time.sleep(self.row.settle_s)
         if self.row.composer and look() is None:
             look_until(is_back, 500)
-        return drafts[-1:] == [""] and set(drafts) != {""}
+        self.unread = set(drafts) == {""}
+        return drafts[-1:] == [""] and not self.unread
 
     def _advance_ending(self, now: float) -> None:
         """End the turn where `ending`, its hook's word, has a second sign: a Stop hook of the
@@ -9650,14 +9693,13 @@ class Runner:
             return True
         # The transcript has the tokens, too. On a busy machine Qwen Code 0.24.4 wrote it more than
         # SETTLE_S after its hook.
-        settle_s = SETTLE_S
-        if self.meter and self.transcript:
-            settle_s = UNSEEN_S
-        if event.text and waited_s >= settle_s:
-            return True
+        settle_s = UNSEEN_S
+        if event.text and not (self.meter and self.transcript):
+            settle_s = SETTLE_S
+        # A Stop hook of the user's may still be at work, and block the turn's end (Codex 0.171.0).
         # Kimi Code 2.1.0 does not mark the Stop of a sub-agent as such, and fires no second Stop
         # where a user's hook has blocked the turn's end.
-        return waited_s >= UNSEEN_S and not self._shows_work()
+        return waited_s >= settle_s and not self._shows_work()
 
     def _look(self, now: float) -> None:
         """Look at what gives no event, and count tokens. While a turn runs this is done every
@@ -9750,6 +9792,8 @@ class Runner:
         if event and self.idle_looks < 2 and event.reason != "blocked":
             if not tells_state:
                 self.idle_looks += 1
+        elif event and event.kind == "ended" and self._shows_work():
+            pass  # Copilot 1.0.102 writes the end before it runs the user's hooks
         elif event:
             if event.kind == "ended":
                 self._log("hook_missed", hook="Stop")
@@ -9897,13 +9941,14 @@ class Runner:
                 self.closing = False
 
     def _left_s(self) -> float:
-        """Return the seconds that the open task has left, a large number where none is open or a
-        person has interrupted it. The clock stands still while the machine sleeps.
+        """Return the seconds that the open task has left, a large number where none is open, a
+        person has interrupted it, or a worker below asks. The clock stands still while the machine
+        sleeps.
 
         The time of a question is given back once no question is open (paused_s). Until then this
         is too small, so nothing times out while the session asks.
         """
-        if not self.task or self.interrupted_at:
+        if not self.task or self.interrupted_at or self.below_since:
             return 1e9
         return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
 
@@ -10061,6 +10106,7 @@ class Runner:
                 self._go_on()
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
+            self.failed = True  # the next round comes soon
             self._log("tmux_failed", words=error.what)
             if error.fix == "no server" and keep_socket():
                 return True
@@ -10212,6 +10258,8 @@ class Runner:
         if self.pasted and not draft and self._in_foreground():  # as in _look_at_output
             self._on_entered()
             return
+        if self.unread and not draft and now - self.step_at < NEVER_STARTED_S:
+            return
         if delivery.enters < 3:
             self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
             if draft:
@@ -10231,6 +10279,7 @@ class Runner:
             used = self.usage["input"] + self.usage["output"]
             if used > self.task.max_tokens:
                 self._interrupt("budget")
+        self._pause_for_workers(now)
         if self._left_s() < 0:
             if self.phase == "working":
                 self._interrupt("timeout")
@@ -10240,13 +10289,14 @@ class Runner:
                     why = self.held_back
                 if self.held_end:
                     why = "its workers had not answered"
-                if self.check:
-                    why = "its check still ran"
                 self._time_out(f": {why}")
         if self.ordered and self.phase == "working" and now - self.pressed_at > SUBMIT_S:
             self._look_at_interrupt(now)
         elif self.ordered and self.questions and now - self.pressed_at > UNTOLD_S:
             self._press_interrupt()  # its dialog may not have been drawn (OpenCode 1.18.33)
+        if self.ordered and not self.task and now - self.ordered_at > NEVER_STARTED_S:
+            words = f"{self.row.name} did not end its turn in {NEVER_STARTED_S:.0f} s after that"
+            self._finish("stopped", "stopped", f"{words} was ordered")
 
         if self.phase == "starting" and not self.begun and now - self.phase_at > NEVER_STARTED_S:
             words = ""
@@ -10259,10 +10309,26 @@ class Runner:
                 self._finish("failed", "never_started", words)
         self._close_if_idle(now)
 
+    def _pause_for_workers(self, now: float) -> None:
+        """Have the open task's time stand still while a worker below asks."""
+        asked: list[dict[str, Any]] = []
+        if self.task and self.phase != "asking":
+            running = self.store.running(self.name)
+            if running:
+                asked = self.boss.questions({self.store.session_of(task) for task in running})
+        if not asked and self.below_since:
+            self.paused_s += now - self.below_since
+            self.below_since = 0.0
+        elif asked and not self.below_since:
+            self.below_since = now
+
     def _time_out(self, why: str = "") -> None:
         """End the open task: its time is over. why: the end of that sentence, from its colon on."""
         if self.task:
-            words = f"no answer in {render_seconds(self.task.timeout_s)}{why}"
+            limit = render_seconds(self.task.timeout_s)
+            words = f"no answer in {limit}{why}"
+            if self.check:
+                words = f"its check still ran after {limit}"
             self._end_task("timeout", reason="timeout", detail=words)
 
     # ---- delivery ----
@@ -10322,7 +10388,8 @@ class Runner:
         delivery = self.delivery = Delivery(ids, text, step, time.time())
         self.step_at = time.monotonic()
         if ours[0].kind == "task":
-            self.task, self.task_at, self.paused_s = ours[0], time.monotonic(), 0.0
+            self.task, self.task_at = ours[0], time.monotonic()
+            self.paused_s = self.below_since = 0.0
             self.turns, self.tries = [], 0
             self.began, self.usage = time.time(), None
         self._save()
@@ -10547,7 +10614,7 @@ class Runner:
             return
         if self.ordered in (outcome, "timeout"):
             return
-        self.ordered = outcome
+        self.ordered, self.ordered_at = outcome, time.monotonic()
         if outcome == "timeout":
             self._time_out()
         elif outcome == "budget" and self.task and self.usage:
@@ -12525,7 +12592,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             continue
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
         in_use = in_use or bool(sessions_inside(boss, name))
-        if not in_use and _drop_worktree(store, name):
+        if not in_use and _drop_worktree(store, name) and not store.waiting(name):
             shutil.rmtree(store.folder(name))
             removed.append(name)
         os.close(lock)

@@ -262,11 +262,11 @@ def columns(line: str) -> int:
 
 
 @pytest.mark.parametrize(("command", "whole"), [
-    ("x" * 180, True),
-    ("漢" * 90, True),
+    ("x" * 110, True),
+    ("漢" * 55, True),
     ("a\\nb", True),
-    ("x" * 240, False),
-    ("漢" * 120, False),
+    ("x" * 130, False),
+    ("漢" * 65, False),
     ("echo " + "x" * 3000 + " ; rm -rf precious", False),
 ])  # fmt: skip
 def test_what_does_not_fit_whole_cannot_be_allowed_in_the_form(connect, place, command, whole):
@@ -275,7 +275,7 @@ def test_what_does_not_fit_whole_cannot_be_allowed_in_the_form(connect, place, c
     form = client.form()
     session, lines = asker(form), form["params"]["message"].split("\n")
     assert len(lines) <= 3
-    assert all(columns(line) <= 72 for line in lines)  # 80 in Claude's frame; 100 at the most
+    assert all(columns(line) <= 48 for line in lines)  # 54 in Claude's frame
     assert ("".join(lines) == f"cao: {session} asks: Bash: {command}") == whole
     look = f"I will look (cao answer {session})"
     assert options(form) == ([look, "yes", "no"] if whole else [look, "no"])
@@ -293,7 +293,8 @@ def test_nothing_in_a_form_hides_or_moves(connect, place):
     payload = {"hook_event_name": "PermissionRequest", "tool_name": "Bash"}
     asking = cao.Asking(place.store, session, {**payload, "tool_input": {"command": hidden}})
     form = client.form()
-    assert form["params"]["message"].endswith(r"ls \x1b[2K\r\u202e\u200b")
+    message = form["params"]["message"].replace("\n", "")
+    assert message.endswith(r"ls \x1b[2K\r\u202e\u200b")
     client.reply(form, "no")
     assert asking.wait()["answer"] == "no"
     asking.close()

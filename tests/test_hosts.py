@@ -384,6 +384,9 @@ def test_an_agent_has_no_worker_there_among_the_files_of_cao(far):
     refused = far.run("handoff", *argv, cwd, CLAUDECODE="1")
     assert "no agent starts a worker there" in refused.stderr, refused.stderr
     assert far.ok("handoff", *argv, cwd) == "done\n"
+    boss = far.ok("assign", "demo", "demo: say x", cwd="/tmp").partition(".")[0]
+    refused = far.run("handoff", *argv[:2], cwd=cwd, CAO_SESSION=boss)  # by its shell
+    assert "no agent starts a worker there" in refused.stderr, refused.stderr
 
 
 def test_an_answer_of_a_megabyte_comes_whole(far):

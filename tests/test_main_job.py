@@ -1137,6 +1137,27 @@ def test_a_task_whose_turn_does_not_hear_its_interruption_still_ends_at_its_time
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["timeout"]
 
 
+@pytest.mark.parametrize("verb", ["handoff", "assign"])
+def test_the_time_in_which_a_worker_below_asks_is_not_counted(place, verb):
+    step = f"demo: {verb} demo {{demo: ask Which?|A|B}}"
+    task = place.ok("assign", "demo", step, "--timeout", "4s").strip()
+    assert place.run("wait", task).returncode == 6
+    later = time.monotonic() + 6
+    until(lambda: time.monotonic() > later)
+    (worker,) = (name for name in place.live() if name != task.partition(".")[0])
+    place.ok("answer", worker, "A")
+    place.ok("wait", task)
+
+
+def test_a_session_that_hears_no_interrupt_ends_some_time_after_the_timeout(place):
+    put_loader(place, "NEVER_STARTED_S = 5.0\n")
+    deaf = "demo: handoff demo {demo: sleep 60}"  # it reads no key while it waits
+    task = place.ok("assign", "demo", deaf, "--timeout", "2s").strip()
+    assert place.run("wait", task).returncode == 5
+    until(place.live, [])
+    assert "did not end its turn" in place.state(task.partition(".")[0])["why"]
+
+
 def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
     task = place.ok("assign", "demo", "demo: assign demo {demo: sleep 60}", "--timeout", "4s")
     done = place.run("wait", task.strip(), "--json", timeout_s=30)
@@ -1345,7 +1366,29 @@ def test_a_task_whose_check_runs_can_be_interrupted(place):
     assert place.ok("stop", "--interrupt", session) == f"{session}: interrupted\n"
     (result,) = json.loads(place.run("wait", "--json", task).stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    assert result["turns"] == ["x"]
     assert place.ok("handoff", session, "demo: say next") == "next\n"
+
+
+def test_an_answer_whose_check_takes_too_long_is_kept(place):
+    flags = ("--check", "sleep 61", "--timeout", "4s", "--json")
+    done = place.run("handoff", "demo", "demo: say x", *flags)
+    (result,) = json.loads(done.stdout)["results"]
+    said = (result["outcome"], result["detail"], result["turns"])
+    assert said == ("timeout", "its check still ran after 4.0 s", ["x"])
+
+
+def test_a_message_that_comes_while_the_check_runs_belongs_to_the_task(place):
+    check = "sh -c 'touch began; until [ -e go ]; do sleep 0.05; done'"
+    task = place.ok("assign", "demo", "demo: say one", "--check", check).strip()
+    until((place.work / "began").exists)
+    place.ok("send", task.partition(".")[0], "demo: say two")
+    (place.work / "began").unlink()
+    (place.work / "go").touch()
+    (result,) = json.loads(place.ok("wait", task, "--json"))["results"]
+    said = (result["answer"], result["turns"], result["check"]["exit_status"])
+    assert said == ("two", ["one"], 0)
+    assert (place.work / "began").exists()  # it was checked again
 
 
 def test_a_check_sends_the_worker_back_until_it_passes(place):
@@ -2033,6 +2076,10 @@ class Debugger(cmd.Cmd):
         print("(Pdb) is its prompt")
         time.sleep(1.5)
         print("worked")
+    def do_tail(self, _):
+        print("half (Pdb) ", end="", flush=True)
+        time.sleep(3)
+        print("whole")
     def do_ask(self, _):
         print(input("Go on?\\n"))
 
@@ -2052,6 +2099,26 @@ def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
     assert "paid" in place.ok("handoff", session, "pay").split("\n")
     until(lambda: "connected" in place.screen(session))
     assert place.ok("handoff", session, "look") == "1\n"
+
+
+def test_a_line_like_a_prompt_ends_no_turn_where_the_terminal_tells(place):
+    (place.folder / "debugger.py").write_text(DEBUGGER)
+    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
+    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
+    session, task = assign(place, "work", "debugger")  # the terminal tells when it works
+    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    assert place.ok("handoff", session, "tail") == "half (Pdb) whole\n"
+
+
+def test_a_message_to_a_program_at_work_does_not_take_its_answer(place):
+    (place.folder / "debugger.py").write_text(DEBUGGER)
+    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
+    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
+    session, task = assign(place, "work", "debugger")
+    place.until_state(session, "working")
+    place.ok("send", session, "pay")
+    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    until(lambda: "paid" in place.screen(session))
 
 
 def test_a_question_on_a_line_of_its_own_is_no_end_of_a_turn(place):

@@ -567,6 +567,80 @@ DemoAgent.read_prompt = read_prompt
 """
 
 
+STALLS = """
+SUBMIT_S = 0.2
+key = DemoAgent.key
+def stalls(self, timeout_s=None):
+    while os.path.exists(self.store.home + "/stall"):
+        select.select([], [], [], 0.01)
+    return key(self, timeout_s)
+DemoAgent.key = stalls
+"""
+
+
+def test_a_cli_that_has_not_read_its_task_yet_is_waited_for(place):
+    put_loader(place, STALLS)
+    session = idle_session(place)
+    stall = place.home / "stall"
+    stall.touch()
+    place.tmux("send-keys", "-t", f"={session}:", "Left")  # it reads its last key
+    task = place.ok("assign", session, "demo: say late").strip()
+    until(lambda: "submitted" in [e["event"] for e in place.log(session)])
+    later = time.monotonic() + 3
+    until(lambda: time.monotonic() > later)
+    stall.unlink()
+    assert place.ok("wait", task) == "late\n"
+
+
+ODD_TMUX = """
+person_active_s = Tmux.person_active_s
+def fails(self, pane):
+    try:
+        os.unlink(runtime_home() + "/odd")
+    except FileNotFoundError:
+        return person_active_s(self, pane)
+    raise TmuxError("tmux: exit status -9")
+Tmux.person_active_s = fails
+"""
+
+
+def test_one_call_to_tmux_that_fails_holds_up_no_task(place):
+    put_loader(place, ODD_TMUX)
+    session = idle_session(place)
+    (place.home / "odd").touch()
+    assert place.ok("handoff", session, "demo: say on", timeout_s=60) == "on\n"
+    assert not (place.home / "odd").exists()
+
+
+def test_a_session_that_clean_is_at_gets_no_task(place, resuming, monkeypatch):
+    session, task = assign(place, "demo: say x")
+    place.ok("wait", task)
+    place.ok("stop", session)
+    until(lambda: place.store.is_locked(session), False)
+    monkeypatch.setattr(cao, "STOP_S", 0.1)
+    lock = place.store.lock_session(session)
+    with pytest.raises(cao.CaoError, match=f"is at work on {session}"):
+        resuming.assign(session, "demo: say y", cao.TaskOptions())
+    os.close(lock)
+    assert place.store.waiting(session) == []
+
+
+def test_clean_keeps_a_session_that_got_a_message_while_git_took_its_time(
+    place, verbs, monkeypatch
+):
+    session, task = assign(place, "demo: say x")
+    place.ok("wait", task)
+    place.ok("stop", session)
+
+    def slow(store, name):
+        store.put(cao.Message("1-late", "message", "other", name, "late"))
+        return True
+
+    monkeypatch.setattr(cao, "_drop_worktree", slow)
+    assert session not in cao.clean(verbs, 0.0)[0]
+    assert len(place.store.waiting(session)) == 1
+
+
 def test_a_message_to_an_ended_session_is_refused_at_once(place):
     session = idle_session(place)
     place.ok("stop", session)

@@ -1555,7 +1555,7 @@ def test_opencode_asks_before_every_tool_that_nobody_has_named(mode):
     if mode in ("ask", "edits"):
         assert (named["grep"], named["bash"]) == ("allow", "ask")
     if mode == "edits":
-        asked = ["*.git", "*.git/*", "*.opencode/*", "*opencode.json*"]
+        asked = ["*.git", "*.git/*", "*.opencode/*", "*opencode.json*", "*tui.json*"]
         assert [*named["edit"].items()] == [("*", "allow"), *((path, "ask") for path in asked)]
 
 

@@ -399,7 +399,7 @@ CHANGED = (  # what one CLI or another changes
     "a\tb",
     "a\x85b",
 )
-ENDING = ("ends with \\", "ends with a name: @x/y", "ends with a blank ")
+ENDING = ("exit", "quit", "ends with \\", "ends with a name: @x/y", "ends with a blank ")
 
 
 def test_sixty_texts_arrive_exactly_or_as_a_file_or_are_said_to_differ(place, cli, mock_llm):
@@ -618,7 +618,7 @@ def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, 
 
 # What git, or the CLI's own next session, runs.
 RUN = {
-    "opencode": (".git/config", ".opencode/plugin/x.js", "opencode.json"),
+    "opencode": (".git/config", ".opencode/plugin/x.js", "opencode.json", "tui.json"),
     "qwen": (".git/config", ".qwen/x.json"),  # its settings.json it changes itself
     "gemini": (".git/config", ".gemini/settings.json"),
     "copilot": (".git/config", ".github/hooks/x.json", ".mcp.json", ".vscode/mcp.json"),
@@ -1345,13 +1345,20 @@ def test_a_turn_that_a_users_hook_stops_at_a_tool_fails_with_its_words(place, cl
     assert REFUSAL in result["detail"]
 
 
-@pytest.mark.parametrize("cli", ["kimi"], indirect=True)
-def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli):
-    """One Stop a turn is all that Kimi Code fires: the first is not the end."""
+@pytest.mark.parametrize(
+    ("cli", "event"),
+    [("kimi", "Stop"), ("claude", "Stop"), ("codex", "Stop"), ("copilot", "agentStop")],
+    indirect=["cli"],
+)
+def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli, event):
+    """One Stop a turn is all that Kimi Code fires: the first is not the end. Until the hook has
+    blocked it, the turn looks as if it had ended."""
     once = place.folder / "once"
     says = "MOCK:sleep 4;say mended"
-    block = f"touch {once}; echo '{says}' >&2; exit 2"
-    put_users_hook(place, cli, "Stop", f"[ -e {once} ] || {{ {block}; }}")
+    block = f"touch {once}; sleep 6; echo '{says}' >&2; exit 2"
+    if cli == "copilot":
+        block = f"""touch {once}; sleep 6; echo '{{"decision":"block","reason":"{says}"}}'"""
+    put_users_hook(place, cli, event, f"[ -e {once} ] || {{ {block}; }}")
     result = handoff(place, f"real-{cli}", "MOCK:say too early")["results"][0]
     assert (result["outcome"], result["answer"]) == ("done", "mended")
 

@@ -264,8 +264,8 @@ def test_no_agent_has_a_worker_among_or_above_the_files_that_programs_go_by(plac
     task = place.ok("assign", "demo", "demo: say x", "--worktree").strip()
     boss = task.partition(".")[0]
     for agent in ({"CAO_SESSION": boss}, {"CLAUDECODE": "1"}):
-        for cwd in (place.home, below, place.home.parent, "/", link, place.work / ".git/hooks",
-                    place.user, hidden, bare):  # fmt: skip
+        for cwd in (place.home, below, place.home / "worktrees", place.home.parent, "/", link,
+                    place.work / ".git/hooks", place.user, hidden, bare):  # fmt: skip
             done = place.run("assign", "demo", "demo: say x", "--cwd", str(cwd), **agent)
             assert (done.returncode, "no agent starts a worker there" in done.stderr) == (2, True)
         worktree = str(place.home / "worktrees" / boss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -1819,3 +1820,41 @@ def test_clean_keeps_a_worktree_in_which_git_hangs(repo, monkeypatch):
     assert (done.returncode, session in done.stdout, path.exists()) == (0, False, True)
     repo.ok("discard", session, "--yes")
     assert not path.exists()
+
+
+def test_what_cannot_be_read_or_removed_stops_a_merge_and_a_discard_before_they_begin(
+    repo, verbs, monkeypatch
+):
+    session, path = worker(repo)
+    (path / "new").mkdir()
+    (path / "new" / "x").write_text("new\n")
+    before, access, scandir = all_of(repo, path), os.access, os.scandir
+    monkeypatch.setattr(os, "access", lambda p, *a: p != f"{path}/new" and access(p, *a))
+    with pytest.raises(cao.CaoError, match=f"in {path}/new cannot be removed"):
+        cao.remove_worktree(repo.store, session, str(repo.work))
+    monkeypatch.setattr(os, "access", access)
+
+    def closed(folder="."):
+        if folder == f"{path}/new":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(cao.CaoError, match=f"in {path}/new cannot be seen: Permission denied"):
+        cao.worktree_losses(repo.store, session, str(repo.work))
+    with pytest.raises(cao.CaoError, match="nothing was changed there"):
+        cao.merge_worktree(verbs, session)
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert all_of(repo, path) == before
+
+
+def test_a_worktree_from_which_another_was_made_is_kept(repo, verbs):
+    session, path = worker(repo)
+    child, inner = worker(repo, cwd=path)
+    losses = cao.worktree_losses(repo.store, session, str(repo.work))
+    assert losses == [f"what the worktree of {child} was made from"]
+    (inner / "new.txt").write_text("work\n")
+    repo.ok("stop", "--all")
+    assert {child, session}.isdisjoint(cao.clean(verbs, 0.0)[0])
+    repo.ok("discard", child, "--yes")
+    repo.ok("discard", session)
