@@ -12179,8 +12179,8 @@ class DemoAgent:
         tty.setraw(0, termios.TCSANOW)
 
     def run(self, prompt: str) -> int:
-        """Take prompts until /exit, or the end of input; return the exit status. prompt: the
-        first one, "" to read that too."""
+        """Take prompts until /exit, the step `exit` or the end of input; return the exit status.
+        prompt: the first one, "" to read that too."""
         import termios
 
         try:
@@ -12191,9 +12191,7 @@ class DemoAgent:
                 if prompt.strip() == "/exit":
                     return 0
                 if prompt.strip():
-                    status = self.turn(prompt)
-                    if status is not None:
-                        return status
+                    self.turn(prompt)
                 prompt = ""
         except EOFError:
             return 0
@@ -12262,9 +12260,9 @@ class DemoAgent:
                     self.show(key.decode(errors="replace") if key != b"\n" else " ")
                 text += b"\n" if pasting and key == b"\r" else key
 
-    def turn(self, prompt: str) -> int | None:
-        """Work on one prompt and tell cao of it as a CLI's hooks do. Return None to go on with
-        the next prompt, or the exit status where the step `exit` ends the agent."""
+    def turn(self, prompt: str) -> None:
+        """Work on one prompt and tell cao of it as a CLI's hooks do. Raises SystemExit where the
+        step `exit` ends the agent."""
         self.status("busy")
 
         def note_prompt() -> None:
@@ -12285,16 +12283,16 @@ class DemoAgent:
         for step in steps:
             verb, _, rest = step.strip().partition(" ")
             if verb == "exit":
-                return int(rest or 0)
+                sys.exit(int(rest or 0))
             if verb == "fail":
                 self.hook("StopFailure", error="server_error", last_assistant_message=rest)
-                return None
+                return
             answer = below if verb == "echo" else self.step(verb, rest)
             if answer is None:
                 self.show("interrupted\n")
                 self.status("idle")
                 self.hook("Interrupt")
-                return None
+                return
             if answer:
                 answers.append(answer)
         answer = "\n".join(answers)
@@ -12302,7 +12300,6 @@ class DemoAgent:
         self.hook("Stop", last_assistant_message=answer)
         while self.heard:
             self.heard.pop().told()
-        return None
 
     @staticmethod
     def summary(prompt: str) -> str:
