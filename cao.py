@@ -13024,12 +13024,10 @@ class Watch:
         """Take a key, by its name, for the words of a verb. C-u and C-w delete as in a shell. Enter
         carries the verb out, but an answer only once the whole question was shown; Esc drops the
         words and leaves the verb."""
-        if key == "Esc":
+        if key in ("Esc", "\x15"):  # C-u
             self.typed = ""
         elif key in ("KEY_BACKSPACE", "\x7f", "\b"):
             self.typed = self.typed[:-1]
-        elif key == "\x15":  # C-u
-            self.typed = ""
         elif key == "\x17":  # C-w
             self.typed = re.sub(r"\S*\s*$", "", self.typed)
         elif len(key) == 1 and key.isprintable():
@@ -13072,7 +13070,8 @@ class Watch:
             argv = attach_argv(self.boss, self.selected)
             curses.endwin()
             status = run(argv, None, terminal=True).status
-            self.notice = f"tmux ended with exit status {status}" if status else ""
+            if status:
+                self.notice = f"tmux ended with exit status {status}"
         except CaoError as error:
             self.notice = error.what
         self.screen.clear()
