@@ -10579,9 +10579,7 @@ class Runner:
     def _undeliverable(self, delivery: Delivery) -> None:
         """Give up what the CLI did not take as a prompt: a task fails, a message's sender is told;
         results and notices stay, until a turn has begun (`stuck`)."""
-        on_the_way = [m for m in self.store.waiting(self.name) if m.id in delivery.messages]
-        if any(task in delivery.messages for task in self.store.owed(self.name)):
-            self.stuck = True  # the CLI did not take a result
+        on_the_way = [m for m in self._letters() if m.id in delivery.messages]
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=delivery.messages)
         why = f"the CLI did not take it as a prompt{self._unheard()}"
@@ -10590,7 +10588,7 @@ class Runner:
         for message in on_the_way:
             if message.kind == "message":
                 self._see_to(partial(self.boss.notify_undelivered, message, why))
-            if message.kind == "notice":
+            if message.kind in ("notice", "result"):
                 self.stuck = True
             else:
                 self._see_to(partial(self.store.discharge, self.name, message.id))
