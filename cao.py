@@ -9918,10 +9918,8 @@ class Runner:
         for it was idle for long, or for another to have its slot."""
         if self.phase != "idle" or self.session.keep or self.task or self.delivery_open():
             return False
-        owed = self.store.owed(self.name)
-        if self.stuck:  # it takes no results: those do not keep it open
-            owed = self.store.running(self.name)
-        return not owed and not self._letters()
+        # Results that it does not take (`stuck`) are no letters, and do not keep it open.
+        return not self.store.running(self.name) and not self._letters()
 
     def _close_if_idle(self, now: float, asked: bool = False) -> None:
         """End the session if it may close and has been idle for idle_close_s. asked: another waits
