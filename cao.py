@@ -9346,6 +9346,7 @@ class Runner:
         )
         self.task = self.check = self.held_end = None
         self.task_exact = ""
+        self.interrupted_at = 0.0
         self._see_to(lambda: self.boss.conclude(result, task.sender))
         if task.id in self.claims:  # the task ended before the CLI took it
             self._see_to(self.claims.pop(task.id).told)
@@ -10271,7 +10272,6 @@ class Runner:
         """Do what is due: after a person's Esc, for the budget, for the timeout, for an interrupt
         key that had no effect, for a CLI that never started, for a session that was idle."""
         if self.interrupted_at and now - self.interrupted_at >= self.session.interrupted_s:
-            self.interrupted_at = 0.0
             self._end_task("interrupted", reason="interrupted_by_person")
         if self.task and self.task.max_tokens and self.usage:
             used = self.usage["input"] + self.usage["output"]
@@ -10457,7 +10457,7 @@ class Runner:
         it cannot, note why in held_back: a later round tries again, in a task's time."""
         self._note_handed()
         messages = next_delivery(self._letters(), self.task)
-        if self.interrupted_at and self.task:  # after a person's Esc only its sender, or cao
+        if self.interrupted_at:  # after a person's Esc only its sender, or cao
             messages = [message for message in messages if self._is_of_task(message)]
         if self.program:
             messages = messages[:1]
@@ -10601,8 +10601,7 @@ class Runner:
         tells the turn's end or, where no turn runs, here.
         """
         if self.phase == "idle" and not self.delivery_open():
-            if self.task and outcome == "interrupted":  # no turn runs: its check or its workers do
-                self.interrupted_at = 0.0
+            if outcome == "interrupted":  # no turn runs: its check or its workers do
                 self._end_task("interrupted", reason="by_order")
             return
         # Idle here means that a prompt is on its way: the key is pressed again once its turn runs.
