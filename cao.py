@@ -9499,8 +9499,8 @@ class Runner:
         self.task = None
         for question in list(self.questions.values()):
             self._close_question(question._replace(where=""))  # its hook is gone
-        self.phase, self.since, self.closing = "ended", time.time(), False
-        self.why = detail
+        self._set_phase("ended", detail)
+        self.closing = False
         self._save()
         self.boss.answer_all(self.name, facts, outcome, reason, detail, base)  # came meanwhile
         self.store.set_live(self.name, False)
