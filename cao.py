@@ -9410,10 +9410,10 @@ class Runner:
             end_group(*self.check["group"])
 
     def _after_check(self) -> None:
-        """A check has ended: accept the answer or, after a failure, give the check's output back
-        to the worker, or fail the task where it has no try left."""
+        """Where a check has ended, accept the answer or, after a failure, give the check's output
+        back to the worker, or fail the task where it has no try left."""
         check, task = self.check, self.task
-        if not check or not task:
+        if not check or not task or "exit_status" not in check:
             return
         event = check["answer"]
         if check["exit_status"] == 0 and self._more_to_come():
@@ -10215,8 +10215,7 @@ class Runner:
         """Look where something is due, then decide what the facts allow."""
         if self.leaving or self.phase == "queued":
             return
-        if self.ending:
-            self._advance_ending(now)
+        self._advance_ending(now)
         self._settle_questions()
         if now >= self.look_at or self.program or self.phase == "starting":
             self._look(now)
@@ -10224,8 +10223,7 @@ class Runner:
             self._answer_ourselves(question)
         if self.delivery_open():
             self._advance_delivery(now)
-        if self.check and "exit_status" in self.check:
-            self._after_check()
+        self._after_check()
         self._advance_timers(now)
         self._advance_held()
         if self.delivery_open() or self.ending or self.check or self.undone:
