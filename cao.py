@@ -12163,9 +12163,7 @@ class DemoAgent:
 
         self.store, self.launch_folder = store, launch_folder
         self.folder = os.path.dirname(launch_folder)
-        name = os.path.basename(self.folder)
-        depth = store.find(name).depth
-        self.boss = Orchestrator(store, Caller(name, depth, worker=True))
+        self.boss = Orchestrator(store, shell_caller(store))
         self.heard: list[Waited] = []  # what the answer tells: off the books once that is out
         self.keys = b""  # read from the terminal, and not used yet
         self.saved = termios.tcgetattr(0)
@@ -12369,7 +12367,7 @@ class DemoAgent:
             payload["tool_name"] = "AskUserQuestion"
             payload["tool_input"] = {"questions": [{"question": question, "options": labels}]}
         numbered = "".join(f"  {n}. {option}\n" for n, option in enumerate(options, 1))
-        asking = Asking(self.store, os.path.basename(self.folder), payload)
+        asking = Asking(self.store, self.boss.caller.name, payload)
         self.status("waiting")
         self.show(f"{'-' * 40}\n{question}\n{numbered}a number chooses, Esc cancels\n")
         answer: str | None = None
