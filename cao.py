@@ -7194,8 +7194,8 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     "always", the reason for a no), for all else ("words", an option's text or the answer as it
     is). person: a person answers; only a person may say `always`.
 
-    An answer names an option by its key or its whole text or, but for a permission, by a beginning
-    of its text that no other option has; to a question of the model's also by its number. To a
+    An answer names an option by its key (of a question of the model's, its number) or its whole
+    text or, but for a permission, by a beginning of its text that no other option has. To a
     permission, `no: WORDS` is a no with its reason. Raises UsageError for any other answer to a
     permission, an empty one, a number that is no option's, and for a dialog that only keys can
     answer. Several questions of one call take a line each, or one line with ; between: it raises
@@ -7221,8 +7221,6 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
         return chosen[0].key, ""
     if not low:
         raise UsageError("the answer is empty", listed or "write some words")
-    if not chosen and asked["kind"] == "question":
-        chosen = [option for n, option in enumerate(options, 1) if low == str(n)]
     if not chosen:
         chosen = [option for option in options if option.text.lower().startswith(low)]
     if len(chosen) == 1:
