@@ -4647,7 +4647,7 @@ class Store:
     def mend_log(self, name: str) -> None:
         """End a last line that a power cut tore, so that the next one begins on its own line."""
         path = self.folder(name, "log.jsonl")
-        if file_mark(path)[0] and not self.read_text(path).endswith("\n"):
+        if self.read_text(path)[-1:] not in ("", "\n"):
             with open(path, "a", encoding="utf-8") as file:
                 file.write("\n")
 
@@ -5495,7 +5495,7 @@ class Orchestrator:
         process that is to start the runner, or the runner itself, lives and is not that far yet."""
         if state.get("state") != "starting" or "group" in state:
             return False  # it had a runner, which is dead
-        age_s = time.monotonic() - float(state.get("clock") or 0)
+        age_s = time.monotonic() - (state.get("clock") or 0)
         if not 0 <= age_s < NEVER_STARTED_S:  # below 0: its clock is from before the last boot
             return False
         process = self.store.read_launch(name, "runner.json")
@@ -5673,7 +5673,7 @@ class Orchestrator:
             self.store.mend_log(name)
             ended = 0
             if group := state.get("group"):
-                ended = end_group(int(group["id"]), group["start"])
+                ended = end_group(group["id"], group["start"])
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
             typed_at = (state.get("delivery") or {}).get("at") or 0
@@ -7228,12 +7228,13 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     if options and low.isdigit():
         raise UsageError(f"{low} is none of the options", f"{listed}; or words of your own")
     asks = asked["lines"]
-    if asks > 1 and "\n" not in answer:
-        answer = re.sub(r"\s*;\s*", "\n", answer)
-    answers = answer.count("\n") + 1
-    if asks > 1 and answers != asks:
-        what = f"it asks {asks} questions, and this answers {answers}"
-        raise UsageError(what, "a line for each, or one line with ; between them: red; large")
+    if asks > 1:
+        if "\n" not in answer:
+            answer = re.sub(r"\s*;\s*", "\n", answer)
+        answers = answer.count("\n") + 1
+        if answers != asks:
+            what = f"it asks {asks} questions, and this answers {answers}"
+            raise UsageError(what, "a line for each, or one line with ; between them: red; large")
     return "words", answer
 
 
