@@ -7695,8 +7695,9 @@ def sessions_inside(boss: Orchestrator, name: str) -> list[str]:
     inside = []
     for other in boss.store.live():
         session = boss.store.peek(other)
-        cwd = "" if not session or session.host else session.cwd
-        if cwd and _in_worktrees(cwd).partition("/")[0] == name:
+        if not session or session.host:
+            continue
+        if _in_worktrees(session.cwd).partition("/")[0] == name:
             inside.append(other)
     return [other for other in inside if boss.state_of(other)["state"] != "ended"]
 
