@@ -6079,7 +6079,10 @@ class Orchestrator:
             session.conversation,
             resume,
         )
-        files: dict[str, Any] = {}
+        files: dict[str, Any] = {
+            "env.json": env,
+            "launch.json": {**launch._asdict(), "profile": profile._asdict()},
+        }
         links: Sequence[str] = ()
         home, runner_cwd = provider.home_in(env), self.store.home
         if not session.host:
@@ -6089,9 +6092,7 @@ class Orchestrator:
                 file: self.store.read_text(f"{home}/{file}") for file in provider.own_files.split()
             }
             started = provider.start(launch._replace(own=own, env=env))
-            files = {"system.md": system, **started.files}
-        files["env.json"] = env
-        files["launch.json"] = {**launch._asdict(), "profile": profile._asdict()}
+            files.update({"system.md": system, **started.files})
 
         def place(file: str) -> str:
             """Return the path of a file in launch/, with its folder made."""
