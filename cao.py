@@ -3537,8 +3537,12 @@ def program_fault(name: str) -> str:
 
 # These say that there is no file at a path, or none that could be ours.
 _NO_FILE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.ENAMETOOLONG,
     errno.EOPNOTSUPP,  # a socket, on macOS
 )
 
