@@ -15394,9 +15394,11 @@ class McpServer:
             wake.vanish()
 
     def send(self, message: dict[str, Any], claims: Sequence[Claim] = ()) -> None:
-        """Write one message as one line. claims: on what it tells, which goes off the books once
-        the whole line is written. Where the client is gone, this ends the process."""
-        body = {name: value for name, value in message.items() if name != "id"}
+        """Write one message of JSON-RPC 2.0 as one line. claims: on what it tells, which goes off
+        the books once the whole line is written. Where the client is gone, this ends the process.
+        """
+        body = {"jsonrpc": "2.0", **message}
+        body.pop("id", None)
         line = json.dumps(body, ensure_ascii=False, allow_nan=False)
         if not self.near:  # many clients drop a whole line for a lone surrogate
             line = re.sub("[\ud800-\udfff]", "\ufffd", line)
@@ -15417,7 +15419,17 @@ class McpServer:
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification."""
-        self.send({"jsonrpc": "2.0", "method": method, "params": params})
+        self.send({"method": method, "params": params})
+
+    def send_error(self, key: Any, code: int, message: str, data: Any = None) -> None:
+        """Send an error response, without an id where the request has none that can be read
+        (2025-11-25 schema)."""
+        response: dict[str, Any] = {"error": {"code": code, "message": message}}
+        if data is not None:
+            response["error"]["data"] = data
+        if type(key) in (str, int):
+            response["id"] = key
+        self.send(response)
 
     def receive(self, line: bytes) -> None:
         """Take one line, which is one message; what is none is answered with an error."""
@@ -15425,10 +15437,10 @@ class McpServer:
             # Not parse_json: 1e999 is JSON, and a request with it has an id to be answered by.
             message = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
         except RecursionError:
-            self.send(_error(None, -32700, "not JSON: nested too deeply"))
+            self.send_error(None, -32700, "not JSON: nested too deeply")
             return
         except ValueError as error:
-            self.send(_error(None, -32700, f"not JSON: {error!s:.120}"))
+            self.send_error(None, -32700, f"not JSON: {error!s:.120}")
             return
         self.handle(message)
 
@@ -15461,9 +15473,9 @@ class McpServer:
                 raise RpcError(-32602, "params must be an object")
             self.foreseen(lambda: self.dispatch(key, method, params))
         except RpcError as error:
-            self.send(_error(key, error.code, str(error), error.data))
+            self.send_error(key, error.code, str(error), error.data)
         except CaoError as error:
-            self.send(_error(key, -32603, str(error)))
+            self.send_error(key, -32603, str(error))
 
     # ---- methods ----
 
@@ -15491,7 +15503,7 @@ class McpServer:
             result = _modern(result)
             if method.endswith(("list", "discover", "read")):
                 result.update(ttlMs=0, cacheScope="private")  # caching: 0 is "ask again"
-        self.send({"jsonrpc": "2.0", "id": key, "result": result})
+        self.send({"id": key, "result": result})
 
     def check_modern(self, meta: dict[str, Any]) -> None:
         """Check what 2026-07-28 wants with every request (basic: Requests), and note the client's
@@ -15607,10 +15619,10 @@ class McpServer:
             if modern:
                 result = _modern(result)
             try:
-                self.send({"jsonrpc": "2.0", "id": key, "result": result}, done.claims)
+                self.send({"id": key, "result": result}, done.claims)
             except ValueError as error:  # it has what JSON has not: a call gets an answer always
                 Waited(claims=done.claims).release()
-                self.send(_error(key, -32603, f"cao failed: {error}"))
+                self.send_error(key, -32603, f"cao failed: {error}")
 
         self.threads = [other for other in self.threads if other.is_alive()]
         try:
@@ -15733,7 +15745,7 @@ class McpServer:
         None until it came; the caller takes it out, whether it came or not."""
         key = f"cao-{random_letters(8)}"
         self.requests[key] = None
-        self.send({"jsonrpc": "2.0", "id": key, "method": method, "params": params})
+        self.send({"id": key, "method": method, "params": params})
         return key
 
     def directory(self) -> str:
@@ -15960,17 +15972,6 @@ def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
     if params.get("cursor") is not None:
         raise RpcError(-32602, "there is no such cursor")
     return rows
-
-
-def _error(key: Any, code: int, message: str, data: Any = None) -> dict[str, Any]:
-    """Return an error response, without an id where the request has none that can be read
-    (2025-11-25 schema)."""
-    response: dict[str, Any] = {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
-    if data is not None:
-        response["error"]["data"] = data
-    if type(key) in (str, int):
-        response["id"] = key
-    return response
 
 
 def _modern(result: dict[str, Any]) -> dict[str, Any]:
