@@ -2131,9 +2131,9 @@ def _start_gemini(launch: Launch) -> Start:
     groups: dict[str, Any] = {}
     for event, hook in _hooks(launch, _GEMINI_HOOKS, 1000).items():
         hook["name"] = "cao"  # what it shows while one runs
-        groups[event] = {"hooks": [hook]}
+        groups[event] = [{"hooks": [hook]}]
     # At BeforeTool a question of its model's is answered; no other tool is of interest there.
-    groups["BeforeTool"]["matcher"] = "ask_user"
+    groups["BeforeTool"][0]["matcher"] = "ask_user"
     servers = _servers(launch)
     del servers["cao"]["alwaysLoad"]
     servers["cao"]["trust"] = True  # its tools run without a question
@@ -2142,7 +2142,7 @@ def _start_gemini(launch: Launch) -> Start:
         # At "low", the default, it silently retries without end after a 500.
         "ui": {"dynamicWindowTitle": True, "hideWindowTitle": False, "errorVerbosity": "full"},
         "hooksConfig": {"enabled": True},
-        "hooks": {event: [group] for event, group in groups.items()},
+        "hooks": groups,
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
         "tools": {"exclude": _own_names(launch.profile, lacking(launch.profile))},
@@ -2202,13 +2202,13 @@ def _start_qwen(launch: Launch) -> Start:
             for event, hook in _hooks(launch, _CLAUDE_HOOKS, 1000).items()
         },
         "permissions": {"deny": _own_names(launch.profile, lacking(launch.profile))},
+        # Untrusted, it asks first, and reads no settings of the folder.
+        "security": {"folderTrust": {"enabled": not launch.profile.trust}},
     }
     if effective_permissions(launch.profile) == "edits":
         settings["permissions"]["deny"] += _qwen_outside(launch.cwd)
     if launch.profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
-    # Untrusted, it asks first, and reads no settings of the folder.
-    settings["security"] = {"folderTrust": {"enabled": not launch.profile.trust}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
     return Start(argv, env, files)
 
@@ -2632,8 +2632,10 @@ def _start_opencode(launch: Launch) -> Start:
         rules["edit"] = {"*": "allow", **dict.fromkeys(asked, "ask")}
     rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
     rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
+    build = {"model": profile.model, "variant": profile.effort}  # a user's own would count more
     config: dict[str, Any] = {
         "autoupdate": False,
+        "agent": {"build": {key: value for key, value in build.items() if value}},
         "instructions": [f"{folder}/system.md"],
         "plugin": [f"file://{folder}/opencode.js"],
         "mcp": servers,
@@ -2643,8 +2645,6 @@ def _start_opencode(launch: Launch) -> Start:
     }
     if profile.model:
         config["model"] = profile.model
-    build = {"model": profile.model, "variant": profile.effort}  # a user's own would count more
-    config["agent"] = {"build": {key: value for key, value in build.items() if value}}
     env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
