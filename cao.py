@@ -15543,9 +15543,9 @@ class McpServer:
     def list_tools(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return tools/list. In a session of ours, also note that its CLI has asked: its runner, or
         `cao hook … await-tools`, may wait for that."""
-        if os.environ.get("CAO_SESSION"):
-            self.store.write(self.store.launch_file(os.environ["CAO_SESSION"], "tools-listed"), "")
-            self.store.poke(os.environ["CAO_SESSION"])
+        if name := os.environ.get("CAO_SESSION"):
+            self.store.write(self.store.launch_file(name, "tools-listed"), "")
+            self.store.poke(name)
         return _page(params, {"tools": [render_tool(tool) for tool in TOOLS.values()]})
 
     def get_prompt(self, params: dict[str, Any]) -> dict[str, Any]:
