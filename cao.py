@@ -14124,14 +14124,18 @@ def render_tool(tool: Tool) -> dict[str, Any]:
     }
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def _note(text: str) -> None:
-    print(f"cao: {text}", file=sys.stderr)
+    _say(f"cao: {text}")
 
 
 def _say_error(error: CaoError) -> None:
     _note(error.what)
     if error.fix:
-        print(f"     try: {in_commands(error.fix)}", file=sys.stderr)
+        _say(f"     try: {in_commands(error.fix)}")
 
 
 class Ask(NamedTuple):
@@ -14237,7 +14241,7 @@ def _report(ask: Ask, waited: Waited) -> int:
     else:
         for result in waited.results:
             if result.outcome != "done":
-                print(render_result(result), file=sys.stderr)
+                _say(render_result(result))
             elif len(waited.results) > 1:
                 print(render_result(result))
             else:
@@ -14245,7 +14249,7 @@ def _report(ask: Ask, waited: Waited) -> int:
                 for note in result.notes:
                     _note(f"[{note}]")
                 for turn in result.turns:
-                    print(EARLIER.format(turn), file=sys.stderr)
+                    _say(EARLIER.format(turn))
         _note_waited(waited)
     sys.stdout.flush()  # raises where it could not be printed: then it is still owed
     waited.told()
@@ -14262,10 +14266,10 @@ def _report(ask: Ask, waited: Waited) -> int:
 def _note_waited(waited: Waited) -> None:
     """Print the messages and questions that a wait found on stderr, with how to answer these."""
     for message in waited.messages:
-        print(render_message(message), file=sys.stderr)
+        _say(render_message(message))
     for item in waited.asking:
-        print(render_question(item["session"], item["question"], item["path"]), file=sys.stderr)
-        print(how_to_answer(item["session"], item["question"]), file=sys.stderr)
+        _say(render_question(item["session"], item["question"], item["path"]))
+        _say(how_to_answer(item["session"], item["question"]))
 
 
 def cmd_handoff(ask: Ask) -> int:
@@ -14480,8 +14484,7 @@ def cmd_diff(ask: Ask) -> int:
     with _scratch() as scratch:
         base, tree, left, variables = whole_work(ask.store, session, scratch)
         if left:
-            words = f"cao: left out, git cannot take it in: {path}: {some_names(left)}"
-            print(words, file=sys.stderr, flush=True)
+            _note(f"left out, git cannot take it in: {path}: {some_names(left)}")
         form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
         show = ["diff-tree", "--ignore-submodules=dirty", "-r", "-M", "--color=auto", form]
         settings = [word for one in _GIT_COLOURS for word in ("-c", f"color.diff.{one}")]
@@ -14568,13 +14571,13 @@ def cmd_answer(ask: Ask) -> None:
     ]
 
     if not asking:
-        print("no session asks anything", file=sys.stderr)
+        _say("no session asks anything")
 
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
-        print(render_question(name, question, path), file=sys.stderr)
+        _say(render_question(name, question, path))
         if question["kind"] in ("interrupted", "screen"):
-            print(how_to_answer(name, question), file=sys.stderr)
+            _say(how_to_answer(name, question))
             continue
         while True:
             print("answer (nothing: skip it): ", end="", file=sys.stderr, flush=True)
@@ -14785,7 +14788,7 @@ def cmd_allow(ask: Ask) -> int:
         for profile in profiles:
             facts = {**explain_profile(profile), **profile.settings}
             table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
-            print(f"{table}\n", file=sys.stderr)
+            _say(f"{table}\n")
         for fault in faults:
             _say_error(CaoError(f"not allowed: {fault.what}", fault.fix))
             code = fault.exit_code
@@ -16145,7 +16148,7 @@ def cmd_hook(argv: Sequence[str]) -> int:
             await_tools(store, name)
     # Copilot takes the failure of a hook for a "no": whatever a strange payload leads to.
     except (CaoError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        print(f"cao hook: {error}", file=sys.stderr)
+        _say(f"cao hook: {error}")
     return 0
 
 
