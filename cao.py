@@ -14274,21 +14274,24 @@ def _note_waited(waited: Waited) -> None:
 
 def cmd_handoff(ask: Ask) -> int:
     task = _assign(ask)
-    session, tell = ask.store.session_of(task), _progress(ask, lambda: None)
+    session = ask.store.session_of(task)
     _note(f"task {task}")
     try:
-        return _report(ask, ask.boss.await_tasks([task], 1e8, on_look=lambda _: tell(session)))
+        tell = _progress(ask, session)
+        return _report(ask, ask.boss.await_tasks([task], 1e8, on_look=tell))
     except KeyboardInterrupt:
         _note(f"the task goes on; cao wait {task} gets its answer, cao stop {session} ends it")
         raise
 
 
-def _progress(ask: Ask, still_wanted: Callable[[], None]) -> Callable[[str], None]:
+def _progress(
+    ask: Ask, session: str, still_wanted: Callable[[], None] = lambda: None
+) -> Callable[[Waited], None]:
     """Return a function to call at each look of a wait: it prints a session's state and title on
     stderr when they have changed. still_wanted is called first; it may end the wait by raising."""
     started, seen = time.monotonic(), ""
 
-    def tell(session: str) -> None:
+    def tell(_: Waited) -> None:
         nonlocal seen
         still_wanted()
         words = ask.boss.render_progress(session)
@@ -14337,8 +14340,6 @@ def cmd_run(ask: Ask) -> int:
 
     kept = ask.args.keep_on_failure
     still_wanted = end_by_signals()
-    tell = _progress(ask, still_wanted)
-
     try:
         task = _assign(ask, tasks.append)
         session = ask.store.session_of(task)
@@ -14349,7 +14350,7 @@ def cmd_run(ask: Ask) -> int:
             task,
             patient=os.isatty(0) and os.isatty(2),
             on_found=_note_waited,
-            on_look=lambda _: tell(session),
+            on_look=_progress(ask, session, still_wanted),
         )
     except BaseException:
         for number in ENDINGS:
