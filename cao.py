@@ -778,18 +778,19 @@ def wrap_columns(text: str, columns: int, words: bool = False) -> list[str]:
     that is in its last third.
     """
     lines = []
-    for line in text.split("\n"):
-        lines.append("")
-        used = 0
-        for letter in visible(line).expandtabs():
+    for whole in text.split("\n"):
+        line, used = "", 0
+        for letter in visible(whole).expandtabs():
             used += letter_columns(letter)
             if used > columns:
-                end = len(lines[-1])
+                end = len(line)
                 if words and letter != " ":
-                    end = lines[-1].rfind(" ", end * 2 // 3) + 1 or end
-                lines[-1:] = [lines[-1][:end], lines[-1][end:]]
-                used = sum(map(letter_columns, lines[-1] + letter))
-            lines[-1] += letter
+                    end = line.rfind(" ", end * 2 // 3) + 1 or end
+                lines.append(line[:end])
+                line = line[end:]
+                used = sum(map(letter_columns, line + letter))
+            line += letter
+        lines.append(line)
     return lines
 
 
