@@ -16323,19 +16323,20 @@ def run_command(argv: Sequence[str]) -> int:
         if not argv or argv[0] == "help":
             argv = [*argv[1:], "--help"]
 
-        parser, commands = command_line(argv[0])
-        if argv[0] not in commands and argv[0][:1] != "-":
-            ours = [word for word, other in _OTHER_WORDS.items() if argv[0] in other.split()]
-            meant = "".join(ours) or nearest(argv[0], commands) or "--help"
-            raise UsageError(f"{argv[0]!r} is no command", f"cao {meant}")
-        first = argv[0][:1] == "-" and argv[0] not in ("-h", "--help", "--version")
+        word = argv[0]
+        parser, commands = command_line(word)
+        if word not in commands and word[:1] != "-":
+            ours = [name for name, other in _OTHER_WORDS.items() if word in other.split()]
+            meant = "".join(ours) or nearest(word, commands) or "--help"
+            raise UsageError(f"{word!r} is no command", f"cao {meant}")
+        first = word[:1] == "-" and word not in ("-h", "--help", "--version")
         if first and argv[1:] and argv[1] in commands:
-            way = f"write it behind: cao {argv[1]} … {argv[0]}"
-            raise UsageError(f"{argv[0]} stands before the command", way)
+            way = f"write it behind: cao {argv[1]} … {word}"
+            raise UsageError(f"{word} stands before the command", way)
 
-        if argv[0] in commands:
+        if word in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
-            args = commands[argv[0]].parse_intermixed_args(argv[1:])
+            args = commands[word].parse_intermixed_args(argv[1:])
         else:
             args = parser.parse_args(argv)
     except SystemExit as leaving:
