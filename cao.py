@@ -14552,12 +14552,15 @@ def cmd_discard(ask: Ask) -> None:
 
 def cmd_answer(ask: Ask) -> None:
     """Give the one answer in the arguments, or go through the open questions with the person."""
+
+    def give(*answer: Any, **how: Any) -> None:
+        done = ask.boss.answer(*answer, **how)
+        _print(ask, done, f"{done['session']}: {done['answered']}")
+
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
-        which = a.question or ""
-        done = ask.boss.answer(a.session, a.answer or "", which, key=keys, dialog=a.dialog)
-        _print(ask, done, f"{done['session']}: {done['answered']}")
+        give(a.session, a.answer or "", a.question or "", key=keys, dialog=a.dialog)
         return
     if name := ask.args.session:
         if "-" not in name:
@@ -14587,12 +14590,10 @@ def cmd_answer(ask: Ask) -> None:
             if not text:
                 break
             try:
-                done = ask.boss.answer(name, text, question["id"])
+                give(name, text, question["id"])
+                break
             except CaoError as error:
                 _say_error(error)
-                continue
-            _print(ask, done, f"{done['session']}: {done['answered']}")
-            break
 
 
 def cmd_stop(ask: Ask) -> int:
