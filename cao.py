@@ -2181,11 +2181,11 @@ def _gemini_login(launch: Launch) -> str:
 
 
 def _start_qwen(launch: Launch) -> Start:
-    folder = launch.folder
+    profile, folder = launch.profile, launch.folder
     argv = [
         *_given({"--resume": launch.resume, "--session-id": launch.fresh}),
         *_mode(launch),
-        *_given({"-m": launch.profile.model, "--mcp-config": f"{folder}/mcp.json"}),
+        *_given({"-m": profile.model, "--mcp-config": f"{folder}/mcp.json"}),
         *("--add-dir", f"{folder}/letters", "--append-system-prompt", launch.system),
     ]
     # These settings are merged over the user's, which stay as they are.
@@ -2202,14 +2202,14 @@ def _start_qwen(launch: Launch) -> Start:
             event: [{"hooks": [hook]}]
             for event, hook in _hooks(launch, _CLAUDE_HOOKS, 1000).items()
         },
-        "permissions": {"deny": _own_names(launch.profile, lacking(launch.profile))},
+        "permissions": {"deny": _own_names(profile, lacking(profile))},
         # Untrusted, it asks first, and reads no settings of the folder.
-        "security": {"folderTrust": {"enabled": not launch.profile.trust}},
+        "security": {"folderTrust": {"enabled": not profile.trust}},
     }
-    if effective_permissions(launch.profile) == "edits":
+    if effective_permissions(profile) == "edits":
         settings["permissions"]["deny"] += _qwen_outside(launch.cwd)
-    if launch.profile.effort:
-        settings["model"] = {"generationConfig": {"reasoning": {"effort": launch.profile.effort}}}
+    if profile.effort:
+        settings["model"] = {"generationConfig": {"reasoning": {"effort": profile.effort}}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
     return Start(argv, env, files)
 
@@ -13819,16 +13819,17 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             )
             parts.append(data["next"])
 
-    data["outcome"] = "nothing"
+    outcome = "nothing"
     if len(waited.results) == 1:
-        data["outcome"] = waited.results[0].outcome
+        outcome = waited.results[0].outcome
     elif waited.asking:
-        data["outcome"] = "asking"
+        outcome = "asking"
     elif waited.running:
-        data["outcome"] = "running"
+        outcome = "running"
     elif waited.results:
         failed = (r.outcome for r in waited.results if r.outcome != "done")
-        data["outcome"] = next(failed, "done")
+        outcome = next(failed, "done")
+    data["outcome"] = outcome
 
     left = (*waited.running, *(result.task for result in waited.results))
     return Answer("\n\n".join(parts), data, left, waited.claims)
@@ -14333,18 +14334,19 @@ def end_by_signals() -> Callable[[], None]:
 def cmd_run(ask: Ask) -> int:
     """Do one task. However that ends, end the session that was made for it, unless the task was
     not done and --keep-on-failure was given. A session that was there before is never ended."""
-    if ask.args.file:
-        if ask.args.task is not None:
+    args = ask.args
+    if args.file:
+        if args.task is not None:
             raise UsageError("the task is given twice", "leave out --file, or the task")
-        ask.args.task = read_flow(ask.args.file).rstrip("\n")
+        args.task = read_flow(args.file).rstrip("\n")
     tasks: list[str] = []  # the task's name, noted before it is given: a signal may come between
 
-    kept = ask.args.keep_on_failure
+    kept = args.keep_on_failure
     still_wanted = end_by_signals()
     try:
         task = _assign(ask, tasks.append)
         session = ask.store.session_of(task)
-        made = ask.args.target != session
+        made = args.target != session
         _note(f"task {task}")
         waited = run_to_end(
             ask.boss,
@@ -14359,7 +14361,7 @@ def cmd_run(ask: Ask) -> int:
             signal.signal(number, signal.SIG_IGN)
         for task in filter(ask.store.was_given, tasks):
             session = ask.store.session_of(task)
-            if ask.args.target != session and not kept:
+            if args.target != session and not kept:
                 ask.boss.end(session)
             # One that has not begun, behind another task, is withdrawn; else its turn is ended.
             elif not ask.boss.take_back(session, task):
@@ -14384,7 +14386,7 @@ def cmd_run(ask: Ask) -> int:
         ended.told()
         waited = waited._replace(results=ended.results, running=ended.running)
 
-    code = EXIT_ASKING if waited.asking and not ask.args.json else _report(ask, waited)
+    code = EXIT_ASKING if waited.asking and not args.json else _report(ask, waited)
     if code or waited.results[0].worktree:
         _say_kept(ask, session)
     return code
@@ -14597,27 +14599,28 @@ def cmd_answer(ask: Ask) -> None:
 
 
 def cmd_stop(ask: Ask) -> int:
-    code, names = EXIT_DONE, ask.args.sessions
-    if not names and not ask.args.all:
+    args, code = ask.args, EXIT_DONE
+    names = args.sessions
+    if not names and not args.all:
         raise UsageError("cao stop which session?", "cao ls has their names; cao stop --all")
-    if names and ask.args.all:
+    if names and args.all:
         raise UsageError("--all is every session, not only those named", "leave one of them out")
-    if ask.args.all:  # those on top: their workers end with them
+    if args.all:  # those on top: their workers end with them
         views = [view for view in ask.boss.list_sessions() if view["kind"] == "agent"]
         live = {view["session"] for view in views}
         names = [view["session"] for view in views if view["supervisor"] not in live]
     stopped = []
     for name in names:
         try:
-            done = ask.boss.stop_session(name, bool(ask.args.interrupt))
+            done = ask.boss.stop_session(name, bool(args.interrupt))
         except CaoError as error:  # of one: the others are stopped all the same
             _say_error(error)
             code = error.exit_code
             continue
         stopped.append(done)
-        if len(names) == 1 or not ask.args.json:
+        if len(names) == 1 or not args.json:
             _print(ask, done, f"{name}: {done['did']}")
-    if ask.args.json and len(names) != 1:
+    if args.json and len(names) != 1:
         _print(ask, stopped, "")
     return code
 
@@ -14808,11 +14811,12 @@ def cmd_allow(ask: Ask) -> int:
 
 
 def cmd_clean(ask: Ask) -> None:
-    if ask.args.older.isdigit():  # it would be seconds: perhaps days were meant
-        raise UsageError(f"--older {ask.args.older} has no unit", f"--older {ask.args.older}d")
+    older = ask.args.older
+    if older.isdigit():  # it would be seconds: perhaps days were meant
+        raise UsageError(f"--older {older} has no unit", f"--older {older}d")
     ask.boss.check_person("remove sessions", "ask the person to run cao clean")
     _GitLimit.seconds = GIT_S  # a worktree in which git hangs is kept
-    removed, foreign = clean(ask.boss, parse_seconds(ask.args.older))
+    removed, foreign = clean(ask.boss, parse_seconds(older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     plan = Schedule(ask.store)
     stale = plan.stale_lines()
@@ -15619,15 +15623,16 @@ class McpServer:
             done = self.run_tool(self.tools[name], arguments, cancelled, token)
             result = self.end_call(call_key, cancelled, done)
             # Nothing that is owed is told to a client that has left: it would be lost.
+            owed = Waited(claims=done.claims)
             if result is None or (self.closed and done.claims):
-                Waited(claims=done.claims).release()
+                owed.release()
                 return
             if modern:
                 result = _modern(result)
             try:
                 self.send({"id": key, "result": result}, done.claims)
             except ValueError as error:  # it has what JSON has not: a call gets an answer always
-                Waited(claims=done.claims).release()
+                owed.release()
                 self.send_error(key, -32603, f"cao failed: {error}")
 
         self.threads = [other for other in self.threads if other.is_alive()]
