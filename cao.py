@@ -824,8 +824,10 @@ def parse_frontmatter(text: str, source: str) -> tuple[dict[str, Any], str]:
         what = f"a file begins with its head, from --- to ---, not with {first!r}"
         if first == "---" and bare[0] == "-":
             what = "the head that begins here is never closed"
-        fix = "begin it with  ---, then  key: value  lines, then  ---  and all else"
-        raise CaoError(f"{source}:{line}: {what}", fix)
+        raise CaoError(
+            f"{source}:{line}: {what}",
+            "begin it with  ---, then  key: value  lines, then  ---  and all else",
+        )
     return parse_yaml(match[1], source, line + 1), bare[match.end() :].strip()
 
 
@@ -1885,8 +1887,12 @@ def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
         return failed_event(str(message), value_at(error, "codex_error_info"))
     answer = value_at(entry, "payload.last_agent_message")
     if answer is None:  # 0.171.0: a hook refused the prompt
-        text = "the turn ended without an answer: a hook of yours may have refused the prompt"
-        return Event("failed", text, "blocked", "transcript")
+        return Event(
+            "failed",
+            "the turn ended without an answer: a hook of yours may have refused the prompt",
+            "blocked",
+            "transcript",
+        )
     return _ended(str(answer))
 
 
@@ -1970,8 +1976,9 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         if value_at(data, "output.decision") == "block":
             return _blocked(value_at(data, "output.reason"))
     elif kind == "session.error":
-        code = f"{data.get('errorType')} {data.get('statusCode')}"
-        return failed_event(text_at(data, "message"), code)
+        return failed_event(
+            text_at(data, "message"), f"{data.get('errorType')} {data.get('statusCode')}"
+        )
     elif kind == "abort":
         return _STOPPED
     return ...
@@ -3095,8 +3102,10 @@ def clip_profile(profile: Profile, grant: dict[str, Any]) -> Profile:
         listed = ", ".join(map(str, granted))
         raise UsageError(what, f"one of: {listed}" if granted else "do it yourself: it allows none")
     if profile.provider == "command" and granted is None:
-        what = f"{profile.name!r} runs a program of its own, which no grant can hold"
-        raise UsageError(what, "name it in the grant's `profiles:` if it may run all the same")
+        raise UsageError(
+            f"{profile.name!r} runs a program of its own, which no grant can hold",
+            "name it in the grant's `profiles:` if it may run all the same",
+        )
     settings, removed = dict(profile.settings), []
     permissions = min(profile.permissions, grant.get("permissions") or "all", key=PERMISSIONS.index)
     if permissions != profile.permissions:
@@ -3171,8 +3180,10 @@ def check_faults(command: str) -> Iterator[tuple[str, str]]:
     unquoted = re.sub(quoted, lambda part: "_" * len(part[0]), command.rstrip(), flags=re.S)
     if match := _FOR_A_SHELL.search(unquoted):
         word = command[match.start() : match.end()]
-        fix = f"write sh -c {shlex.quote(command)}, or quote that word"
-        yield f"no shell reads a check, so {word!r} cannot be in {command!r}", fix
+        yield (
+            f"no shell reads a check, so {word!r} cannot be in {command!r}",
+            f"write sh -c {shlex.quote(command)}, or quote that word",
+        )
 
 
 # Keys that a grant had once -> the key of a profile that does the same.
@@ -13689,8 +13700,9 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
         schema = tool.arguments.get(name)
         if schema is None:
             known = ", ".join(tool.arguments) or "none"
-            what = f"{tool.name}: there is no argument {name!r}"
-            raise UsageError(what, f"the arguments are: {known}")
+            raise UsageError(
+                f"{tool.name}: there is no argument {name!r}", f"the arguments are: {known}"
+            )
         if written is None and name not in tool.required:
             continue
 
@@ -13699,13 +13711,17 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
         value = read_argument(kind, written)
         # For Python, though not for JSON, true is a number.
         if not fits(value, shape) or isinstance(value, bool) != (kind == "boolean"):
-            what = f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}"
-            raise UsageError(what, f'write "{name}": {example}')
+            raise UsageError(
+                f"{tool.name}: {name!r} must be {kind}, got {value!r:.60}",
+                f'write "{name}": {example}',
+            )
 
         least = schema.get("minimum", 0)
         if kind == "number" and not least <= value < 1e9:
-            what = f"{tool.name}: {name!r} is out of range: {value}"
-            raise UsageError(what, f'write "{name}": a number, {least} or more')
+            raise UsageError(
+                f"{tool.name}: {name!r} is out of range: {value}",
+                f'write "{name}": a number, {least} or more',
+            )
         arguments[name] = value
     return arguments
 
@@ -13985,8 +14001,9 @@ def _call_answer(call: Call, given: dict[str, Any]) -> Answer:
     done["next"] = "Call wait."
     if tasks := call.boss.store.owed(call.boss.caller.name):  # also one that has ended by now
         done["next"] = f"Call wait with tasks {json.dumps(tasks)}."
-    text = f"{done['session']} got the answer: {done['answered']}. Call wait to go on."
-    return Answer(text, done)
+    return Answer(
+        f"{done['session']} got the answer: {done['answered']}. Call wait to go on.", done
+    )
 
 
 def _call_stop_session(call: Call, given: dict[str, Any]) -> Answer:
@@ -14196,8 +14213,10 @@ def _given_text(target: str, text: str | None) -> str:
     then the target was left out.
     """
     if text is None and " " in target:
-        what = f"{target!r} is no session, profile or provider"
-        raise UsageError(what, "name one before the text: cao handoff developer 'what to do'")
+        raise UsageError(
+            f"{target!r} is no session, profile or provider",
+            "name one before the text: cao handoff developer 'what to do'",
+        )
     if text is None and sys.stdin.isatty():
         raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
     if text in (None, "-"):
@@ -14205,9 +14224,11 @@ def _given_text(target: str, text: str | None) -> str:
     pipe = select.poll()
     pipe.register(0, select.POLLIN)
     if stat.S_ISFIFO(os.fstat(0).st_mode) and any(sign & select.POLLIN for _, sign in pipe.poll(0)):
-        what = "what is piped in was not read, for the text was given as an argument"
         _say_error(
-            CaoError(what, "leave the argument out: (echo 'review this:'; git diff) | cao …")
+            CaoError(
+                "what is piped in was not read, for the text was given as an argument",
+                "leave the argument out: (echo 'review this:'; git diff) | cao …",
+            )
         )
     return str(text)
 
@@ -14516,8 +14537,12 @@ def cmd_merge(ask: Ask) -> None:
         with FileLock(f"{ask.store.home}/merging"):  # one at a time
             done = merge_worktree(ask.boss, ask.args.session)
     except KeyboardInterrupt:
-        words = f"interrupted: {ask.args.session} was not merged, nothing was changed there"
-        _say_error(CaoError(words, f"cao merge {ask.args.session}"))
+        _say_error(
+            CaoError(
+                f"interrupted: {ask.args.session} was not merged, nothing was changed there",
+                f"cao merge {ask.args.session}",
+            )
+        )
         raise
     what = f"{done['into']} now has {done['branch']}: {done['diffstat']}"
     if done["dirty"]:
@@ -14543,8 +14568,10 @@ def cmd_discard(ask: Ask) -> None:
             except CaoError as error:
                 losses = [f"what cannot be read ({error.what})"]
             if losses:
-                what = f"{name} {holds} {' and '.join(losses)}, which may be nowhere else"
-                raise UsageError(what, f"cao diff {name} shows it; --yes discards it")
+                raise UsageError(
+                    f"{name} {holds} {' and '.join(losses)}, which may be nowhere else",
+                    f"cao diff {name} shows it; --yes discards it",
+                )
             if ask.boss.state_of(name)["state"] == "ended":
                 break
             ask.boss.end(name)
@@ -14566,8 +14593,10 @@ def cmd_answer(ask: Ask) -> None:
         return
     if name := ask.args.session:
         if "-" not in name:
-            way = "name it first: cao answer SESSION yes (cao ls --asking has the names)"
-            raise NotFoundError(f"there is no session {name!r}", way)
+            raise NotFoundError(
+                f"there is no session {name!r}",
+                "name it first: cao answer SESSION yes (cao ls --asking has the names)",
+            )
         ask.store.find(name)
 
     asking = [
@@ -14868,8 +14897,7 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
         profile = ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
         passed = (profile.settings.get("env") or {}).get("pass") or ()
     except CaoError as error:  # it may come later
-        what = f"flow {flow.name} could not run now: {error.what}"
-        _say_error(CaoError(what, error.fix))
+        _say_error(CaoError(f"flow {flow.name} could not run now: {error.what}", error.fix))
     for key in flow.unknown:
         if meant := nearest(key, Flow._fields):
             _say_error(CaoError(f"flow {flow.name}: the key {key!r} is not known", meant))
@@ -15680,8 +15708,9 @@ class McpServer:
             import traceback
 
             traceback.print_exc()
-            words = "tell the person; cao doctor looks for what is wrong"
-            raise CaoError(f"cao failed: {error!r}", words) from None
+            raise CaoError(
+                f"cao failed: {error!r}", "tell the person; cao doctor looks for what is wrong"
+            ) from None
 
     def end_call(
         self, call_key: tuple[str, str], cancelled: Any, done: Answer
@@ -15772,8 +15801,10 @@ class McpServer:
         if roots:
             return roots[0]
         if here in ("/", os.path.realpath(os.path.expanduser("~"))):
-            what = f"cao was started in {here}, which is no place to work in"
-            raise UsageError(what, "give the project's whole path as cwd")
+            raise UsageError(
+                f"cao was started in {here}, which is no place to work in",
+                "give the project's whole path as cwd",
+            )
         return here
 
     def list_roots(self) -> list[str]:
@@ -16337,8 +16368,9 @@ def run_command(argv: Sequence[str]) -> int:
             raise UsageError(f"{word!r} is no command", f"cao {meant}")
         first = word[:1] == "-" and word not in ("-h", "--help", "--version")
         if first and argv[1:] and argv[1] in commands:
-            way = f"write it behind: cao {argv[1]} … {word}"
-            raise UsageError(f"{word} stands before the command", way)
+            raise UsageError(
+                f"{word} stands before the command", f"write it behind: cao {argv[1]} … {word}"
+            )
 
         if word in commands:
             # Intermixed: `cao handoff developer --timeout 5m 'the task'` works too.
