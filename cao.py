@@ -13610,7 +13610,8 @@ class Argument(NamedTuple):
     place: str = ""  # in the command: "" an option; 1, ?, * or + words; "-" nowhere
     tool: bool = True
     minimum: float = 0
-    settings: Any = ()  # more of argparse's: metavar, choices, default
+    # more of argparse's: metavar, choices, default
+    settings: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
     def schema(self) -> dict[str, Any]:
         """Return it as JSON Schema, for the tool."""
@@ -15247,10 +15248,10 @@ def complete(store: Store, words: Sequence[str]) -> list[str]:
             if not one.place:
                 names.append(one.option())
             elif one.place != "-":
-                names += dict(one.settings).get("choices") or known.get(one.name) or ()
+                names += one.settings.get("choices") or known.get(one.name) or ()
         for one in verb.arguments:
             if words[-2] == one.option() and not one.place and one.kind != "boolean":
-                names = [*dict(one.settings).get("choices", ())]  # it is that option's value
+                names = [*one.settings.get("choices", ())]  # it is that option's value
 
     # A shell reads the chosen word: no file's name may be more than one.
     plain = filter(re.compile(r"[\w.@-]+").fullmatch, names)
