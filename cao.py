@@ -1962,7 +1962,8 @@ def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     """1.0.102 calls each request to the model a turn. Only the last one's message asks for no
-    tool, so only a turn_end after such a message ends what we call a turn."""
+    tool. What we call a turn ends after it with all agentStop hooks, unless one has blocked that.
+    """
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
         return ...  # a sub-agent's
@@ -1970,7 +1971,9 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         return Event("said", text_at(data, "content"))
     if kind in ("assistant.message", "user.message", "assistant.turn_start"):
         return None
-    if kind == "assistant.turn_end" and said is not None:
+    if kind == "hook.end" and data.get("hookType") == "agentStop" and said is not None:
+        if value_at(data, "output.decision") == "block":
+            return None
         return _ended(said)
     if kind == "hook.end" and data.get("hookType") == "userPromptSubmitted":
         if value_at(data, "output.decision") == "block":
@@ -9810,8 +9813,6 @@ class Runner:
         if event and self.idle_looks < 2 and event.reason != "blocked":
             if not tells_state:
                 self.idle_looks += 1
-        elif event and event.kind == "ended" and self._shows_work():
-            pass  # Copilot 1.0.102 writes the end before it runs the user's hooks
         elif event:
             if event.kind == "ended":
                 self._log("hook_missed", hook="Stop")

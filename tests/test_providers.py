@@ -916,11 +916,14 @@ def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
     assert cao.PROVIDERS[provider].read_transcript(lines) is None
 
 
-def test_a_message_of_copilots_is_no_end_before_the_line_that_ends_its_turn():
+def test_a_turn_of_copilots_ends_with_its_hooks_unless_one_blocks_that():
     lines = (HERE / "transcripts/copilot/ended-one-turn.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"assistant.turn_end"' not in line]
-    assert len(kept) == len(lines) - 1
-    assert cao.PROVIDERS["copilot"].read_transcript(kept) is None
+    (at,) = (n for n, line in enumerate(lines) if '"hook.end"' in line and '"agentStop"' in line)
+    assert cao.PROVIDERS["copilot"].read_transcript(lines[:at]) is None
+    assert cao.PROVIDERS["copilot"].read_transcript(lines[: at + 1]).text == "hello"
+    blocks = json.loads(lines[at])
+    blocks["data"]["output"] = {"decision": "block", "reason": "go on"}
+    assert cao.PROVIDERS["copilot"].read_transcript([*lines[:at], json.dumps(blocks)]) is None
 
 
 def test_a_claude_transcript_with_words_for_blocks_is_read():

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -641,6 +642,33 @@ def test_edits_alone_change_nothing_unasked_that_git_or_a_next_session_runs(plac
     changed = [path for path in RUN[name] if (place.work / path).read_text() != "{ }\n"]
     assert changed == []
     assert [path for path in free if (place.work / path).read_text() == "{ }\n"] == []
+
+
+@pytest.mark.parametrize("name", list(WRITE))
+def test_edits_alone_do_not_change_unasked_where_a_worktrees_git_is(place, mock_llm, name):
+    for words in (["init", "-q"], [*"-c user.name=x -c user.email=x@x commit -q -m first".split(),
+                                   "--allow-empty"]):  # fmt: skip
+        subprocess.run(["git", *words], cwd=place.work, check=True)
+    target = edits_alone(place, name, mock_llm.port)
+    flags = ("--worktree", "--keep")
+    session = handoff(place, target, "MOCK:say ready", *flags)["results"][0]["session"]
+    path = place.home / "worktrees" / session / ".git"
+    before = path.read_text()
+    script = WRITE[name].replace("%s", str(path)).replace('"{"', '"gitdir: "', 1)
+    found = place.run("handoff", session, f"MOCK:tool {script};say went on", "--json")
+    if found.returncode == 6:
+        place.ok("answer", session, "no")
+    assert path.read_text() == before
+
+
+def test_a_yes_to_a_plan_lets_claude_go_on(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    plan = 'tool EnterPlanMode {};tool ExitPlanMode {"plan": "do it"};say went on'
+    (ask,) = handoff(place, "real-claude", f"MOCK:{plan}", code=6)["asking"]
+    assert "ExitPlanMode" in ask["question"]["text"]
+    place.ok("answer", ask["session"], "yes")
+    (result,) = json.loads(place.ok("wait", "--json"))["results"]
+    assert result["answer"] == "went on"
 
 
 def set_opencode(place, users: dict) -> None:
