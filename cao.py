@@ -1395,8 +1395,13 @@ def _servers(launch: Launch) -> dict[str, Any]:
     servers = dict(launch.profile.settings.get("mcpServers") or {})
     servers.pop("cao-mcp-server", None)
     command, *args = launch.mcp
-    limit = {"timeout": TOOL_TIMEOUT_S * 1000, "alwaysLoad": True}  # not behind a tool search
-    servers["cao"] = {"command": command, "args": args, "env": launch.mcp_env, **limit}
+    servers["cao"] = {
+        "command": command,
+        "args": args,
+        "env": launch.mcp_env,
+        "timeout": TOOL_TIMEOUT_S * 1000,
+        "alwaysLoad": True,  # not behind a tool search
+    }
     return servers
 
 
@@ -1546,8 +1551,14 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     if details.get("title") == "Ask User":  # answered at its BeforeTool hook
         return None
     given = {key: value for key, value in details.items() if key not in ("type", "title")}
-    request = {"hook_event_name": "PermissionRequest", "tool_input": given}
-    event = read_hook({**payload, **request, "tool_name": text_at(details, "title")})
+    event = read_hook(
+        {
+            **payload,
+            "hook_event_name": "PermissionRequest",
+            "tool_input": given,
+            "tool_name": text_at(details, "title"),
+        }
+    )
     return event and event._replace(source="hook:Notification")
 
 
@@ -1754,9 +1765,14 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
         decision["updatedInput"] = payload.get("tool_input")
     elif answer == "always":
         command = text_at(payload, "tool_input.command")
-        rule = {"toolName": payload.get("tool_name"), "ruleContent": command}
-        grant = {"type": "addRules", "rules": [rule], "behavior": "allow", "destination": "session"}
-        decision["updatedPermissions"] = [grant]
+        decision["updatedPermissions"] = [
+            {
+                "type": "addRules",
+                "rules": [{"toolName": payload.get("tool_name"), "ruleContent": command}],
+                "behavior": "allow",
+                "destination": "session",
+            }
+        ]
     if row.name == "copilot":
         return decision
     return hook_output(row, payload, {"decision": decision})
@@ -2112,8 +2128,9 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     name = re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
     record = {"event_name": name, "hooks": [{"async": False, **hook}]}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    entry = {"trusted_hash": f"sha256:{sha256_of(text)}"}
-    return {f"/<session-flags>/config.toml:{name}:0:0": entry}
+    return {
+        f"/<session-flags>/config.toml:{name}:0:0": {"trusted_hash": f"sha256:{sha256_of(text)}"}
+    }
 
 
 # Its next session runs what its settings of a folder say. In this mode 0.61.0 writes also where a
@@ -2165,10 +2182,13 @@ def _start_gemini(launch: Launch) -> Start:
         config = {"generateContentConfig": {"thinkingConfig": thinking}}
         override = {"match": {"overrideScope": "core"}, "modelConfig": config}
         settings["modelConfigs"] = {"overrides": [override]}
-    extension = {"name": "cao", "version": VERSION, "contextFileName": "system.md"}
     files = {
         "home/.gemini/settings.json": settings,
-        "home/.gemini/extensions/cao/gemini-extension.json": extension,
+        "home/.gemini/extensions/cao/gemini-extension.json": {
+            "name": "cao",
+            "version": VERSION,
+            "contextFileName": "system.md",
+        },
         "home/.gemini/extensions/cao/system.md": launch.system,
         "home/.gemini/extensions/cao/policies/edits.toml": _GEMINI_POLICY,
         # This names the folder of the project's temporary files, which it may read.
@@ -2463,11 +2483,10 @@ def _start_copilot(launch: Launch) -> Start:
         hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
     elif mode != "ask":
         del hooks["PermissionRequest"]
-    plugin = {"version": 1, "hooks": {event: [hook] for event, hook in hooks.items()}}
     files = {
         "mcp.json": {"mcpServers": _servers(launch)},
         "copilot/plugin.json": {"name": "cao", "version": VERSION, "hooks": "h.json"},
-        "copilot/h.json": plugin,
+        "copilot/h.json": {"version": 1, "hooks": {event: [hook] for event, hook in hooks.items()}},
         "copilot/.github/instructions/cao.instructions.md": (
             f'---\napplyTo: "**"\n---\n{launch.system}\n'
         ),
@@ -13800,8 +13819,8 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
             file = f"{store.folder(message.to)}/inbox/cur/{message.id}"
             text = fit_text(message.text, most, file, "text")
             parts.append(render_message(message._replace(text=text)))
-            shown = {"kind": message.kind, "sender": message.sender, "id": message.id}
-            data["messages"].append({**shown, "text": text})
+            shown = {"kind": message.kind, "sender": message.sender, "id": message.id, "text": text}
+            data["messages"].append(shown)
 
     if waited.asking:
         data["asking"] = []
@@ -14085,8 +14104,7 @@ def _call_sync(call: Call, given: dict[str, Any]) -> Answer:
             facts = _near_facts(boss, session, task)
             mark = sha256_of(dump(facts))
             if mark != given["mark"] or replies or call.cancelled():
-                state = {"session": session, "replies": replies, "mark": mark}
-                return Answer("", {**facts, **state})
+                return Answer("", {**facts, "session": session, "replies": replies, "mark": mark})
             boss.watch(session)
             wake.wait(PROGRESS_S)
     finally:
@@ -14260,9 +14278,13 @@ def _report(ask: Ask, waited: Waited) -> int:
     """
     if ask.args.json:
         records = [{**r._asdict(), "file": ask.store.result_path(r.task)} for r in waited.results]
-        messages = [message._asdict() for message in waited.messages]
-        data = {"results": records, "asking": waited.asking, "running": waited.running}
-        _print(ask, {**data, "messages": messages}, "")
+        data = {
+            "results": records,
+            "asking": waited.asking,
+            "running": waited.running,
+            "messages": [message._asdict() for message in waited.messages],
+        }
+        _print(ask, data, "")
     else:
         for result in waited.results:
             if result.outcome != "done":
@@ -15332,9 +15354,14 @@ class Form:
             lines = [*lines[: FORM_LINES - 1], lines[FORM_LINES - 1][:-1] + "…"]
             options = [option for option in options if option != "yes"]
         self.options = options
-        field = {"type": "string", "title": "Answer", "enum": options}
-        schema = {"type": "object", "properties": {"answer": field}, "required": ["answer"]}
-        self.params = {"message": "\n".join(lines), "requestedSchema": schema}
+        self.params = {
+            "message": "\n".join(lines),
+            "requestedSchema": {
+                "type": "object",
+                "properties": {"answer": {"type": "string", "title": "Answer", "enum": options}},
+                "required": ["answer"],
+            },
+        }
 
     def is_over(self) -> bool:
         """Show the form as soon as no other is shown. Tell whether it has a response, or the
