@@ -2412,9 +2412,16 @@ def _start_pi(launch: Launch) -> Start:
     # which a shell expands nothing.
     verbs = "handoff|assign|send|wait|ls|answer|stop|--help"
     free = rf"^sh {re.escape(script)} +({verbs})( +([\w.=:@%,+/-]+|'[^']*'))*\s*$"
-    facts = {"mode": profile.permissions, "cwd": launch.cwd, "free": free}
     unasked = () if profile.trust else PROVIDERS["pi"].runs_unasked
-    text = json.dumps({"hook": launch.hook, "unasked": unasked, **facts})
+    text = json.dumps(
+        {
+            "hook": launch.hook,
+            "unasked": unasked,
+            "mode": profile.permissions,
+            "cwd": launch.cwd,
+            "free": free,
+        }
+    )
     system = f"{launch.system}\n"
     if "execute_bash" in profile.tools:  # pi has no MCP: its agent uses the verbs by its shell
         system += (
@@ -14116,9 +14123,15 @@ def _near_facts(boss: Orchestrator, session: str, task: str) -> dict[str, Any]:
     session's state, the questions of the session and of those below it, and the task's result.
     session and task are "" before there is one."""
     store = boss.store
-    messages = [message._asdict() for message in store.waiting(boss.caller.name)]
-    facts: dict[str, Any] = {"messages": messages, "questions": [], "result": None}
-    facts.update(state="", why="", last_line="", usage=None)
+    facts: dict[str, Any] = {
+        "messages": [message._asdict() for message in store.waiting(boss.caller.name)],
+        "questions": [],
+        "result": None,
+        "state": "",
+        "why": "",
+        "last_line": "",
+        "usage": None,
+    }
     if task and (result := store.load_result(task)):
         facts["result"] = result._asdict()
     if session:
@@ -16371,9 +16384,14 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
     top.add_argument("--version", action="version", version=f"cao {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for row in [row for row in VERBS if row.name == called] or VERBS:
-        words: dict[str, Any] = {"description": row.about, "epilog": f"example:\n  {row.example}"}
-        words.update(help=row.about, formatter_class=form, allow_abbrev=False)
-        parser = commands.add_parser(row.name, **words)
+        parser = commands.add_parser(
+            row.name,
+            description=row.about,
+            epilog=f"example:\n  {row.example}",
+            help=row.about,
+            formatter_class=form,
+            allow_abbrev=False,
+        )
         parser.set_defaults(verb=row, json=False)
         for argument in (*row.arguments, *([_JSON] if row.json else [])):
             if argument.place != "-":
