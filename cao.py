@@ -1652,11 +1652,10 @@ def questions_in(payload: dict[str, Any]) -> list[tuple[str, list[str]]]:
     message = value_at(payload, "tool_input.message")
     if isinstance(message, str):
         return _form_questions(message, value_at(payload, "tool_input.requestedSchema.properties"))
-    questions = []
-    for asked in objects_at(payload, "tool_input.questions"):
-        text = text_at(asked, "question") or text_at(asked, "header")
-        questions.append((text, _labels(asked, "options")))
-    return questions
+    return [
+        (text_at(asked, "question") or text_at(asked, "header"), _labels(asked, "options"))
+        for asked in objects_at(payload, "tool_input.questions")
+    ]
 
 
 def _form_questions(message: str, fields: Any) -> list[tuple[str, list[str]]]:
@@ -1754,8 +1753,9 @@ def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) 
     if name == "BeforeTool":  # Gemini CLI 0.61.0
         return {"decision": "deny", "reason": message}
     if name == "PreToolUse":  # Copilot 1.0.102, Kimi Code 2.1.0
-        denied = {"permissionDecision": "deny", "permissionDecisionReason": message}
-        return hook_output(row, payload, denied)
+        return hook_output(
+            row, payload, {"permissionDecision": "deny", "permissionDecisionReason": message}
+        )
     decision: dict[str, Any] = {"behavior": "allow"}
     if questions and row.name == "claude":  # 2.1.332: a bare allow is ignored
         decision["updatedInput"] = {**payload["tool_input"], "answers": replies}
@@ -2452,8 +2452,7 @@ def _start_kiro(launch: Launch) -> Start:
     }
     flags = {"--model": profile.model, "--effort": profile.effort, "--": launch.prompt}
     argv = ["chat", "--agent", "cao", *_mode(launch), *_given(flags)]
-    files = {"home/.kiro/agents/cao.json": agent}
-    return Start(argv, {"HOME": f"{launch.folder}/home"}, files)
+    return Start(argv, {"HOME": f"{launch.folder}/home"}, {"home/.kiro/agents/cao.json": agent})
 
 
 _COPILOT_HOOKS = (
@@ -16060,7 +16059,7 @@ def _page(params: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
 
 def _modern(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with what 2026-07-28 wants in every one."""
-    info = {key: SERVER_INFO[key] for key in ("name", "version")}
+    info = {"name": "cao", "version": VERSION}
     return {"resultType": "complete", **result, "_meta": {_META + "serverInfo": info}}
 
 
