@@ -10342,7 +10342,7 @@ class Runner:
             if self.task:
                 words = f"no turn began in {NEVER_STARTED_S:.0f} s{self._unheard()}"
             elif self.store.waiting(self.name):
-                saw = self.evidence.get("look", {}).get("why") or "nothing said that it is"
+                saw = text_at(self.evidence, "look.why") or "nothing said that it is"
                 words = f"it was not ready for a task in {NEVER_STARTED_S:.0f} s ({saw})"
             if words:
                 self._finish("failed", "never_started", words)
@@ -12500,7 +12500,7 @@ def explain(boss: Orchestrator, name: str) -> tuple[dict[str, Any], dict[str, An
     """Return the evidence for a session's state, twice: as label -> words, in the order to read
     them, without what says nothing; and as facts for a program. Raises NotFoundError."""
     view, state = boss.read_session(name, PANE_LINES), boss.store.load_state(name)
-    look, event = view["evidence"].get("look"), view["evidence"].get("event")
+    look, event = value_at(view, "evidence.look"), value_at(view, "evidence.event")
     has_runner, group = boss.store.is_locked(name), state.get("group")
     facts = {**view, "runner_alive": has_runner, "child": None}
     lock, child, exit_status = "free: no runner", "", ""
@@ -13542,7 +13542,6 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
     waited.told()
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
-    evidence = state.get("evidence") or {}
     row = PROVIDERS[boss.store.find(name).provider]
     boss.end(name)
 
@@ -13555,8 +13554,7 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
     }
 
     if row.tells_state():
-        look = evidence.get("look") or {"state": "unknown"}
-        signals["state"] = look["state"] != "unknown"
+        signals["state"] = text_at(state, "evidence.look.state") not in ("", "unknown")
     if row.mcp:
         signals["tools"] = os.path.exists(boss.store.launch_file(name, "tools-listed"))
 
