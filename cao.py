@@ -11734,14 +11734,6 @@ def run_crontab(word: str, text: str = "") -> Ran:
     return run([find_program("crontab"), word], 20, text=text, env=env, errors="surrogateescape")
 
 
-def has_crontab() -> bool:
-    """Tell whether there is a crontab program."""
-    try:
-        return bool(find_program("crontab"))
-    except CaoError:
-        return False
-
-
 def read_crontab() -> str:
     """Return the user's crontab, "" where there is none. Raises CaoError where it is not known:
     then nothing may be written in its place."""
@@ -11836,7 +11828,7 @@ class Schedule:
         passed: names of variables (or beginnings with a *) to keep for its runs, besides the
         default ones.
         """
-        if has_crontab():
+        if not program_fault("crontab"):
             self.put_line(flow)
         os.makedirs(self._file(flow.name, "runs"), 0o700, exist_ok=True)
         wanted = [*ENV_DEFAULT, *PASSED_ON, *ENV_OF_ALL, *passed]
@@ -11852,7 +11844,7 @@ class Schedule:
         with FileLock(self._file(name, "lock")):
             if not all(record["outcome"] for record in self.runs(name)):
                 raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
-            if has_crontab():
+            if not program_fault("crontab"):
                 self.set_line(name, "")
             shutil.rmtree(f"{self.folder}/{name}")
 
