@@ -161,6 +161,7 @@ STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
 QUESTION_LINES = 20  # of what a program without hooks has printed, that may ask something
 UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
+STILL_S = 8.0  # a sign of work that has not moved for so long is none
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
 CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
 SUBMIT_S = 3.0  # a key had no effect so long after it: look, and press it once more
@@ -2698,9 +2699,8 @@ def _start_opencode(launch: Launch) -> Start:
 # Our plugin for OpenCode and the demo agent write this file.
 _OWN_TOKENS = Tokens("id", "at", "usage", "input", "cached", "output", "{folder}/usage.jsonl")
 # A tab, blanks at the ends, a first ! or /, a last backslash, and a last @word: while the CLI
-# still looks for a file of that name, Enter takes the first one that was found. The words by which
-# a CLI ends itself.
-_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t|\A(?:exit|quit|:w?q!?)\Z"
+# still looks for a file of that name, Enter takes the first one that was found.
+_TYPED = r"\A\s|\A[!/]|\s\Z|\\\Z|@\S*\Z|\t"
 
 # fmt: off
 PROVIDERS: dict[str, Provider] = {row.name: row for row in (
@@ -2736,8 +2736,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
-        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t|\A(?:exit|quit|:w?q!?)\Z",
-        proven="2.1.332",
+        untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
         asks="hook", always=True, shows=True, mid_turn="transcript",
     ),
     Provider(
@@ -3000,6 +2999,10 @@ def provider_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+# The whole of a text by which a CLI ends itself.
+_ENDS_ITSELF = re.compile(r"\s*(?:exit|quit|:w?q!?)\s*\Z")
+
+
 def typing_fault(provider: Provider, text: str) -> str:
     """Return why text cannot be typed into this CLI exactly, or "" where it can: it is too long,
     or has what the CLI would run or change. Then it has to go as a file."""
@@ -3007,6 +3010,8 @@ def typing_fault(provider: Provider, text: str) -> str:
     if size > provider.typed_bytes:
         return f"{size} bytes are more than {provider.typed_bytes}"
     match = re.search(provider.untypable, text)
+    if not match and not provider.by_output:
+        match = _ENDS_ITSELF.match(text)
     if match:
         at, letters = match.start(), match[0]
     else:
@@ -7254,7 +7259,9 @@ def read_answer(asked: dict[str, Any], answer: str, person: bool) -> tuple[str, 
     listed = "; ".join(f"{option.key}: {option.text}" for option in options)
     answer = answer.strip()
     low = answer.lower()
-    chosen = [option for option in options if low in (option.key.lower(), option.text.lower())]
+    chosen = [option for option in options if low == option.key.lower()]
+    if not chosen:
+        chosen = [option for option in options if low == option.text.lower()]
     if asked["kind"] == "permission":
         head, _, reason = answer.partition(":")
         if head.strip().lower() == "no":
@@ -7621,6 +7628,8 @@ def _add_all(
 
 def _refuse_unreadable(error: OSError) -> None:
     """Raise CaoError for a folder that os.walk cannot read. git passes over it."""
+    if error.errno in _NO_FILE:  # it was just removed
+        return
     what = f"what is in {error.filename} cannot be seen: {error.strerror}"
     raise CaoError(what, f"chmod u+rwx {error.filename} (or remove it)")
 
@@ -7690,7 +7699,7 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         losses.append("repositories of submodules that are not checked out any more")
     for other in _listdir(f"{store.home}/worktrees"):
         session = store.peek(other)
-        if session and session.origin == path:
+        if session and session.origin == os.path.realpath(path):
             losses.append(f"what the worktree of {other} was made from")
     return losses
 
@@ -8643,7 +8652,7 @@ class ScreenProgram:
             printed = lines_behind(self.turn, lines)
             if printed is None:
                 printed = lines
-            if not any(self._prompt_in_front(line, False) for line in printed):
+            if not any(self._prompt_in_front(line, False) for line in printed[-200:]):
                 return False
         return self._is_below() or bool(self.at_work and not person and self._prompt_in_front(last))
 
@@ -8664,9 +8673,6 @@ class ScreenProgram:
     def _prompt_in_front(self, line: str, sure: bool = True) -> int:
         """Return the length of the prompt that a line begins with, 0 where it does not. sure:
         leave out what `ready` matches and is not like the last prompt."""
-        first = self.known[:1]
-        if line[:1] != first and first not in "~/0123456789":  # a directory or number changes
-            return 0
         for size in range(1, min(len(line), PANE_COLUMNS)):
             begins = (0, True)
             if sure:
@@ -8905,6 +8911,8 @@ class Runner:
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something prevents typing
         self.unread = False  # the CLI has shown nothing of what was typed last
+        # What the screen shows while a turn's end waits for a second sign, and since when.
+        self.end_screen, self.end_screen_at = "", 0.0
         self.below_since = 0.0  # since when a worker below asks, while a task is open
         self.ordered_at = 0.0  # when the interrupt was ordered (`ordered`), by the monotonic clock
         self.evidence: dict[str, Any] = {}
@@ -9012,11 +9020,11 @@ class Runner:
 
     def _set_phase(self, phase: str, why: str = "") -> None:
         """Enter a phase; starting and working are `asking` while a question is open. The time
-        spent asking is no time of the task. The next look is due after LOOK_S."""
+        spent starting and asking is no time of the task. The next look is due after LOOK_S."""
         if self.questions and phase in ("starting", "working"):
             phase = "asking"
         if phase != self.phase:
-            if self.phase == "asking":
+            if self.phase in ("starting", "asking"):
                 self.paused_s += time.monotonic() - self.phase_at
             self.phase, self.since, self.phase_at = phase, time.time(), time.monotonic()
         self.why = why
@@ -9742,10 +9750,17 @@ class Runner:
         settle_s = UNSEEN_S
         if event.text and not (self.meter and self.transcript):
             settle_s = SETTLE_S
+        if waited_s < settle_s:
+            return False
         # A Stop hook of the user's may still be at work, and block the turn's end (Codex 0.171.0).
         # Kimi Code 2.1.0 does not mark the Stop of a sub-agent as such, and fires no second Stop
-        # where a user's hook has blocked the turn's end.
-        return waited_s >= settle_s and not self._shows_work()
+        # where a user's hook has blocked the turn's end. But what stands still for long is no sign
+        # of work: the model may have written those words.
+        screen = self._screen()
+        if screen != self.end_screen:
+            self.end_screen, self.end_screen_at = screen, time.monotonic()
+        still_s = time.monotonic() - self.end_screen_at
+        return still_s >= STILL_S or not re.search(self.row.busy or "(?!)", screen)
 
     def _look(self, now: float) -> None:
         """Look at what gives no event, and count tokens. While a turn runs this is done every
@@ -10148,8 +10163,7 @@ class Runner:
                 self._go_on()
         except TmuxError as error:
             # The hangup, if that is what it is, arrives as a signal; do not race it.
-            self.failed = True  # the next round comes soon
-            self._log("tmux_failed", words=error.what)
+            self._note_failure(error)
             if error.fix == "no server" and keep_socket():
                 return True
             if error.fix in ("gone", "no server"):
@@ -10298,9 +10312,10 @@ class Runner:
         if self.pasted and not draft and self._in_foreground():  # as in _look_at_output
             self._on_entered()
             return
-        if self.unread and not draft and now - self.step_at < NEVER_STARTED_S:
-            return
-        if delivery.enters < 3:
+        if self.unread and not draft:
+            if now - self.step_at < NEVER_STARTED_S and self._left_s() > 0:
+                return
+        elif delivery.enters < 3:
             self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
             if draft:
                 self._enter()
@@ -10386,7 +10401,8 @@ class Runner:
             text = messages[0].text
         if by_argv:
             size = len(text.encode(errors="surrogatepass"))
-            exact = size <= self.row.argv_bytes and not re.match(self.row.no_prompt, text)
+            runs = re.match(self.row.no_prompt, text) or _ENDS_ITSELF.match(text)
+            exact = size <= self.row.argv_bytes and not runs
         else:
             exact = not typing_fault(self.row, text)
         if exact:
@@ -12615,7 +12631,8 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
             continue
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
         in_use = in_use or bool(sessions_inside(boss, name))
-        if not in_use and _drop_worktree(store, name) and not store.waiting(name):
+        gone = not in_use and _drop_worktree(store, name)  # which may take long: look again
+        if gone and _is_done_with(store, name, store.all_owed(), age):
             shutil.rmtree(store.folder(name))
             removed.append(name)
         os.close(lock)
@@ -14615,7 +14632,7 @@ def cmd_answer(ask: Ask) -> None:
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:
         a = ask.args
         keys = " ".join(a.key or ())
-        give(a.session, a.answer or "", a.question or "", key=keys, dialog=a.dialog)
+        give(a.session or "", a.answer or "", a.question or "", key=keys, dialog=a.dialog)
         return
     if name := ask.args.session:
         if "-" not in name:

@@ -1137,6 +1137,25 @@ def test_a_task_whose_turn_does_not_hear_its_interruption_still_ends_at_its_time
     assert [r["outcome"] for r in json.loads(done.stdout)["results"]] == ["timeout"]
 
 
+def test_the_time_in_which_a_cli_starts_is_not_counted(place):
+    put_loader(
+        place,
+        """
+init = DemoAgent.__init__
+def slow(self, *args):
+    while not os.path.exists(runtime_home() + "/go"):
+        time.sleep(0.05)
+    init(self, *args)
+DemoAgent.__init__ = slow
+""",
+    )
+    task = place.ok("assign", "demo", "demo: sleep 1; say x", "--timeout", "4s").strip()
+    later = time.monotonic() + 5
+    until(lambda: time.monotonic() > later)
+    (place.home / "go").touch()
+    assert place.ok("wait", task) == "x\n"
+
+
 @pytest.mark.parametrize("verb", ["handoff", "assign"])
 def test_the_time_in_which_a_worker_below_asks_is_not_counted(place, verb):
     step = f"demo: {verb} demo {{demo: ask Which?|A|B}}"
@@ -2030,12 +2049,21 @@ env: {{set: {{PS1: '{}'}}}}
 """
 
 
+def test_a_new_prompt_may_begin_otherwise(place):
+    place.profile("bs", BASH.format("$ "))
+    session, first = assign(place, "sleep 0.5; echo", "bs")  # the terminal tells when it works
+    assert place.ok("wait", first) == "\n"
+    answer = place.ok("handoff", session, "PS1='(venv) $ '; (sleep 0.05; echo late) & echo started")
+    assert ("started" in answer, "late" in answer) == (True, True)
+
+
 @pytest.mark.parametrize("prompt", ["$ ", r"me@box:\w\$ ", r"[\!] \w$ "])
 @pytest.mark.parametrize(("task", "lines"), [
     ("(sleep 0.05; echo late) & echo started", ["started", "late"]),
     ("(while sleep 0.2; do echo tick; done) & echo started; cd /", ["started", "tick"]),
 ])  # fmt: skip
 def test_what_is_printed_behind_the_new_prompt_holds_up_no_answer(place, task, lines, prompt):
+    put_loader(place, "SETTLE_S = 1.0\n")  # the job prints before the prompt is believed
     place.profile("bs", BASH.format(prompt))
     session, first = assign(place, "sleep 0.5; echo", "bs")  # the terminal tells when it works
     assert place.ok("wait", first) == "\n"

@@ -592,6 +592,16 @@ def test_a_cli_that_has_not_read_its_task_yet_is_waited_for(place):
     assert place.ok("wait", task) == "late\n"
 
 
+def test_a_cli_that_does_not_read_its_task_fails_it_in_its_time(place):
+    put_loader(place, STALLS)
+    session = idle_session(place)
+    (place.home / "stall").touch()
+    place.tmux("send-keys", "-t", f"={session}:", "Left")  # it reads its last key
+    task = place.ok("assign", session, "demo: say late", "--timeout", "4s").strip()
+    failed = place.run("wait", task, timeout_s=60)
+    assert (failed.returncode, "did not take it as a prompt" in failed.stderr) == (1, True)
+
+
 ODD_TMUX = """
 person_active_s = Tmux.person_active_s
 def fails(self, pane):

@@ -400,7 +400,7 @@ CHANGED = (  # what one CLI or another changes
     "a\tb",
     "a\x85b",
 )
-ENDING = ("exit", "quit", "ends with \\", "ends with a name: @x/y", "ends with a blank ")
+ENDING = ("exit", " quit", "ends with \\", "ends with a name: @x/y", "ends with a blank ")
 
 
 def test_sixty_texts_arrive_exactly_or_as_a_file_or_are_said_to_differ(place, cli, mock_llm):
@@ -439,6 +439,15 @@ def test_sixty_texts_arrive_exactly_or_as_a_file_or_are_said_to_differ(place, cl
         assert events[1]["state"] == "idle"
         (*_, taken) = [e for e in place.log(session) if e["event"] == "taken"]
         arrived(text, taken["exact"])
+
+
+def test_a_word_by_which_a_cli_ends_itself_is_a_task_like_any(place, cli):
+    assert handoff(place, f"real-{cli}", "exit")["results"][0]["outcome"] == "done"
+
+
+def test_words_like_a_sign_of_work_hold_up_no_answer(place, cli):
+    says = "It shows [retrying (esc to interrupt) esc to cancel Working esc esc interrupt"
+    assert handoff(place, f"real-{cli}", f"MOCK:say {says}")["results"][0]["answer"] == says
 
 
 def test_assign_and_wait(place, cli):
