@@ -6475,12 +6475,14 @@ class Orchestrator:
                 )
 
     def _holds_settings(self, cwd: str, starts: Sequence[str]) -> bool:
-        """Tell whether a directory is one of these: ~, the runtime directory, a directory above
-        either, one inside the runtime directory, a hidden one, or git's own. A dot counts only
-        below the caller's own directories (starts), below the top of a worktree of their
-        repository, or below the top of a worktree of cao's. All are real paths."""
+        """Tell whether a directory is one of these: ~, the runtime directory, that of all
+        worktrees, a directory above any, one inside the runtime directory, a hidden one, or git's
+        own. A dot counts only below the caller's own directories (starts), below the top of a
+        worktree of their repository, or below the top of a worktree of cao's. All are real paths.
+        """
         home, users = os.path.realpath(self.store.home), os.path.realpath(os.path.expanduser("~"))
-        above = cwd in (os.path.commonpath((cwd, path)) for path in (home, users))
+        folders = (home, users, os.path.realpath(f"{home}/worktrees"))
+        above = cwd in (os.path.commonpath((cwd, path)) for path in folders)
         worktree, (repository, path) = _in_worktrees(cwd), find_repository(cwd)
         in_home = os.path.commonpath((cwd, home)) == home and not worktree
         if worktree:
