@@ -7701,7 +7701,9 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         losses.append("repositories of submodules that are not checked out any more")
     for other in _listdir(f"{store.home}/worktrees"):
         session = store.peek(other)
-        if session and session.origin == os.path.realpath(path):
+        if not session or session.origin != os.path.realpath(path):
+            continue
+        if worktree_losses(store, other, path):  # no verb would reach that any more
             losses.append(f"what the worktree of {other} was made from")
     return losses
 
