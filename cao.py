@@ -8513,6 +8513,7 @@ class ScreenProgram:
         self.typed_at = 0  # that line's number
         self.unseen = ""  # the turn's text, where the screen had not shown it before Enter
         self.at_work = False  # the screen has not shown the end of the turn yet
+        self.prompted = False  # the turn has printed what may be a prompt
         self.question = ""  # what is asked, with what stands above it
         self.opened = self.asked  # as it was when the open question was opened
         self.waits: list[str] = []  # the lines when the open question was settled
@@ -8569,6 +8570,7 @@ class ScreenProgram:
         self.mark(text, self.typed_at)
         self._doubt()
         self.turn, self.at_work, self.note = self.asked, True, ""
+        self.prompted = False
 
     def _doubt(self) -> None:
         """Have what the screen says believed only when other looks have seen it, too."""
@@ -8596,7 +8598,7 @@ class ScreenProgram:
         elif look.state == "unknown" and facts == self.terminal:
             covered = self._is_covered(now, split_screen(screen)[-1])
         elif look.state == "idle":
-            self.ready_at = now
+            self.ready_at, self.prompted = now, True
         if covered:
             look = Look("idle", "screen", "ready, with more output behind its prompt")
         if look != self.seen:
@@ -8651,12 +8653,13 @@ class ScreenProgram:
         person = person_s <= now - self.ready_at
         if not self.tells and (self.at_work or person):
             return False
-        if self.at_work:  # a question may stand on a line of its own: what is printed tells
+        if self.at_work and not self.prompted:  # a question may stand on a line of its own
             lines = self._lines()
             printed = lines_behind(self.turn, lines)
             if printed is None:
                 printed = lines
-            if not any(self._prompt_in_front(line, False) for line in printed[-200:]):
+            self.prompted = any(self._prompt_in_front(line, False) for line in printed[-200:])
+            if not self.prompted:
                 return False
         return self._is_below() or bool(self.at_work and not person and self._prompt_in_front(last))
 
@@ -12636,6 +12639,7 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
         in_use = in_use or bool(sessions_inside(boss, name))
         gone = not in_use and _drop_worktree(store, name)  # which may take long: look again
+        age = time.time() - _last_used(store, name)
         if gone and _is_done_with(store, name, store.all_owed(), age):
             shutil.rmtree(store.folder(name))
             removed.append(name)
