@@ -7703,7 +7703,8 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         session = store.peek(other)
         if not session or session.origin != os.path.realpath(path):
             continue
-        if worktree_losses(store, other, path):  # no verb would reach that any more
+        goes_on = other in store.live() and session.supervisor != name  # else it ends with this
+        if goes_on or worktree_losses(store, other, path):  # no verb would reach its work any more
             losses.append(f"what the worktree of {other} was made from")
     return losses
 

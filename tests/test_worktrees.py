@@ -1848,14 +1848,15 @@ def test_what_cannot_be_read_or_removed_stops_a_merge_and_a_discard_before_they_
     assert all_of(repo, path) == before
 
 
-def test_a_worktree_from_which_another_with_work_in_it_was_made_is_kept(repo, verbs):
+def test_a_worktree_from_which_another_was_made_is_kept_for_that(repo, verbs):
     session, path = worker(repo)
     child, inner = worker(repo, cwd=path)
+    needed = [f"what the worktree of {child} was made from"]
+    assert cao.worktree_losses(repo.store, session, str(repo.work)) == needed  # it goes on
+    repo.ok("stop", "--all")
     assert cao.worktree_losses(repo.store, session, str(repo.work)) == []
     (inner / "new.txt").write_text("work\n")
-    losses = cao.worktree_losses(repo.store, session, str(repo.work))
-    assert losses == [f"what the worktree of {child} was made from"]
-    repo.ok("stop", "--all")
+    assert cao.worktree_losses(repo.store, session, str(repo.work)) == needed
     assert {child, session}.isdisjoint(cao.clean(verbs, 0.0)[0])
     repo.ok("discard", child, "--yes")
     repo.ok("discard", session)
