@@ -1296,7 +1296,7 @@ class Provider(NamedTuple):
     titles: dict[str, str] = {}  # noqa: RUF012 - never written to
     # What an entry of its transcript says, given the text that the agent said last: an Event
     # (`said`, or the turn's end), None where the turn goes on, ... where it does not matter.
-    entry_says: Callable[[dict[str, Any], str | None], Any] = lambda *_: ...
+    entry_says: Callable[[dict[str, Any], str | None], Any] | None = None
     last_kind: str = ""  # after an Event of this kind no entry counts
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     tokens: Tokens | None = None  # None: it does not tell how many it uses
@@ -1357,6 +1357,8 @@ class Provider(NamedTuple):
         """
         last: Event | None = None
         said: str | None = None
+        if not self.entry_says:
+            return None
         for entry in filter(None, map(parse_object, lines)):
             event = self.entry_says(entry, said)
             if event is ...:
@@ -9767,8 +9769,10 @@ class Runner:
         screen = self._screen()
         if screen != self.end_screen:
             self.end_screen, self.end_screen_at = screen, time.monotonic()
-        still_s = time.monotonic() - self.end_screen_at
-        return still_s >= STILL_S or not re.search(self.row.busy or "(?!)", screen)
+        still_s, limit_s = time.monotonic() - self.end_screen_at, STILL_S
+        if self.row.entry_says:  # the transcript will tell
+            limit_s = NEVER_STARTED_S
+        return still_s >= limit_s or not re.search(self.row.busy or "(?!)", screen)
 
     def _look(self, now: float) -> None:
         """Look at what gives no event, and count tokens. While a turn runs this is done every
@@ -10321,7 +10325,9 @@ class Runner:
             self._on_entered()
             return
         if self.unread and not draft:
-            if now - self.step_at < NEVER_STARTED_S and self._left_s() > 0:
+            if self._left_s() < 0:
+                self._interrupt("timeout")
+            if now - self.step_at < NEVER_STARTED_S:
                 return
         elif delivery.enters < 3:
             self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
@@ -12640,7 +12646,6 @@ def clean(boss: Orchestrator, older_s: float) -> tuple[list[str], list[str]]:
         in_use = name in store.live() or not _is_done_with(store, name, owed, age)
         in_use = in_use or bool(sessions_inside(boss, name))
         gone = not in_use and _drop_worktree(store, name)  # which may take long: look again
-        age = time.time() - _last_used(store, name)
         if gone and _is_done_with(store, name, store.all_owed(), age):
             shutil.rmtree(store.folder(name))
             removed.append(name)
