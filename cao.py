@@ -1366,8 +1366,10 @@ class Provider(NamedTuple):
             if event and event.reason == "blocked" and last and last.kind == "ended":
                 continue
             last, said = event, None
+            if event and event.kind in ("said", "ended"):
+                said = event.text
             if event and event.kind == "said":
-                last, said = None, event.text
+                last = None
             if event and event.kind == self.last_kind:
                 break
         return last
@@ -1981,7 +1983,8 @@ def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
 
 def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     """1.0.102 calls each request to the model a turn. Only the last one's message asks for no
-    tool. What we call a turn ends after it with all agentStop hooks, unless one has blocked that.
+    tool, and ends what we call a turn: after all agentStop hooks, where there are any. Where one
+    blocks the end, the turn goes on, but not for want of a reason, nor after the eighth time.
     """
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
@@ -1990,10 +1993,13 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         return Event("said", text_at(data, "content"))
     if kind in ("assistant.message", "user.message", "assistant.turn_start"):
         return None
-    if kind == "hook.end" and data.get("hookType") == "agentStop" and said is not None:
-        if value_at(data, "output.decision") == "block":
-            return None
+    if kind == "assistant.turn_end" and said is not None:
         return _ended(said)
+    if data.get("hookType") == "agentStop" and said is not None:
+        if kind == "hook.start":
+            return Event("said", said)
+        blocked = value_at(data, "output.decision") == "block"
+        return _ended(said)._replace(blocking=blocked)
     if kind == "hook.end" and data.get("hookType") == "userPromptSubmitted":
         if value_at(data, "output.decision") == "block":
             return _blocked(value_at(data, "output.reason"))
@@ -3002,7 +3008,7 @@ def provider_name(name: str) -> str:
 
 
 # The whole of a text by which a CLI ends itself.
-_ENDS_ITSELF = re.compile(r"\s*(?:exit|quit|:w?q!?)\s*\Z")
+_ENDS_ITSELF = re.compile(r"(?i)\s*(?:exit|quit|:w?q!?)\s*\Z")
 
 
 def typing_fault(provider: Provider, text: str) -> str:
@@ -7665,12 +7671,13 @@ def discarding(store: Store) -> FileLock:
     return FileLock(f"{store.home}/discarding")
 
 
-def _kept_elsewhere(cwd: str, branch: str) -> str:
-    """Return all that keeps commits when a branch is gone, to be excluded: `rev-list --stdin`."""
+def _kept_elsewhere(cwd: str, *branches: str) -> str:
+    """Return all that keeps commits when branches are gone, to be excluded: `rev-list --stdin`."""
     # Not a symbolic one: that may be another name of the branch itself.
     ref = "--format=%(if)%(symref)%(then)%(else)^%(refname)%(end)"
     refs = _git(cwd, "for-each-ref", ref, "refs/heads", "refs/tags", "refs/remotes").split("\n")
-    return "\n".join(ref for ref in refs if ref and ref != f"^refs/heads/{branch}")
+    gone = ["", *(f"^refs/heads/{branch}" for branch in branches)]
+    return "\n".join(ref for ref in refs if ref not in gone)
 
 
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
@@ -7680,9 +7687,15 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     cwd, head = path, "HEAD"
     if not os.path.isdir(path):  # git knows its head where the files are gone
         cwd, head = origin, f"worktrees/{name}/HEAD"
+    made_from = {  # no verb would reach the work in these any more
+        other: session
+        for other in _listdir(f"{store.home}/worktrees")
+        if (session := store.peek(other)) and session.origin == os.path.realpath(path)
+    }
     # "--": a file may be called HEAD.
     commits = ("--ignore-missing", "--stdin", head, f"refs/heads/{branch}", "--")
-    count = int(_git(cwd, "rev-list", "--count", *commits, text=_kept_elsewhere(cwd, branch)))
+    kept = _kept_elsewhere(cwd, branch, *(f"cao/{other}" for other in made_from))
+    count = int(_git(cwd, "rev-list", "--count", *commits, text=kept))
     losses = []
     if count:
         losses.append(count_of(count, "commit"))
@@ -7701,12 +7714,9 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     losses += [f"the repository {inner}" for inner in inside]
     if not inside and _listdir(_git(path, "rev-parse", "--git-path", "modules")):
         losses.append("repositories of submodules that are not checked out any more")
-    for other in _listdir(f"{store.home}/worktrees"):
-        session = store.peek(other)
-        if not session or session.origin != os.path.realpath(path):
-            continue
+    for other, session in made_from.items():
         goes_on = other in store.live() and session.supervisor != name  # else it ends with this
-        if goes_on or worktree_losses(store, other, path):  # no verb would reach its work any more
+        if goes_on or worktree_losses(store, other, path):
             losses.append(f"what the worktree of {other} was made from")
     return losses
 
@@ -8683,6 +8693,11 @@ class ScreenProgram:
     def _prompt_in_front(self, line: str, sure: bool = True) -> int:
         """Return the length of the prompt that a line begins with, 0 where it does not. sure:
         leave out what `ready` matches and is not like the last prompt."""
+        firsts = f"{self.known[:1]}{self.prompt[:1]}"
+        if self.known[:1] in "~/0123456789":  # a directory or a number changes
+            firsts += line[:1]
+        if line[:1] not in firsts:
+            return 0
         for size in range(1, min(len(line), PANE_COLUMNS)):
             begins = (0, True)
             if sure:
@@ -9751,7 +9766,7 @@ class Runner:
     ) -> bool:
         """Tell whether a turn's end is confirmed: by the transcript (written), by look, or by the
         time since its event. The table at the head of this room says when each is enough."""
-        if written and written.kind == "ended":
+        if written and written.kind == "ended" and not written.blocking:
             return True
         if look.state == "idle" and not self.transcript:
             return True
@@ -9860,6 +9875,8 @@ class Runner:
             return  # what the hook says is better than what the look saw
 
         event = self._transcript_event()
+        if event and event.blocking:  # a hook of the user's would have the turn go on
+            return
         # Its hook may be on the way: believed at the second look that is idle or, for a CLI that
         # does not tell its state, at the third that sees this.
         if event and self.idle_looks < 2 and event.reason != "blocked":

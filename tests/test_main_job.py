@@ -2050,10 +2050,12 @@ env: {{set: {{PS1: '{}'}}}}
 
 
 def test_a_new_prompt_may_begin_otherwise(place):
+    put_loader(place, "SETTLE_S = 1.0\n")  # the job prints before the prompt is believed
     place.profile("bs", BASH.format("$ "))
     session, first = assign(place, "sleep 0.5; echo", "bs")  # the terminal tells when it works
     assert place.ok("wait", first) == "\n"
-    answer = place.ok("handoff", session, "PS1='(venv) $ '; (sleep 0.05; echo late) & echo started")
+    place.ok("handoff", session, "PS1='(venv) $ '")
+    answer = place.ok("handoff", session, "(sleep 0.05; echo late) & echo started")
     assert ("started" in answer, "late" in answer) == (True, True)
 
 
@@ -2109,6 +2111,7 @@ class Debugger(cmd.Cmd):
         time.sleep(3)
         print("whole")
     def do_ask(self, _):
+        print("as in (Pdb) this")
         print(input("Go on?\\n"))
 
 Debugger().cmdloop()

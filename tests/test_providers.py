@@ -918,12 +918,17 @@ def test_a_transcript_of_nothing_or_of_strange_lines_says_nothing(provider):
 
 def test_a_turn_of_copilots_ends_with_its_hooks_unless_one_blocks_that():
     lines = (HERE / "transcripts/copilot/ended-one-turn.jsonl").read_text().splitlines()
-    (at,) = (n for n, line in enumerate(lines) if '"hook.end"' in line and '"agentStop"' in line)
-    assert cao.PROVIDERS["copilot"].read_transcript(lines[:at]) is None
-    assert cao.PROVIDERS["copilot"].read_transcript(lines[: at + 1]).text == "hello"
-    blocks = json.loads(lines[at])
+    ours = [n for n, line in enumerate(lines) if '"agentStop"' in line]
+    read = cao.PROVIDERS["copilot"].read_transcript
+    assert read(lines[: ours[0]]).text == "hello"  # there may be no such hook
+    assert read(lines[: ours[0] + 1]) is None
+    assert read(lines[: ours[1] + 1]) == read(lines[: ours[0]])
+    blocks = json.loads(lines[ours[1]])
     blocks["data"]["output"] = {"decision": "block", "reason": "go on"}
-    assert cao.PROVIDERS["copilot"].read_transcript([*lines[:at], json.dumps(blocks)]) is None
+    blocked = [*lines[: ours[1]], json.dumps(blocks)]
+    assert (read(blocked).text, read(blocked).blocking) == ("hello", True)
+    started = json.dumps({"type": "assistant.turn_start", "data": {}})
+    assert read([*blocked, started]) is None
 
 
 def test_a_claude_transcript_with_words_for_blocks_is_read():

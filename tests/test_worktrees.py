@@ -1855,6 +1855,11 @@ def test_a_worktree_from_which_another_was_made_is_kept_for_that(repo, verbs):
     assert cao.worktree_losses(repo.store, session, str(repo.work)) == needed  # it goes on
     repo.ok("stop", "--all")
     assert cao.worktree_losses(repo.store, session, str(repo.work)) == []
+    git(path, "commit", "-q", "--allow-empty", "-m", "work")
+    git(inner, "reset", "-q", "--hard", f"cao/{session}")
+    assert cao.worktree_losses(repo.store, session, str(repo.work)) == ["1 commit"]
+    git(path, "reset", "-q", "--hard", "HEAD~")
+    git(inner, "reset", "-q", "--hard", "HEAD~")
     (inner / "new.txt").write_text("work\n")
     assert cao.worktree_losses(repo.store, session, str(repo.work)) == needed
     assert {child, session}.isdisjoint(cao.clean(verbs, 0.0)[0])
