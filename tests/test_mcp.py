@@ -1845,7 +1845,9 @@ def test_a_question_far_below_is_told_with_the_way_to_it(talk, place):
     assert f"by way of {' > '.join(ask['path'])}" in text(result)
     talk.call("answer", session=ask["session"], answer="yes")
     result = talk.first("wait")
-    assert (result["outcome"], "Result of" in result["answer"]) == ("done", True)
+    assert result["outcome"] == "done"
+    # Typed as a result, or read by its own wait, which may not have seen the question.
+    assert "Result of" in result["answer"] or result["answer"] == "yes"
 
 
 @pytest.mark.tmux
