@@ -42,7 +42,9 @@ def pytest_runtestloop(session):
         for process in running:
             os.kill(process.pid, signal.SIGTERM)  # at its end already, unless we are interrupted
         for process in running:
-            process.end()
+            process.told.close()  # of all first: each later one has those of the ones before it
+        for process in running:
+            os.waitpid(process.pid, 0)
     if session.shouldfail:
         raise session.Failed(session.shouldfail)
     if session.shouldstop:
@@ -158,10 +160,6 @@ class Process:
                 return b""
             found += more
         return found
-
-    def end(self) -> None:
-        self.told.close()
-        os.waitpid(self.pid, 0)
 
 
 class Teller:

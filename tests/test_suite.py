@@ -85,3 +85,30 @@ def test_a_suite_that_is_interrupted_leaves_nothing_behind(suite, place, number,
     assert [folder for folder in folders if folder.exists()] == []
     assert [pid for folder in folders for pid in place.pids(f"{folder}/")] == []
     assert place.pids(f"JOURNAL={journal}\0") == []
+
+
+TELLING = """
+import os, pytest, time
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("number", range(20))
+def test_tells(number):
+    open(f"{os.environ['JOURNAL']}/{os.getpid()}", "w").close()
+    try:
+        while True:
+            time.sleep(0.01)
+    except BaseException:
+        print("more than a pipe holds " * 10_000)
+        raise AssertionError from None
+"""
+
+
+def test_a_suite_that_is_interrupted_waits_for_no_process_that_still_tells(suite, place):
+    journal = place.folder / "journal"
+    journal.mkdir()
+    ours = suite(TELLING, "--processes", "2", JOURNAL=str(journal))
+    until(lambda: os.listdir(journal), lambda found: len(found) == 2)
+    ours.send_signal(signal.SIGINT)
+    out = ours.communicate(timeout=60)[0]
+    assert ours.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert place.pids(f"JOURNAL={journal}\0") == []
