@@ -2118,14 +2118,20 @@ Debugger().cmdloop()
 """
 
 
-@pytest.mark.parametrize("seconds", ["0.05", "1"])
-def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
-    """An empty line has a debugger do its last command again."""
+def debugger(place) -> str:
+    """Start the debugger, and return its session once its terminal has told that it worked."""
     (place.folder / "debugger.py").write_text(DEBUGGER)
     argv = f"[{sys.executable}, {place.folder}/debugger.py]"
     place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
     session, task = assign(place, "work", "debugger")
     assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    return session
+
+
+@pytest.mark.parametrize("seconds", ["0.05", "1"])
+def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
+    """An empty line has a debugger do its last command again."""
+    session = debugger(place)
     assert place.ok("handoff", session, f"later {seconds}").strip() in ("", "connected")
     assert "paid" in place.ok("handoff", session, "pay").split("\n")
     until(lambda: "connected" in place.screen(session))
@@ -2133,19 +2139,13 @@ def test_no_line_that_nobody_gave_reaches_a_program(place, seconds):
 
 
 def test_a_line_like_a_prompt_ends_no_turn_where_the_terminal_tells(place):
-    (place.folder / "debugger.py").write_text(DEBUGGER)
-    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
-    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
-    session, task = assign(place, "work", "debugger")  # the terminal tells when it works
-    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    session = debugger(place)
     assert place.ok("handoff", session, "tail") == "half (Pdb) whole\n"
 
 
 def test_a_message_to_a_program_at_work_does_not_take_its_answer(place):
-    (place.folder / "debugger.py").write_text(DEBUGGER)
-    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
-    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
-    session, task = assign(place, "work", "debugger")
+    session = debugger(place)
+    task = place.ok("assign", session, "work").strip()
     place.until_state(session, "working")
     place.ok("send", session, "pay")
     assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
@@ -2154,11 +2154,7 @@ def test_a_message_to_a_program_at_work_does_not_take_its_answer(place):
 
 def test_a_question_on_a_line_of_its_own_is_no_end_of_a_turn(place):
     """It is read on a terminal that is as at the prompt, below all that was printed."""
-    (place.folder / "debugger.py").write_text(DEBUGGER)
-    argv = f"[{sys.executable}, {place.folder}/debugger.py]"
-    place.profile("debugger", f"---\nprovider: command\ncommand: {argv}\nready: 'Pdb. $'\n---\n")
-    session, task = assign(place, "work", "debugger")  # the terminal tells when it works
-    assert place.ok("wait", task) == "(Pdb) is its prompt\nworked\n"
+    session = debugger(place)
     done = place.run("handoff", session, "ask", "--timeout", "3s")
     assert (done.returncode, "timeout" in done.stderr) == (5, True)
 
