@@ -9787,7 +9787,7 @@ class Runner:
         still_s, limit_s = time.monotonic() - self.end_screen_at, STILL_S
         if self.row.entry_says:  # the transcript will tell
             limit_s = NEVER_STARTED_S
-        return still_s >= limit_s or not re.search(self.row.busy or "(?!)", screen)
+        return still_s >= limit_s or not self._shows_work(screen)
 
     def _look(self, now: float) -> None:
         """Look at what gives no event, and count tokens. While a turn runs this is done every
@@ -9890,7 +9890,7 @@ class Runner:
             self._on_event(self._untold_end(look), time.time())
         elif not self.transcript:  # the last resort: the screen's own words
             words = self._shown_failure()
-            if words and not self._shows_work() and now - self.turn_at > LOOK_S:
+            if words and not self._shows_work(self._screen()) and now - self.turn_at > LOOK_S:
                 failed = Event("failed", words, classify_failure(words), "screen")
                 self._on_event(failed, time.time())
 
@@ -9910,10 +9910,10 @@ class Runner:
         words = "it is idle, and nothing says how the turn ended"
         return Event("failed", words, "unknown_end", look.source)
 
-    def _shows_work(self) -> bool:
+    def _shows_work(self, screen: str) -> bool:
         if not self.row.busy:
             return False
-        return re.search(self.row.busy, self._screen()) is not None
+        return re.search(self.row.busy, screen) is not None
 
     def _shown_failure(self) -> str | None:
         """Return the last words on the screen about a turn that failed or was refused; "" where
