@@ -8892,9 +8892,11 @@ class Runner:
         self.transcript, self.offset, self.inode = "", 0, 0
         self.task: Message | None = None  # the open one
         self.turns: list[str] = []  # the last text of each earlier turn of the task
-        # task_at: when the task was taken; paused_s: for how long it has waited for a person;
         # look_at: when the next look is due
-        self.task_at = self.turn_at = self.paused_s = self.look_at = 0.0
+        self.turn_at = self.look_at = 0.0
+        # The open task's time: spent_s is what it had until counted_at, a round's beginning; what
+        # comes after that counts too, unless it is paused.
+        self.spent_s, self.counted_at, self.paused = 0.0, self.phase_at, True
         self.task_exact, self.tries = "", 0  # Delivery.exact of the task; how many checks ended
         self.begun = False  # has a turn ever begun?
         # The CLI did not take a result or a notice: these wait until a turn has begun. A program
@@ -8938,7 +8940,6 @@ class Runner:
         self.unread = False  # the CLI has shown nothing of what was typed last
         # What the screen shows while a turn's end waits for a second sign, and since when.
         self.end_screen, self.end_screen_at = "", 0.0
-        self.below_since = 0.0  # since when a worker below asks, while a task is open
         self.ordered_at = 0.0  # when the interrupt was ordered (`ordered`), by the monotonic clock
         self.evidence: dict[str, Any] = {}
         self.meter = Meter(self.row.tokens) if self.row.tokens else None
@@ -9044,13 +9045,11 @@ class Runner:
         self.store.log(self.name, event, **fields)
 
     def _set_phase(self, phase: str, why: str = "") -> None:
-        """Enter a phase; starting and working are `asking` while a question is open. The time
-        spent starting and asking is no time of the task. The next look is due after LOOK_S."""
+        """Enter a phase; starting and working are `asking` while a question is open. The next look
+        is due after LOOK_S."""
         if self.questions and phase in ("starting", "working"):
             phase = "asking"
         if phase != self.phase:
-            if self.phase in ("starting", "asking"):
-                self.paused_s += time.monotonic() - self.phase_at
             self.phase, self.since, self.phase_at = phase, time.time(), time.monotonic()
         self.why = why
         self.idle_looks = 0
@@ -9128,9 +9127,7 @@ class Runner:
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
                 self._close_question(question)
-        if self.interrupted_at:
-            self.paused_s += time.monotonic() - self.interrupted_at
-            self.interrupted_at = 0.0
+        self.interrupted_at = 0.0
         self.turn_at = time.monotonic()
         self._set_phase("working")
 
@@ -10026,17 +10023,22 @@ class Runner:
             finally:
                 self.closing = False
 
-    def _left_s(self) -> float:
-        """Return the seconds that the open task has left, a large number where none is open, a
-        person has interrupted it, or a worker below asks. The clock stands still while the machine
-        sleeps.
+    def _is_paused(self) -> bool:
+        """Tell whether the open task's time stands still: while its CLI starts or asks, after a
+        person's Esc, and while a worker below asks."""
+        if self.phase in ("starting", "asking") or self.interrupted_at:
+            return True
+        if not self.task:
+            return False
+        workers = {self.store.session_of(task) for task in self.store.running(self.name)}
+        return bool(workers and self.boss.questions(workers))
 
-        The time of a question is given back once no question is open (paused_s). Until then this
-        is too small, so nothing times out while the session asks.
-        """
-        if not self.task or self.interrupted_at or self.below_since:
+    def _left_s(self) -> float:
+        """Return the seconds that the open task has left, a large number where none is open or it
+        is paused. The clock stands still while the machine sleeps."""
+        if not self.task or self.paused:
             return 1e9
-        return self.task.timeout_s - (time.monotonic() - self.task_at - self.paused_s)
+        return self.task.timeout_s - self.spent_s
 
     def _patience(self) -> float:
         """Return for how many seconds the runner may sleep, unless something wakes it: until the
@@ -10211,6 +10213,10 @@ class Runner:
     def _go_on(self) -> None:
         """Start the CLI once there is a slot. Then read what happened, look, decide, save, and
         show the state in tmux."""
+        now = time.monotonic()
+        if not self.paused:
+            self.spent_s += now - self.counted_at
+        self.counted_at = now
         keep_socket()
         self._keep_lock()
         if not self.child:
@@ -10235,6 +10241,7 @@ class Runner:
             except FAILURES as error:
                 self._note_failure(error)
         self._advance(time.monotonic())
+        self.paused = self._is_paused()
         self._save()
         if self.saved["state"] != "ended":
             self.boss.tmux.show_state(self.pane, self.saved["state"], self.saved["questions"])
@@ -10364,7 +10371,6 @@ class Runner:
             used = self.usage["input"] + self.usage["output"]
             if used > self.task.max_tokens:
                 self._interrupt("budget")
-        self._pause_for_workers(now)
         if self._left_s() < 0:
             if self.phase == "working":
                 self._interrupt("timeout")
@@ -10393,19 +10399,6 @@ class Runner:
             if words:
                 self._finish("failed", "never_started", words)
         self._close_if_idle(now)
-
-    def _pause_for_workers(self, now: float) -> None:
-        """Have the open task's time stand still while a worker below asks."""
-        asked: list[dict[str, Any]] = []
-        if self.task and self.phase != "asking":
-            running = self.store.running(self.name)
-            if running:
-                asked = self.boss.questions({self.store.session_of(task) for task in running})
-        if not asked and self.below_since:
-            self.paused_s += now - self.below_since
-            self.below_since = 0.0
-        elif asked and not self.below_since:
-            self.below_since = now
 
     def _time_out(self, why: str = "") -> None:
         """End the open task: its time is over. why: the end of that sentence, from its colon on."""
@@ -10474,8 +10467,7 @@ class Runner:
         delivery = self.delivery = Delivery(ids, text, step, time.time())
         self.step_at = time.monotonic()
         if ours[0].kind == "task":
-            self.task, self.task_at = ours[0], time.monotonic()
-            self.paused_s = self.below_since = 0.0
+            self.task, self.spent_s = ours[0], 0.0
             self.turns, self.tries = [], 0
             self.began, self.usage = time.time(), None
         self._save()
