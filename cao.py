@@ -456,8 +456,8 @@ class Result(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a CLI said, in our words: started, submitted (a prompt), asked, said, leaving; and
-    ended, failed or interrupted (a turn)."""
+    """What a CLI said, in our words: started, submitted (a prompt), asked, said, leaving; ended,
+    failed or interrupted (a turn), or resumed (a turn whose end a hook of the user's blocked)."""
 
     kind: str
     text: str = ""  # the prompt, the answer, the failure's words, the question
@@ -1899,6 +1899,8 @@ def _codex_says(entry: dict[str, Any], _said: str | None) -> Any:
         return None
     if kind == "turn_aborted":
         return _STOPPED
+    if value_at(entry, "payload.item.type") == "HookPrompt":  # 0.171.0: a Stop hook's reason
+        return Event("resumed", source="transcript", blocking=True)
     if kind != "task_complete":
         return ...
     if error := value_at(entry, "payload.error"):
@@ -7680,6 +7682,23 @@ def _kept_elsewhere(cwd: str, *branches: str) -> str:
     return "\n".join(ref for ref in refs if ref not in gone)
 
 
+def _stranded(store: Store, name: str) -> set[str]:
+    """Return the sessions whose branches no verb can merge once the worktree of name is gone: its
+    own, and each whose worktree was made from one of these, or from one that is gone already."""
+    origins = {}
+    for other in _listdir(f"{store.home}/worktrees"):
+        if session := store.peek(other):
+            origins[other] = session.origin
+    above = {o: os.path.basename(path) for o, path in origins.items() if _in_worktrees(path)}
+    stranded, size = {name}, 0
+    while len(stranded) > size:
+        size = len(stranded)
+        for other, maker in above.items():
+            if maker in stranded or maker not in origins:
+                stranded.add(other)
+    return stranded
+
+
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be lost with a worktree and its branch; [] where nothing
     would. The caller holds `discarding`. Raises CaoError where git cannot tell."""
@@ -7687,14 +7706,14 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     cwd, head = path, "HEAD"
     if not os.path.isdir(path):  # git knows its head where the files are gone
         cwd, head = origin, f"worktrees/{name}/HEAD"
-    made_from = {  # no verb would reach the work in these any more
+    made_from = {
         other: session
         for other in _listdir(f"{store.home}/worktrees")
         if (session := store.peek(other)) and session.origin == os.path.realpath(path)
     }
     # "--": a file may be called HEAD.
     commits = ("--ignore-missing", "--stdin", head, f"refs/heads/{branch}", "--")
-    kept = _kept_elsewhere(cwd, branch, *(f"cao/{other}" for other in made_from))
+    kept = _kept_elsewhere(cwd, *(f"cao/{other}" for other in _stranded(store, name)))
     count = int(_git(cwd, "rev-list", "--count", *commits, text=kept))
     losses = []
     if count:
@@ -8154,6 +8173,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 #
 #   the hook names work that will start a turn    never: the new turn's end counts (blocking)
 #   the state file or title says busy or asking   never: the turn goes on
+#   the transcript says that a hook blocked it    never: the turn goes on
 #   the transcript has the end as well            at once
 #   the state file or title says idle             at once, for a CLI without a transcript
 #   none of these, the hook had the answer        after SETTLE_S, where the screen shows no work;
@@ -9753,6 +9773,8 @@ class Runner:
         if look.state in ("busy", "asking"):
             return
         written = self._transcript_event()
+        if written and written.kind == "resumed":
+            return
         if written and written.kind != "ended" and not event.text:
             self._end_turn(written)  # Gemini CLI's hook says no more than: ended
         elif self._has_second_sign(event, look, written, now - self.ending_at):
@@ -10248,12 +10270,19 @@ class Runner:
 
     def _reap(self) -> None:
         """Finish the session where its CLI has ended by itself. A turn's end that still waited for
-        a second sign counts then, unless a check or a worker's result was to follow."""
+        a second sign counts then, if the transcript has it or there was no time for another sign;
+        but not where a check or a worker's result was to follow."""
         if self.leaving or not self._has_ended():
             return
         self._read_events()
-        if self.ending and self.task and not self.task.check and not self.store.owed(self.name):
-            self._accept(self.ending)
+        event, task = self.ending, self.task
+        if event and not event.blocking and not self.questions and task and not task.check:
+            written = self._transcript_event()
+            counts = time.monotonic() - self.ending_at < UNSEEN_S
+            if written:
+                counts = written.kind == "ended" and not written.blocking
+            if counts and not self.store.owed(self.name):
+                self._accept(event)
         assert self.exit_status is not None
         reason, how = "exited", "exit status"
         if not self.begun:
@@ -10330,7 +10359,7 @@ class Runner:
         event = self.held_end
         if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
-        if not self.store.owed(self.name) and not self.store.waiting(self.name):
+        if not self._more_to_come() and not next_delivery(self._letters(), self.task):
             self.held_end = None
             self.turns.pop()  # it had been noted as an earlier turn
             self._accept(event)
@@ -10536,7 +10565,8 @@ class Runner:
         """Type what waits and press Enter, if the CLI can take it and no person is at it. Where
         it cannot, note why in held_back: a later round tries again, in a task's time."""
         self._note_handed()
-        messages = next_delivery(self._letters(), self.task)
+        letters = self._letters()
+        messages = next_delivery(letters, self.task)
         if self.interrupted_at:  # after a person's Esc only its sender, or cao
             messages = [message for message in messages if self._is_of_task(message)]
         if self.program:
@@ -10548,10 +10578,11 @@ class Runner:
             self.held_at = time.monotonic()
         self.held_back = self._obstacle()
         if self.held_back:
-            first = messages[0]
-            held_s = min(time.monotonic() - self.held_at, seconds_since(first))  # it may be newer
-            late = first.kind == "task" and held_s > first.timeout_s
-            if late and self._take([first], "", "claimed"):
+            tasks = [letter for letter in letters if letter.kind == "task"]
+            if self.task or not tasks:
+                return
+            held_s = min(time.monotonic() - self.held_at, seconds_since(tasks[0]))  # may be newer
+            if held_s > tasks[0].timeout_s and self._take(tasks[:1], "", "claimed"):
                 self._time_out(f": {self.held_back}")
                 self.delivery = None
             return
@@ -10785,12 +10816,14 @@ class Runner:
             keys = keys or "Enter"
         elif answer == "yes":
             keys = "1"
-        elif not keys:  # Esc ends the turn, and the words begin the next one
-            keys = "Escape"
+        fault = self._press(question, keys or "Escape")
+        if not keys and self.reply == {"id": order["id"], "ok": True, "text": as_text}:
+            # Esc ends the turn, and the words begin the next one.
             text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
-            self.store.put(self._own_message("no", text))
+            message = self._own_message("no", text)
             self.refused = True
-        return self._press(question, keys)
+            self._see_to(lambda: self.store.put(message))
+        return fault
 
     def _press(self, question: Question, keys: str) -> str:
         """Press keys (tmux's names, blanks between) in the dialog of a question, each once the one
@@ -10937,7 +10970,7 @@ _FAR_START = """\
 import hashlib, os, sys
 if sys.version_info < (3, 9):
     sys.exit("python3 there is %d.%d, and cao needs 3.9" % sys.version_info[:2])
-os.umask(0o077)
+umask = os.umask(0o077)
 state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
 folder = (os.environ.get("CAO_HOME") or state + "/cao") + "/lib/" + SHA[:16]
 path, part = folder + "/cao.py", folder + "/part.%d" % os.getpid()
@@ -10954,6 +10987,7 @@ if hashlib.sha256(source).hexdigest() != SHA:
     with open(part, "wb") as file:
         file.write(source)
     os.replace(part, path)
+os.umask(umask)
 sys.path.append(folder)
 import cao
 print("\\ncao-here", flush=True)
@@ -11590,9 +11624,9 @@ class Flow(NamedTuple):
     fault: str = ""  # why the file cannot be read now; the rest is as it was when added
 
     def beside(self, path: str) -> str:
-        """Return a path that the flow's file names, absolute: a relative one, or "", counts from
-        the folder of that file."""
-        return os.path.normpath(os.path.join(os.path.dirname(self.file), path))
+        """Return a path that the flow's file names, absolute: ~ is the home, and a relative one,
+        or "", counts from the folder of that file."""
+        return os.path.normpath(os.path.join(os.path.dirname(self.file), os.path.expanduser(path)))
 
 
 _SCHEDULE_FORM = (
@@ -11862,11 +11896,17 @@ class Schedule:
 
     def add(self, flow: Flow, passed: Sequence[str]) -> None:
         """Enter a flow, and its line in the crontab if there is one here; it takes the place of a
-        flow of that name, whose runs stay.
+        flow of that name, whose runs stay. Raises CaoError where that one is another file's.
 
         passed: names of variables (or beginnings with a *) to keep for its runs, besides the
         default ones.
         """
+        before = self._added(flow.name)
+        if before and before.file != flow.file and os.path.exists(before.file):
+            raise CaoError(
+                f"{flow.name} is the flow of {before.file}",
+                f"give this one another `name` in its head, or: cao schedule remove {flow.name}",
+            )
         if not program_fault("crontab"):
             self.put_line(flow)
         os.makedirs(self._file(flow.name, "runs"), 0o700, exist_ok=True)
@@ -14771,8 +14811,10 @@ def cmd_trace(ask: Ask) -> None:
         print(trace, end="")
     elif os.path.isdir(path):
         raise UsageError(f"{path} is a directory", "--output FILE")
-    else:
-        ask.store.write(path, trace)
+    else:  # it may be a device or a FIFO: written to, not replaced
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(path, "w", opener=lambda file, _: os.open(file, flags, 0o600)) as file:
+            file.write(trace)
         print(path)
 
 

@@ -221,6 +221,13 @@ def wait_all(far, task):
 # ---- a worker there is as one here ----
 
 
+def test_what_a_worker_makes_there_has_the_modes_of_a_login_shell(far):
+    handoff(far, "demo: say x", "--check", "sh -c 'umask > mask'")
+    assert (far.machine.work / "mask").read_text().strip() in ("0022", "0002")
+    (lib,) = far.machine.cao_home.glob("lib/*/cao.py")
+    assert (lib.parent.stat().st_mode & 0o777, lib.stat().st_mode & 0o777) == (0o700, 0o600)
+
+
 def test_a_handoff_to_another_machine_gives_its_answer(far):
     done = handoff(far, "demo: say it is far")
     assert (done.returncode, done.stdout) == (0, "it is far\n"), done.stderr

@@ -1185,6 +1185,23 @@ def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
     assert said == ("timeout", "no answer in 4.0 s: its workers had not answered")
 
 
+def test_a_task_whose_workers_were_heard_ends_though_another_waits_behind_it(place):
+    first = "demo: assign demo {demo: ask Which?|A|B}; say given away"
+    task = place.ok("assign", "demo", first).strip()
+    session = task.partition(".")[0]
+    until(lambda: place.state(session).get("why"), "turn done")
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "half a line")  # no result is typed now
+    until(lambda: place.screen(session).rstrip().endswith("half a line"))
+    second = place.ok("assign", session, "demo: say two").strip()
+    (below,) = set(place.live()) - {session}
+    place.until_state(below, "asking")
+    place.ok("answer", below, "A")
+    place.ok("wait", CAO_SESSION=session)  # by a background call of its own
+    assert place.ok("wait", task) == "given away\n"
+    place.tmux("send-keys", "-t", f"={session}:", "C-u")
+    assert place.ok("wait", second) == "two\n"
+
+
 def test_a_task_that_a_person_holds_up_ends_at_its_timeout(place):
     check = "sh -c 'until [ -e go ]; do sleep 0.02; done; exit 1'"
     task = place.ok("assign", "demo", "hello", "--check", check, "--timeout", "5s").strip()
@@ -2005,6 +2022,21 @@ def test_what_an_idle_program_prints_holds_back_no_task(place, line):
     place.ok("handoff", session, f"threading.Timer(1, sys.stdout.write, ['{line}']).start()")
     until(lambda: line.split("\\n")[0] in place.screen(session).split("start()")[-1])
     assert place.ok("handoff", session, "6 * 7") == "42\n"
+
+
+def test_a_task_behind_a_message_that_is_held_back_ends_with_its_time(place):
+    session = place.ok("assign", "demo", "hello").strip().partition(".")[0]
+    place.until_state(session, "idle")
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "half a line")
+    until(lambda: place.screen(session).rstrip().endswith("half a line"))
+    place.ok("send", session, "a message")
+    done = place.run("handoff", session, "demo: say late", "--timeout", "2s", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (done.returncode, result["outcome"]) == (5, "timeout")
+    assert "a person has typed something" in result["detail"]
+    place.tmux("send-keys", "-t", f"={session}:", "C-u")
+    assert place.ok("handoff", session, "demo: say in time") == "in time\n"
+    assert "say late" not in place.screen(session)
 
 
 def test_a_task_that_is_held_back_ends_with_its_time(place):

@@ -1102,6 +1102,9 @@ def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
     wrong = place.run("answer", session, "yes", "--question", second["id"])
     assert (wrong.returncode, "answer that one first" in wrong.stderr) == (1, True), wrong
     assert not any(file.exists() for file in files)
+    wrong = place.run("answer", session, "no", "--question", second["id"])
+    assert (wrong.returncode, "answer that one first" in wrong.stderr) == (1, True), wrong
+    assert [m for m in place.store.waiting(session) if m.sender == "cao"] == []  # nobody refused
     for question in (first, second):
         place.ok("answer", session, "yes", "--question", question["id"])
     open_questions(place, session, 0)
@@ -1382,22 +1385,50 @@ def test_a_turn_that_a_users_hook_stops_at_a_tool_fails_with_its_words(place, cl
     assert REFUSAL in result["detail"]
 
 
+@pytest.mark.parametrize("hook_s", [6, 0])
 @pytest.mark.parametrize(
     ("cli", "event"),
     [("kimi", "Stop"), ("claude", "Stop"), ("codex", "Stop"), ("copilot", "agentStop")],
     indirect=["cli"],
 )
-def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli, event):
+def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli, event, hook_s):
     """One Stop a turn is all that Kimi Code fires: the first is not the end. Until the hook has
-    blocked it, the turn looks as if it had ended."""
+    blocked it, the turn looks as if it had ended; after that, in Codex, until the model speaks."""
     once = place.folder / "once"
     says = "MOCK:sleep 4;say mended"
-    block = f"touch {once}; sleep 6; echo '{says}' >&2; exit 2"
+    block = f"touch {once}; sleep {hook_s}; echo '{says}' >&2; exit 2"
     if cli == "copilot":
-        block = f"""touch {once}; sleep 6; echo '{{"decision":"block","reason":"{says}"}}'"""
+        block = f"""touch {once}; sleep {hook_s}; echo '{{"decision":"block","reason":"{says}"}}'"""
     put_users_hook(place, cli, event, f"[ -e {once} ] || {{ {block}; }}")
     result = handoff(place, f"real-{cli}", "MOCK:say too early")["results"][0]
     assert (result["outcome"], result["answer"]) == ("done", "mended")
+
+
+@pytest.mark.parametrize("goes_on", ["a hook blocked it", "a sub-agent runs"])
+def test_a_cli_that_is_killed_in_a_turn_that_went_on_has_no_answer(place, mock_llm, goes_on):
+    install(place, "claude", mock_llm.port)
+    text, says = "MOCK:say too early", "MOCK:sleep 60;say mended"
+    if goes_on == "a sub-agent runs":
+        call = {"description": "do it", "subagent_type": "general-purpose", "prompt": says}
+        tool = json.dumps({**call, "run_in_background": True})
+        text = f"MOCK:tool Agent {tool};say too early"
+    else:
+        once = place.folder / "once"
+        block = f"touch {once}; echo '{says}' >&2; exit 2"
+        put_users_hook(place, "claude", "Stop", f"[ -e {once} ] || {{ {block}; }}")
+    task = place.ok("assign", "real-claude", text).strip()
+    session = task.partition(".")[0]
+    (ended,) = until(
+        lambda: [e for e in place.log(session) if e.get("kind") == "ended"],
+        lambda ends: len(ends) == 1,
+        60,
+    )
+    until(lambda: time.time() > ended["at"] + 2 * cao.UNSEEN_S)
+    assert place.state(session)["state"] == "working"
+    os.kill(place.state(session)["group"]["id"], signal.SIGKILL)
+    done = place.run("wait", task, "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"], result["answer"]) == ("failed", "exited", "")
 
 
 @pytest.mark.parametrize("trust", ["yes", "no"])

@@ -456,6 +456,20 @@ def test_the_history_keeps_its_last_runs(plan, monkeypatch):
 # ---- the list ----
 
 
+def test_a_flow_never_takes_the_place_of_another_files(plan):
+    name = plan.write()
+    other = plan.place.work / "other"
+    other.mkdir()
+    (other / "daily.md").write_text(flow_text("demo: say other"))
+    refused = plan.place.run("schedule", "add", "other/daily.md")
+    said = f"daily is the flow of {plan.place.work}/daily.md"
+    assert (refused.returncode, said in refused.stderr) == (1, True), refused
+    assert plan.load(name).file == f"{plan.place.work}/daily.md"
+    (plan.place.work / "daily.md").unlink()  # it was moved
+    plan.place.ok("schedule", "add", "other/daily.md")
+    assert plan.load(name).file == f"{other}/daily.md"
+
+
 def test_a_flow_is_listed_shown_disabled_and_removed(plan):
     name = plan.write(name="Weekly_x", schedule="'0 9 * * 1-5'", colour="red")
     run = plan.place.ok

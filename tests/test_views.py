@@ -1053,3 +1053,18 @@ def test_a_trace_never_takes_the_place_of_a_directory(place):
     refused = place.run("trace")
     assert (refused.returncode, "is a directory" in refused.stderr) == (2, True)
     assert (place.work / "cao-trace.json" / "work").read_text() == "mine"
+
+
+@pytest.mark.tmux
+def test_a_trace_is_written_to_what_its_path_names(place):
+    place.ok("handoff", "demo", "demo: say one")
+    pipe, link, file = (place.work / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    link.symlink_to("file")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    place.ok("trace", "--output", "pipe")
+    assert json.loads(os.read(reader, 1 << 16))["traceEvents"]
+    os.close(reader)
+    place.ok("trace", "--output", "link")
+    assert json.loads(file.read_text())["traceEvents"]
+    assert (pipe.is_fifo(), link.is_symlink(), file.stat().st_mode & 0o777) == (True, True, 0o600)

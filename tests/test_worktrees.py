@@ -1865,3 +1865,24 @@ def test_a_worktree_from_which_another_was_made_is_kept_for_that(repo, verbs):
     assert {child, session}.isdisjoint(cao.clean(verbs, 0.0)[0])
     repo.ok("discard", child, "--yes")
     repo.ok("discard", session)
+
+
+def test_what_no_verb_could_merge_any_more_keeps_no_commits(repo, verbs):
+    session, path = worker(repo)
+    git(path, "commit", "-q", "--allow-empty", "-m", "work")
+    child, inner = worker(repo, cwd=path)
+    grandchild, _ = worker(repo, cwd=inner)
+    repo.ok("stop", "--all")
+
+    def losses(name, origin=path):
+        return cao.worktree_losses(repo.store, name, str(origin))
+
+    assert losses(session, repo.work) == ["1 commit"]
+    assert losses(child) == losses(grandchild, inner) == []
+    assert session not in cao.clean(verbs, 0.0)[0]
+    assert path.exists()
+    if inner.exists():
+        repo.ok("discard", child)
+    assert losses(session, repo.work) == ["1 commit"]  # the grandchild's branch has nobody above it
+    git(repo.work, "merge", "-q", f"cao/{session}")
+    assert losses(session, repo.work) == []
