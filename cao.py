@@ -161,6 +161,7 @@ STARTING_S = 10.0  # so long may a session be without a runner before it is lost
 SCREEN_S = 3.0  # a screen without an input line that does not change so long asks something
 QUESTION_LINES = 20  # of what a program without hooks has printed, that may ask something
 UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many looks
+SHELL_S = 600.0  # so long a shell that runs on keeps a task open
 STILL_S = 8.0  # a sign of work that has not moved for so long is none
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
 CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
@@ -466,9 +467,10 @@ class Event(NamedTuple):
     conversation: str = ""
     transcript: str = ""
     retry_at: str = ""
-    background: tuple[str, ...] = ()  # still running when the turn ended
-    # Work in the background will start another turn by itself, so this turn's end does not count.
-    # (The reason "blocked" is another thing: a user's hook refused.)
+    background: tuple[str, ...] = ()  # what still ran when the turn ended, each "KIND NAME"
+    earlier: tuple[str, ...] = ()  # what it had said at an end before, since the prompt
+    # A hook of the user's has blocked this end: the turn goes on. (The reason "blocked" is another
+    # thing: a hook refused.)
     blocking: bool = False
 
 
@@ -1298,6 +1300,9 @@ class Provider(NamedTuple):
     # (`said`, or the turn's end), None where the turn goes on, ... where it does not matter.
     entry_says: Callable[[dict[str, Any], str | None], Any] | None = None
     last_kind: str = ""  # after an Event of this kind no entry counts
+    # What an entry tells of work in the background, by its id: "KIND NAME" while it runs, "" once
+    # it has ended. None: no transcript tells, the hook of the turn's end may.
+    entry_runs: Callable[[dict[str, Any]], dict[str, str]] | None = None
     transcript: str = ""  # where that is, if no event says it: a glob, {home}, {conversation}
     tokens: Tokens | None = None  # None: it does not tell how many it uses
 
@@ -1357,14 +1362,20 @@ class Provider(NamedTuple):
         """
         last: Event | None = None
         said: str | None = None
+        earlier: list[str] = []
+        running: dict[str, str] = {}
         if not self.entry_says:
             return None
         for entry in filter(None, map(parse_object, lines)):
+            if self.entry_runs:
+                running.update(self.entry_runs(entry))
             event = self.entry_says(entry, said)
             if event is ...:
                 continue
             if event and event.reason == "blocked" and last and last.kind == "ended":
                 continue
+            if last and last.kind == "ended" and last.text not in earlier:
+                earlier.append(last.text)
             last, said = event, None
             if event and event.kind in ("said", "ended"):
                 said = event.text
@@ -1372,6 +1383,12 @@ class Provider(NamedTuple):
                 last = None
             if event and event.kind == self.last_kind:
                 break
+        if last:
+            answer = last.text
+            last = last._replace(
+                background=tuple(filter(None, running.values())),
+                earlier=tuple(text for text in earlier if text.strip() not in ("", answer.strip())),
+            )
         return last
 
 
@@ -1523,22 +1540,29 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
         event = failed_event(text, text_at(payload, "error"))
 
     background = []
-    blocking = False
     for task in objects_at(payload, "background_tasks"):
         if task.get("status", "running") in ("running", "pending"):
             type_name = text_at(task, "type") or "task"
             label = text_at(task, "description") or text_at(task, "id")
             background.append(f"{type_name} {label}".strip())
-            # An agent or a tool call starts a turn when it ends; a shell does not.
-            if not re.search("shell|bash", type_name):
-                blocking = True
     return event._replace(
         source=f"hook:{name}",
         conversation=text_at(payload, "session_id"),
         transcript=text_at(payload, "transcript_path"),
         background=tuple(background),
-        blocking=blocking,
     )
+
+
+def hold_s(background: Iterable[str]) -> float:
+    """Return for how many seconds a turn's end counts for nothing because of what runs in the
+    background (as in Event): the CLI starts another turn when that ends. A shell may be a server,
+    which never ends."""
+    kinds = {label.split()[0] for label in background}
+    if any(not re.search("shell|bash|process", kind) for kind in kinds):
+        return float("inf")
+    if kinds:
+        return SHELL_S
+    return 0.0
 
 
 def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
@@ -2012,6 +2036,53 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     elif kind == "abort":
         return _STOPPED
     return ...
+
+
+# Each _NAME_runs is a row's `entry_runs` (see Provider).
+
+
+def _codex_runs(entry: dict[str, Any]) -> dict[str, str]:
+    """0.171.0 starts no turn when an agent that it spawned has ended."""
+    running = {}
+    states = value_at(entry, "payload.item.agents_states")
+    if isinstance(states, dict):
+        for name, state in states.items():
+            running[name] = f"agent {name}" if state in ("pending_init", "running") else ""
+    for block in objects_at(entry, "payload.content"):
+        if told := re.match(r"<subagent_notification>\s*(.*)", text_at(block, "text")):
+            running[text_at(parse_object(told[1]), "agent_path")] = ""
+    return running
+
+
+_COPILOT_SHELL = re.compile(
+    r"started in background with shellId: (\S+?)>"
+    r"|<(?:shellId|command with id): (\S+) (?:completed|stopped)"
+)
+
+
+def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
+    kind, name, data = entry.get("type"), text_at(entry, "agentId"), entry.get("data")
+    if kind == "subagent.started":
+        return {name: f"agent {text_at(data, 'agentDisplayName')}"}
+    if kind in ("subagent.completed", "subagent.failed"):
+        return {name: ""}
+    running = {}
+    if kind == "tool.execution_complete":
+        text = text_at(data, "result.content")
+        for begun, ended in _COPILOT_SHELL.findall(text):
+            running[f"shell {begun or ended}"] = begun and f"shell {begun}"
+    if value_at(data, "kind.type") == "shell_completed":
+        running[f"shell {value_at(data, 'kind.shellId')}"] = ""
+    return running
+
+
+def _kimi_runs(entry: dict[str, Any]) -> dict[str, str]:
+    name, label = text_at(entry, "info.taskId"), ""
+    if entry.get("type") == "task.started":
+        label = f"{text_at(entry, 'info.kind')} {text_at(entry, 'info.description')}"
+    if label or entry.get("type") == "task.terminated":
+        return {name: label}
+    return {}
 
 
 def read_tokens(where: Tokens, entry: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]] | None:
@@ -2763,7 +2834,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "-s workspace-write -a never",
             "all": "--dangerously-bypass-approvals-and-sandbox",
         },
-        entry_says=_codex_says,
+        entry_says=_codex_says, entry_runs=_codex_runs,
         tokens=Tokens(  # it repeats a count, but never a total
             "payload.info.total_token_usage.total_tokens", "timestamp",
             "payload.info.last_token_usage",
@@ -2862,7 +2933,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "ask": "no flag", "edits": "--allow-tool=write", "auto": "--allow-all-tools",
             "all": "--allow-all",
         },
-        entry_says=_copilot_says,
+        entry_says=_copilot_says, entry_runs=_copilot_runs,
         tokens=Tokens(
             "id", "timestamp", "data.usage", "inputTokens -cacheReadTokens", "cacheReadTokens",
             "outputTokens",
@@ -2909,7 +2980,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             **dict.fromkeys(("ask", "edits"), "default_permission_mode manual"),
             "auto": "--yolo", "all": "--auto",
         },
-        entry_says=_kimi_says,
+        entry_says=_kimi_says, entry_runs=_kimi_runs,
         tokens=Tokens(
             "agentId time usageScope", "time", "usage", "inputOther inputCacheCreation",
             "inputCacheRead", "output", "{dir}/../*/wire.jsonl",
@@ -8171,7 +8242,6 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 #
 # A turn's end (the CLI's hook) is believed at a second sign, and not while a question is open:
 #
-#   the hook names work that will start a turn    never: the new turn's end counts (blocking)
 #   the state file or title says busy or asking   never: the turn goes on
 #   the transcript says that a hook blocked it    never: the turn goes on
 #   the transcript has the end as well            at once
@@ -8932,7 +9002,9 @@ class Runner:
         self.pasted = ""  # ... while it stands in a program's line, for what we know
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        # The end of a turn that is not the task's: a worker's result, or a message, is to come.
+        self.worked_at = -UNSEEN_S  # when work in the background was last seen to hold up the task
+        self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
+        # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.held_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
         self.asked_from = "starting"  # the phase before the first of them was asked
@@ -9097,8 +9169,11 @@ class Runner:
 
         if event.kind == "submitted":
             self._on_submitted(event)
-        elif event.kind == "ended" and self.phase != "idle":
-            self.ending, self.ending_at = event, time.monotonic()
+        elif event.kind == "ended":
+            if self.phase == "idle" and self._awaits_background() and event.text:
+                self._begin_turn()  # by itself: Qwen Code 0.24.4 has no prompt event for that
+            if self.phase != "idle":
+                self.ending, self.ending_at = event, time.monotonic()
         elif event.kind in ("failed", "interrupted"):
             self._end_turn(event)
 
@@ -9280,9 +9355,11 @@ class Runner:
         self._note_handed(done=how == "done")
         goes_on = False
         if how == "done":
-            if event.source.startswith("hook"):
-                event = self._whole_answer(event)
-            goes_on = self._more_to_come()
+            event = self._whole(event)
+            self.turns += [text for text in event.earlier if text not in self.turns]
+            goes_on = self._more_to_come(event)
+        elif self.ending:
+            event = event._replace(background=self.ending.background)
 
         self.ending = None
         for question in list(self.questions.values()):
@@ -9327,15 +9404,19 @@ class Runner:
             if ends_session:
                 self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
-            self._end_task(ordered, source=event.source, reason="by_order")
+            left = event.background
+            self._end_task(ordered, source=event.source, reason="by_order", background=left)
         elif how == "interrupted" and self.refused:
             self.refused = False
         elif how == "interrupted":
             self.interrupted_at = time.monotonic()
             self.evidence["interrupted"] = event.source
         elif goes_on:
-            self.turns.append(event.text)
+            if event.text not in self.turns[-1:]:
+                self.turns.append(event.text)
             self.held_end = event
+            if event.background:
+                self.why = f"it still runs {some_names(event.background)}"
         else:
             self._accept(event)
 
@@ -9355,22 +9436,35 @@ class Runner:
                 "done", answer=event.text, source=event.source, background=event.background
             )
 
-    def _whole_answer(self, event: Event) -> Event:
-        """Return a turn's end with its answer as the transcript has it: Claude Code 2.1.330 trims
-        the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give none. Where the two
-        differ by more than blanks, or the transcript has none, the event stays as it is."""
+    def _whole(self, event: Event) -> Event:
+        """Return a turn's end with its answer, and what still runs, as the transcript has them.
+
+        Claude Code 2.1.330 trims the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give
+        none. Where the two differ by more than blanks, or the transcript has none, the answer stays
+        as it is.
+        """
         whole = self._transcript_event()
-        if whole and whole.kind == "ended":
-            if not event.text:
-                return event._replace(text=whole.text, source=f"{event.source}+transcript")
-            if whole.text.strip() == event.text.strip():
-                return event._replace(text=whole.text)
+        if not whole or whole.kind != "ended":
+            return event
+        event = event._replace(earlier=whole.earlier)
+        if self.row.entry_runs:
+            event = event._replace(background=whole.background)
+        if whole.text and not event.text:
+            return event._replace(text=whole.text, source=f"{event.source}+transcript")
+        if whole.text.strip() == event.text.strip():
+            return event._replace(text=whole.text)
         return event
 
-    def _more_to_come(self) -> bool:
-        """Tell whether the turn's end is not the task's: the agent was not told all results of
-        its own workers, or a message waits from the task's sender, or from cao (a failed check, a
-        person's "no")."""
+    def _more_to_come(self, event: Event) -> bool:
+        """Tell whether event, a turn's end, is not the task's: the agent was not told all results
+        of its own workers, or a message waits from the task's sender, or from cao (a failed check,
+        a person's "no"), or it left work running in the background (hold_s), not an earlier
+        task's."""
+        now = time.monotonic()
+        if now - self.ending_at < hold_s(set(event.background) - set(self.old_work)):
+            self.worked_at = now
+        if now - self.worked_at < UNSEEN_S:  # the turn that this starts may not be seen yet
+            return True
         if self.program:  # its turns have nothing to do with each other
             return False
         if not self.stuck and self.store.owed(self.name):
@@ -9379,6 +9473,13 @@ class Runner:
             if message.kind == "message" and self._is_of_task(message):
                 return True
         return False
+
+    def _awaits_background(self) -> bool:
+        """Tell whether the open task's turn has ended and had left work running, which may start
+        another turn."""
+        if not self.held_end:
+            return False
+        return self.held_end.background != () or time.monotonic() - self.worked_at < UNSEEN_S
 
     def _is_of_task(self, message: Message) -> bool:
         """Tell whether a message belongs to the open task: from its sender, or from cao."""
@@ -9415,6 +9516,12 @@ class Runner:
             notes.append(f"the worktree could not be read: {words}")
         if self.program and self.program.note:
             notes.append(self.program.note)
+        if end := self.ending or self.held_end:
+            fields.setdefault("background", end.background)
+        if left := fields.get("background", ()):
+            words = f"left running in the background: {some_names(left)}"
+            notes.append(f"{words}; what the agent says of that later is not in here")
+        self.old_work = left
 
         self._end_check()
         if self.check:
@@ -9453,6 +9560,9 @@ class Runner:
             source=result.source,
             bytes=result.bytes,
         )
+        if outcome != "done" and hold_s(left) > SHELL_S:  # what began a turn that nobody wants
+            words = f"{some_names(left)} still ran, which no key interrupts"
+            self._finish("stopped", "stopped", words)
 
     def _start_check(self, event: Event) -> None:
         """Run the task's acceptance check in the worker's directory, beside this loop.
@@ -9511,7 +9621,7 @@ class Runner:
         if not check or not task or "exit_status" not in check:
             return
         event = check["answer"]
-        if check["exit_status"] == 0 and self._more_to_come():
+        if check["exit_status"] == 0 and self._more_to_come(event):
             self.held_end, self.check = event, None
             return
         self.tries += 1
@@ -9662,8 +9772,8 @@ class Runner:
 
     def _mark_transcript(self) -> None:
         """Note that all the transcript has so far is of earlier turns. Before the first turn the
-        mark that _begin made stays."""
-        if self.begun and self.transcript:
+        mark that _begin made stays, and so does one after which work began that still runs."""
+        if self.begun and self.transcript and not self._awaits_background():
             self.offset, self.inode = file_mark(self.transcript)
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
@@ -9764,10 +9874,9 @@ class Runner:
 
     def _advance_ending(self, now: float) -> None:
         """End the turn where `ending`, its hook's word, has a second sign: a Stop hook of the
-        user's may have kept the turn going. Never where work in the background starts another
-        turn (`blocking`): the end of that other turn counts."""
+        user's may have kept the turn going."""
         event = self.ending
-        if not event or event.blocking or self.questions:
+        if not event or self.questions:
             return
         look = self._status()
         if look.state in ("busy", "asking"):
@@ -10078,6 +10187,8 @@ class Runner:
             return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
+        if self._awaits_background():
+            return LOOK_S
         dues = [now + 86400.0, now + self._left_s()]
         if self._may_close():
             dues.append(self.phase_at + self.session.idle_close_s)
@@ -10276,12 +10387,12 @@ class Runner:
             return
         self._read_events()
         event, task = self.ending, self.task
-        if event and not event.blocking and not self.questions and task and not task.check:
+        if event and not self.questions and task and not task.check:
             written = self._transcript_event()
             counts = time.monotonic() - self.ending_at < UNSEEN_S
             if written:
                 counts = written.kind == "ended" and not written.blocking
-            if counts and not self.store.owed(self.name):
+            if counts and not self._more_to_come(self._whole(event)):
                 self._accept(event)
         assert self.exit_status is not None
         reason, how = "exited", "exit status"
@@ -10355,11 +10466,24 @@ class Runner:
 
     def _advance_held(self) -> None:
         """Accept the answer of the turn that was held (held_end), where nothing is left that would
-        start another turn: the agent took its workers' results by a `wait` of its own."""
-        event = self.held_end
-        if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
+        start another turn: the agent took its workers' results by a `wait` of its own, or its work
+        in the background ended without a word."""
+        if not self.held_end or self.phase != "idle":
             return
-        if not self._more_to_come() and not next_delivery(self._letters(), self.task):
+        if self.interrupted_at or self.delivery_open():
+            return
+        written = self._transcript_event()
+        if self._awaits_background() and self.row.entry_runs:
+            # Kimi Code 2.1.0 has no event for a turn that it begins by itself.
+            went_on = not written or written.text.strip() != self.held_end.text.strip()
+            if went_on:
+                self._begin_turn()
+            if went_on and written:
+                self._on_event(written, time.time())
+            if went_on:
+                return
+        event = self._whole(self.held_end)
+        if not self._more_to_come(event) and not next_delivery(self._letters(), self.task):
             self.held_end = None
             self.turns.pop()  # it had been noted as an earlier turn
             self._accept(event)
@@ -10409,6 +10533,8 @@ class Runner:
                     why = self.held_back
                 if self.held_end:
                     why = "its workers had not answered"
+                if self._awaits_background():
+                    why = self.why
                 self._time_out(f": {why}")
         if self.ordered and self.phase == "working" and now - self.pressed_at > SUBMIT_S:
             self._look_at_interrupt(now)

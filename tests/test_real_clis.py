@@ -1404,6 +1404,78 @@ def test_a_turn_whose_end_a_users_hook_blocks_goes_on_to_its_answer(place, cli, 
     assert (result["outcome"], result["answer"]) == ("done", "mended")
 
 
+LEFT_RUNNING = {  # how each CLI's model starts a sub-agent, or a shell, in the background
+    ("claude", "agent"): 'tool Agent {"description":"x","subagent_type":"general-purpose",'
+                         '"run_in_background":true,"prompt":"MOCK:sleep 4;say sub done"}',
+    ("codex", "agent"): 'tool spawn_agent {"message":"MOCK:sleep 4;say sub done"}',
+    ("copilot", "agent"): 'tool task {"name":"x","description":"x","mode":"background",'
+                          '"agent_type":"general-purpose","prompt":"MOCK:sleep 4;say sub done"}',
+    ("kimi", "agent"): 'tool Agent {"description":"x","subagent_type":"coder",'
+                       '"run_in_background":true,"prompt":"MOCK:sleep 4;say sub done"}',
+    ("qwen", "agent"): 'tool agent {"description":"x","subagent_type":"general-purpose",'
+                       '"run_in_background":true,"prompt":"MOCK:sleep 4;say sub done"}',
+    ("claude", "shell"): 'tool Bash {"command":"sleep 4","description":"x",'
+                         '"run_in_background":true}',
+    ("copilot", "shell"): 'tool bash {"command":"sleep 4","description":"x","mode":"async"}',
+    ("kimi", "shell"): 'tool Bash {"command":"sleep 4","description":"x",'
+                       '"run_in_background":true}',
+}  # fmt: skip
+
+
+def allow_all(place, cli):
+    path = place.home / "profiles" / f"real-{cli}.md"
+    path.write_text(path.read_text().replace("permissions: ask", "permissions: all"))
+
+
+@pytest.mark.parametrize(("cli", "kind"), LEFT_RUNNING, indirect=["cli"])
+def test_a_task_is_not_done_while_its_cli_works_in_the_background(place, cli, kind):
+    allow_all(place, cli)
+    task = f"MOCK:{LEFT_RUNNING[cli, kind]};say started"
+    (result,) = handoff(place, f"real-{cli}", task)["results"]
+    assert (result["outcome"], result["background"], result["seconds"] > 4) == ("done", [], True)
+    # All but Codex start a turn with what came of it.
+    texts = (["started"], "ok: ") if cli != "codex" else ([], "started")
+    assert (result["turns"], result["answer"][: len(texts[1])]) == texts
+
+
+@pytest.mark.parametrize("cli", ["claude", "copilot"], indirect=True)
+def test_an_answer_behind_which_the_cli_starts_another_turn_is_kept(place, cli):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 1")
+    (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};sleep 3;say whole")["results"]
+    assert "whole" in (result["answer"], *result["turns"])
+
+
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
+    put_loader(place, "SHELL_S = 6.0")
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 600")
+    (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say serving")["results"]
+    assert (result["answer"], len(result["background"])) == ("serving", 1)
+    assert any("left running in the background" in note for note in result["notes"])
+    (second,) = handoff(place, result["session"], "MOCK:say at once")["results"]
+    assert (second["answer"], second["seconds"] < 6) == ("at once", True)
+
+
+@pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "kimi"], indirect=True)
+def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "agent"].replace("sleep 4", "sleep 600")
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
+    session = task.partition(".")[0]
+    until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
+    if cli != "claude":  # whose state file says busy
+        until(lambda: place.state(session)["why"], lambda why: "it still runs agent" in why)
+    place.ok("stop", "--interrupt", session)
+    done = place.run("wait", task, "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    place.until_state(session, "ended")
+    (second,) = handoff(place, session, "MOCK:say again")["results"]
+    assert second["answer"] == "again"
+
+
 @pytest.mark.parametrize("goes_on", ["a hook blocked it", "a sub-agent runs"])
 def test_a_cli_that_is_killed_in_a_turn_that_went_on_has_no_answer(place, mock_llm, goes_on):
     install(place, "claude", mock_llm.port)
