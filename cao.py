@@ -519,6 +519,18 @@ class Look(NamedTuple):
 # ==== 4. Text =========================================================================
 
 
+def decode_given(content: bytes, source: str) -> str:
+    """Return the text in bytes that a person gave, such as a task; source names them in errors.
+    Raises UsageError where they are no UTF-8: a repaired text is not the one that was meant."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{source} is not UTF-8: byte {error.start + 1} is 0x{content[error.start]:02x}",
+            "convert it: iconv -f latin1 -t utf-8 (or -f utf-16, if PowerShell wrote it)",
+        ) from None
+
+
 def strip_controls(text: str) -> str:
     """Return text without control characters except newline and tab; CRLF becomes LF.
 
@@ -5348,7 +5360,7 @@ def read_profile(path: str) -> tuple[bytes, str]:
 def decode_profile(content: bytes, name: str, path: str, default: str = "") -> Profile:
     """Return the profile in the content of a file (path: for messages). One that names no provider
     gets default; "": what default_provider returns. Raises CaoError as parse_profile does."""
-    profile = parse_profile(content.decode(errors="replace"), name, path)
+    profile = parse_profile(decode_given(content, path), name, path)
     if profile.provider:
         return profile
     return profile._replace(provider=default or default_provider())
@@ -11854,7 +11866,7 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
     """Run a flow's script in its folder and return the variables it gives, None where it says
     not to run. Raises CaoError where it fails, or prints anything but the JSON of a verdict."""
     script = flow.beside(flow.script)
-    ran = run([script], SCRIPT_S, cwd=os.path.dirname(script))
+    ran = run([script], SCRIPT_S, cwd=os.path.dirname(script), errors="surrogateescape")
     verdict = parse_object(ran.out)
     execute, output = verdict.get("execute"), verdict.get("output", {})
     if ran.status or not isinstance(execute, bool) or not isinstance(output, dict):
@@ -11866,6 +11878,7 @@ def run_script(flow: Flow) -> dict[str, Any] | None:
         )
     if not execute:
         return None
+    decode_given(ran.out.encode(errors="surrogateescape"), f"the output of {script}")  # raises
     return output
 
 
@@ -11899,10 +11912,10 @@ def run_to_end(
 
 def read_flow(file: str) -> str:
     """Return the text of a flow's file, or of another that a person named. Raises UsageError
-    where it cannot be read."""
+    where it cannot be read, or is no UTF-8."""
     try:
-        with open(file, encoding="utf-8", errors="replace") as opened:
-            return opened.read()
+        with open(file, "rb") as opened:
+            return decode_given(opened.read(), f"the file {file}")
     except OSError as error:
         what = f"the file {file} cannot be read: {error.strerror}"
         raise UsageError(what, "check the path") from None
@@ -14437,8 +14450,8 @@ def _given_text(target: str, text: str | None) -> str:
     What is piped in beside an argument is not read, and that is said: it may be the rest of a
     list that a shell's loop goes through, or a pipe into which nobody ever writes.
 
-    Raises UsageError where it is left out and stdin is a terminal, or the target is a sentence:
-    then the target was left out.
+    Raises UsageError where it is no UTF-8; where it is left out and stdin is a terminal, or the
+    target is a sentence: then the target was left out.
     """
     if text is None and " " in target:
         raise UsageError(
@@ -14447,8 +14460,8 @@ def _given_text(target: str, text: str | None) -> str:
         )
     if text is None and sys.stdin.isatty():
         raise UsageError("there is no task", "cao handoff developer 'what to do', or pipe it in")
-    if text in (None, "-"):
-        return sys.stdin.buffer.read().decode(errors="replace").rstrip("\n")
+    if text is None or text == "-":
+        return decode_given(sys.stdin.buffer.read(), "what is piped in").rstrip("\n")
     pipe = select.poll()
     pipe.register(0, select.POLLIN)
     if stat.S_ISFIFO(os.fstat(0).st_mode) and any(sign & select.POLLIN for _, sign in pipe.poll(0)):
@@ -14458,7 +14471,12 @@ def _given_text(target: str, text: str | None) -> str:
                 "leave the argument out: (echo 'review this:'; git diff) | cao …",
             )
         )
-    return str(text)
+    return _argument(text)
+
+
+def _argument(text: str) -> str:
+    """Return a text that Python decoded for us. Raises UsageError where it was no UTF-8."""
+    return decode_given(text.encode(errors="surrogateescape"), "the text")
 
 
 def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
@@ -14814,8 +14832,8 @@ def cmd_discard(ask: Ask) -> None:
 def cmd_answer(ask: Ask) -> None:
     """Give the one answer in the arguments, or go through the open questions with the person."""
 
-    def give(*answer: Any, **how: Any) -> None:
-        done = ask.boss.answer(*answer, **how)
+    def give(session: str, text: str, question: str, **how: Any) -> None:
+        done = ask.boss.answer(session, _argument(text), question, **how)
         _print(ask, done, f"{done['session']}: {done['answered']}")
 
     if ask.args.answer is not None or ask.args.key or ask.args.dialog:

@@ -521,6 +521,37 @@ def test_a_tool_server_serves_in_a_directory_that_is_not_utf8(place):
     assert json.loads(process.stdout)["id"] == 1
 
 
+@pytest.mark.parametrize(("content", "words"), [
+    (b"demo: say caf\xe9\n", "byte 14 is 0xe9"),
+    ("demo: say x".encode("utf-16"), "byte 1 is 0xff"),
+], ids=["latin-1", "utf-16"])  # fmt: skip
+def test_a_task_that_is_not_utf8_is_refused_with_the_byte(place, content, words):
+    (place.work / "t.md").write_bytes(content)
+    for args in ("run", "demo", "--file", "t.md"), ("run", "demo"), ("schedule", "add", "t.md"):
+        with (place.work / "t.md").open() as stdin:
+            done = subprocess.run([*CAO, *args], env=place.env, cwd=place.work, check=False,
+                                  stdin=stdin, capture_output=True, text=True)  # fmt: skip
+        assert (done.returncode, done.stdout, words in done.stderr) == (2, "", True), done.stderr
+        assert "iconv" in done.stderr
+    assert place.live() == []
+
+
+@pytest.mark.parametrize("args", [
+    ("handoff", "demo", "demo: say caf\udce9"), ("send", "demo-abcd", "caf\udce9"),
+    ("answer", "demo-abcd", "no: caf\udce9"),
+], ids=["task", "message", "answer"])  # fmt: skip
+def test_an_argument_that_is_not_utf8_is_refused_with_the_byte(place, args):
+    done = place.run(*args)
+    assert (done.returncode, "the text is not UTF-8: byte" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_profile_that_is_not_utf8_is_refused_by_name(place):
+    (place.home / "profiles/cafe.md").write_bytes(b"---\nprovider: demo\n---\nSay caf\xe9.\n")
+    done = place.run("handoff", "cafe", "demo: say x")
+    assert (done.returncode, "cafe.md is not UTF-8: byte 31 is 0xe9" in done.stderr) == (2, True)
+    assert "cafe" in place.ok("profiles")
+
+
 def test_a_tool_refuses_a_nul_in_a_path_or_a_name(client):
     for more in ({"cwd": "a\0b"}, {"target": "demo\0"}, {"check": "true\0"}):
         result = client.call("handoff", **{"target": "demo", "task": "demo: say x", **more})

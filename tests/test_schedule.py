@@ -221,10 +221,11 @@ def test_of_what_a_script_prints_the_record_has_the_end(plan):
     ("""echo '{"execute": true, "output": [1]}'""", ("output",)),
     ("echo '[]'", ("[]",)),
     ("printf '\\377\\000'", ("exit status 0",)),
+    ("""printf '{"execute": true, "output": {"x": "\\351"}}'""", ("not UTF-8: byte 36 is 0xe9",)),
     ("echo before; sleep 60", ("took longer than 1 s", "before")),
     ("echo before; setsid sleep 60 & exit 0", ("exit status 0", "before")),
     (GO, ("[[x]]",)),
-], ids="fails garbage no-bool no-object a-list bytes hangs leaves too-few".split())  # fmt: skip
+], ids="fails garbage no-bool no-object list bytes latin hangs leaves too-few".split())  # fmt: skip
 def test_a_script_that_goes_wrong_fails_the_run_with_its_output(plan, monkeypatch, script, words):
     monkeypatch.setattr(cao, "SCRIPT_S", 1.0)
     name = plan.write(script=script, body="demo: say [[x]]")
