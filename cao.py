@@ -12244,7 +12244,7 @@ class Schedule:
         """Write a run's first record, as skipped where one before it goes on (overlap: skip).
 
         For the runs before it whose process was killed, do what that process no longer can: end
-        their sessions, report them and write down that they are lost.
+        what they left, report them and write down that they are lost.
         """
         for before in self.runs(flow.name):
             if before["reason"] == "killed" and not before["ended_at"]:
@@ -12256,12 +12256,16 @@ class Schedule:
         self._save(record)
 
     def _end_task(self, record: dict[str, Any]) -> None:
-        """End the session that a killed run has left; put the task's answer, if there is one, into
-        the run's record, which the caller saves."""
-        boss = self._boss()
+        """End the session that a killed run has left, if it is still at the run's task, and nobody
+        gave it another; put the task's answer, if there is one, into the run's record, which the
+        caller saves. A session whose task is done may be a person's by now: if not, it closes as
+        any idle one does."""
+        boss, task = self._boss(), record["task"]
         try:
-            boss.end(self.store.session_of(record["task"]))
-            waited = boss.await_tasks([record["task"]], STOP_S)
+            session = self.store.session_of(task)
+            if self.store.task_meant(session) == task and not self.store.has_result(task):
+                boss.end(session)
+            waited = boss.await_tasks([task], STOP_S)
             for result in waited.results:
                 record["answer"] = result.answer
             waited.told()

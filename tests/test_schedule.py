@@ -401,6 +401,30 @@ def test_the_answer_of_a_task_that_survived_its_run_is_kept(plan):
     ]  # fmt: skip
 
 
+@pytest.mark.tmux
+@pytest.mark.parametrize(("body", "answer"), [
+    ("demo: sleep 0.5; say report", "report"), ("demo: sleep 60", ""),
+], ids=["done", "under-way"])  # fmt: skip
+def test_what_a_person_gave_the_session_of_a_killed_run_goes_on(plan, monkeypatch, body, answer):
+    monkeypatch.setattr(cao, "STOP_S", 0.1)
+    place = plan.place
+    killed = begin(plan, plan.write(script=GO, body=body))
+    (session,) = until(place.live)
+    place.until_state(session, "working")
+    kill(killed.pid)
+    killed.wait()
+    first = plan.runs("daily")[0]["task"]
+    until(lambda: place.store.has_result(first), bool(answer))
+    task = place.ok("assign", session, "demo: sleep 60").strip()
+    place.until_state(session, "working")
+    plan.write(script=NO)
+    plan.run("daily")
+    assert [(r["outcome"], r["answer"]) for r in plan.runs("daily")] == [
+        ("lost", answer), ("skipped", ""),
+    ]  # fmt: skip
+    assert (place.state(session)["state"], place.store.has_result(task)) == ("working", False)
+
+
 def test_a_run_killed_in_its_script_is_lost_and_not_run_again(plan):
     ran = plan.place.work / "ran"
     name = plan.write(script=f"echo x >> {ran}; sleep 30")
