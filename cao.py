@@ -7601,7 +7601,9 @@ def worktree_start(cwd: str, own: str = "") -> tuple[str, str]:
     there is no repository, or no commit in it, NotAllowedError where it is not own, by its path
     ("": any)."""
     repository, path = find_repository(cwd)
-    if own and repository != os.path.realpath(own):
+    # Its .git may be a link. Another link to the same place does not count: an agent could make
+    # one, and let it lead elsewhere later.
+    if own and repository not in (own, os.path.realpath(own)):
         raise NotAllowedError(
             f"an agent gets worktrees of the repository that it is in ({own}), not of {repository}",
             "do without a worktree, or a person has to start it: cao handoff --worktree",

@@ -328,6 +328,22 @@ def test_no_worktree_is_made_from_a_repository_that_an_agent_wrote(repo, way):
         assert "an agent gets worktrees of the repository that it is in" in text
 
 
+def test_an_agent_gets_worktrees_where_git_is_a_link_but_not_by_a_link_of_its_own(repo):
+    """Google's `repo` makes such a link in each of its projects."""
+    (repo.work / ".git").rename(repo.folder / "r.git")
+    (repo.work / ".git").symlink_to(repo.folder / "r.git")
+    evil = repo.work / "evil"
+    evil.mkdir()
+    (evil / ".git").symlink_to(repo.folder / "r.git")
+    client = McpClient(repo)
+    more = {"target": "demo", "task": "demo: say done", "worktree": True}
+    (result,) = client.call("handoff", **more)["structuredContent"]["results"]
+    assert result["answer"] == "done"
+    assert client.call("handoff", **more, cwd=str(evil))["isError"]
+    path, env = result["worktree"]["path"], {"CAO_SESSION": result["session"]}
+    assert "deeper" in repo.ok("handoff", "demo", "demo: say deeper", "--worktree", cwd=path, **env)
+
+
 @pytest.mark.parametrize("way", ["bare", "within"])
 def test_a_worker_gets_no_worktree_of_what_it_wrote_in_its_own(repo, way):
     session, path = worker(repo)
