@@ -15151,8 +15151,9 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
     file = os.path.abspath(ask.args.name)
     flow = parse_flow(read_flow(file), file)
     passed: Sequence[str] = ()
+    name = flow.agent_profile.partition("@")[0]  # without the machine, if it names one
     try:
-        profile = ask.boss.profile(flow.agent_profile, flow.beside(flow.working_directory))
+        profile = ask.boss.profile(name, flow.beside(flow.working_directory))
         passed = (profile.settings.get("env") or {}).get("pass") or ()
     except CaoError as error:  # it may come later
         _say_error(CaoError(f"flow {flow.name} could not run now: {error.what}", error.fix))

@@ -60,6 +60,14 @@ def test_a_flows_mistyped_key_is_named_with_the_nearest(place):
     assert (done.returncode, done.stderr) == (0, words)
 
 
+def test_a_flow_for_another_machine_is_added_with_its_profiles_variables(place):
+    place.profile("worker", "---\nprovider: demo\nenv: {pass: [MY_VAR]}\n---\n")
+    (place.work / "f.md").write_text(flow_text(agent_profile="worker@box"))
+    done = place.run("schedule", "add", "f.md", MY_VAR="mine")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((place.home / "flows/daily/env").read_text())["MY_VAR"] == "mine"
+
+
 @pytest.mark.parametrize(("settings", "words"), [
     ({"name": "a/b"}, "'name' cannot be 'a/b'"), ({"name": "-x"}, "'name' cannot be '-x'"),
     ({"name": '"a\\nb"'}, "'name' cannot be"), ({"name": "ü"}, "'name' cannot be 'ü'"),
