@@ -7517,7 +7517,8 @@ def _sure_directory(folder: str) -> str:
         raise CaoError(
             f"the worktree's .git file was changed, or its repository does not know it any more:"
             f" {folder}/.git is not what git wrote there, and git would run what it leads to",
-            "in the repository, not there: git worktree repair; or save the files, then:"
+            "in the repository, not there: git worktree repair (if the worktree was moved: git"
+            f" worktree repair {_in_shell(folder)}); or save the files, then:"
             f" cao discard {os.path.basename(folder)} --yes",
         )
     return directory

@@ -151,6 +151,20 @@ def test_a_git_file_that_was_changed_is_mended_as_the_error_says(repo):
     assert (repo.work / "new.txt").exists()
 
 
+def test_a_runtime_directory_that_was_moved_is_mended_as_the_error_says(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("work\n")
+    repo.ok("stop", "--all")
+    repo.home = repo.home.rename(repo.folder / "moved")
+    repo.env["CAO_HOME"] = str(repo.home)
+    path = repo.home / "worktrees" / session
+    fix = f"git worktree repair {path})"
+    refused(repo, "merge", session, code=1, said="does not know it any more", fix=fix)
+    git(repo.work, "worktree", "repair", str(path))
+    repo.ok("merge", session)
+    assert (repo.work / "new.txt").exists()
+
+
 def test_nor_where_the_folder_of_all_worktrees_is_a_link(repo):
     with_worktrees_behind_a_link(repo)
     session, path = worker(repo)
