@@ -7852,7 +7852,8 @@ def worktree_session(boss: Orchestrator, name: str, to_change: bool = False) -> 
     if session.host:
         raise UsageError(
             f"{name} works on {session.host}: git there knows its branch, not git here",
-            f"git fetch {_in_shell(f'{session.host}:{session.cwd}')} BRANCH; its result names it",
+            f"git fetch {session.host}:PATH BRANCH, as its result names them (cao wait {name}"
+            " --json: worktree); what is not committed there does not come",
         )
     if not session.worktree:
         raise UsageError(

@@ -352,7 +352,9 @@ def test_a_worktree_is_made_there(far):
     git = ("git", "-C", str(far.machine.work), "-c", "user.name=x", "-c", "user.email=x@x")
     far.machine.in_it("git", "init", "-q", str(far.machine.work))
     far.machine.in_it(*git, "commit", "-q", "--allow-empty", "-m", "first")
-    done = handoff(far, "demo: say done", "--worktree", "--json")
+    far.machine.in_it("mkdir", "work/sub")
+    below = ("--cwd", f"{far.machine.work}/sub")
+    done = handoff(far, "demo: say done", "--worktree", "--json", *below)
     (result,) = json.loads(done.stdout)["results"]
     (there,) = far.machine.sessions()
     assert result["worktree"]["branch"] == f"cao/{there}"
@@ -360,13 +362,10 @@ def test_a_worktree_is_made_there(far):
     assert far.ok("handoff", far.live()[0], "demo: say again") == "again\n"
     refused = far.run("merge", far.live()[0])
     assert refused.returncode == 2
-    assert "box" in refused.stderr
-
-
-def test_a_directory_there_can_be_pasted_with_the_command_that_fetches_its_branch(place):
-    session = cao.Session("demo-2222", "agent", "demo", "demo", "/tmp/x $(touch y)", host="box")
-    place.store.create(session)
-    assert "git fetch 'box:/tmp/x $(touch y)' BRANCH;" in place.run("diff", "demo-2222").stderr
+    assert "git fetch box:PATH BRANCH, as its result names them" in refused.stderr
+    tree = wait(far, far.live()[0])["worktree"]
+    far.machine.in_it("git", "init", "-q", "mine")
+    far.machine.in_it("git", "-C", "mine", "fetch", "-q", tree["path"], tree["branch"])
 
 
 def test_an_agent_gets_a_worktree_there_only_of_the_repository_at_its_own_path(far):
