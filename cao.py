@@ -274,7 +274,7 @@ ENV_DEFAULT = (
     " HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy"
     " SSL_CERT_FILE SSL_CERT_DIR NODE_EXTRA_CA_CERTS"
 ).split()
-# Our own settings: an agent's own cao goes by them too.
+# Our own settings: an agent's own cao goes by them too, and takes no other from its environment.
 PASSED_ON = (
     "TMUX_TMPDIR CAO_NOTIFY CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
     " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S CAO_SSH"
@@ -5562,14 +5562,15 @@ class Orchestrator:
 
         The first use writes the server's configuration; each use, where the socket's file is gone,
         has the living runners bring it back. The path of the user's own conf (CAO_TMUX_CONF) is
-        noted in the home: whichever process starts the server reads it. Raises UsageError where
-        there is no such file, TmuxError where there is no tmux.
+        noted in the home: whichever process starts the server reads it. An agent of ours does not
+        set it: Gemini CLI and Qwen Code take variables from the folder's `.env`. Raises UsageError
+        where there is no such file, TmuxError where there is no tmux.
         """
         if self._tmux is None:
             prefix = f"{self.store.home}/tmux"
             base, note, guards = f"{prefix}.conf", f"{prefix}-own-conf", f"{prefix}-guards.conf"
             texts = {base: TMUX_CONF, guards: TMUX_GUARDS}
-            if "CAO_TMUX_CONF" in os.environ:
+            if "CAO_TMUX_CONF" in os.environ and not self.caller.worker:
                 texts[note] = ""  # an empty one takes it back
                 if own_conf := os.path.expanduser(os.environ["CAO_TMUX_CONF"]):
                     if not os.path.isfile(own_conf):

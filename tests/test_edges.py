@@ -172,6 +172,9 @@ def test_the_users_tmux_conf_is_kept_until_it_is_taken_back(place):
     assert prefix(CAO_TMUX_CONF="") == "C-b"
     assert prefix() == "C-b"
     assert prefix(CAO_TMUX_CONF=str(conf)) == "C-a"
+    session = place.ok("assign", "demo", "demo: say x").partition(".")[0]
+    for agents in "", "/nonexistent/conf":  # an agent's, by its folder's .env say, is none
+        assert prefix(CAO_TMUX_CONF=agents, CAO_SESSION=session) == "C-a"
     conf.unlink()  # cao works on without it
     assert prefix() == "C-b"
 

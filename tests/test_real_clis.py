@@ -1528,7 +1528,8 @@ def test_hooks_of_a_hostile_repository_do_not_run_because_of_us(place, mock_llm,
 @pytest.mark.parametrize("name", ["gemini", "qwen"])
 def test_a_folders_env_file_makes_no_setting_of_caos(place, mock_llm, name):
     install(place, name, mock_llm.port)
-    (place.work / ".env").write_text("CAO_NOTIFY=touch notified\nCAO_MAX_WAITING=1\n")
+    lines = f"CAO_NOTIFY=touch notified\nCAO_MAX_WAITING=1\nCAO_TMUX_CONF={place.work}/.env\n"
+    (place.work / ".env").write_text(lines)
     tool = {"gemini": "mcp_cao_handoff", "qwen": "mcp__cao__handoff"}[name]
     inner = json.dumps({"target": "demo", "task": "demo: say x"})
     handoff(place, f"real-{name}", f"MOCK:tool {tool} {inner};say went on")
@@ -1536,6 +1537,7 @@ def test_a_folders_env_file_makes_no_setting_of_caos(place, mock_llm, name):
     env = json.loads((worker / "launch/env.json").read_text())
     assert (env["CAO_NOTIFY"], env["CAO_MAX_WAITING"]) == ("", "")
     assert not (place.work / "notified").exists()
+    assert not (place.home / "tmux-own-conf").exists()
 
 
 @pytest.mark.parametrize("trust", ["yes", "no"])
