@@ -11775,6 +11775,9 @@ class Flow(NamedTuple):
 _SCHEDULE_FORM = (
     "write it like '0 9 * * 1-5' (minute hour day month weekday) or @daily, as in crontab(5)"
 )
+_TIMER = (  # when its service ends, systemd ends all that it started: our tmux server, too
+    "a systemd timer (with KillMode=process in its service, else a run's end ends all sessions)"
+)
 _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
     ("name", r"\w[\w-]{0,63}", "use letters, digits, - and _"),
     (  # crontab judges the fields: here, nothing but five of them may get into its line
@@ -11788,14 +11791,14 @@ _FLOW_FORMS = (  # a key, what its value must look like, and what to write else
     (
         "overlap",
         "skip|parallel",
-        "write skip or parallel: cron keeps no run waiting. OnUnitInactiveSec= of a systemd timer"
-        " starts the next one when the last has ended",
+        "write skip or parallel: cron keeps no run waiting. To start the next one when the last has"
+        f" ended, use {_TIMER} with OnUnitInactiveSec=",
     ),
     (
         "catch_up",
         "(False)?",
-        "leave it out: cron never runs what it missed. A systemd timer with Persistent=true"
-        " does, and launchd: let these call cao schedule run NAME",
+        "leave it out: cron never runs what it missed. Let launchd call cao schedule run NAME, or"
+        f" {_TIMER} with Persistent=true",
     ),
     ("provider", "|".join({"", *PROVIDERS} - {"command"}), ", ".join(PROVIDERS)),
 )
@@ -11824,8 +11827,8 @@ def parse_flow(text: str, file: str) -> Flow:
     if str(given["timezone"]) not in ("", zone, time.tzname[0]):
         raise CaoError(
             f"{file}: 'timezone' cannot be {given['timezone']!r}",
-            "leave it out, and write the schedule in this machine's time: cron goes by that."
-            " OnCalendar= of a systemd timer may name a zone",
+            "leave it out, and write the schedule in this machine's time: cron goes by that. For"
+            f" another zone, use {_TIMER} with OnCalendar=",
         )
     if not isinstance(given["on_failure"], (list, tuple)):
         what = f"{file}: 'on_failure' cannot be {given['on_failure']!r}"

@@ -98,6 +98,7 @@ def test_what_cron_cannot_do_is_refused_with_the_reason_and_the_way(settings, re
     assert "/x/daily.md" in caught.value.what
     assert reason in caught.value.fix
     assert way in caught.value.fix
+    assert "KillMode=process" in caught.value.fix  # where it names a systemd timer
 
 
 def test_what_asks_cron_for_nothing_is_no_reason_to_refuse():
