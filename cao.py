@@ -2577,8 +2577,10 @@ def _start_copilot(launch: Launch) -> Start:
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
     if mode == "edits":  # git, or its next session, runs what is in these
-        kept = ".git .git/** .github/hooks/** .github/copilot/** .github/mcp.json .github/lsp.json"
-        kept += " .claude/settings*.json .vscode/mcp.json .mcp.json"
+        # A custom agent names MCP servers, and an extension is a program.
+        kept = ".git .git/** .github/agents/** .github/copilot/** .github/extensions/**"
+        kept += " .github/hooks/** .github/mcp.json .github/lsp.json"
+        kept += " .claude/** .vscode/mcp.json .mcp.json"
         argv += [f"--deny-tool=write(**/{path})" for path in kept.split()]
         hooks["PermissionRequest"]["matcher"] = "(?!([Ee]dit|[Cc]reate|[Ww]rite)$).*"
     elif mode != "ask":

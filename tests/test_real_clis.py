@@ -631,7 +631,12 @@ RUN = {
     "opencode": (".git/config", ".opencode/plugin/x.js", "opencode.json", "tui.json"),
     "qwen": (".git/config", ".qwen/x.json"),  # its settings.json it changes itself
     "gemini": (".git/config", ".gemini/settings.json"),
-    "copilot": (".git/config", ".github/hooks/x.json", ".mcp.json", ".vscode/mcp.json"),
+    "copilot": (
+        *(".git/config", ".github/hooks/x.json", ".mcp.json", ".vscode/mcp.json"),
+        # Custom agents name MCP servers.
+        *(".github/agents/x.agent.md", ".claude/agents/x.md", "sub/.github/agents/x.agent.md"),
+        ".github/extensions/x/extension.mjs",
+    ),
 }
 
 
