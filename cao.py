@@ -1326,6 +1326,9 @@ class Provider(NamedTuple):
     always: bool = False  # ... and it takes "always": not again in this session
     shows: bool = False  # ... and a person may answer in its dialog meanwhile, unheard by us
     asks_own: bool = False  # it asks about the tools of cao too, and no setting stops that
+    # Regex of its dialog, where parallel calls are asked about one after the other. Its groups are
+    # all of a shell command as it is drawn, and the name of another tool.
+    dialog: str = ""
 
     # ---- what its screen shows: regexes ----
 
@@ -1765,6 +1768,24 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     if row.always and exact:
         return yes, no, Option("always", f"{what}, in this session")
     return yes, no
+
+
+# What a dialog may draw around a command's lines, and the blanks at which it breaks these.
+_DRAWN = re.compile(r"[│·\s]+")
+
+
+def dialog_subject(payload: dict[str, Any]) -> tuple[str, str] | None:
+    """Return what the dialog of a call shows (Provider.dialog), for which a hook asks: its shell
+    command without what is _DRAWN, and the name of a tool that is no shell. One of them is "".
+
+    None for a command that may not be drawn as it is."""
+    tool, command = text_at(payload, "tool_name"), text_at(payload, "details.command")
+    if tool == "Bash":  # Kimi Code 2.1.0, which draws a description below the command
+        words = [text_at(payload, f"tool_input.{key}") for key in ("command", "description")]
+        tool, command = "", " ".join(words)
+    if not command.replace("\n", "").isprintable():
+        return None
+    return _DRAWN.sub("", command), tool
 
 
 def hook_reply(row: Provider, payload: dict[str, Any], answer: str, words: str) -> dict[str, Any]:
@@ -2898,6 +2919,9 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
         untypable=r"\A\s|\A[!/?]|\s\Z|\\\Z|@\S", letters="home/.gemini/tmp/cao/",
         proven="0.61.0", asks="keys", mid_turn="transcript",
+        # A line of the command stands inside both frames, and cannot begin as they do.
+        dialog=r"^╭─+╮\n│ \? Shell .*\n(?:│.*\n)*?│ ╭─+╮ │\n((?:│ │ .* │ │\n)+)│ ╰─+╯ │\n"
+               r"│ Allow execution of \[Shell\]\?()(?![\s\S]*^╭)",
     ),
     Provider(
         "qwen", "qwen", _start_qwen, login="qwen",
@@ -3004,6 +3028,10 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # What stands in the frame of the input line is typed.
         composer=r"\s*│ >(?!(?:.*\n)*?[^│\n]*(?:↵ c|Enter select))(.*?)│?$",
         busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
+        # No line of a command begins as the frame does, and the options end at it.
+        dialog=r"^ ─+\n {3}▶ (?:Run this command\?\n\n(?: {3}(?:cwd|Dangerous): .*\n)* {3}\$ "
+               r"(.*\n(?:(?: {3}.*)?\n)*?)|Approve (\S+)\?\n(?:(?: {3}.*)?\n)+?)\n"
+               r"(?: {3}[▶ ] \d\. .*\n){4}\n {3}↑/↓ .*\n ─+\n(?![\s\S]*^ ─)",
         retries=r"Retrying \((\d+/\d+)\)",
         deaf=True,  # it queues the next one for ever
         logged_out=r"(?m)Model: +not set, run /login|^\W*OAuth login expired",
@@ -9031,6 +9059,8 @@ class Runner:
         self.orders: dict[str, dict[str, Any]] = {}
         # The id of a question -> how many looks saw no dialog (_look_at_questions).
         self.looks: dict[str, int] = {}
+        # The id of a question that a hook asked -> what its dialog shows (dialog_subject).
+        self.subjects: dict[str, tuple[str, str] | None] = {}
         self.tried: list[str] = []  # what cao answered by itself, an entry for each time
         self.popups: set[str] = set()  # the tmux clients in which a popup asks
         self.refused = False  # cao pressed Esc for a person's "no": the words begin a new turn
@@ -9273,6 +9303,7 @@ class Runner:
         elif value_at(payload, "details.type") == "mcp":
             # Gemini CLI 0.61.0 does not tell the arguments: only its dialog shows them.
             kind, options = "screen", ()
+        self.subjects[name] = dialog_subject(payload)
         question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
         self.questions[name] = question
         self._answer_ourselves(question)  # before it is shown to anybody
@@ -10116,11 +10147,15 @@ class Runner:
     def _hook_under_way(self) -> bool:
         """Tell whether a hook has to say what was not read yet: it still runs, or has just left
         its event. On a busy machine a dialog is drawn, and even a turn over, seconds before."""
-        # Only at a line's end: Codex has its hooks on its own command line.
-        running = rf"(?m)\bhook\W+{re.escape(self.folder)}\W*$"
-        if re.search(running, command_lines()):
+        if self._hook_runs():
             return True
         return self.store.events(self.name) != []  # read last: a hook that has ended left its event
+
+    def _hook_runs(self) -> bool:
+        """Tell whether a hook of this session's runs."""
+        # Only at a line's end: Codex has its hooks on its own command line.
+        running = rf"(?m)\bhook\W+{re.escape(self.folder)}\W*$"
+        return bool(re.search(running, command_lines()))
 
     def _look_at_questions(self) -> None:
         """Close the questions that were answered at the CLI's own dialog, for it is gone; show
@@ -10996,33 +11031,30 @@ class Runner:
     def _dialog_shows(self, question: Question) -> bool:
         """Tell whether the dialog that is drawn is certainly that of this question.
 
-        Gemini CLI 0.61.0 tells of parallel calls in any order, of each before its dialog can be
-        drawn, and asks about one after the other. So with one open it is taken for granted. Of
-        several, its dialog has to show the whole command of this question, and of no other."""
-        screen = self._screen()
-        for entry, _, payload in self.store.events(self.name):
-            if entry not in self.dealt and payload.get("notification_type") == "ToolPermission":
-                return False
-        asked_by_keys = [q for q in self.questions.values() if q.where == "keys"]
-        if len(asked_by_keys) < 2:
+        Gemini CLI 0.61.0 and Kimi Code 2.1.0 tell of parallel calls in any order, of each before
+        its dialog can be drawn, and ask about one after the other. So with one open, and no hook
+        that runs, it is taken for granted. Else its dialog has to show the whole command of this
+        question, and of no other. A tool of cao's it always has to show: nobody is asked then."""
+        if not self.row.dialog:
             return True
-        # A line of the command stands inside both frames, and cannot begin as they do.
-        found = re.match(
-            r"─+╮\n│ \? Shell (?:.*\n)+?│ ╭─+╮ │\n((?:│ │ .* │ │\n)+)│ ╰─+╯ │\n"
-            r"│ Allow execution of \[Shell\]\?",
-            screen.rpartition("\n╭")[2],
-        )
-        if not found:
-            return False
-        shown = "".join(line[4:-4] for line in found[1].splitlines())
-        texts = set()
-        for other in asked_by_keys:
-            command = other.text.partition(": ")[2].rpartition("\nrootCommand: ")[0]
-            if re.search(r"[^\n -~]", command):
-                return False  # it may not be drawn as it is
-            if command and "".join(command.split()) == "".join(shown.split()):
-                texts.add(other.text)
-        return texts == {question.text}
+        shown = None
+        if found := re.search(self.row.dialog, self._screen(), re.M):
+            shown = (_DRAWN.sub("", found[1] or ""), found[2] or "")
+        if OWN_TOOL.match(question.text):
+            return shown == self.subjects.get(question.id)
+
+        read_event = self.row.read_event or read_hook
+        for entry, _, payload in self.store.events(self.name):
+            event = read_event(payload)
+            if entry not in self.dealt and event and event.kind == "asked":
+                return False
+        # A "screen" may be the dialog of a call whose hook died.
+        rivals = [q for q in self.questions.values() if q.where == "keys" or q.kind == "screen"]
+        if len(rivals) < 2 and not self._hook_runs():
+            return True
+        subjects = {rival.text: self.subjects.get(rival.id) for rival in rivals}
+        same = [text for text, subject in subjects.items() if subject == shown]
+        return None not in subjects.values() and same == [question.text]
 
     def _answer_ourselves(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
@@ -11031,6 +11063,9 @@ class Runner:
         trust_words, key = self.row.trusts
         if self.row.asks_own and OWN_TOOL.match(question.text):
             what, key = question.id, "1"
+            # The first try waits for its dialog. Then another's may stand before it for long.
+            if what in self.tried and not self._dialog_shows(question):
+                return
         elif not trust_words or question.kind != "screen" or not self.launch.profile.trust:
             return
         else:

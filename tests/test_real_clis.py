@@ -1125,6 +1125,65 @@ def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
     assert place.ok("wait", task) == "went on\n"
 
 
+def kimi_sub_agents(*scripts):
+    """Return a task that has sub-agents do these side by side."""
+    given = {"description": "x", "subagent_type": "coder"}
+    calls = (
+        f"tool Agent {json.dumps({**given, 'prompt': f'MOCK:{script};say hi'})}"
+        for script in scripts
+    )
+    return f"MOCK:{' & '.join(calls)};say went on"
+
+
+def test_kimis_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
+    """It asks about one after the other, and cao alone answers where it asks about cao's own."""
+    install(place, "kimi", mock_llm.port)
+    files = [place.work / "fürst", place.work / "second"]
+    calls = [f"tool Bash {json.dumps({'command': f'touch {file}'})}" for file in files]
+    calls[1:] = [f"sleep 1;{calls[1]}", "sleep 2;tool list_sessions {}"]
+    task = place.ok("assign", "real-kimi", kimi_sub_agents(*calls)).strip()
+    session = task.partition(".")[0]
+    until(lambda: len(place.state(session).get("questions", [])), 3, 180)
+    first, second, _ = sorted(place.state(session)["questions"], key=lambda q: q["text"])
+    wrong = place.run("answer", session, "yes", "--question", second["id"])
+    assert (wrong.returncode, "answer that one first" in wrong.stderr) == (1, True), wrong
+    assert not any(file.exists() for file in files)
+    for question in (first, second):
+        place.ok("answer", session, "yes", "--question", question["id"])
+    assert place.ok("wait", task) == "went on\n"
+    assert all(file.exists() for file in files)
+
+
+LOST_HOOK = """
+put_event = Store.put_event
+def put_unless_bash_asks(store, folder, payload):
+    if '"PermissionRequest"' in payload and '"Bash"' in payload:
+        os._exit(1)
+    put_event(store, folder, payload)
+Store.put_event = put_unless_bash_asks
+"""
+
+
+def test_cao_presses_no_key_in_kimis_dialog_for_another_call_than_its_own(place, mock_llm):
+    install(place, "kimi", mock_llm.port)
+    put_loader(place, LOST_HOOK)
+    made = place.work / "made"
+    bash = f"tool Bash {json.dumps({'command': f'touch {made}'})}"
+    calls = kimi_sub_agents(bash, "sleep 1;tool list_sessions {}")
+    task = place.ok("assign", "real-kimi", calls).strip()
+    session = task.partition(".")[0]
+
+    def asks():
+        asked = place.state(session).get("questions", [])
+        return made.exists() or any("mcp__cao__" in question["text"] for question in asked)
+
+    until(asks, timeout_s=180)
+    assert not made.exists()
+    place.tmux("send-keys", "-t", f"={session}:", "1")
+    assert place.ok("wait", task) == "went on\n"
+    assert made.exists()
+
+
 @pytest.mark.parametrize(
     ("cli", "tool", "given"),
     [

@@ -437,6 +437,7 @@ def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons
     runner.row = SimpleNamespace(trusts=("Do you trust this?", "1"), asks_own=True)
     runner.begun, runner._screen = False, lambda: "\n╭──╮\n│ Do you trust this? │\n╰──╯"
     runner.launch = SimpleNamespace(profile=SimpleNamespace(trust=True))
+    runner._dialog_shows = lambda question: True
     runner.tried, pressed = [], []
     runner._press = lambda question, key: pressed.append(key)
     text = {"screen": "Do you trust this?", "permission": "mcp__cao__wait"}[kind]
@@ -451,6 +452,20 @@ CUT = "... first 29 lines hidden (Ctrl+O to show) ..."
 FAKED = ("# x", "╭────╮", f"│ {GOOD} │", "╰────╯", "Allow execution of [Shell]?")
 
 
+def runner_that_asks(cli, payloads):
+    """Return a Runner with the open questions of these hooks, each under its name; none runs."""
+    runner = cao.Runner.__new__(cao.Runner)
+    runner.name, runner.dealt, runner.row = "w-2222", {"read"}, cao.PROVIDERS[cli]
+    runner.questions, runner.subjects = {}, {}
+    for name, payload in payloads.items():
+        event = (runner.row.read_event or cao.read_hook)(payload)
+        runner.questions[name] = cao.Question(name, "permission", event.text, where="keys")
+        runner.subjects[name] = cao.dialog_subject(payload)
+    runner.store = SimpleNamespace(events=lambda _: [])
+    runner._hook_runs = lambda: False
+    return runner
+
+
 @pytest.mark.parametrize(
     ("drawn", "more", "shows"),
     [
@@ -462,6 +477,10 @@ FAKED = ("# x", "╭────╮", f"│ {GOOD} │", "╰────╯", "
         ((GOOD,), {"tool": "WriteFile"}, False),
         ((GOOD,), {"asks": "To run [Shell], allow access to the following?"}, False),
         ((GOOD,), {"unread": True}, False),
+        (("touch gôod",), {"good": "touch gôod"}, True),
+        ((GOOD,), {"screen": True}, False),  # a dialog whose hook died
+        ((GOOD,), {"alone": True, "hook": True}, True),
+        (FAKED, {"alone": True, "hook": True}, False),
         ((f"touch evil # {GOOD}",), {}, False),
         ((CUT, GOOD), {}, False),
         (FAKED, {}, False),
@@ -477,18 +496,67 @@ def test_of_several_questions_a_dialog_is_that_of_which_it_shows_all(drawn, more
     command = framed(*drawn, width=66)
     tool, asks = more.get("tool", "Shell"), more.get("asks", "Allow execution of [Shell]?")
     screen = framed(f"? {tool}  {GOOD}", *command, asks, "", "● 1. Allow once")
-    runner = cao.Runner.__new__(cao.Runner)
-    runner.name, runner.dealt, runner.questions = "w-2222", {"read"}, {}
-    for name, asked in (("good", GOOD), ("evil", more.get("other", f"touch evil # {GOOD}"))):
-        text = f"Confirm Shell Command: {asked}\nrootCommand: touch"
-        runner.questions[name] = cao.Question(name, "permission", text, where="keys")
+    asked = {"good": more.get("good", GOOD), "evil": more.get("other", f"touch evil # {GOOD}")}
+    told = {"notification_type": "ToolPermission", "hook_event_name": "Notification"}
+    told["details"] = {"type": "exec", "title": "Confirm Shell Command"}
+    runner = runner_that_asks(
+        "gemini",
+        {
+            name: {**told, "details": {**told["details"], "command": command}}
+            for name, command in asked.items()
+        },
+    )
     if more.get("alone"):
         del runner.questions["evil"]
-    told = {"notification_type": "ToolPermission"}
+    if more.get("screen"):
+        runner.questions["found"] = cao.Question("found", "screen", "Allow execution?")
+    runner._hook_runs = lambda: bool(more.get("hook"))
     events = [("read", 0.0, told), ("new", 0.0, told if more.get("unread") else {})]
     runner.store = SimpleNamespace(events=lambda _: events)
     runner._screen = lambda: "\n".join(["what was said before", *framed(GOOD), *screen])
     assert runner._dialog_shows(runner.questions["good"]) is shows
+
+
+KIMI_OPTIONS = (
+    *("▶ 1. Approve once", "  2. Approve for this session", "  3. Reject"),
+    *("  4. Reject with feedback", "", "↑/↓ select · 1/2/3/4 choose · ↵ confirm"),
+)
+RUNS = ("▶ Run this command?", "", "cwd: /tmp", "$ ")
+
+
+@pytest.mark.parametrize(
+    ("drawn", "shown"),
+    [
+        ((*RUNS[:3], "$ touch good", ""), "good"),
+        ((*RUNS[:3], "Dangerous: sudo", "$ touch", "  good", ""), "good"),  # a long line goes on
+        ((*RUNS[:3], "$ touch evil #", "· touch good", ""), "evil"),
+        ((*RUNS[:3], "$ touch told", "  why", ""), "told"),  # its description
+        ((*RUNS[:3], "$ touch good", "", *KIMI_OPTIONS, ""), None),  # the command goes on below
+        ((*RUNS[:3], "$ touch other", ""), None),
+        (("▶ Approve mcp__cao__wait?", "", "Approve mcp__cao__wait", ""), "own"),
+        (("▶ Approve mcp__x__run?", "", "$ touch good", ""), "run"),
+        (("▶ Write this file?", "", "/tmp/mcp__cao__wait", ""), None),
+    ],
+)
+def test_of_several_questions_kimis_dialog_is_that_of_which_it_shows_all(drawn, shown):
+    told = {"hook_event_name": "PermissionRequest", "tool_name": "Bash"}
+    runner = runner_that_asks(
+        "kimi",
+        {
+            "good": {**told, "tool_input": {"command": "touch good"}},
+            "evil": {**told, "tool_input": {"command": "touch evil #\ntouch good"}},
+            "told": {**told, "tool_input": {"command": "touch told", "description": "why"}},
+            "own": {**told, "tool_name": "mcp__cao__wait", "tool_input": {}},
+            "run": {**told, "tool_name": "mcp__x__run", "tool_input": {"command": "touch good"}},
+        },
+    )
+    rule = " " + "─" * 70
+    lines = [rule, *(f"   {line}".rstrip() for line in (*drawn, *KIMI_OPTIONS)), rule, " mock-1"]
+    runner._screen = lambda: "\n".join(["what was said", *lines, ""])
+    named = [name for name in runner.questions if runner._dialog_shows(runner.questions[name])]
+    assert named == [shown] * bool(shown)
+    runner.questions = {"own": runner.questions["own"]}  # nobody is asked about this
+    assert runner._dialog_shows(runner.questions["own"]) is (shown == "own")
 
 
 # ---- files that are not ours ----
