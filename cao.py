@@ -1761,10 +1761,12 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
     # OpenCode 1.18.33 says what it would allow: offered where all of that is shown. Else it is one
     # command: a rule of Claude Code's without one allows all calls of the tool, and a * in it any.
+    # With one it allows nothing of another tool, which may take a command too.
     what, command = text_at(payload, "always"), text_at(payload, "tool_input.command")
     exact = len(what) <= 200 and what != "*"
     if not what:
-        what, exact = "the same again", command != "" and "*" not in command
+        exact = payload.get("tool_name") == "Bash" and command != "" and "*" not in command
+        what = "the same again"
     if row.always and exact:
         return yes, no, Option("always", f"{what}, in this session")
     return yes, no

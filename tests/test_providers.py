@@ -609,16 +609,17 @@ def test_a_server_whose_name_begins_like_ours_is_another(name, own):
     assert list(cao.TOOLS) == cao.OWN_TOOLS
 
 
-ALLOWS_MORE = [  # than the words beside `always` say
+ALLOWS_OTHER = [  # than the words beside `always` say, or nothing
     ("claude", {"tool_name": "Write", "tool_input": {"file_path": "/a", "content": "x"}}),
     ("claude", {"tool_name": "WebFetch", "tool_input": {"url": "https://a.example"}}),
     ("claude", {"tool_name": "mcp__tickets__delete", "tool_input": {"id": 1}}),
+    ("claude", {"tool_name": "mcp__x__run", "tool_input": {"command": "ls"}}),
     ("claude", {"tool_name": "Bash", "tool_input": {"command": "rm *"}}),
     ("opencode", {"tool_name": "bash", "tool_input": {"command": "x"}, "always": "a *, " * 50}),
 ]
 
 
-@pytest.mark.parametrize(("provider", "payload"), ALLOWS_MORE)
+@pytest.mark.parametrize(("provider", "payload"), ALLOWS_OTHER)
 def test_always_is_offered_only_where_it_allows_what_it_names(provider, payload):
     options = cao.options_of(cao.PROVIDERS[provider], payload)
     assert [option.key for option in options] == ["yes", "no"]
