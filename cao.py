@@ -2271,6 +2271,7 @@ def _start_gemini(launch: Launch) -> Start:
     ]
     # NO_BROWSER: the CLI asks for a login in the terminal, where cao sees it.
     env = {"GEMINI_CLI_HOME": f"{launch.folder}/home", "NO_BROWSER": "true"}
+    env["GEMINI_CLI_TRUST_WORKSPACE"] = ""  # the user's own would trust any folder
     if launch.profile.trust:  # --skip-trust comes too late for the folder's own settings
         env["GEMINI_CLI_TRUST_WORKSPACE"] = "true"
     groups: dict[str, Any] = {}
@@ -2616,7 +2617,9 @@ def _start_copilot(launch: Launch) -> Start:
             f'---\napplyTo: "**"\n---\n{launch.system}\n'
         ),
     }
-    return Start(argv, {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{folder}/copilot"}, files)
+    env = {"COPILOT_CUSTOM_INSTRUCTIONS_DIRS": f"{folder}/copilot"}
+    env["COPILOT_ALLOW_ALL"] = ""  # the user's own would trust any folder
+    return Start(argv, env, files)
 
 
 # OpenCode tells its plugins what happens. This plugin passes it on as Claude-shaped hooks, one

@@ -1389,6 +1389,11 @@ def test_a_folder_is_trusted_only_where_the_profile_says_so(trust):
     assert ("projects" in settings_of(CODEX.start(asked).argv)) is trust
     settings = cao.PROVIDERS["qwen"].start(launch_of("qwen", trust=trust)).files["settings.json"]
     assert settings["security"]["folderTrust"]["enabled"] is not trust
+    # Set to "true" by the user for another purpose, these trust any folder.
+    gemini = cao.PROVIDERS["gemini"].start(launch_of("gemini", trust=trust)).env
+    assert gemini["GEMINI_CLI_TRUST_WORKSPACE"] == ("true" if trust else "")
+    copilot = cao.PROVIDERS["copilot"].start(launch_of("copilot", trust=trust)).env
+    assert copilot["COPILOT_ALLOW_ALL"] == ""
 
 
 def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_server_is_left_out():

@@ -1022,6 +1022,7 @@ def test_a_prompt_that_esc_takes_back_is_an_interruption(place, mock_llm):
 
 def test_copilot_reports_the_trust_dialog_and_runs_nothing_of_the_folder(place, mock_llm):
     install(place, "copilot", mock_llm.port)
+    place.env["COPILOT_ALLOW_ALL"] = "true"  # the person's own habit
     path = place.home / "profiles" / "real-copilot.md"
     path.write_text(path.read_text().replace("trust: yes", "trust: no"))
     mark = place.user / "hostile-hook-ran"
