@@ -1376,7 +1376,7 @@ class Provider(NamedTuple):
         answer (Gemini CLI 0.61.0: AfterAgent, Claude Code 2.1.332: Stop) leaves it as ended.
         """
         last: Event | None = None
-        said: str | None = None
+        said, last_id = None, None  # type: str | None, Any
         earlier: list[str] = []
         running: dict[str, str] = {}
         if not self.entry_says:
@@ -1389,9 +1389,11 @@ class Provider(NamedTuple):
                 continue
             if event and event.reason == "blocked" and last and last.kind == "ended":
                 continue
-            if last and last.kind == "ended" and last.text not in earlier:
+            # Gemini CLI 0.61.0 writes a message anew where it calls a tool, too.
+            again = "id" in entry and entry["id"] == last_id
+            if last and last.kind == "ended" and last.text not in earlier and not again:
                 earlier.append(last.text)
-            last, said = event, None
+            last, last_id, said = event, entry.get("id"), None
             if event and event.kind in ("said", "ended"):
                 said = event.text
             if event and event.kind == "said":
@@ -5504,7 +5506,8 @@ word, so put into it all that was asked for. Lines that begin "Message from NAME
 of TASK" come from other agents through cao, and NAME is who sent them. When a line names a \
 file with your task or a message, read all of the file and do what it says. The tools of the \
 MCP server `cao` are yours: send_message (target "supervisor") to tell or ask before you are \
-done, handoff and assign to give work to others, list_sessions to see who there is."""
+done, handoff and assign to give work to others, list_sessions to see who there is. A command that \
+you leave running in the background holds up your answer: stop it, or detach it (a server)."""
 
 WORKTREE_NOTE = """\
 You work in a git worktree of your own, on the branch {branch}. Commit there what is finished. \
@@ -9577,6 +9580,9 @@ class Runner:
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
         self.old_work = left
+        for message in self.store.waiting(self.name):  # what cao had to say was of this task
+            if message.kind == "message" and message.sender == "cao":
+                self._see_to(partial(self.store.discharge, self.name, message.id))
 
         self._end_check()
         if self.check:
@@ -9710,6 +9716,10 @@ class Runner:
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session; only the first call counts. What the machine refuses of the end is
         done in a later round."""
+        # Whoever stops us kills the pane where we do not obey in time (Orchestrator.end).
+        orders = [payload.get("cao") for _, _, payload in self.store.events(self.name)]
+        if outcome == "lost" and "stop" in orders:
+            outcome, reason, detail = "stopped", "stopped", "the session was stopped"
         if not self.leaving:
             self.leaving = True
             self._see_to(lambda: self._leave(outcome, reason, detail))

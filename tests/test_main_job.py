@@ -1185,6 +1185,23 @@ def test_a_task_whose_workers_do_not_answer_ends_at_its_own_timeout(place):
     assert said == ("timeout", "no answer in 4.0 s: its workers had not answered")
 
 
+def test_what_cao_had_to_say_of_a_task_ends_with_it(place):
+    check = "sh -c 'until [ -e go ]; do sleep 0.02; done; exit 1'"
+    task = place.ok("assign", "demo", "demo: say x", "--check", check).strip()
+    session = task.partition(".")[0]
+    until(lambda: place.screen(session).rstrip().endswith("demo>"))
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "half a line")
+    until(lambda: place.screen(session).rstrip().endswith("half a line"))
+    (place.work / "go").touch()
+    until(lambda: place.state(session).get("held_back"), "a person has typed something")
+    place.ok("stop", "--interrupt", session)
+    assert place.run("wait", task).returncode == 130
+    assert place.store.waiting(session) == []  # "Mend what it found, then answer again"
+    place.tmux("send-keys", "-t", f"={session}:", "C-u")
+    assert place.ok("handoff", session, "demo: say two") == "two\n"
+    assert "Mend" not in place.screen(session)
+
+
 def test_a_task_whose_workers_were_heard_ends_though_another_waits_behind_it(place):
     first = "demo: assign demo {demo: ask Which?|A|B}; say given away"
     task = place.ok("assign", "demo", first).strip()

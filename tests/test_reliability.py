@@ -644,3 +644,17 @@ def test_a_runs_record_of_other_types_is_put_aside(store, wrong):
         (record,) = cao.Schedule(store).runs("nightly")
         assert record["outcome"] == ("done" if text is good else "lost")
     assert os.listdir(f"{store.home}/quarantine")
+
+
+@pytest.mark.parametrize("order", ["stop", "interrupt"])
+def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lost(order):
+    ends = []
+    runner = SimpleNamespace(
+        store=SimpleNamespace(events=lambda _: [("a", 1.0, {"cao": order})]),
+        name="demo-aaaa",
+        leaving=False,
+        _see_to=lambda action: action(),
+        _leave=lambda *end: ends.append(end[:2]),
+    )
+    cao.Runner._finish(runner, "lost", "terminal_gone", "no server running")
+    assert ends == [{"stop": ("stopped", "stopped")}.get(order, ("lost", "terminal_gone"))]
