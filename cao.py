@@ -1574,7 +1574,7 @@ def hold_s(background: Iterable[str]) -> float:
     """Return for how many seconds a turn's end counts for nothing because of what runs in the
     background (as in Event): the CLI starts another turn when that ends. A shell may be a server,
     which never ends."""
-    kinds = {label.split()[0] for label in background}
+    kinds = {label.partition(" ")[0] for label in background}
     if any(not re.search("shell|bash|process", kind) for kind in kinds):
         return float("inf")
     if kinds:
@@ -6361,7 +6361,11 @@ class Orchestrator:
                 raise CaoError(f"{who} is at work on {name}: it may be `cao clean`", "try again")
             # `delivering` names what the last runner typed and the CLI did not confirm: it may have
             # it (Runner._letters).
-            again = {"conversation": conversation, "delivering": state.get("delivering") or ()}
+            again = {
+                "conversation": conversation,
+                "transcript": state.get("transcript") or "",
+                "delivering": state.get("delivering") or (),
+            }
             renewed = self._renew(name, state, again)
         task = ""
         try:
@@ -10297,6 +10301,8 @@ class Runner:
         launched = self.store.load_state(self.name)
         since = float(launched.get("since") or 0)
         typed = launched.get("delivering") or ()
+        if self.launch.resume:  # what that has by now is of earlier tasks (_begin)
+            self.transcript = str(launched.get("transcript") or "")
         self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
         self._save()  # from here on a free lock means that we are dead
         for entry, at, payload in self.store.events(self.name):
