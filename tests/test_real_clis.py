@@ -1696,8 +1696,8 @@ def test_the_tokens_of_each_task_are_what_the_model_said(place, cli, mock_llm):
         assert len(said) >= (2 if "tool" in task else 1)
         wanted = dict(zip(("input", "cached", "output"), map(sum, zip(*said))))
         assert result["usage"] == wanted, (task, said)
-        assert (result["turns"], result["background"]) == ([], [])  # nothing of another task's
         target = result["session"]
+    assert (result["turns"], result["background"]) == ([], [])  # nothing of an earlier task's
     assert json.loads(place.ok("ls", "--json"))[-1]["usage"] == {
         "input": 7,
         "cached": 0,
