@@ -8309,6 +8309,9 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 #                                                 after UNSEEN_S where the transcript is to tell
 #                                                 the tokens as well
 #   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work
+#
+# It is the task's end, too, unless more is to come (_more_to_come): a message or a result to be
+# typed, or a turn that the CLI itself begins when its work in the background has ended.
 
 
 # The shapes of what an order in events/ must have, and of what it may have.

@@ -1503,6 +1503,20 @@ def test_a_task_is_not_done_while_its_cli_works_in_the_background(place, cli, ki
     assert (result["turns"], result["answer"][: len(texts[1])]) == texts
 
 
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+def test_what_works_in_the_background_may_ask(place, cli):
+    tool = {"copilot": "bash"}.get(cli, "Bash")
+    call = {"command": f"touch {place.work}/made", "description": "x"}
+    steps = json.dumps(f"MOCK:tool {tool} {json.dumps(call)}")[1:-1]
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4", steps)
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
+    assert place.run("wait", task).returncode == 6
+    place.ok("answer", task, "yes")
+    result = json.loads(place.ok("wait", task, "--json"))["results"][0]
+    assert (result["outcome"], result["turns"]) == ("done", ["started"])
+    assert (place.work / "made").exists()
+
+
 @pytest.mark.parametrize("cli", ["claude", "copilot"], indirect=True)
 def test_an_answer_behind_which_the_cli_starts_another_turn_is_kept(place, cli):
     allow_all(place, cli)
