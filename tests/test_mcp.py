@@ -2052,7 +2052,7 @@ def test_an_obedient_model_reaches_an_answer_or_an_end(connect, place, tool, tas
     talk = connect(CAO_CALL_CEILING_S="2")
     limit = {"timeout_s": 2} if outcome == "timeout" else {}
     data = Obedient(talk, place).run(tool, target="demo", task=task, **limit)
-    assert data["outcome"] == outcome
+    assert data["outcome"] == outcome, data
     (result,) = data["results"]
     assert answer in result["answer"]
     assert result["cwd"] == str(place.work)
