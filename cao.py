@@ -2092,8 +2092,9 @@ def _codex_runs(entry: dict[str, Any]) -> dict[str, str]:
 
 
 _COPILOT_SHELL = re.compile(
-    r"started in background with shellId: (\S+?)>"
-    r"|<(?:shellId|command with id): (\S+) (?:completed|stopped)"
+    r"\A<command started in background with shellId: (\S+)>\Z"
+    r"|^<(?:shellId|command with id): (\S+) (?:completed|stopped).*>\Z",
+    re.M,
 )
 
 
@@ -5845,6 +5846,8 @@ class Orchestrator:
             if lives:
                 return
             state = self.store.load_state(name)
+            if self._is_coming(name, state):  # by now: our caller read an older state
+                return
             if state.get("state") == "ended":  # who was to answer its inbox was killed
                 outcome, reason = "stopped", "stopped"
                 if state.get("why") == "lost":
@@ -9480,8 +9483,8 @@ class Runner:
             if event.text not in self.turns[-1:]:
                 self.turns.append(event.text)
             self.held_end = event
-            if event.background:
-                self.why = f"it still runs {some_names(event.background)}"
+            if work := self._own_work(event):
+                self.why = f"it still runs {some_names(work)}"
         else:
             self._accept(event)
 
@@ -9525,8 +9528,10 @@ class Runner:
         of its own workers, or a message waits from the task's sender, or from cao (a failed check,
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
-        now = time.monotonic()
-        if now - self.ending_at < hold_s(set(event.background) - set(self.old_work)):
+        now, limit_s = time.monotonic(), hold_s(self._own_work(event))
+        if limit_s == SHELL_S and self._left_s() < 3 * UNSEEN_S:
+            limit_s = 0.0  # a shell does not make a timeout of an answer
+        if now - self.ending_at < limit_s:
             self.worked_at = now
         if now - self.worked_at < UNSEEN_S:  # the turn that this starts may not be seen yet
             return True
@@ -9538,6 +9543,11 @@ class Runner:
             if message.kind == "message" and self._is_of_task(message):
                 return True
         return False
+
+    def _own_work(self, event: Event) -> list[str]:
+        """Return what event, a turn's end, left running in the background, without what an earlier
+        task had."""
+        return [label for label in event.background if label not in self.old_work]
 
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
@@ -9586,10 +9596,9 @@ class Runner:
         if left := fields.get("background", ()):
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
-        self.old_work = left
-        for message in self.store.waiting(self.name):  # what cao had to say was of this task
-            if message.kind == "message" and message.sender == "cao":
-                self._see_to(partial(self.store.discharge, self.name, message.id))
+        if "background" in fields:
+            self.old_work = fields["background"]
+        self._see_to(self._forget_own_messages)
 
         self._end_check()
         if self.check:
@@ -9715,6 +9724,12 @@ class Runner:
             # A message from cao itself fits into a full inbox too.
             self._see_to(lambda: self.store.put_once(note))
 
+    def _forget_own_messages(self) -> None:
+        """Take off the books what cao had to say to the agent of the task that has ended."""
+        for message in self.store.waiting(self.name):
+            if message.kind == "message" and message.sender == "cao":
+                self.store.discharge(self.name, message.id)
+
     def _own_message(self, what: str, text: str) -> Message:
         """Return a message from cao to the agent."""
         name = self.store.new_id(self.name, what)
@@ -9723,10 +9738,6 @@ class Runner:
     def _finish(self, outcome: str, reason: str, detail: str) -> None:
         """End the session; only the first call counts. What the machine refuses of the end is
         done in a later round."""
-        # Whoever stops us kills the pane where we do not obey in time (Orchestrator.end).
-        orders = [payload.get("cao") for _, _, payload in self.store.events(self.name)]
-        if outcome == "lost" and "stop" in orders:
-            outcome, reason, detail = "stopped", "stopped", "the session was stopped"
         if not self.leaving:
             self.leaving = True
             self._see_to(lambda: self._leave(outcome, reason, detail))
@@ -9735,6 +9746,10 @@ class Runner:
         """End the session: keep the last screen, give every open task its result, report the
         messages, end the check, the CLI and the workers, write the last state. A failure on the
         way has all of it done again."""
+        # Whoever stops us kills the pane where we do not obey in time (Orchestrator.end).
+        orders = [payload.get("cao") for _, _, payload in self.store.events(self.name)]
+        if outcome == "lost" and "stop" in orders:
+            outcome, reason, detail = "stopped", "stopped", "the session was stopped"
         self._note_handed()
         screen = self._screen(first="-200")
         self._count_tokens()
@@ -9955,6 +9970,7 @@ class Runner:
             return
         written = self._transcript_event()
         if written and written.kind == "resumed":
+            self.ending = None  # the turn's next end counts
             return
         if written and written.kind != "ended" and not event.text:
             self._end_turn(written)  # Gemini CLI's hook says no more than: ended
@@ -10263,8 +10279,8 @@ class Runner:
             return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        if self._awaits_background():
-            return LOOK_S
+        if self.held_end and (self.held_end.background or now - self.worked_at < 3 * UNSEEN_S):
+            return LOOK_S  # see _awaits_background; longer, for none tells when that is over
         dues = [now + 86400.0, now + self._left_s()]
         if self._may_close():
             dues.append(self.phase_at + self.session.idle_close_s)
@@ -10470,7 +10486,9 @@ class Runner:
             counts = time.monotonic() - self.ending_at < UNSEEN_S
             if written:
                 counts = written.kind == "ended" and not written.blocking
-            if counts and not self._more_to_come(self._whole(event)):
+            event = self._whole(event)
+            agents = hold_s(self._own_work(event)) > SHELL_S
+            if counts and not agents and not self.store.owed(self.name):
                 self._accept(event)
         assert self.exit_status is not None
         reason, how = "exited", "exit status"
@@ -10542,25 +10560,29 @@ class Runner:
         if self.phase == "idle":
             self._deliver_next()
 
+    def _take_up(self, written: Event | None) -> None:
+        """Take up a turn that the CLI began by itself, and its end, if the transcript has that.
+        Kimi Code 2.1.0 has no event for its beginning; a hook that runs tells more."""
+        if self._hook_under_way():
+            return
+        self._begin_turn()
+        if written:
+            self._on_event(written, time.time())
+
     def _advance_held(self) -> None:
         """Accept the answer of the turn that was held (held_end), where nothing is left that would
         start another turn: the agent took its workers' results by a `wait` of its own, or its work
         in the background ended without a word."""
-        if not self.held_end or self.phase != "idle":
+        event = self.held_end
+        if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
-        if self.interrupted_at or self.delivery_open():
-            return
-        written = self._transcript_event()
+        written: Event | None = event  # where a row has no entry_runs, hooks tell of all turns
         if self._awaits_background() and self.row.entry_runs:
-            # Kimi Code 2.1.0 has no event for a turn that it begins by itself.
-            went_on = not written or written.text.strip() != self.held_end.text.strip()
-            if went_on:
-                self._begin_turn()
-            if went_on and written:
-                self._on_event(written, time.time())
-            if went_on:
-                return
-        event = self._whole(self.held_end)
+            written = self._transcript_event()
+        if not written or written.text.strip() != event.text.strip():
+            self._take_up(written)
+            return
+        event = self._whole(event)
         if not self._more_to_come(event) and not next_delivery(self._letters(), self.task):
             self.held_end = None
             self.turns.pop()  # it had been noted as an earlier turn
@@ -10918,6 +10940,9 @@ class Runner:
         if self.phase == "idle" and not self.delivery_open():
             if outcome == "interrupted":  # no turn runs: its check or its workers do
                 self._end_task("interrupted", reason="by_order")
+            held = self.held_end
+            if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
+                self._end_over_budget()
             return
         # Idle here means that a prompt is on its way: the key is pressed again once its turn runs.
         if self.phase not in ("idle", "working", "asking"):
@@ -10927,9 +10952,8 @@ class Runner:
         self.ordered, self.ordered_at = outcome, time.monotonic()
         if outcome == "timeout":
             self._time_out()
-        elif outcome == "budget" and self.task and self.usage:
-            words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
-            self._end_task("failed", reason="budget", detail=words)
+        elif outcome == "budget":
+            self._end_over_budget()
         if self.program:
             self.program.mark()
             self._keys("C-c")
@@ -10953,6 +10977,12 @@ class Runner:
             self._press_interrupt()
         elif draft is not None and now - self.pressed_at > UNTOLD_S:
             self._on_event(Event("interrupted", source="screen"), time.time())
+
+    def _end_over_budget(self) -> None:
+        """End the open task, which used more tokens than it may."""
+        if self.task and self.usage:
+            words = f"used {render_tokens(self.usage)}; max_tokens is {self.task.max_tokens:,}"
+            self._end_task("failed", reason="budget", detail=words)
 
     def _press_interrupt(self) -> None:
         """Press the keys that interrupt a turn, and have the next look come soon."""
@@ -11026,7 +11056,7 @@ class Runner:
             text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
             message = self._own_message("no", text)
             self.refused = True
-            self._see_to(lambda: self.store.put(message))
+            self._see_to(lambda: self.store.put_once(message))
         return fault
 
     def _press(self, question: Question, keys: str) -> str:

@@ -646,15 +646,45 @@ def test_a_runs_record_of_other_types_is_put_aside(store, wrong):
     assert os.listdir(f"{store.home}/quarantine")
 
 
+class LeavesAtOnce(Exception):
+    """Raised at the second step of Runner._leave, with what the first has found."""
+
+
 @pytest.mark.parametrize("order", ["stop", "interrupt"])
-def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lost(order):
-    ends = []
+def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lost(
+    order, monkeypatch
+):
+    def result(_task, _session, outcome, **_fields):
+        raise LeavesAtOnce(outcome)
+
+    monkeypatch.setattr(cao, "Result", result)
     runner = SimpleNamespace(
         store=SimpleNamespace(events=lambda _: [("a", 1.0, {"cao": order})]),
         name="demo-aaaa",
-        leaving=False,
-        _see_to=lambda action: action(),
-        _leave=lambda *end: ends.append(end[:2]),
+        turns=[],
+        exit_status=None,
+        task_exact="",
+        usage=None,
+        _note_handed=lambda: None,
+        _screen=lambda first: "",
+        _count_tokens=lambda: None,
     )
-    cao.Runner._finish(runner, "lost", "terminal_gone", "no server running")
-    assert ends == [{"stop": ("stopped", "stopped")}.get(order, ("lost", "terminal_gone"))]
+    with pytest.raises(LeavesAtOnce, match={"stop": "stopped"}.get(order, "lost")):
+        cao.Runner._leave(runner, "lost", "terminal_gone", "no server running")
+
+
+def test_who_read_an_older_state_buries_no_session_that_starts(place, monkeypatch):
+    """Its lock was held, and its state without a launcher, as that was read; then it was free."""
+    place.enter(monkeypatch)
+    store, me = place.store, cao.Caller("client-x", person=True)
+    cao.make_client(store, me.name)
+    boss = cao.Orchestrator(store, me)
+    name = boss.launch(boss.profile("demo", str(place.work)), str(place.work), cao.TaskOptions())
+    fresh = store.load_state(name)
+    assert boss.state_of(name)["state"] == "starting"
+    older = [{**fresh, "clock": -1e9}]
+    load = store.load_state
+    looker = cao.Orchestrator(store, me)
+    monkeypatch.setattr(store, "load_state", lambda n: older.pop() if older else load(n))
+    assert looker.state_of(name)["state"] == "starting"
+    assert (older, load(name)["state"]) == ([], "starting")
