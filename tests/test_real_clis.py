@@ -1537,6 +1537,27 @@ def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
     assert (second["answer"], second["seconds"] < 6) == ("at once", True)
 
 
+@pytest.mark.parametrize("cli", ["claude"], indirect=True)
+def test_a_shell_in_the_background_makes_no_timeout_of_an_answer(place, cli):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 600")
+    task = f"MOCK:{begins};say serving"
+    (result,) = handoff(place, f"real-{cli}", task, "--timeout", "15s")["results"]
+    assert (result["outcome"], result["answer"]) == ("done", "serving")
+
+
+@pytest.mark.parametrize("cli", ["copilot"], indirect=True)
+def test_the_budget_reaches_a_sub_agent_in_the_background(place, cli):
+    allow_all(place, cli)
+    call = {"command": "sleep 600", "description": "x"}
+    steps = json.dumps(f"MOCK:tokens 90000 0 20;tool bash {json.dumps(call)};say never")[1:-1]
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4;say sub done", steps)
+    task, flags = f"MOCK:{begins};say started", ("--max-tokens", "60000")
+    (result,) = handoff(place, f"real-{cli}", task, *flags, code=1)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "budget")
+    place.until_state(result["session"], "ended")
+
+
 @pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "kimi"], indirect=True)
 def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
     allow_all(place, cli)
