@@ -8305,7 +8305,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 # A turn's end (the CLI's hook) is believed at a second sign, and not while a question is open:
 #
 #   the state file or title says busy or asking   never: the turn goes on
-#   the transcript says that a hook blocked it    never: the turn goes on
+#   the transcript says that it was resumed       never: the turn goes on (Codex)
 #   the transcript has the end as well            at once
 #   the state file or title says idle             at once, for a CLI without a transcript
 #   none of these, the hook had the answer        after SETTLE_S, where the screen shows no work;
