@@ -1151,6 +1151,7 @@ def test_kimis_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_
     assert not any(file.exists() for file in files)
     for question in (first, second):
         place.ok("answer", session, "yes", "--question", question["id"])
+    open_questions(place, session, 0)
     assert place.ok("wait", task) == "went on\n"
     assert all(file.exists() for file in files)
 
@@ -1181,6 +1182,7 @@ def test_cao_presses_no_key_in_kimis_dialog_for_another_call_than_its_own(place,
     until(asks, timeout_s=180)
     assert not made.exists()
     place.tmux("send-keys", "-t", f"={session}:", "1")
+    open_questions(place, session, 0)  # cao answers for its own, once that dialog stands
     assert place.ok("wait", task) == "went on\n"
     assert made.exists()
 
