@@ -8311,7 +8311,8 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
 #   none of these, the hook had the answer        after SETTLE_S, where the screen shows no work;
 #                                                 after UNSEEN_S where the transcript is to tell
 #                                                 the tokens as well
-#   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work
+#   none of these, the hook had no answer         after UNSEEN_S, where the screen shows no work;
+#                                                 after STILL_S where the transcript is to tell it
 #
 # It is the task's end, too, unless more is to come (_more_to_come): a message or a result to be
 # typed, or a turn that the CLI itself begins when its work in the background has ended.
@@ -9991,6 +9992,8 @@ class Runner:
         settle_s = UNSEEN_S
         if event.text and not (self.meter and self.transcript):
             settle_s = SETTLE_S
+        if not event.text and self.row.entry_says and self.transcript:
+            settle_s = STILL_S  # it writes the answer: Kimi Code 2.1.0, behind a hook that blocked
         if waited_s < settle_s:
             return False
         # A Stop hook of the user's may still be at work, and block the turn's end (Codex 0.171.0).
