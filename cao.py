@@ -520,10 +520,11 @@ class Look(NamedTuple):
 
 
 def decode_given(content: bytes, source: str) -> str:
-    """Return the text in bytes that a person gave, such as a task; source names them in errors.
-    Raises UsageError where they are no UTF-8: a repaired text is not the one that was meant."""
+    """Return the text in bytes that a person gave, such as a task, its CRLF as LF; source names
+    them in errors. Raises UsageError where they are no UTF-8: a repaired text is not the one that
+    was meant."""
     try:
-        return content.decode()
+        return content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{source} is not UTF-8: byte {error.start + 1} is 0x{content[error.start]:02x}",

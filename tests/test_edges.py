@@ -706,3 +706,10 @@ def test_who_attaches_by_another_socket_is_told_where_the_session_was_looked_for
     (place.folder / "other").mkdir()
     done = place.run("attach", session, TMUX_TMPDIR=str(place.folder / "other"))
     assert (done.returncode, "set TMUX_TMPDIR as it was" in done.stderr) == (3, True)
+
+
+@pytest.mark.tmux
+def test_a_task_with_the_line_ends_of_windows_ends_where_it_does(place):
+    (place.work / "task.txt").write_bytes(b"demo: echo\r\none\r\ntwo\r\n")
+    assert place.ok("run", "demo", "--file", "task.txt") == "one\ntwo\n"
+    assert place.ok("run", "demo", stdin="demo: echo\r\none\r\ntwo\r\n") == "one\ntwo\n"
