@@ -9953,8 +9953,9 @@ class Runner:
                 return self._shows_input()
             return True
 
-        if self.row.composer:
-            look_until(look, 150)
+        if self.row.composer and look_until(look, 150) and not self.row.settle_s:
+            self.unread = False
+            return False
         time.sleep(self.row.settle_s)
         if self.row.composer and look() is None:
             look_until(is_back, 500)
