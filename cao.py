@@ -469,8 +469,8 @@ class Event(NamedTuple):
     retry_at: str = ""
     background: tuple[str, ...] = ()  # what still ran when the turn ended, each "KIND NAME"
     earlier: tuple[str, ...] = ()  # what it had said at an end before, since the prompt
-    # A hook of the user's has blocked this end: the turn goes on. (The reason "blocked" is another
-    # thing: a hook refused.)
+    # A hook of the user's has blocked this end, or may: the turn goes on. (The reason "blocked" is
+    # another thing: a hook refused.)
     blocking: bool = False
 
 
@@ -2021,8 +2021,12 @@ def _kimi_says(entry: dict[str, Any], said: str | None) -> Any:
     if value_at(entry, "message.origin.blocked"):  # 2.1.0; no hook tells of it
         text = block_text(value_at(entry, "message.content"))
         return _blocked(re.sub(r"</?hook_result[^>]*>", "", text).strip())
-    if kind == "turn.prompt":
+    # A Stop hook that blocks, or work in the background that ends, has it begin once more within
+    # what it calls a turn, which has one Stop.
+    if kind in ("turn.prompt", "agent.turn.started"):
         return None
+    if kind == "agent.turn.ended" and entry.get("outcome") == "done":
+        return _ended(said or "")._replace(blocking=True)
     if kind != "turn.ended":
         return ...
     if entry.get("reason") == "failed":
@@ -2378,10 +2382,9 @@ def _qwen_outside(cwd: str) -> list[str]:
     return rules + [f"Edit(/{above}**/{name}/**)" for name in (".git", ".qwen")]
 
 
-_KIMI_HOOKS = (
-    "SessionStart UserPromptSubmit PreToolUse PermissionRequest Stop StopFailure Interrupt"
-    " SessionEnd"
-).split()
+# Not StopFailure and Interrupt: 2.1.0 fires them for a sub-agent too, and does not say so. The
+# transcript, which is the agent's own, has these ends as well.
+_KIMI_HOOKS = "SessionStart UserPromptSubmit PreToolUse PermissionRequest Stop SessionEnd".split()
 _OURS = "# What follows is cao's, for this session alone."
 
 
@@ -9099,8 +9102,8 @@ class Runner:
         self.held_back = self.why = self.last_line = ""
         self.held_at = 0.0  # since when something prevents typing
         self.unread = False  # the CLI has shown nothing of what was typed last
-        # What the screen shows while a turn's end waits for a second sign, and since when.
-        self.end_screen, self.end_screen_at = "", 0.0
+        # What the screen showed at the last look for work (_is_at_work), and since when.
+        self.last_screen, self.last_screen_at = "", 0.0
         self.ordered_at = 0.0  # when the interrupt was ordered (`ordered`), by the monotonic clock
         self.evidence: dict[str, Any] = {}
         self.meter = Meter(self.row.tokens) if self.row.tokens else None
@@ -10000,15 +10003,19 @@ class Runner:
             return False
         # A Stop hook of the user's may still be at work, and block the turn's end (Codex 0.171.0).
         # Kimi Code 2.1.0 does not mark the Stop of a sub-agent as such, and fires no second Stop
-        # where a user's hook has blocked the turn's end. But what stands still for long is no sign
-        # of work: the model may have written those words.
-        screen = self._screen()
-        if screen != self.end_screen:
-            self.end_screen, self.end_screen_at = screen, time.monotonic()
-        still_s, limit_s = time.monotonic() - self.end_screen_at, STILL_S
+        # where a user's hook has blocked the turn's end.
         if self.row.entry_says:  # the transcript will tell
-            limit_s = NEVER_STARTED_S
-        return still_s >= limit_s or not self._shows_work(screen)
+            return not self._is_at_work(NEVER_STARTED_S)
+        return not self._is_at_work(STILL_S)
+
+    def _is_at_work(self, limit_s: float) -> bool:
+        """Tell whether the screen shows that the CLI works. What has stood still for limit_s is no
+        sign of that: the model may have written those words."""
+        screen = self._screen()
+        if screen != self.last_screen:
+            self.last_screen, self.last_screen_at = screen, time.monotonic()
+        still_s = time.monotonic() - self.last_screen_at
+        return still_s < limit_s and self._shows_work(screen)
 
     def _look(self, now: float) -> None:
         """Look at what gives no event, and count tokens. While a turn runs this is done every
@@ -10606,10 +10613,11 @@ class Runner:
         if self.pasted and not draft and self._in_foreground():  # as in _look_at_output
             self._on_entered()
             return
-        if self.unread and not draft:
+        at_work = self._is_at_work(STILL_S)  # in a turn of its own, or its hooks do not come
+        if at_work or (self.unread and not draft):
             if self._left_s() < 0:
                 self._interrupt("timeout")
-            if now - self.step_at < NEVER_STARTED_S:
+            if at_work or now - self.step_at < NEVER_STARTED_S:
                 return
         elif delivery.enters < 3:
             self.delivery, self.step_at = delivery._replace(enters=delivery.enters + 1), now
@@ -10850,6 +10858,10 @@ class Runner:
             # Gemini CLI 0.61.0 ends a turn that loops with a dialog.
             self._look_for_dialog(time.monotonic())
             return "its input line is not on the screen"
+        # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
+        # running has ended, and keeps what is typed meanwhile for later.
+        if self.old_work and self._is_at_work(STILL_S):
+            return "the CLI is not idle"
         if not draft:
             return ""
         # The draft is our own where it is the beginning of what was sent: all of its first line,

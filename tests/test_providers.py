@@ -792,6 +792,11 @@ TURNS = {  # file -> text, reason, retry_at
         "3pm (Europe/Berlin)",
     ),
     "kimi/ended-after-a-tool": ("done", "", ""),
+    "kimi/ended-it-began-again": (
+        'ok: <notification id="task:agent-b2t7k3wj:failed" category="task',
+        "",
+        "",
+    ),
     "kimi/ended-one-turn": ("ready", "", ""),
     "kimi/failed-400": ("400 mock error 400", "api_error", ""),
     "pi/ended-after-a-tool": ("done", "", ""),
@@ -884,7 +889,11 @@ def read(path, text):
 
 
 # What was said at an end that did not count.
-EARLIER = {"codex/ended-two-turns": ("first",), "gemini/ended-a-hook-sent-it-back": ("hello",)}
+EARLIER = {
+    "codex/ended-two-turns": ("first",),
+    "gemini/ended-a-hook-sent-it-back": ("hello",),
+    "kimi/ended-it-began-again": ("the agent failed, so I did it myself",),
+}
 
 
 @pytest.mark.parametrize("path", params("transcripts", ".jsonl"))

@@ -182,12 +182,13 @@ SHELL = {
 ANSWER = dict.fromkeys(("copilot", "kimi"), "hook:Stop+transcript")
 ANSWER["gemini"] = "hook:AfterAgent+transcript"
 # What tells of an API error, if not the hook StopFailure.
-FAILED = dict.fromkeys(("codex", "copilot", "gemini"), "transcript")
+FAILED = dict.fromkeys(("codex", "copilot", "gemini", "kimi"), "transcript")
 ESCAPED = {  # what tells of Esc, if not the hook Interrupt
     "claude": "screen",
     "gemini": "transcript",
     "qwen": "screen",
     "copilot": "transcript",
+    "kimi": "transcript",
 }
 LAYOUT = "  indented\n> quoted\n\n\tü 😀 'x' \"y\" `z` $HOME \\\n    last"
 
@@ -1519,12 +1520,38 @@ def test_what_works_in_the_background_may_ask(place, cli):
     assert (place.work / "made").exists()
 
 
-@pytest.mark.parametrize("cli", ["claude", "copilot"], indirect=True)
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
 def test_an_answer_behind_which_the_cli_starts_another_turn_is_kept(place, cli):
     allow_all(place, cli)
     begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 1")
     (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};sleep 3;say whole")["results"]
     assert "whole" in (result["answer"], *result["turns"])
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+def test_a_sub_agent_that_fails_does_not_fail_the_task(place, cli, background):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4;say sub done", "MOCK:error 400")
+    if background == "false":
+        begins = begins.replace('"run_in_background":true', '"run_in_background":false')
+        begins = begins.replace('"mode":"background"', '"mode":"sync"')
+    (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};sleep 4;say did it")["results"]
+    assert result["outcome"] == "done"
+    assert "did it" in (result["answer"], *result["turns"])
+
+
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+def test_a_task_waits_for_a_turn_that_the_cli_began_by_itself(place, cli, mock_llm):
+    put_loader(place, "SHELL_S = 3.0")
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 8")
+    begins = begins.replace('"description":"x"', '"description":"MOCK:sleep 14;say built"')
+    (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say building")["results"]
+    asked = len(mock_llm.requests)
+    until(lambda: len(mock_llm.requests) > asked, timeout_s=60)
+    (second,) = handoff(place, result["session"], "MOCK:say the second")["results"]
+    assert (second["outcome"], second["answer"]) == ("done", "the second")
 
 
 @pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
