@@ -1379,12 +1379,9 @@ class Provider(NamedTuple):
         last: Event | None = None
         said, last_id = None, None  # type: str | None, Any
         earlier: list[str] = []
-        running: dict[str, str] = {}
         if not self.entry_says:
             return None
         for entry in filter(None, map(parse_object, lines)):
-            if self.entry_runs:
-                running.update(self.entry_runs(entry))
             event = self.entry_says(entry, said)
             if event is ...:
                 continue
@@ -1404,10 +1401,18 @@ class Provider(NamedTuple):
         if last:
             answer = last.text
             last = last._replace(
-                background=tuple(filter(None, running.values())),
-                earlier=tuple(text for text in earlier if text.strip() not in ("", answer.strip())),
+                earlier=tuple(text for text in earlier if text.strip() not in ("", answer.strip()))
             )
         return last
+
+    def read_running(self, lines: Sequence[str]) -> tuple[str, ...]:
+        """Return what runs in the background, by the same lines of a transcript; () for a CLI whose
+        hook tells that. Each is "KIND NAME", as in Event."""
+        running: dict[str, str] = {}
+        if self.entry_runs:
+            for entry in filter(None, map(parse_object, lines)):
+                running.update(self.entry_runs(entry))
+        return tuple(filter(None, running.values()))
 
 
 def _toml(value: Any) -> str:
@@ -2104,18 +2109,36 @@ _COPILOT_SHELL = re.compile(
 
 
 def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
+    """Of 1.0.102. An agent that has ended begins once more at a message."""
     kind, name, data = entry.get("type"), text_at(entry, "agentId"), entry.get("data")
     if kind == "subagent.started":
         return {name: f"agent {text_at(data, 'agentDisplayName')}"}
+    if kind == "user.message" and name:
+        return {name: f"agent {name}"}
     if kind in ("subagent.completed", "subagent.failed"):
         return {name: ""}
     running = {}
+    if value_at(data, "kind.type") == "agent_idle":
+        running[text_at(data, "kind.agentId")] = ""
     if kind == "tool.execution_complete":
         text = text_at(data, "result.content")
         for begun, ended in _COPILOT_SHELL.findall(text):
             running[f"shell {begun or ended}"] = begun and f"shell {begun}"
     if value_at(data, "kind.type") == "shell_completed":
         running[f"shell {value_at(data, 'kind.shellId')}"] = ""
+    return running
+
+
+def _qwen_runs(entry: dict[str, Any]) -> dict[str, str]:
+    """Only shells: its Stop hook tells of agents (0.24.4)."""
+    running = {}
+    for part in objects_at(entry, "message.parts"):
+        result = text_at(part, "functionResponse.response.output")
+        if begun := re.match(r"Background shell started\.\nid: (\S+)", result):
+            running[begun[1]] = f"shell {begun[1]}"
+        ended = re.match(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(part, "text"))
+        if ended:
+            running[ended[1]] = ""
     return running
 
 
@@ -2951,7 +2974,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--approval-mode auto", "all": "--approval-mode yolo",
         },
         titles={"Q": "idle", "◐": "busy", "✳": "asking"},
-        entry_says=_qwen_says,
+        entry_says=_qwen_says, entry_runs=_qwen_runs,
         tokens=Tokens(
             "uuid", "timestamp", "usageMetadata", "promptTokenCount -cachedContentTokenCount",
             "cachedContentTokenCount", "candidatesTokenCount",
@@ -9074,6 +9097,7 @@ class Runner:
         self.ending_at = 0.0
         self.worked_at = -UNSEEN_S  # when work in the background was last seen to hold up the task
         self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
+        self.running: tuple[str, ...] = ()  # in the background, by the transcript as last read
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.held_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9431,8 +9455,11 @@ class Runner:
             event = self._whole(event)
             self.turns += [text for text in event.earlier if text not in self.turns]
             goes_on = self._more_to_come(event)
-        elif self.ending:
-            event = event._replace(background=self.ending.background)
+        else:
+            self._transcript_event()  # for what still runs
+        left = (*event.background, *self.running)
+        if how != "done" and self.ending:
+            left += self.ending.background
 
         self.ending = None
         for question in list(self.questions.values()):
@@ -9453,6 +9480,8 @@ class Runner:
         )
         ordered, self.ordered = self.ordered, ""
         if not self.task:
+            if how != "done" and ordered:
+                self._end_unwanted(left)
             return
 
         if how == "failed":
@@ -9473,11 +9502,11 @@ class Runner:
                 reason=event.reason,
                 detail=detail,
                 retry_at=event.retry_at,
+                background=left,
             )
             if ends_session:
                 self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
-            left = event.background
             self._end_task(ordered, source=event.source, reason="by_order", background=left)
         elif how == "interrupted" and self.refused:
             self.refused = False
@@ -9505,12 +9534,11 @@ class Runner:
         elif self.task and self.task.check and not checked:
             self._start_check(event)
         else:
-            self._end_task(
-                "done", answer=event.text, source=event.source, background=event.background
-            )
+            left = (*event.background, *self.running)
+            self._end_task("done", answer=event.text, source=event.source, background=left)
 
     def _whole(self, event: Event) -> Event:
-        """Return a turn's end with its answer, and what still runs, as the transcript has them.
+        """Return a turn's end with its answer as the transcript has it; note what still runs.
 
         Claude Code 2.1.330 trims the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give
         none. Where the two differ by more than blanks, or the transcript has none, the answer stays
@@ -9520,8 +9548,6 @@ class Runner:
         if not whole or whole.kind != "ended":
             return event
         event = event._replace(earlier=whole.earlier)
-        if self.row.entry_runs:
-            event = event._replace(background=whole.background)
         if whole.text and not event.text:
             return event._replace(text=whole.text, source=f"{event.source}+transcript")
         if whole.text.strip() == event.text.strip():
@@ -9552,14 +9578,17 @@ class Runner:
     def _own_work(self, event: Event) -> list[str]:
         """Return what event, a turn's end, left running in the background, without what an earlier
         task had."""
-        return [label for label in event.background if label not in self.old_work]
+        running = (*event.background, *self.running)
+        return [label for label in running if label not in self.old_work]
 
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
         another turn."""
         if not self.held_end:
             return False
-        return self.held_end.background != () or time.monotonic() - self.worked_at < UNSEEN_S
+        if self.held_end.background or self.running:
+            return True
+        return time.monotonic() - self.worked_at < UNSEEN_S
 
     def _is_of_task(self, message: Message) -> bool:
         """Tell whether a message belongs to the open task: from its sender, or from cao."""
@@ -9597,12 +9626,12 @@ class Runner:
         if self.program and self.program.note:
             notes.append(self.program.note)
         if end := self.ending or self.held_end:
-            fields.setdefault("background", end.background)
+            fields.setdefault("background", (*end.background, *self.running))
         if left := fields.get("background", ()):
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
-        if "background" in fields:
-            self.old_work = fields["background"]
+        if left or outcome == "done":  # not every other end tells that nothing runs
+            self.old_work = left
         self._see_to(self._forget_own_messages)
 
         self._end_check()
@@ -9642,7 +9671,13 @@ class Runner:
             source=result.source,
             bytes=result.bytes,
         )
-        if outcome != "done" and hold_s(left) > SHELL_S:  # what began a turn that nobody wants
+        if outcome != "done":
+            self._end_unwanted(left)
+
+    def _end_unwanted(self, left: Sequence[str]) -> None:
+        """End the session where sub-agents are left (as Event.background) of a task that has ended
+        without an answer: each of them would begin a turn that nobody wants."""
+        if hold_s(left) > SHELL_S:
             words = f"{some_names(left)} still ran, which no key interrupts"
             self._finish("stopped", "stopped", words)
 
@@ -9853,6 +9888,7 @@ class Runner:
             if may_pass(self.transcript, error):
                 raise
             return None  # the CLI makes the file with its first words
+        self.running = self.row.read_running(lines)
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
@@ -9867,6 +9903,7 @@ class Runner:
         mark that _begin made stays, and so does one after which work began that still runs."""
         if self.begun and self.transcript and not self._awaits_background():
             self.offset, self.inode = file_mark(self.transcript)
+            self.running = ()
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
         """Return the pane's screen, "" where it is gone; first: as Tmux.capture has it."""
@@ -10291,8 +10328,8 @@ class Runner:
             return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        if self.held_end and (self.held_end.background or now - self.worked_at < 3 * UNSEEN_S):
-            return LOOK_S  # see _awaits_background; longer, for none tells when that is over
+        if self._awaits_background() or (self.held_end and now - self.worked_at < 3 * UNSEEN_S):
+            return LOOK_S  # longer than that method says, for none tells when it is over
         dues = [now + 86400.0, now + self._left_s()]
         if self._may_close():
             dues.append(self.phase_at + self.session.idle_close_s)
@@ -10653,7 +10690,8 @@ class Runner:
             self._look_at_interrupt(now)
         elif self.ordered and self.questions and now - self.pressed_at > UNTOLD_S:
             self._press_interrupt()  # its dialog may not have been drawn (OpenCode 1.18.33)
-        if self.ordered and not self.task and now - self.ordered_at > NEVER_STARTED_S:
+        late = now - self.ordered_at > NEVER_STARTED_S
+        if self.ordered and late and not self.task and self.phase != "idle":
             words = f"{self.row.name} did not end its turn in {NEVER_STARTED_S:.0f} s after that"
             self._finish("stopped", "stopped", f"{words} was ordered")
 
@@ -10736,7 +10774,7 @@ class Runner:
         self.step_at = time.monotonic()
         if ours[0].kind == "task":
             self.task, self.spent_s = ours[0], 0.0
-            self.turns, self.tries = [], 0
+            self.turns, self.tries, self.ordered = [], 0, ""
             self.began, self.usage = time.time(), None
         self._save()
         self._log(step, messages=ids, bytes=len(text))
@@ -10961,6 +10999,13 @@ class Runner:
             if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
                 self._end_over_budget()
             return
+        asks_below = self.phase == "asking" and (self.asked_from == "idle" or self.ending)
+        if self.task and asks_below and outcome == "interrupted":  # the task's own turn is over
+            self._transcript_event()  # for what still runs
+            self._end_task("interrupted", reason="by_order")
+            if not self.leaving:
+                self._press_interrupt()
+            return
         # Idle here means that a prompt is on its way: the key is pressed again once its turn runs.
         if self.phase not in ("idle", "working", "asking"):
             return
@@ -10993,7 +11038,10 @@ class Runner:
         if re.search(self.row.busy, text):
             self._press_interrupt()
         elif draft is not None and now - self.pressed_at > UNTOLD_S:
-            self._on_event(Event("interrupted", source="screen"), time.time())
+            event = Event("interrupted", source="screen")
+            if self.row.status and self._status().state == "busy":  # Claude Code 2.1.332
+                event = event._replace(background=("agent in the background",))
+            self._on_event(event, time.time())
 
     def _end_over_budget(self) -> None:
         """End the open task, which used more tokens than it may."""

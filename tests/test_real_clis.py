@@ -1487,6 +1487,7 @@ LEFT_RUNNING = {  # how each CLI's model starts a sub-agent, or a shell, in the 
     ("copilot", "shell"): 'tool bash {"command":"sleep 4","description":"x","mode":"async"}',
     ("kimi", "shell"): 'tool Bash {"command":"sleep 4","description":"x",'
                        '"run_in_background":true}',
+    ("qwen", "shell"): 'tool run_shell_command {"command":"sleep 4","is_background":true}',
 }  # fmt: skip
 
 
@@ -1520,7 +1521,7 @@ def test_what_works_in_the_background_may_ask(place, cli):
     assert (place.work / "made").exists()
 
 
-@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi", "qwen"], indirect=True)
 def test_an_answer_behind_which_the_cli_starts_another_turn_is_kept(place, cli):
     allow_all(place, cli)
     begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 1")
@@ -1554,7 +1555,7 @@ def test_a_task_waits_for_a_turn_that_the_cli_began_by_itself(place, cli, mock_l
     assert (second["outcome"], second["answer"]) == ("done", "the second")
 
 
-@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi", "qwen"], indirect=True)
 def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
     put_loader(place, "SHELL_S = 6.0")
     allow_all(place, cli)
@@ -1562,8 +1563,11 @@ def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
     (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say serving")["results"]
     assert (result["answer"], len(result["background"])) == ("serving", 1)
     assert any("left running in the background" in note for note in result["notes"])
-    (second,) = handoff(place, result["session"], "MOCK:say at once")["results"]
-    assert (second["answer"], second["seconds"] < 6) == ("at once", True)
+    # Nor is it another's that comes behind one without an answer.
+    for task, code, answer in (("say at once", 0, "at once"), ("error 400", 1, ""),
+                               ("say again", 0, "again")):  # fmt: skip
+        (other,) = handoff(place, result["session"], f"MOCK:{task}", code=code)["results"]
+        assert (other["answer"], other["seconds"] < 6) == (answer, True)
 
 
 @pytest.mark.parametrize("cli", ["claude"], indirect=True)
@@ -1603,6 +1607,61 @@ def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
     place.until_state(session, "ended")
     (second,) = handoff(place, session, "MOCK:say again")["results"]
     assert second["answer"] == "again"
+
+
+@pytest.mark.parametrize("pause", ["", "sleep 8;"])
+@pytest.mark.parametrize("cli", ["copilot", "kimi"], indirect=True)
+def test_an_interrupt_while_a_sub_agent_asks_is_the_end_of_that_task_alone(place, cli, pause):
+    tool = {"copilot": "bash"}.get(cli, "Bash")
+    call = {"command": f"touch {place.work}/made", "description": "x"}
+    steps = json.dumps(f"MOCK:{pause}tool {tool} {json.dumps(call)};sleep 20")[1:-1]
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4", steps)
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
+    session = task.partition(".")[0]
+    assert place.run("wait", task).returncode == 6
+    until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
+    place.ok("stop", "--interrupt", session)
+    (result,) = json.loads(place.run("wait", task, "--json").stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    (second,) = handoff(place, session, "MOCK:sleep 5;say again")["results"]
+    assert (second["outcome"], second["answer"]) == ("done", "again")
+    assert not (place.work / "made").exists()
+
+
+@pytest.mark.parametrize("how", ["order", "timeout"])
+@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+def test_a_turn_that_is_broken_off_leaves_no_sub_agent_at_work(place, cli, how, mock_llm):
+    allow_all(place, cli)
+    tool = {"copilot": "bash"}.get(cli, "Bash")
+    call = {"command": f"touch {place.work}/made", "description": "x"}
+    steps = json.dumps(f"MOCK:sleep 15;tool {tool} {json.dumps(call)}")[1:-1]
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4", steps)
+    limit = {"order": "10m", "timeout": "8s"}[how]
+    asked = len(mock_llm.requests)
+    start = (f"real-{cli}", f"MOCK:{begins};sleep 60;say never", "--timeout", limit)
+    task = place.ok("assign", *start).strip()
+    session = task.partition(".")[0]
+    until(lambda: len(mock_llm.requests) >= asked + 3, timeout_s=60)  # both work
+    at = time.time()
+    if how == "order":
+        place.ok("stop", "--interrupt", session)
+    (result,) = json.loads(place.run("wait", task, "--json").stdout)["results"]
+    assert result["outcome"] == {"order": "interrupted", "timeout": "timeout"}[how]
+    until(lambda: time.time() > at + 25, timeout_s=60)
+    assert not (place.work / "made").exists()
+    assert handoff(place, session, "MOCK:say again")["results"][0]["answer"] == "again"
+
+
+@pytest.mark.parametrize("cli", ["copilot"], indirect=True)
+def test_a_sub_agent_that_gets_a_message_is_waited_for_again(place, cli, mock_llm):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "agent"].replace("sleep 4", "sleep 1")
+    (first,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say started")["results"]
+    name = re.findall(r"agent_id: ([0-9a-f-]{36})", json.dumps(mock_llm.requests))[-1]
+    again = json.dumps({"agent_id": name, "message": "MOCK:sleep 6;say more"})
+    task = f"MOCK:tool write_agent {again};say told it"
+    (result,) = handoff(place, first["session"], task)["results"]
+    assert (result["outcome"], result["turns"]) == ("done", ["told it"])
 
 
 @pytest.mark.parametrize("goes_on", ["a hook blocked it", "a sub-agent runs"])
