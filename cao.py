@@ -1405,14 +1405,14 @@ class Provider(NamedTuple):
             )
         return last
 
-    def read_running(self, lines: Sequence[str]) -> tuple[str, ...]:
-        """Return what runs in the background, by the same lines of a transcript; () for a CLI whose
-        hook tells that. Each is "KIND NAME", as in Event."""
-        running: dict[str, str] = {}
+    def read_work(self, lines: Sequence[str]) -> dict[str, str]:
+        """Return the work in the background that the same lines of a transcript tell of: id ->
+        "KIND NAME", as in Event; "" where it has ended, or the CLI's hook tells whether it runs."""
+        work: dict[str, str] = {}
         if self.entry_runs:
             for entry in filter(None, map(parse_object, lines)):
-                running.update(self.entry_runs(entry))
-        return tuple(filter(None, running.values()))
+                work.update(self.entry_runs(entry))
+        return work
 
 
 def _toml(value: Any) -> str:
@@ -1581,7 +1581,8 @@ def hold_s(background: Iterable[str]) -> float:
     background (as in Event): the CLI starts another turn when that ends. A shell may be a server,
     which never ends."""
     kinds = {label.partition(" ")[0] for label in background}
-    if any(not re.search("shell|bash|process", kind) for kind in kinds):
+    # A monitor of Claude Code 2.1.332 is a shell command whose lines wake the agent.
+    if any(not re.search("shell|bash|process|monitor", kind) for kind in kinds):
         return float("inf")
     if kinds:
         return SHELL_S
@@ -2129,13 +2130,22 @@ def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
     return running
 
 
+def _claude_runs(entry: dict[str, Any]) -> dict[str, str]:
+    """2.1.332 notes what has ended as soon as that is queued for the model. Its Stop hook tells
+    what runs."""
+    if text_at(entry, "content").startswith("<task-notification>"):
+        return {"queued": ""}
+    return {}
+
+
 def _qwen_runs(entry: dict[str, Any]) -> dict[str, str]:
-    """Only shells: its Stop hook tells of agents (0.24.4)."""
+    """Of agents the Stop hook tells whether they run, of shells nothing (0.24.4)."""
     running = {}
     for part in objects_at(entry, "message.parts"):
         result = text_at(part, "functionResponse.response.output")
-        if begun := re.match(r"Background shell started\.\nid: (\S+)", result):
-            running[begun[1]] = f"shell {begun[1]}"
+        begun = re.match(r"Background (agent|shell) .*\.\n(?:task_)?id: (\S+)", result)
+        if begun:
+            running[begun[2]] = f"shell {begun[2]}" if begun[1] == "shell" else ""
         ended = re.match(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(part, "text"))
         if ended:
             running[ended[1]] = ""
@@ -2876,7 +2886,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--permission-mode auto", "all": "--permission-mode bypassPermissions",
         },
         status="{home}/sessions/{pid}.json",
-        entry_says=_claude_says,
+        entry_says=_claude_says, entry_runs=_claude_runs,
         tokens=Tokens(
             "message.id", "timestamp", "message.usage",
             "input_tokens cache_creation_input_tokens", "cache_read_input_tokens",
@@ -9097,7 +9107,7 @@ class Runner:
         self.ending_at = 0.0
         self.worked_at = -UNSEEN_S  # when work in the background was last seen to hold up the task
         self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
-        self.running: tuple[str, ...] = ()  # in the background, by the transcript as last read
+        self.work: dict[str, str] = {}  # Provider.read_work of the transcript as last read
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.held_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9269,9 +9279,18 @@ class Runner:
             if self.phase == "idle" and self._awaits_background() and event.text:
                 self._begin_turn()  # by itself: Qwen Code 0.24.4 has no prompt event for that
             if self.phase != "idle":
+                self._note_turn(event.text)
                 self.ending, self.ending_at = event, time.monotonic()
         elif event.kind in ("failed", "interrupted"):
             self._end_turn(event)
+
+    def _note_turn(self, next_text: str = "") -> None:
+        """Keep what the turn said whose end was not confirmed yet (ending), for another has come:
+        it is no answer, but the task's owner is to have it. next_text: what the other one says."""
+        if self.ending:
+            text = self.ending.text.strip()
+            if text not in ("", next_text.strip(), *map(str.strip, self.turns)):
+                self.turns.append(self.ending.text)
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
@@ -9314,6 +9333,7 @@ class Runner:
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, self.row.by_output
+        self._note_turn()
         self.held_end = self.ending = None
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
@@ -9453,11 +9473,12 @@ class Runner:
         goes_on = False
         if how == "done":
             event = self._whole(event)
-            self.turns += [text for text in event.earlier if text not in self.turns]
+            known = [text.strip() for text in self.turns]
+            self.turns += [text for text in event.earlier if text.strip() not in known]
             goes_on = self._more_to_come(event)
         else:
             self._transcript_event()  # for what still runs
-        left = (*event.background, *self.running)
+        left = self._work_at(event)
         if how != "done" and self.ending:
             left += self.ending.background
 
@@ -9534,7 +9555,7 @@ class Runner:
         elif self.task and self.task.check and not checked:
             self._start_check(event)
         else:
-            left = (*event.background, *self.running)
+            left = self._work_at(event)
             self._end_task("done", answer=event.text, source=event.source, background=left)
 
     def _whole(self, event: Event) -> Event:
@@ -9564,6 +9585,8 @@ class Runner:
             limit_s = 0.0  # a shell does not make a timeout of an answer
         if now - self.ending_at < limit_s:
             self.worked_at = now
+        elif self.work and not limit_s:  # it has ended, but the agent may not have been told
+            self.worked_at = max(self.worked_at, self.ending_at)
         if now - self.worked_at < UNSEEN_S:  # the turn that this starts may not be seen yet
             return True
         if self.program:  # its turns have nothing to do with each other
@@ -9575,18 +9598,21 @@ class Runner:
                 return True
         return False
 
+    def _work_at(self, event: Event) -> tuple[str, ...]:
+        """Return what event, a turn's end, left running in the background: by its hook, and by the
+        transcript as it was last read."""
+        return (*event.background, *filter(None, self.work.values()))
+
     def _own_work(self, event: Event) -> list[str]:
-        """Return what event, a turn's end, left running in the background, without what an earlier
-        task had."""
-        running = (*event.background, *self.running)
-        return [label for label in running if label not in self.old_work]
+        """Return _work_at without what an earlier task had."""
+        return [label for label in self._work_at(event) if label not in self.old_work]
 
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
         another turn."""
         if not self.held_end:
             return False
-        if self.held_end.background or self.running:
+        if self._work_at(self.held_end):
             return True
         return time.monotonic() - self.worked_at < UNSEEN_S
 
@@ -9626,7 +9652,7 @@ class Runner:
         if self.program and self.program.note:
             notes.append(self.program.note)
         if end := self.ending or self.held_end:
-            fields.setdefault("background", (*end.background, *self.running))
+            fields.setdefault("background", self._work_at(end))
         if left := fields.get("background", ()):
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
@@ -9888,7 +9914,7 @@ class Runner:
             if may_pass(self.transcript, error):
                 raise
             return None  # the CLI makes the file with its first words
-        self.running = self.row.read_running(lines)
+        self.work = self.row.read_work(lines)
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
@@ -9903,7 +9929,7 @@ class Runner:
         mark that _begin made stays, and so does one after which work began that still runs."""
         if self.begun and self.transcript and not self._awaits_background():
             self.offset, self.inode = file_mark(self.transcript)
-            self.running = ()
+            self.work = {}
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
         """Return the pane's screen, "" where it is gone; first: as Tmux.capture has it."""
@@ -10625,9 +10651,13 @@ class Runner:
         event = self.held_end
         if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
-        written: Event | None = event  # where a row has no entry_runs, hooks tell of all turns
-        if self._awaits_background() and self.row.entry_runs:
+        written: Event | None = event
+        if not self._awaits_background() or self.row.status:
+            pass  # of Claude Code's turns hooks tell
+        elif not self.row.titles:
             written = self._transcript_event()
+        elif self._status().state == "busy":  # Qwen Code 0.24.4
+            written = None
         if not written or written.text.strip() != event.text.strip():
             self._take_up(written)
             return

@@ -1521,12 +1521,18 @@ def test_what_works_in_the_background_may_ask(place, cli):
     assert (place.work / "made").exists()
 
 
+@pytest.mark.parametrize("kind", ["agent", "shell"])
 @pytest.mark.parametrize("cli", ["claude", "copilot", "kimi", "qwen"], indirect=True)
-def test_an_answer_behind_which_the_cli_starts_another_turn_is_kept(place, cli):
+def test_what_ends_while_the_model_says_its_last_words_is_waited_for(place, cli, kind):
     allow_all(place, cli)
-    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 1")
-    (result,) = handoff(place, f"real-{cli}", f"MOCK:{begins};sleep 3;say whole")["results"]
-    assert "whole" in (result["answer"], *result["turns"])
+    begins = LEFT_RUNNING[cli, kind].replace("sleep 4", "sleep 1")
+    target = f"real-{cli}"
+    for number in range(3):
+        task = f"MOCK:{begins};sleep 3;say whole {number}"
+        (result,) = handoff(place, target, task)["results"]
+        assert (result["outcome"], result["turns"]) == ("done", [f"whole {number}"])
+        assert result["answer"].startswith("ok: ")
+        target = result["session"]
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
