@@ -2713,6 +2713,7 @@ export const cao = async ({ client }) => {
   const running = new Set(), below = new Set()  // below: sessions of sub-agents
   const asking = new Map()  // the hook that waits for the answer to a request
   const handed = new Set()  // messages that no part of the conversation has yet
+  const calls = new Map()  // the arguments of each tool call: a permission does not repeat them
   const ask = (p, tool_name, tool_input, url, bodyOf) => {
     const agent_id = below.has(p.sessionID) ? p.sessionID : undefined
     const payload = { hook_event_name: "PermissionRequest", agent_id, tool_name, tool_input,
@@ -2755,7 +2756,11 @@ export const cao = async ({ client }) => {
       await tell("StopFailure", sessionID, { error: "no_such_model", last_assistant_message })
       throw Error(last_assistant_message)
     },
-    "tool.execute.after": async ({ sessionID }, output) => {
+    "tool.execute.before": async ({ sessionID, callID }, { args }) => {
+      calls.set(sessionID + callID, args)
+    },
+    "tool.execute.after": async ({ sessionID, callID }, output) => {
+      calls.delete(sessionID + callID)
       // A message's name ends in a hyphen and four letters.
       if (!readdirSync(`${hook.at(-1)}/inbox/new`).some((name) => /-.{4}$/.test(name))) return
       if (below.has(sessionID) || typeof output.output !== "string") return  // an MCP tool's
@@ -2773,10 +2778,13 @@ export const cao = async ({ client }) => {
       if (type === "session.created" && p.info.parentID) below.add(p.info.id)
       if (type === "message.updated" && p.info.tokens?.total) count(p.info)
       if (type === "session.idle") await ended(p.sessionID)
-      if (type === "permission.asked")
-        ask(p, p.permission, { command: p.metadata.command ?? p.patterns.join(" ") },
-          `/permission/${p.id}/reply`, ({ answer, message }) =>
-            ({ reply: { yes: "once", no: "reject", always: "always" }[answer], message }))
+      if (type === "permission.asked") {
+        const args = calls.get(p.sessionID + p.tool?.callID)
+        const { diff, files, filepath, ...more } = p.metadata  // an edit's arguments have these
+        const asked = args ? { ...args, ...more } : { ...p.metadata, patterns: p.patterns }
+        ask(p, p.permission, asked, `/permission/${p.id}/reply`, ({ answer, message }) =>
+          ({ reply: { yes: "once", no: "reject", always: "always" }[answer], message }))
+      }
       if (type === "question.asked")
         ask(p, "question", { questions: p.questions }, `/question/${p.id}/reply`,
           ({ answers }) => ({ answers }))

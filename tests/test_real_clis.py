@@ -768,6 +768,33 @@ def test_opencode_asks_about_a_server_whose_name_begins_like_caos(place, mock_ll
     assert not made.exists()
 
 
+def test_opencode_shows_all_that_it_asks(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    server = Path(__file__).with_name("mcp_fixture_server.py")
+    entry = {"lab": {"command": sys.executable, "args": [str(server)]}}
+    profile = place.home / "profiles/real-opencode.md"
+    head = f"permissions: ask\nmcpServers: {json.dumps(entry)}"
+    profile.write_text(profile.read_text().replace("permissions: ask", head))
+    target, path, sub = "real-opencode", place.work / "a.txt", place.work / "sub"
+    path.write_text("one\ntwo\n")
+    sub.mkdir()
+    edit = {"filePath": str(path), "oldString": "two", "newString": "three"}
+    write = {"filePath": str(path), "content": "one\nfour\n"}
+    outside = f'external_directory: touch {place.user}/x\ndirectories: ["{place.user}"]'
+    for tool, given, text in (
+        ("write", write, f"edit: {path}\ncontent: one\nfour\n"),
+        ("edit", edit, f"edit: {path}\noldString: two\nnewString: three"),
+        ("bash", {"command": "touch x", "workdir": str(sub)}, f"bash: touch x\nworkdir: {sub}"),
+        ("bash", {"command": f"touch {place.user}/x"}, outside),
+        ("lab_test_error_handling", {"what": "sent"}, "lab_test_error_handling:\nwhat: sent"),
+    ):
+        task = f"MOCK:tool {tool} {json.dumps(given)};say went on"
+        target, question, task = asked_by(place, target, task, "permission")
+        assert question["text"].startswith(text)
+        place.ok("answer", target, "no")
+        assert place.ok("wait", task) == "went on\n"
+
+
 def test_questions_are_shown_whole_and_answered_as_data(place, cli, mock_llm):
     # Outside the working directory; OpenCode asks for that too, by a dialog of its own.
     folder = place.work if cli == "opencode" else place.user
