@@ -15067,13 +15067,12 @@ def cmd_answer(ask: Ask) -> None:
 
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
-        _say(render_question(name, question, path))
+        _say_whole(render_question(name, question, path))
         if question["kind"] in ("interrupted", "screen"):
             _say(how_to_answer(name, question))
             continue
         while True:
-            print("answer (nothing: skip it): ", end="", file=sys.stderr, flush=True)
-            text = sys.stdin.readline().strip()
+            text = _read_line("answer (nothing: skip it): ")
             if not text:
                 break
             try:
@@ -15081,6 +15080,25 @@ def cmd_answer(ask: Ask) -> None:
                 break
             except CaoError as error:
                 _say_error(error)
+
+
+def _say_whole(text: str) -> None:
+    """Say a text before a prompt. On a person's terminal one screen at a time, each after an Enter:
+    a popup has no history, and nobody may be asked about lines that were never on the screen."""
+    lines, room = [text], 1
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        size = os.get_terminal_size(2)  # of 0 by 0 where a terminal does not know its own
+        lines = wrap_columns(text, (size.columns or PANE_COLUMNS) - 1, True)
+        room = max(1, (size.lines or PANE_LINES) - 2)
+    _say("\n".join(lines[:room]))
+    while lines := lines[room:]:
+        _read_line(f"({count_of(len(lines), 'more line')}: Enter) ")
+        _say("\n".join(lines[:room]))
+
+
+def _read_line(prompt: str) -> str:
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
 
 
 def cmd_stop(ask: Ask) -> int:

@@ -1002,6 +1002,26 @@ def test_who_is_attached_is_asked_in_a_popup_where_the_cli_shows_no_dialog(place
 
 
 @pytest.mark.tmux
+def test_a_popup_takes_an_answer_only_once_it_has_shown_all_that_is_asked(place, terminal):
+    put_loader(place, UNSEEN)
+    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
+    session = result["session"]
+    shown = terminal(80, 20, "attach", session)
+    shown.sees("demo>")
+    words = [f"word{n}" for n in range(150)]
+    task = place.ok("assign", session, f"demo: permit {' '.join(words)}|Yes|No; say after").strip()
+    first = shown.sees(r"\(\d+ more lines: Enter\)")
+    assert "answer (nothing" not in first
+    shown.press("yes", "Enter")  # said before all was shown: it is no answer
+    second = shown.sees(r"answer \(nothing: skip it\)")
+    assert [word for word in words if not re.search(rf"{word}\b", first + second)] == []
+    assert len(place.state(session)["questions"]) == 1
+    shown.press("yes", "Enter")
+    until(lambda: place.state(session)["questions"] == [])
+    assert place.ok("wait", task) == "Yes\nafter\n"
+
+
+@pytest.mark.tmux
 def test_the_popup_goes_where_the_question_was_answered_elsewhere(place, terminal):
     put_loader(place, UNSEEN)
     (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
