@@ -2406,11 +2406,13 @@ def _start_qwen(launch: Launch) -> Start:
 def _qwen_outside(cwd: str) -> list[str]:
     """Return what Qwen Code 0.24.4 must not write: what is outside cwd, by its real path, and what
     names programs that git, or its own next session, runs. Its mode auto-edit asks for none of it,
-    whatever `ask` says."""
+    whatever `ask` says. To it `!(work)/**` is a name that does not begin with work: the third rule
+    of each folder is for those that do."""
     rules, above = [], "/"
     for part in cwd.strip("/").split("/"):
         name = re.sub(r"(\W)", r"\\\1", part)
-        rules += [f"Edit(/{above}!({name}))", f"Edit(/{above}!({name})/**)"]
+        for pattern in (f"!({name})", f"!({name})/**", f"{name}?*/**"):
+            rules.append(f"Edit(/{above}{pattern})")
         above += f"{name}/"
     return rules + [f"Edit(/{above}**/{name}/**)" for name in (".git", ".qwen")]
 

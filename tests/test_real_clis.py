@@ -596,6 +596,18 @@ def test_a_hook_in_a_claude_profile_runs_beside_caos_own(place, mock_llm):
     assert "guarded" in str(mock_llm.requests)
 
 
+def test_edits_alone_of_qwen_stay_in_their_directory(place, mock_llm):
+    target, calls = edits_alone(place, "qwen", mock_llm.port), ""
+    inside = place.work / "work-private" / "x"
+    outside = [place.folder / name for name in ("other/x", "work-b/x", "workb/.c/x", "work.txt")]
+    for path in (inside, *outside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        call = json.dumps({"file_path": str(path), "content": "x"})
+        calls += f"tool write_file {call};"
+    assert handoff(place, target, f"MOCK:{calls}say went on")["results"][0]["answer"] == "went on"
+    assert [path for path in (inside, *outside) if path.exists()] == [inside]
+
+
 # How its model writes a file; Copilot changes one that is there.
 WRITE = {
     "opencode": 'read {"filePath": "%s"};tool write {"filePath": "%s", "content": "{}"}',
