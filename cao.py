@@ -9373,15 +9373,18 @@ class Runner:
                     self._close_question(question)
             self.boss.when_free(self._question_path(name))
 
-        kind, lines = "permission", 1
+        kind, lines, text = "permission", 1, event.text
         options, agent = options_of(self.row, payload), agent_of(payload)
+        folder = text_at(payload, "cwd")  # after a `cd`, of Claude Code 2.1.332, Codex 0.171.0
         if questions := questions_in(payload):
             kind, lines = "question", len(questions)
         elif value_at(payload, "details.type") == "mcp":
             # Gemini CLI 0.61.0 does not tell the arguments: only its dialog shows them.
             kind, options = "screen", ()
+        elif folder and os.path.realpath(folder) != os.path.realpath(self.session.cwd):
+            text += f"\nin: {folder}"
         self.subjects[name] = dialog_subject(payload)
-        question = Question(name, kind, event.text, options, time.time(), where, agent, lines)
+        question = Question(name, kind, text, options, time.time(), where, agent, lines)
         self.questions[name] = question
         self._answer_ourselves(question)  # before it is shown to anybody
         if name in self.questions:

@@ -780,6 +780,34 @@ def test_opencode_asks_about_a_server_whose_name_begins_like_caos(place, mock_ll
     assert not made.exists()
 
 
+@pytest.mark.parametrize(
+    ("cli", "calls"),
+    [
+        ("claude", ('Bash {"command": "cd sub"}', 'Bash {"command": "rm -rf *"}')),
+        (
+            "codex",
+            (
+                'exec_command {"cmd": "rm -rf *", "workdir": "%s", "justification": "may I?",'
+                ' "sandbox_permissions": "require_escalated"}',
+            ),
+        ),
+    ],
+    indirect=["cli"],
+)
+def test_a_permission_says_where_its_command_runs(place, cli, calls):
+    sub = place.work / "sub"
+    sub.mkdir()
+    script = "".join(f"tool {call};" for call in calls).replace("%s", str(sub))
+    session, question, task = asked_by(
+        place, f"real-{cli}", f"MOCK:{script}say went on", "permission"
+    )
+    assert question["text"].endswith(f"\nin: {sub}")
+    place.ok("answer", session, "no")
+    assert place.ok("wait", task) == "went on\n"
+    session, question, _ = asked_by(place, session, SHELL[cli].format(file="made"), "permission")
+    assert (f"\nin: {sub}" in question["text"]) == (cli == "claude")  # whose shell stays there
+
+
 def test_opencode_shows_all_that_it_asks(place, mock_llm):
     install(place, "opencode", mock_llm.port)
     server = Path(__file__).with_name("mcp_fixture_server.py")
