@@ -14646,13 +14646,14 @@ def _cell(text: str, most: int) -> str:
 
 
 def _facts_table(facts: dict[str, Any]) -> str:
-    """Return facts as a table of two columns; a list's items stand on one line."""
+    """Return facts as a table of two columns; a list's items stand on one line. The further lines
+    of a text are indented, so that none looks like another fact."""
     rows = []
     for key, value in facts.items():
         text = str(value)
         if isinstance(value, (list, tuple)):
             text = " ".join(map(str, value))
-        rows.append([key, text])
+        rows.append([key, text.replace("\n", "\n    ")])
     return render_table(rows)
 
 
@@ -15302,9 +15303,12 @@ def cmd_allow(ask: Ask) -> int:
         folder = os.path.realpath(args.dir or current_directory())
         profiles, faults = ask.boss.allow(folder, args.check, args.remove, args.host)
         for profile in profiles:
-            facts = {**explain_profile(profile), **profile.settings}
-            table = render_table([[one_line(k), one_line(v)] for k, v in facts.items()])
-            _say(f"{table}\n")
+            # Two tables: a key of the file may be called like what we say of it. Their rows are
+            # indented: none looks like a head.
+            tables = {"effective:": explain_profile(profile), "in its file:": profile.settings}
+            for head, facts in tables.items():
+                rows = [["", one_line(key), one_line(value)] for key, value in facts.items()]
+                _say(f"{head}\n{render_table(rows)}\n")
         for fault in faults:
             _say_error(CaoError(f"not allowed: {fault.what}", fault.fix))
             code = fault.exit_code

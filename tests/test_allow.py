@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -379,6 +380,27 @@ def test_what_is_allowed_is_shown_whole_and_in_visible_text(place):
         assert part in done.stdout + done.stderr, part
     assert not {*hidden} & {*"\x1b\x07\u202e"} & {*(done.stdout + done.stderr)}
     assert "\\u202e" in done.stderr
+
+
+def test_what_a_profile_says_of_itself_is_not_shown_as_what_holds(place):
+    put(place.work, "ci", (
+        "---\nprovider: claude\nrole: reviewer\npermissions: ''\ntools: fs_read\n"
+        "permissionMode: bypassPermissions\nallowedTools: ['*']\n'effective:': ''\n"
+        "held back by its CLI: execute_bash (--tools)\n"
+        'description: "x\\npermissions  ask"\n---\n'
+    ))  # fmt: skip
+    effective, in_file = place.run("allow").stderr.split("\nin its file:\n")
+    lines = [line.split("  ") for line in effective.splitlines()]
+    assert lines[0] == ["effective:"]
+    facts = {line[1]: "".join(line[2:]).strip() for line in lines if len(line) > 2}
+    assert facts["permissions"] == "all(--permission-mode bypassPermissions)"
+    assert facts["tools"] == "all"
+    assert "held back by its CLI" not in facts
+    for key in ("tools", "effective:", "held back by its CLI"):
+        assert f"\n  {key}" in f"\n{in_file}"
+    assert re.findall("(?m)^permissions +(.*)", place.ok("profiles", "ci")) == [
+        "all  (--permission-mode bypassPermissions)"
+    ]
 
 
 def test_a_folder_without_profiles_is_said(place):
