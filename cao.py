@@ -279,8 +279,11 @@ PASSED_ON = (
     "TMUX_TMPDIR CAO_NOTIFY CAO_PROVIDER CAO_MAX_SESSIONS CAO_MAX_WAITING"
     " CAO_IDLE_CLOSE_S CAO_INTERRUPTED_S CAO_SSH"
 ).split()
-# A shell with one of these belongs to an agent. Each CLI sets its own for its model's commands;
-# measured, but for Cursor. A person's shell that a CLI opens (`!`) has them, too.
+# A shell with one of these belongs to an agent. Each CLI sets its own for its model's commands.
+# Those with a version were measured. The last four are named by Cline's page on disabling terminal
+# pagers, VS Code's pull request 316267 (since June 2026 it sets AI_AGENT, too), Auggie's page on
+# environment variables, and firebase-tools' pull request 10457. A person's shell that a CLI opens
+# (`!`) has them, too.
 AGENT_SIGNS = {
     "CLAUDECODE": "Claude Code 2.1.332",
     "AI_AGENT": "Claude Code 2.1.332",
@@ -294,6 +297,10 @@ AGENT_SIGNS = {
     "AGENT": "OpenCode 1.18.33",
     "PI_CODING_AGENT": "pi 0.73.1",
     "CURSOR_AGENT": "Cursor",
+    "CLINE_ACTIVE": "Cline",
+    "COPILOT_AGENT": "Copilot in VS Code",
+    "AUGMENT_AGENT": "Auggie",
+    "ANTIGRAVITY_AGENT": "Antigravity",
 }
 AGENT_PROCESS = "kimi-code"  # Kimi Code 2.1.0 sets nothing, but names its process so
 # GUI clients have a poor PATH; these are looked through after it.
