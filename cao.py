@@ -776,6 +776,13 @@ def one_line(value: Any) -> str:
     return json.dumps(value)
 
 
+def _in_shell(text: str) -> str:
+    """Return text as one word of a person's shell, for an error's fix."""
+    import shlex
+
+    return shlex.quote(text)
+
+
 def shorten(text: str, most: int) -> str:
     """Return text on one line of at most so many characters; where it is cut, it ends in …."""
     line = " ".join(text.split())
@@ -4422,10 +4429,11 @@ def make_home(home: str, make: bool = True) -> None:
             raise CaoError(f"{which} belongs to another user", fix)
         if stat.S_ISLNK(facts.st_mode):
             continue  # nobody can write into a link
+        which = f"{which} can be written by others"
         if path == home and facts.st_mode & 0o022:
-            raise CaoError(f"{which} can be written by others", f"chmod 700 {path}")
+            raise CaoError(which, f"chmod 700 {_in_shell(path)}")
         if others_can_replace(facts):
-            raise CaoError(f"{which} can be written by others", f"chmod go-w {path}; or {fix}")
+            raise CaoError(which, f"chmod go-w {_in_shell(path)}; or {fix}")
 
 
 def complain(words: str) -> None:
@@ -7593,7 +7601,7 @@ def _git_directory(folder: str) -> str:
     origin = _worktree_origin(Store(runtime_home()), name)
     if not os.path.isdir(origin):
         what = f"{origin}, from which the worktree of {name} was made, is gone"
-        raise CaoError(what, f"ls {worktree_path(Store(runtime_home()), name)}")
+        raise CaoError(what, f"ls {_in_shell(worktree_path(Store(runtime_home()), name))}")
     common = _git_directory(origin)
     if not common:
         return ""
@@ -7665,13 +7673,6 @@ def _git(
         fix = f"put that right, then try again (cd {_in_shell(cwd)} && git status)"
         raise CaoError(f"git {args[0]}: {ran.fault()}", fix)
     return ran.out.rstrip("\n")
-
-
-def _in_shell(path: str) -> str:
-    """Return a path as a person's shell takes it, for an error's fix."""
-    import shlex
-
-    return shlex.quote(path)
 
 
 def _head(cwd: str) -> str:
@@ -7752,14 +7753,15 @@ def remove_worktree(store: Store, name: str, origin: str, *, force: bool = False
     if os.path.isdir(path) and not force:
         for folder, folders, files in os.walk(path):
             if (folders or files) and not os.access(folder, os.W_OK | os.X_OK):
+                # git would remove all the rest
                 what = f"what is in {folder} cannot be removed: its permissions forbid it"
-                raise CaoError(what, f"chmod u+rwx {folder}")  # git would remove all the rest
+                raise CaoError(what, f"chmod u+rwx {_in_shell(folder)}")
         _git(origin, "worktree", "remove", path)
     else:
         shutil.rmtree(path, ignore_errors=True)  # git cannot where the repository is gone
         _git(origin, "worktree", "remove", "--force", "--force", path, allowed=128)
     if os.path.lexists(path):
-        raise CaoError(f"{path} could not be removed", f"ls -la {path}")
+        raise CaoError(f"{path} could not be removed", f"ls -la {_in_shell(path)}")
     # The pattern also takes branches below this name.
     checked_out = ("for-each-ref", "--format=%(refname) %(worktreepath)", f"refs/heads/{branch}")
     if f"refs/heads/{branch} " in _git(origin, *checked_out, allowed=128).split("\n"):
@@ -7829,7 +7831,7 @@ def _refuse_unreadable(error: OSError) -> None:
     if error.errno in _NO_FILE:  # it was just removed
         return
     what = f"what is in {error.filename} cannot be seen: {error.strerror}"
-    raise CaoError(what, f"chmod u+rwx {error.filename} (or remove it)")
+    raise CaoError(what, f"chmod u+rwx {_in_shell(error.filename)} (or remove it)")
 
 
 def _repositories_inside(path: str, unseen: Iterable[str]) -> list[str]:
@@ -8133,9 +8135,8 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
             was, facts = _head(top), worktree_facts(boss.store, session)
             commit = _head(path)
             _refuse_unknown_submodules(path, session.worktree)
-            resolve = (
-                f"cao handoff {name} 'Merge {into} into your branch and resolve the conflicts'"
-            )
+            words = _in_shell(f"Merge {into} into your branch and resolve the conflicts")
+            resolve = f"cao handoff {name} {words}"
             strategy, tree = _try_merge(top, commit, resolve)
             _refuse_to_overwrite(top, commit, tree)
             _refuse_to_move(top, was, commit)

@@ -624,6 +624,20 @@ def test_a_merge_that_cannot_be_is_refused_and_leaves_the_repository_exactly_as_
     git(path, "merge-base", "--is-ancestor", tip, "HEAD")
 
 
+def test_what_a_refused_merge_says_to_try_is_safe_in_a_shell_whatever_the_branch(repo):
+    branch = "x';touch${IFS}made;'"
+    git(repo.work, "branch", "-m", branch)
+    session, path = worker(repo)
+    conflicting(repo, path)
+    fix = repo.run("merge", session).stderr.partition("try: ")[2]
+    script = f'cao() {{ printf "%s\n" "$@"; }}\n{fix}'
+    argv = subprocess.run(
+        ["sh", "-c", script], check=True, cwd=repo.work, capture_output=True, text=True
+    ).stdout
+    task = f"Merge {branch} into your branch and resolve the conflicts"
+    assert argv == f"handoff\n{session}\n{task}\n"
+
+
 @pytest.mark.parametrize("when", ["in the worker's commit", "in our merge"])
 def test_a_merge_that_the_person_has_begun_meanwhile_is_not_undone(repo, when):
     session, path = worker(repo)
@@ -1826,22 +1840,26 @@ def test_what_cannot_be_read_or_removed_stops_a_merge_and_a_discard_before_they_
     repo, verbs, monkeypatch
 ):
     session, path = worker(repo)
-    (path / "new").mkdir()
-    (path / "new" / "x").write_text("new\n")
+    (path / "a new").mkdir()
+    (path / "a new" / "x").write_text("new\n")
     before, access, scandir = all_of(repo, path), os.access, os.scandir
-    monkeypatch.setattr(os, "access", lambda p, *a: p != f"{path}/new" and access(p, *a))
-    with pytest.raises(cao.CaoError, match=f"in {path}/new cannot be removed"):
+    monkeypatch.setattr(os, "access", lambda p, *a: p != f"{path}/a new" and access(p, *a))
+    with pytest.raises(cao.CaoError, match=f"in {path}/a new cannot be removed") as removed:
         cao.remove_worktree(repo.store, session, str(repo.work))
     monkeypatch.setattr(os, "access", access)
 
     def closed(folder="."):
-        if folder == f"{path}/new":
+        if folder == f"{path}/a new":
             raise PermissionError(errno.EACCES, "Permission denied", folder)
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", closed)
-    with pytest.raises(cao.CaoError, match=f"in {path}/new cannot be seen: Permission denied"):
+    with pytest.raises(
+        cao.CaoError, match=f"in {path}/a new cannot be seen: Permission denied"
+    ) as seen:
         cao.worktree_losses(repo.store, session, str(repo.work))
+    for caught in (removed, seen):
+        assert caught.value.fix.startswith(f"chmod u+rwx '{path}/a new'")
     with pytest.raises(cao.CaoError, match="nothing was changed there"):
         cao.merge_worktree(verbs, session)
     monkeypatch.setattr(os, "scandir", scandir)
