@@ -2867,9 +2867,12 @@ def _start_opencode(launch: Launch) -> Start:
     }
     if profile.model:
         config["model"] = profile.model
-    env = {"OPENCODE_CONFIG_CONTENT": json.dumps(config), "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    env = {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
+        # The user may have these on. A folder that has their programs may have made them.
+        config.update(lsp=False, formatter=False)
+    env["OPENCODE_CONFIG_CONTENT"] = json.dumps(config)
     argv = _given({"--session": launch.resume})
     # 1.18.33 ignores a prompt that comes with the id of a conversation.
     if launch.prompt and not launch.resume:

@@ -729,6 +729,35 @@ def test_opencode_asks_whatever_the_users_own_rules_allow(place, mock_llm):
     assert not (place.work / "made").exists()
 
 
+@pytest.mark.parametrize("trust", [False, True])
+def test_opencode_runs_a_folders_programs_only_where_it_is_trusted(place, mock_llm, trust):
+    target = edits_alone(place, "opencode", mock_llm.port)
+    set_opencode(place, {"lsp": True, "formatter": True})
+    if trust:
+        profile = place.home / "profiles/real-opencode.md"
+        profile.write_text(profile.read_text().replace("permissions:", "trust: yes\npermissions:"))
+    (place.work / "package.json").write_text("{}")
+    (place.work / "composer.json").write_text('{"require": {"laravel/pint": "*"}}')
+    modules = place.work / "node_modules/typescript"
+    (modules / "lib").mkdir(parents=True)
+    (modules / "package.json").write_text('{"name": "typescript", "version": "5.0.0"}')
+    ran = place.user / "ran"
+    script = f"require('fs').appendFileSync('{ran}', 'server\\n')"
+    (modules / "lib/tsserver.js").write_text(script)
+    formatter = place.work / "vendor/bin/pint"
+    formatter.parent.mkdir(parents=True)
+    formatter.write_text(f"#!/bin/sh\necho formatter >> '{ran}'\n")
+    formatter.chmod(0o755)
+    calls = ""
+    for name in ("a.ts", "b.php"):
+        call = {"filePath": str(place.work / name), "content": "let a = 1\n"}
+        calls += f"tool write {json.dumps(call)};"
+    (result,) = handoff(place, target, f"MOCK:{calls}say went on")["results"]
+    assert result["answer"] == "went on"
+    programs = {*ran.read_text().split()} if ran.exists() else set()
+    assert programs == ({"server", "formatter"} if trust else set())
+
+
 @pytest.mark.parametrize(
     ("scope", "users"),
     [
