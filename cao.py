@@ -15462,6 +15462,8 @@ def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # None: no live turn; "*": one of each CLI that is there
     rows: list[dict[str, Any]] = []
     if ask.args.host:
+        fix = f"ask the person to run cao doctor --host {_in_shell(ask.args.host)}"
+        ask.boss.check_person("look at another machine", fix)
         rows = doctor_there(ask.args.host)
     elif live in (None, "*"):
         rows = doctor(ask.store)

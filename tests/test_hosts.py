@@ -1026,6 +1026,14 @@ def test_a_cao_ssh_that_is_no_command_line_is_said(place):
     assert cao.ssh_argv({"PATH": os.environ["PATH"], "CAO_SSH": "  "})[0].endswith("/ssh")
 
 
+def test_an_agent_does_not_look_at_another_machine(place):
+    reached = place.folder / "reached"
+    place.program("ssh", f"touch '{reached}'; exit 1")
+    done = place.run("doctor", "--host", "box", CLAUDECODE="1")
+    assert (done.returncode, "run cao doctor --host box" in done.stderr) == (2, True)
+    assert not reached.exists()
+
+
 def test_an_answer_of_doctor_there_that_breaks_off_is_said(place):
     place.program("broken", "echo cao-here; echo '['; exit 7")
     done = place.run("doctor", "--host", "box", CAO_SSH="broken")
