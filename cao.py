@@ -6555,6 +6555,11 @@ class Orchestrator:
                 )
             if name and self.store.was_given(name):
                 return name
+            for client in filter(self.is_left, self.store.all_sessions()):  # ours before a restart?
+                left = self.store.folder(client, "requests", request)
+                name, _, sha = self.store.read_text(left).partition(" ")
+                if sha == text_sha and self.store.was_given(name):
+                    return name
             return self._assign(target, task, options._replace(named=named))
 
     def _check_text(self, text: str) -> None:
@@ -6803,9 +6808,19 @@ class Orchestrator:
         return not self.store.is_locked(client)
 
     def left_by_others(self) -> list[str]:
-        """Return the tasks whose results nobody has read and that may be the caller's own."""
-        clients = filter(self.is_left, self.store.all_sessions())
-        return [task for client in clients for task in self.store.owed(client)]
+        """Return the tasks that may be the caller's own, and of whose results, or of whose
+        sessions' messages, nobody was told."""
+        tasks = []
+        for client in filter(self.is_left, self.store.all_sessions()):
+            senders = [message.sender for message in self.store.waiting(client)]
+            tasks += [*self.store.owed(client), *map(self.store.task_meant, senders)]
+        return [*filter(TASK.match, dict.fromkeys(tasks))]
+
+    def own_books(self, tasks: Iterable[str]) -> list[str]:
+        """Return in whose folders to look for what the caller is owed: its own and, for these
+        tasks, that of a client above their sessions which it may have been before a restart."""
+        above = {name for task in tasks for name in self.ancestors(self.store.session_of(task))}
+        return [name for name in (self.caller.name, *filter(self.is_left, above)) if name]
 
     def check_mine(self, name: str) -> None:
         """Raise UsageError unless the caller is a person, or is above this session, or may have
@@ -6995,26 +7010,25 @@ class Orchestrator:
         return asking
 
     def _take_letters(self, tasks: Sequence[str] | None, claims: list[Claim]) -> list[Message]:
-        """Lock the messages to the caller, which end a wait, and return them; their Claims are
-        added to claims. tasks: of the messages only those from the sessions of these tasks, or
-        from below them; cao's notices come always. Skip what another process is telling just
-        now."""
-        if not self.caller.name:
-            return []
+        """Lock the messages to the caller (own_books), which end a wait, and return them; their
+        Claims are added to claims. tasks: of the messages only those from the sessions of these
+        tasks, or from below them; cao's notices come always. Skip what another process is telling
+        just now."""
         taken = []
-        for message in self.store.waiting(self.caller.name):
-            if message.kind not in ("message", "notice") or message.id.endswith("~"):
-                continue  # ~: its runner knows whether it was told
-            if message.kind == "message" and tasks is not None:
-                above = {message.sender, *self.ancestors(message.sender)}
-                if above.isdisjoint(map(self.store.session_of, tasks)):
-                    continue
-            claim = self.store.take_message(self.caller.name, message.id)
-            if claim:
-                claims.append(claim)
-                taken.append(message)
-                if claim.is_last():
-                    break
+        for owner in self.own_books(tasks or ()):
+            for message in self.store.waiting(owner):
+                if message.kind not in ("message", "notice") or message.id.endswith("~"):
+                    continue  # ~: its runner knows whether it was told
+                if message.kind == "message" and tasks is not None:
+                    above = {message.sender, *self.ancestors(message.sender)}
+                    if above.isdisjoint(map(self.store.session_of, tasks)):
+                        continue
+                claim = self.store.take_message(owner, message.id)
+                if claim:
+                    claims.append(claim)
+                    taken.append(message)
+                    if claim.is_last():
+                        return taken
         return taken
 
     def _take(
@@ -7038,16 +7052,13 @@ class Orchestrator:
             if claims and claims[-1].is_last():
                 running.append(task)
                 continue
-            owner = self.caller.name
-            if by_name:  # it may be owed to a client that the caller was before a restart
-                session = self.store.peek(self.store.session_of(task))
-                if session and self.is_left(session.supervisor):
-                    owner = session.supervisor
-            claim = self.store.take_result(owner, task)
+            claim = None
+            for owner in self.own_books([task]):
+                claim = claim or self.store.take_result(owner, task)
             if claim:
                 claims.append(claim)
             elif not by_name:
-                if os.path.exists(self.store.out_path(owner, task)):
+                if os.path.exists(self.store.out_path(self.caller.name, task)):
                     running.append(task)
                 continue
             result = self.store.load_result(task)

@@ -2317,6 +2317,34 @@ def test_of_two_windows_that_were_restarted_each_gets_its_own_by_name(connect, p
 
 
 @pytest.mark.tmux
+def test_a_window_that_was_restarted_gets_messages_by_name_and_repeats_its_requests(connect, place):
+    """Also where two windows were open at some time before, so that it adopts no folder."""
+    talks = [connect(), connect()]
+    for talk in talks:
+        assert talk.call("handoff", target="demo", task="demo: say done")
+    job = {"script": "demo: tell before; say done", "request_id": "r1", "keep": True}
+    task, session = given(talks[0], **job)
+    until(lambda: place.store.has_result(task))
+    for talk in talks:
+        talk.end()
+
+    talk = connect()
+    assert given(talk, **job) == (task, session)
+    again = talk.call("assign", target="demo", task="demo: say other", request_id="r1")
+    assert not again.get("isError")  # the other window may have used that id
+    assert talk.first("wait")["answer"] == "other"
+    found = talk.data("wait", tasks=[task])
+    assert [m["text"] for m in found["messages"]] == ["before"]
+    until(lambda: "next" not in talk.data("wait"))  # read, and off the books
+
+    place.ok("send", session, "demo: tell after")
+    assert task in until(lambda: talk.data("wait").get("next"))
+    found = talk.data("wait", tasks=[task])
+    assert [m["text"] for m in found["messages"]] == ["after"]
+    until(lambda: "next" not in talk.data("wait"))
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize("name", ["docs-api", "docs-1a2b3c4d", "docs-2"])
 def test_a_client_whose_name_begins_like_anothers_has_none_of_its_work(connect, place, name):
     task = place.ok("assign", "demo", "demo: say x", CAO_CLIENT=name).strip()
