@@ -6094,6 +6094,7 @@ class Orchestrator:
         caller and of those above it.
 
         permissions: in place of the profile's own; only a person may give these (UsageError).
+        Says on stderr which key looks mistyped: it may have been meant to hold the worker back.
         Raises NotAllowedError as load_profile does, and NotFoundError with the nearest names;
         may_be_session: the name could be a session's too, so theirs are among them.
         """
@@ -6102,6 +6103,9 @@ class Orchestrator:
             self.check_person(what, "leave --permissions out")
         profile = load_profile(name, self.store, cwd)
         if profile:
+            for key in profile.settings:
+                if key not in PROFILE_KEYS and (meant := nearest(key, PROFILE_KEYS)):
+                    complain(f"profile {name}: the key {key!r} is not known ({meant}?)")
             if permissions:
                 profile = profile._replace(permissions=permissions)
             for grant in self._grants():

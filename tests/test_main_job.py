@@ -753,6 +753,15 @@ def test_facts_are_there_for_programs_beside_the_words(place):
     assert (rows["odd"], rows["shut"]) == ("ok", "broken")
 
 
+def test_a_profiles_mistyped_key_is_said_wherever_work_is_given(place):
+    """It may have been meant to hold the worker back. A key that is like none of ours passes."""
+    place.profile("odd", "---\nprovider: demo\nallowedtools: [fs_read]\ncolor: red\n---\n")
+    done = place.run("assign", "odd", "demo: say done")
+    words = "cao: profile odd: the key 'allowedtools' is not known (allowedTools?)\n"
+    assert (done.returncode, done.stderr.startswith(words)) == (0, True)
+    assert "color" not in done.stderr
+
+
 def test_profiles_are_whole_lines_in_a_pipe(place):
     long = "what it does, " * 20 + "to the end"
     place.profile("a\nforged  row", f"---\nprovider: demo\ndescription: {long}\n---\n")
