@@ -12179,6 +12179,14 @@ def run_crontab(word: str, text: str = "") -> Ran:
     return run([find_program("crontab"), word], 20, text=text, env=env, errors="surrogateescape")
 
 
+def has_crontab() -> bool:
+    """Tell whether there is a crontab program, and nothing keeps this user from it: cron.allow,
+    cron.deny ("not allowed to use", Vixie's cron 3.0pl1 and cronie) or PAM (cronie)."""
+    if program_fault("crontab"):
+        return False
+    return not re.search("are not allowed to (use|access)", run_crontab("-l").err)
+
+
 def read_crontab() -> str:
     """Return the user's crontab, "" where there is none. Raises CaoError where it is not known:
     then nothing may be written in its place."""
@@ -12188,7 +12196,7 @@ def read_crontab() -> str:
         error = "it said nothing"
     if ran.status and (ran.out or not NO_CRONTAB.fullmatch(error.split("\n")[-1])):
         what = f"crontab -l ended with exit status {ran.status}: {error}"
-        raise CaoError(what, "crontab -l must work first; nothing was changed")
+        raise CaoError(what, "crontab -l must work first; the crontab was not changed")
     if not re.search(r"\\[rb]", ran.out):
         return ran.out
     # Debian's crontab -l (since 3.0pl1-149) shows CR as \r and BS as \b, its -e does not.
@@ -12267,7 +12275,7 @@ class Schedule:
             return added._replace(fault=str(error))
 
     def add(self, flow: Flow, passed: Sequence[str]) -> None:
-        """Enter a flow, and its line in the crontab if there is one here; it takes the place of a
+        """Enter a flow, and its line in the crontab if has_crontab; it takes the place of a
         flow of that name, whose runs stay. Raises CaoError where that one is another file's.
 
         passed: names of variables (or beginnings with a *) to keep for its runs, besides the
@@ -12279,7 +12287,7 @@ class Schedule:
                 f"{flow.name} is the flow of {before.file}",
                 f"give this one another `name` in its head, or: cao schedule remove {flow.name}",
             )
-        if not program_fault("crontab"):
+        if has_crontab():
             self.put_line(flow)
         os.makedirs(self._file(flow.name, "runs"), 0o700, exist_ok=True)
         wanted = [*ENV_DEFAULT, *PASSED_ON, *ENV_OF_ALL, *passed]
@@ -12295,7 +12303,7 @@ class Schedule:
         with FileLock(self._file(name, "lock")):
             if not all(record["outcome"] for record in self.runs(name)):
                 raise CaoError(f"a run of {name} is under way", f"cao schedule log {name}")
-            if not program_fault("crontab"):
+            if has_crontab():
                 self.set_line(name, "")
             shutil.rmtree(f"{self.folder}/{name}")
 

@@ -704,7 +704,7 @@ def test_each_crons_words_for_no_crontab_yet_are_known(plan, words, status):
 
 @pytest.mark.parametrize(("words", "printed"), [
     ("must be privileged", ""), ("cannot open your crontab", ""),
-    ("You (joe) are not allowed to use this program (crontab)", ""), ("", ""),
+    ("", ""),
     ("crontab: can't open 'joe': Permission denied", ""),
     ("no crontab for joe - using an empty one\nread error", ""),
     ("no crontab for joe", "5 4 * * * half of it"),
@@ -726,6 +726,28 @@ def test_a_crontab_that_cannot_be_read_is_not_written(plan, words, printed):
     assert re.search(f"{name} +not scheduled", plan.place.ok("schedule", "list"))
     assert plan.names() == [name]
     assert not written.exists()
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize(
+    "words",
+    [
+        "You (joe) are not allowed to use this program (crontab)\nSee crontab(1) for more ...",
+        "You (joe) are not allowed to access to (crontab) because of pam configuration.",
+    ],
+    ids=["cron.deny", "pam"],
+)
+def test_who_may_not_use_cron_has_flows_for_another_timer(plan, words):
+    plan.place.program("crontab", f"""echo "{words}" >&2; exit 1""")
+    (plan.place.work / "f.md").write_text(flow_text(name="f"))
+    added = plan.place.run("schedule", "add", "f.md")
+    assert (added.returncode, words in added.stderr) == (0, True)
+    assert re.search("state +not scheduled", added.stdout)
+    assert plan.place.ok("schedule", "run", "f") == "done\n"
+    for action in "enable", "disable":
+        assert plan.place.run("schedule", action, "f").returncode == 1
+    plan.place.ok("schedule", "remove", "f")
+    assert plan.names() == []
 
 
 @pytest.mark.parametrize(("homes", "users"), [(1, 1), (2, 1), (2, 2)])
