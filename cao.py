@@ -7596,8 +7596,12 @@ def _in_worktrees(folder: str) -> str:
 def _worktree_origin(store: Store, name: str) -> str:
     """Return the working tree that a session's worktree was made from: a person's, or a worker's
     worktree. Where the session's record is gone, git's files tell. Raises CaoError where they do
-    not, or name a place in our worktrees: an agent may have written that."""
+    not, or name a place in our worktrees: an agent may have written that; and where it is gone."""
     if session := store.peek(name):
+        if not os.path.isdir(session.origin):
+            what = f"{session.origin}, from which the worktree of {name} was made, is gone"
+            fix = f"if it was moved: ln -s NEW_PLACE {_in_shell(session.origin)}; or to give up"
+            raise CaoError(what, f"{fix} what is in the worktree: cao discard {name} --yes")
         return session.origin
     repository, inside = find_repository(worktree_path(store, name))
     if inside != "." or _in_worktrees(repository):
@@ -7616,11 +7620,7 @@ def _git_directory(folder: str) -> str:
     name, _, inner = _in_worktrees(folder).partition("/")
     if not name:
         return directory
-    origin = _worktree_origin(Store(runtime_home()), name)
-    if not os.path.isdir(origin):
-        what = f"{origin}, from which the worktree of {name} was made, is gone"
-        raise CaoError(what, f"ls {_in_shell(worktree_path(Store(runtime_home()), name))}")
-    common = _git_directory(origin)
+    common = _git_directory(_worktree_origin(Store(runtime_home()), name))
     if not common:
         return ""
     common = named_path(f"{common}/commondir") or common
@@ -7955,11 +7955,13 @@ def some_names(names: Sequence[str]) -> str:
 
 
 def find_worktree(store: Store, session: Session) -> str:
-    """Return the path of a session's worktree. Raises NotFoundError where it was removed."""
+    """Return the path of a session's worktree. Raises NotFoundError where it was removed, CaoError
+    where what it was made from is gone."""
     path = worktree_path(store, session.name)
     if not os.path.isdir(path):
         what = f"the worktree of {session.name} was removed"
         raise NotFoundError(what, f"git log {session.worktree}, if that branch is still there")
+    _worktree_origin(store, session.name)
     return path
 
 

@@ -887,6 +887,25 @@ def test_discard_refuses_where_there_is_work_and_ends_the_session(repo):
     assert not (repo.home / "sessions" / session).exists()
 
 
+@pytest.mark.tmux
+def test_after_a_repository_was_moved_a_link_in_its_place_makes_its_worktrees_whole(repo):
+    session, path = worker(repo)
+    (path / "new.txt").write_text("work\n")
+    place, moved = repo.work, repo.folder / "moved"
+    place.rename(moved)
+    repo.work = moved
+    tip = f"ln -s NEW_PLACE {place}"
+    for command in "diff", "merge":
+        refused(repo, command, session, code=1, said=f"{place}, from", fix=tip)
+    refused(repo, "discard", session, code=2, said="is gone", fix=f"cao diff {session}")
+    place.symlink_to(moved)
+    assert "+work" in repo.ok("diff", session)
+    repo.ok("merge", session)
+    assert (moved / "new.txt").read_text() == "work\n"
+    repo.ok("discard", session)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("commit", ["", "git add new.txt && git commit -qm autosave"])
 def test_what_a_worker_saves_as_it_ends_is_not_discarded_unasked(repo, commit):
     program = repo.folder / "bin" / "saver"
