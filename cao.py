@@ -6805,10 +6805,17 @@ class Orchestrator:
 
     def is_left(self, client: str) -> bool:
         """Tell whether a client's folder may be the caller's own, from before a restart: it is of
-        the same program and directory (open_client names both), and its server is gone."""
-        stem, name = self.caller.stem, self.caller.name
-        if not stem or client == name or not re.fullmatch(rf"{stem}(--\d{{1,3}})?", client):
+        the same program and directory, and its server is gone. open_client names both; but Claude
+        Code 2.1.332, started again, has another session, which is what names it (client_stem)."""
+        stem, other = self.caller.stem, client.partition("--")[0]
+        if not stem or client == self.caller.name:
             return False
+        if stem != other:
+            if not all(re.fullmatch("claude-[0-9a-f]{8}", one) for one in (stem, other)):
+                return False
+            session = self.store.peek(client)
+            if not session or session.cwd != current_directory():
+                return False
         return not self.store.is_locked(client)
 
     def left_by_others(self) -> list[str]:
@@ -7428,8 +7435,8 @@ def agent_caller(store: Store) -> Caller | None:
 def client_stem(program: str) -> str:
     """Return a client's name, to which open_client may add a number: CAO_CLIENT, else one made
     from the Claude Code session that it runs in, else one from its program and directory. So a
-    client that starts again finds what it was owed. program: what an MCP client calls itself;
-    "shell" for a shell command."""
+    client that starts again finds what it was owed (a new session of Claude Code: see is_left).
+    program: what an MCP client calls itself; "shell" for a shell command."""
     if client := os.environ.get("CAO_CLIENT"):
         return render_slug(client, 36) or f"client-{sha256_of(client)[:8]}"
     if claude := os.environ.get("CLAUDE_CODE_SESSION_ID"):

@@ -2345,6 +2345,32 @@ def test_a_window_that_was_restarted_gets_messages_by_name_and_repeats_its_reque
 
 
 @pytest.mark.tmux
+def test_a_claude_code_that_was_started_again_finds_what_its_last_session_gave(connect, place):
+    """It has another CLAUDE_CODE_SESSION_ID then. One that still runs, or works elsewhere, keeps
+    its own."""
+    ids = [{"CLAUDE_CODE_SESSION_ID": f"{n}b7e5543-7f3d-406b-9be6-f8c41c4f9ab3"} for n in range(4)]
+    first = connect(**ids[0])
+    task, session = given(first, "demo: tell half way; permit make it|Yes|No")
+    place.until_state(session, "asking")
+    other = connect(**ids[1])
+    assert "next" not in other.data("wait")
+    assert "not your worker" in text(other.call("stop_session", session=session))
+    first.end()
+
+    place.work, here = place.user, place.work
+    assert "next" not in connect(**ids[2]).data("wait")
+    place.work = here
+    again = connect(**ids[3])
+    assert task in again.data("wait")["next"]
+    found = again.data("wait", tasks=[task])
+    assert [m["text"] for m in found["messages"]] == ["half way"]
+    assert found["asking"][0]["session"] == session
+    assert not again.call("stop_session", session=session).get("isError")
+    assert again.first("wait", tasks=[task])["outcome"] == "stopped"
+    until(lambda: "next" not in again.data("wait"))
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize("name", ["docs-api", "docs-1a2b3c4d", "docs-2"])
 def test_a_client_whose_name_begins_like_anothers_has_none_of_its_work(connect, place, name):
     task = place.ok("assign", "demo", "demo: say x", CAO_CLIENT=name).strip()
