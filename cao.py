@@ -14472,7 +14472,11 @@ def _call_list_sessions(call: Call, given: dict[str, Any]) -> Answer:
     if me.worker:  # it sees only those that it may reach, itself, and those above it
         reach = call.boss.known() | {me.name, *call.boss.ancestors(me.name)}
         views = [v for v in views if v["session"] in reach]
-    profiles = usable_profiles(call.boss.store, current_directory())
+    try:
+        where = call.server.directory()
+    except UsageError:  # a task has to name its own
+        where = current_directory()
+    profiles = usable_profiles(call.boss.store, where)
     lines = [render_session(view) for view in views] or ["No session is running."]
     lines.append("Profiles for new sessions: " + ", ".join(map(one_line, profiles)))
     return Answer("\n".join(lines), {"sessions": views, "profiles": profiles})

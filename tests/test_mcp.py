@@ -2202,6 +2202,19 @@ def test_a_root_that_is_hidden_is_worked_in_and_the_home_is_not(place, rooted):
     assert "no agent starts a worker there" in text(refused)
 
 
+@pytest.mark.parametrize(("roots", "start"), [(["one"], "elsewhere"), ([], "one")])
+def test_the_profiles_are_listed_of_the_place_where_a_task_works(place, rooted, roots, start):
+    for name in ("one", "elsewhere"):
+        folder = place.folder / name / ".cao/profiles"
+        folder.mkdir(parents=True)
+        (folder / f"in-{name}.md").write_text("---\nprovider: demo\n---\nx\n")
+        place.ok("allow", str(place.folder / name))
+    talk = rooted([uri(place.folder / name) for name in roots], place.folder / start)
+    profiles = talk.data("list_sessions")["profiles"]
+    assert [name for name in profiles if name.startswith("in-")] == ["in-one"]
+    assert rooted(None, place.user).data("list_sessions")["profiles"]
+
+
 @pytest.mark.tmux
 @pytest.mark.parametrize("roots", [
     None, "silent", [], [uri("/")], [{}], [5], "x", {"a": 1}, [{"uri": "https://a/b"}],
