@@ -14893,6 +14893,7 @@ def cmd_run(ask: Ask) -> int:
             session = ask.store.session_of(task)
             if args.target != session and not kept:
                 ask.boss.end(session)
+                ask.store.discharge(ask.boss.caller.name, task)  # `wait` need not tell that
             # One that has not begun, behind another task, is withdrawn; else its turn is ended.
             elif not ask.boss.take_back(session, task):
                 ask.boss.stop_session(session, True)

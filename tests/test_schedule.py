@@ -1022,6 +1022,8 @@ def test_run_is_stopped_cleanly_and_says_what_is_kept(place, number, keep):
     until(place.live, [session] if keep else [])
     (task,) = until(lambda: place.store.results(session))
     assert place.result(task)["outcome"] == ("interrupted" if keep else "stopped")
+    # A session that was ended with its run has nothing to tell.
+    assert (f"Result of {task}" in place.run("wait").stderr) == keep
 
 
 @pytest_tmux
