@@ -12523,8 +12523,9 @@ class Schedule:
             pass  # there was no task yet, or its session is gone
 
     def _conclude(self, flow: Flow, record: dict[str, Any]) -> None:
-        """Report a run that failed to the flow's own command (on_failure), note when the run
-        ended, save its record, and drop the oldest records of the flow."""
+        """Report a run that failed to the flow's own command (on_failure), or say on stderr, which
+        cron mails, what hindered that; note when the run ended, save its record, and drop the
+        oldest records of the flow."""
         if flow.on_failure and record["outcome"] not in ("done", "skipped"):
             try:
                 where = flow.beside(flow.working_directory)
@@ -12534,6 +12535,8 @@ class Schedule:
             except CaoError as error:
                 note = str(error)
             record["notes"] = [f"on_failure: {note}"]
+            if note != "exit status 0":  # who relies on that program looks nowhere else
+                complain(f"flow {flow.name}: on_failure: {note}")
         record["ended_at"] = iso_time(time.time())
         self._save(record)
         for old in self.runs(flow.name)[:-KEEP_RUNS]:

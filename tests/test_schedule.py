@@ -289,7 +289,7 @@ def test_a_script_fills_the_variables(plan):
     assert plan.run(name)["answer"] == "42"
 
 
-def test_a_failure_is_told_to_a_command(plan):
+def test_a_failure_is_told_to_a_command(plan, capsys):
     note = plan.place.work / "told.json"
     teller = plan.place.work / "tell"
     teller.write_text(f"#!/bin/sh\ncat > {note}; echo no mail >&2; exit 3\n")
@@ -297,6 +297,11 @@ def test_a_failure_is_told_to_a_command(plan):
     record = plan.run(plan.write(script="exit 1", on_failure=f"[{teller}]"))
     assert json.loads(note.read_text())["outcome"] == "failed"
     assert record["notes"] == ["on_failure: exit status 3 no mail"]
+    assert capsys.readouterr().err == "cao: flow daily: on_failure: exit status 3 no mail\n"
+    plan.run(plan.write(script="exit 1", on_failure="[./none]"))
+    assert "daily: on_failure: ./none could not be started" in capsys.readouterr().err
+    plan.run(plan.write(script="exit 1", on_failure="['true']"))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_command_that_cannot_be_told_of_a_failure_is_noted_in_the_run(plan):
