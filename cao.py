@@ -12330,6 +12330,8 @@ class Schedule:
             state = "not scheduled"
         elif line[1]:
             state = "off"
+        elif fault := self.line_fault(line):
+            state = f"on, but {fault}"
         elif fields != flow.schedule:
             state = "on, but its file was changed"
         else:
@@ -12415,14 +12417,16 @@ class Schedule:
             lines = self.lines()
         except CaoError:
             return {}
-        stale = {}
-        for name, line in lines.items():
-            for path in re.findall(r" '(/[^']*)'(?= )", line[0]):  # of Python, and of cao.py
-                if not os.path.exists(path):
-                    stale[name] = f"{path} is gone"
-            if name not in self.names():
-                stale[name] = "there is no such flow"
-        return stale
+        return {name: fault for name, line in lines.items() if (fault := self.line_fault(line))}
+
+    def line_fault(self, line: re.Match[str]) -> str:
+        """Return why a crontab line of ours cannot run its flow, "" where it can."""
+        if line[3] not in self.names():
+            return "there is no such flow"
+        for path in re.findall(r" '(/[^']*)'(?= )", line[0]):  # of Python, and of cao.py
+            if not os.path.exists(path):
+                return f"{path} is gone"
+        return ""
 
     # ---- the runs ----
 
@@ -13908,8 +13912,12 @@ def doctor(store: Store) -> list[dict[str, Any]]:
         rows.append(_finding("tmux", state, str(error).replace("\n", "; ")))
 
     rows.append(_finding("runtime directory", "ok", store.home, path=store.home))
-    for name, fault in Schedule(store).stale_lines().items():
-        about = f"flow {name}: {fault}; try: cao clean"
+    plan = Schedule(store)
+    for name, fault in plan.stale_lines().items():
+        way = "cao clean"
+        if name in plan.names():
+            way = f"cao schedule enable {name}"
+        about = f"flow {name}: {fault}; try: {way}"
         rows.append(_finding("crontab", "stale", about, flow=name))
 
     clis = [row for row in PROVIDERS.values() if row.program]
@@ -15384,7 +15392,7 @@ def cmd_clean(ask: Ask) -> None:
     removed, foreign = clean(ask.boss, parse_seconds(older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     plan = Schedule(ask.store)
-    stale = plan.stale_lines()
+    stale = {name: why for name, why in plan.stale_lines().items() if name not in plan.names()}
     for name, fault in stale.items():
         plan.set_line(name, "")
         lines.append(f"crontab line removed: flow {name}: {fault}")

@@ -581,15 +581,19 @@ def test_doctor_and_clean_notice_lines_whose_flow_or_program_is_gone(plan, monke
     found = {row["detail"] for row in rows if row["what"] == "crontab"}
     assert found == {
         "flow flow-gone: there is no such flow; try: cao clean",
-        f"flow program-gone: {plan.place.work}/gone/cao.py is gone; try: cao clean",
+        f"flow program-gone: {plan.place.work}/gone/cao.py is gone;"
+        " try: cao schedule enable program-gone",
     }
+    listed = plan.place.ok("schedule", "list")
+    assert re.search(f"program-gone +on, but {plan.place.work}/gone/cao.py is gone", listed)
     cleaned = plan.place.ok("clean")
     assert "crontab line removed: flow flow-gone: there is no such flow" in cleaned
-    assert "crontab line removed: flow program-gone: " in cleaned
-    assert plan.place.crontab.read_text().startswith(f"{foreign}@daily 'env' ")
-    assert plan.place.crontab.read_text().count("\n") == 2
-    assert "crontab" not in plan.place.ok("clean")
-    assert re.search("program-gone +not scheduled", plan.place.ok("schedule", "list"))
+    assert cleaned.count("crontab line removed") == 1  # the other flow's line can be mended
+    plan.place.ok("schedule", "enable", "program-gone")
+    assert plan.place.crontab.read_text().startswith(foreign)
+    assert plan.place.crontab.read_text().count("\n") == 3
+    assert "crontab" not in plan.place.ok("clean") + plan.place.run("doctor").stdout
+    assert re.search("program-gone +on ", plan.place.ok("schedule", "list"))
 
 
 # ---- the crontab ----
