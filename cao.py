@@ -13781,7 +13781,9 @@ def own_command(form: str) -> list[str]:
         return [find_program("uvx"), "--from", source_folder(), "cao-mcp"]
     if form == "pipx":
         return [find_program("pipx"), "run", "--spec", source_folder(), "cao-mcp"]
-    script = f"{bin_folder}/cao-mcp"
+    script = f"{bin_folder}/cao-mcp"  # of another cao, where this file was run by its path
+    if os.path.realpath(sys.argv[0]) == os.path.realpath(__file__):
+        form = "copy"
     if form != "copy" and os.access(script, os.X_OK):
         return [script]
     # Imported, so that it is compiled once: a script is compiled at each start, 0.2 s.

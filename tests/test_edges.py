@@ -645,6 +645,18 @@ def test_an_entry_names_no_path_in_a_cache(place, monkeypatch, python, form):
     assert (argv[0], argv[-2:]) == (f"/bin/{form}", [os.path.dirname(cao.__file__), "cao-mcp"])
 
 
+@pytest.mark.parametrize("by_path", [False, True])
+def test_an_entry_names_the_cao_that_prints_it_not_another_that_is_installed(
+    tmp_path, monkeypatch, by_path
+):
+    installed = tmp_path / "cao-mcp"
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "argv", [cao.__file__ if by_path else str(tmp_path / "cao")])
+    assert (cao.own_command("now") == [str(installed)]) == (not by_path)
+
+
 @pytest.mark.tmux
 def test_a_tasks_name_stands_for_its_session_in_every_command_and_tool(place):
     task = place.ok("assign", "demo", "demo: permit make it|Yes|No; say made").strip()
