@@ -15034,7 +15034,8 @@ def cmd_diff(ask: Ask) -> int:
         if left:
             _note(f"left out, git cannot take it in: {path}: {some_names(left)}")
         form = "--stat" if ask.args.stat else "--binary"  # as `git apply` takes it
-        show = ["diff-tree", "--ignore-submodules=dirty", "-r", "-M", "--color=auto", form]
+        colour = "never" if os.environ.get("NO_COLOR") else "auto"  # git does not know NO_COLOR
+        show = ["diff-tree", "--ignore-submodules=dirty", "-r", "-M", f"--color={colour}", form]
         settings = [word for one in _GIT_COLOURS for word in ("-c", f"color.diff.{one}")]
         argv = [find_program("git"), "--paginate", *git_at(path), *settings, *show, base, tree]
         # git starts a pager only on a terminal: there, `cao visible` reads all before the pager.

@@ -317,7 +317,7 @@ def test_no_line_of_a_question_or_of_a_log_passes_for_another(place, asking):
 
 
 @pytest.mark.parametrize("pager", ["cat", "cat -v | cat"])
-def test_a_diff_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place, pager):
+def test_a_diff_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place, pager, monkeypatch):
     me = ["-c", "user.name=me", "-c", "user.email=me@here"]
     for words in (
         ["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "first"],
@@ -334,6 +334,10 @@ def test_a_diff_hides_nothing_on_a_terminal_and_is_exact_in_a_pipe(place, pager)
     assert (status, [words in seen for words in hidden]) == (0, [True] * 3)
     assert seen.count(r"\x1b") == 3, seen  # no colour of git's, at the blank at the end neither
     assert ("\x1b[32m" in seen, "^[[32m" in seen) == (pager == "cat", pager != "cat")
+    with monkeypatch.context() as patch:
+        patch.setitem(place.env, "NO_COLOR", "1")
+        plain, _ = on_terminal(place, "diff", session)
+    assert (hidden[0] in plain, "[32m" in plain) == (True, False)
     argv = [*CAO, "diff", session]
     piped = subprocess.run(argv, env=place.env, cwd=place.work, capture_output=True, check=True)
     assert b"+" + text in piped.stdout
