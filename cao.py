@@ -15753,11 +15753,11 @@ VERBS = (
          "cao schedule add nightly.md && cao schedule list",
          (_only("action", ", ".join(_ACTIONS), "1", choices=_ACTIONS, metavar="ACTION"),
           _only("name", "The flow; for add: its file.", "?"))),
-    Verb("clean", cmd_clean, "remove dead sessions, and ended ones that are old",
+    Verb("clean", cmd_clean, "remove dead sessions, and old ones; each run of a flow leaves one",
          "cao clean --older 2d",
          (_only("older", "Ended longer ago than this; default 14d.", metavar="TIME",
                 default="14d"),)),
-    Verb("demo", cmd_demo, "show what this is, in seconds; needs no account",
+    Verb("demo", cmd_demo, "show what this is, in seconds",
          "cao demo; cao handoff demo 'demo: sleep 1; say done'\n\n"
          "steps of the demo agent: say TEXT, sleep SECONDS, ask QUESTION|A|B,\n"
          "permit COMMAND, tell TEXT, assign TARGET {demo: STEPS}, gather (the answers\n"
