@@ -15330,7 +15330,8 @@ def cmd_profiles(ask: Ask) -> None:
         _print_explained(ask, explain_profile(shown), facts)
         return
     rows: list[tuple[str, str, str, str, str]] = []
-    for name, path in sorted(find_profiles(ask.store.home, current_directory()).items()):
+    files = find_profiles(ask.store.home, current_directory())
+    for name, path in sorted(files.items()):
         try:
             profile = load_profile(name, ask.store, current_directory())
         except NotAllowedError as error:
@@ -15343,7 +15344,7 @@ def cmd_profiles(ask: Ask) -> None:
             about = profile.description + unproven(profile.provider)
             rows.append((name, profile.provider, about, path, "ok"))
     for name in PROVIDERS:
-        if name != "command":
+        if name not in ("command", *files):
             about = "that CLI with a neutral profile" + unproven(name)
             rows.append((name, name, about, "built in", "ok"))
     keys = ("name", "provider", "description", "source", "state")

@@ -84,6 +84,13 @@ def test_the_command_that_the_refusal_names_is_enough_from_anywhere(place):
     assert place.ok("handoff", "ci", "demo: say used") == "used\n"
 
 
+def test_a_profile_stands_in_the_place_of_the_provider_of_its_name(place):
+    put(place.work, "demo", "---\nprovider: demo\n---\nx\n")
+    listed = [(row["name"], row["state"]) for row in json.loads(place.ok("profiles", "--json"))]
+    assert [row for row in listed if row[0] == "demo"] == [("demo", "not allowed")]
+    assert ("claude", "ok") in listed
+
+
 @pytest.mark.parametrize("way", ["launch", "profiles", "run", "assign"])
 def test_no_command_uses_a_profile_that_is_not_allowed(place, way):
     put(place.work, "ci")
