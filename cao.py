@@ -12585,6 +12585,8 @@ class Schedule:
             waited = run_to_end(boss, record["task"], on_look=lambda _: on_look())
         finally:
             boss.end(self.store.session_of(record["task"]))
+            # Nobody waits for what comes now: owed, it would keep the session from every `clean`.
+            self.store.discharge(boss.caller.name, record["task"])
         for ask in waited.asking:
             detail = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=detail)
