@@ -6559,7 +6559,10 @@ class Orchestrator:
                 )
             if name and self.store.was_given(name):
                 return name
-            for client in filter(self.is_left, self.store.all_sessions()):  # ours before a restart?
+            for client in self.store.all_sessions():  # ours, before a restart
+                # Another conversation of Claude Code's has other ids.
+                if client.partition("--")[0] != self.caller.stem or not self.is_left(client):
+                    continue
                 left = self.store.folder(client, "requests", request)
                 name, _, sha = self.store.read_text(left).partition(" ")
                 if sha == text_sha and self.store.was_given(name):
