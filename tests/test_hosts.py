@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pwd
+import py_compile
 import re
 import resource
 import shutil
@@ -1024,6 +1025,27 @@ def test_a_cao_ssh_that_is_no_command_line_is_said(place):
     assert (result["outcome"], result["reason"]) == ("failed", "never_started")
     assert "CAO_SSH cannot be split" in result["detail"]
     assert cao.ssh_argv({"PATH": os.environ["PATH"], "CAO_SSH": "  "})[0].endswith("/ssh")
+
+
+def test_where_others_can_write_there_nothing_that_lies_beside_cao_is_run(place):
+    home, ran = place.folder / "shared/cao", place.folder / "ran"
+    lib = home / "lib" / cao.sha256_of((ROOT / "cao.py").read_bytes())[:16]
+    cache = lib / "__pycache__" / f"cao.{sys.implementation.cache_tag}.pyc"
+    cache.parent.mkdir(parents=True)
+    (lib / "cao.py").write_bytes((ROOT / "cao.py").read_bytes())
+    source = place.folder / "theirs.py"
+    source.write_text(f"open({str(ran)!r}, 'w')")
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(source), str(cache), invalidation_mode=unchecked)
+    place.program("python3", f'exec {sys.executable} "$@"')
+    place.program("ssh", f'for last; do :; done\nCAO_HOME={home} SHELL=/bin/sh exec sh -c "$last"')
+    place.run("doctor", "--host", "box")
+    assert ran.exists()  # where nobody else can write, what is there is ours
+    ran.unlink()
+    home.parent.chmod(0o777)
+    done = place.run("doctor", "--host", "box")
+    assert "shared can be written by others" in done.stderr
+    assert not ran.exists()
 
 
 def test_an_agent_does_not_look_at_another_machine(place):
