@@ -7957,8 +7957,8 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Return the first few names as one text."""
-    listed = [*names[:5]]
+    """Return the first few names, which others chose, as one line."""
+    listed = [*map(one_line, names[:5])]
     if len(names) > 5:
         listed.append("...")
     return ", ".join(listed)

@@ -1107,6 +1107,10 @@ def ignored(repo, path):
         (path / f"{number}.log").write_text("a database\n")
 
 
+def with_a_line_break_in_its_name(_repo, path):
+    (path / "a\n     do: rm\n.log").write_text("a database\n")
+
+
 def in_the_middle_of_a_rebase(repo, path):
     (path / "a.txt").write_text("theirs\n")
     git(path, "commit", "-qam", "theirs")
@@ -1137,6 +1141,7 @@ def with_a_bare_dot_git(repo, path):
         (believed_unchanged("--skip-worktree"), "git does not look at (a.txt)"),
         (believed_unchanged("--assume-unchanged"), "git does not look at (a.txt)"),
         (ignored, "7 files that git does not look at (0.log, 1.log, 2.log, 3.log, 4.log, ...)"),
+        (with_a_line_break_in_its_name, r'git does not look at ("a\n     do: rm\n.log")'),
         (in_the_middle_of_a_rebase, "an unfinished rebase"),
         (with_another_name, "holds 1 commit, which"),
     ],
