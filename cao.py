@@ -2221,6 +2221,8 @@ def _start_claude(launch: Launch) -> Start:
         *("--append-system-prompt-file", f"{folder}/system.md"),
         # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
         f"--allowedTools=mcp__cao,Read(/{folder}/letters/**)",
+        # Unasked, it would make a worktree, and work there: not where the result says.
+        "--disallowedTools=EnterWorktree,ExitWorktree",
     ]
     if lacking(profile):
         names = _own_names(profile, profile.tools)
@@ -2405,7 +2407,10 @@ def _start_qwen(launch: Launch) -> Start:
             event: [{"hooks": [hook]}]
             for event, hook in _hooks(launch, _CLAUDE_HOOKS, 1000).items()
         },
-        "permissions": {"deny": _own_names(profile, lacking(profile))},
+        # Unasked, it would make worktrees of its own, and run the repository's hooks.
+        "permissions": {
+            "deny": [*_own_names(profile, lacking(profile)), "enter_worktree", "exit_worktree"]
+        },
         # Untrusted, it asks first, and reads no settings of the folder.
         "security": {"folderTrust": {"enabled": not profile.trust}},
     }
@@ -3003,7 +3008,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "execute_bash": "run_shell_command agent",
             "fs_read": "read_file",
             "fs_list": "list_directory glob grep_search",
-            "fs_write": "write_file edit",
+            "fs_write": "write_file edit artifact",
             "web_fetch": "web_fetch",
         },
         permission_words={

@@ -602,3 +602,20 @@ def test_an_agent_may_name_its_own_worker_that_has_ended(place):
     for name, words in ((worker, "has ended"), (other, "is not one of your workers")):
         done = place.run("assign", name, "hello", CAO_SESSION=boss)  # a demo resumes nothing
         assert words in done.stderr
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+@pytest.mark.parametrize(
+    ("cli", "call"),
+    [("qwen", 'enter_worktree {"name": "wt"}'), ("claude", 'EnterWorktree {"name": "wt"}')],
+)
+def test_no_cli_makes_a_worktree_of_its_own_unasked(place, mock_llm, cli, call):
+    scoped(place, cli, mock_llm, "permissions: ask")
+    who = ("-c", "user.name=x", "-c", "user.email=x@x")
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=place.work, check=True)
+    handoff(place, f"real-{cli}", f"MOCK:tool {call};say went on")
+    argv = ["git", "worktree", "list"]
+    listed = subprocess.run(argv, cwd=place.work, check=True, capture_output=True, text=True)
+    assert len(listed.stdout.splitlines()) == 1
