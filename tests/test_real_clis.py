@@ -1405,7 +1405,7 @@ def test_opencodes_parallel_calls_get_an_answer_each_beside_a_users_plugin(place
     (place.work / "opencode.json").write_text(json.dumps(own))
 
     def assign(target, *commands, then="say went on"):
-        given = ({"command": command, "description": "x"} for command in commands)
+        given = ({"command": command} for command in commands)
         calls = " & ".join(f"tool bash {json.dumps(call)}" for call in given)
         task = place.ok("assign", target, f"MOCK:{calls};{then}").strip()
         return task.partition(".")[0], task
