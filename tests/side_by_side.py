@@ -14,6 +14,7 @@ import pickle
 import selectors
 import signal
 import struct
+import zlib
 
 import pytest
 
@@ -74,18 +75,19 @@ def report_all(session, work: Work, running: list[Process]) -> set[str]:
     return left
 
 
-SERIES = ("cli", "official", "crontab")  # one process has all of these; the longest first
+# One process has all of one of these; the longest first.
+SERIES = ("cli 0", "cli 1", "official", "crontab")
 
 
 def kind_of(item) -> str:
     """Return what a test has in common with those that its process takes with it.
 
     Neighbours of one file share what is slow to set up; a test that starts sessions is a
-    unit of its own. Not side by side with each other: real CLIs, and the official tools, for
-    two at once are too much for a small machine; and what touches the user's crontab.
+    unit of its own. Not side by side with each other: more than two tests with real CLIs, and the
+    official tools, which are too much for a small machine; and what touches the user's crontab.
     """
     if item.get_closest_marker("cli"):
-        return "cli"
+        return f"cli {zlib.crc32(item.nodeid.encode()) % 2}"
     if item.path.stem == "test_mcp_official":
         return "official"
     if "crontab" in item.fixturenames:
