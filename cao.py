@@ -2160,9 +2160,9 @@ def _qwen_runs(entry: dict[str, Any]) -> dict[str, str]:
         begun = re.match(r"Background (agent|shell) .*\.\n(?:task_)?id: (\S+)", result)
         if begun:
             running[begun[2]] = f"shell {begun[2]}" if begun[1] == "shell" else ""
-        ended = re.match(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(part, "text"))
-        if ended:
-            running[ended[1]] = ""
+        # It joins all that have ended into one text.
+        ids = re.findall(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(part, "text"))
+        running.update(dict.fromkeys(ids, ""))
     return running
 
 
@@ -9393,6 +9393,7 @@ class Runner:
                 self._close_question(question)
         self.interrupted_at = 0.0
         self.turn_at = time.monotonic()
+        self.asked_from = "working"
         self._set_phase("working")
 
     # ---- what it asks ----
@@ -9470,8 +9471,6 @@ class Runner:
             for client in list(self.popups):
                 self.boss.tmux.close_popup(client)
         if not self.questions and self.phase == "asking":
-            if self.asked_from == "starting" and self.begun:  # a turn began meanwhile
-                self.asked_from = "working"
             self._set_phase(self.asked_from)
 
     def _reply(self, question: Question, reply: dict[str, Any]) -> None:
@@ -9534,9 +9533,8 @@ class Runner:
             goes_on = self._more_to_come(event)
         else:
             self._transcript_event()  # for what still runs
-        left = self._work_at(event)
-        if how != "done" and self.ending:
-            left += self.ending.background
+            if self.ending:
+                event = event._replace(background=(*event.background, *self.ending.background))
 
         self.ending = None
         for question in list(self.questions.values()):
@@ -9557,8 +9555,8 @@ class Runner:
         )
         ordered, self.ordered = self.ordered, ""
         if not self.task:
-            if how != "done" and ordered:
-                self._end_unwanted(left)
+            if ordered:
+                self._end_unwanted(self._work_at(event))
             return
 
         if how == "failed":
@@ -9575,22 +9573,24 @@ class Runner:
                 self._see_to(self._save)
             self._end_task(
                 "failed",
+                event,
                 source=event.source,
                 reason=event.reason,
                 detail=detail,
                 retry_at=event.retry_at,
-                background=left,
             )
             if ends_session:
                 self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
-            self._end_task(ordered, source=event.source, reason="by_order", background=left)
+            self._end_task(ordered, event, source=event.source, reason="by_order")
         elif how == "interrupted" and self.refused:
             self.refused = False
         elif how == "interrupted":
             self.interrupted_at = time.monotonic()
             self.evidence["interrupted"] = event.source
         elif goes_on:
+            self._end_check()  # of an earlier turn's answer
+            self.check = None
             if event.text not in self.turns[-1:]:
                 self.turns.append(event.text)
             self.held_end = event
@@ -9607,12 +9607,11 @@ class Runner:
             words = "the turn ended without an answer"
             if self.program:
                 words = "nothing that it printed matches `answer` in its profile"
-            self._end_task("failed", source=event.source, reason="unknown_end", detail=words)
+            self._end_task("failed", event, source=event.source, reason="unknown_end", detail=words)
         elif self.task and self.task.check and not checked:
             self._start_check(event)
         else:
-            left = self._work_at(event)
-            self._end_task("done", answer=event.text, source=event.source, background=left)
+            self._end_task("done", event, answer=event.text, source=event.source)
 
     def _whole(self, event: Event) -> Event:
         """Return a turn's end with its answer as the transcript has it; note what still runs.
@@ -9637,11 +9636,12 @@ class Runner:
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
         now, limit_s = time.monotonic(), hold_s(self._own_work(event))
+        told = limit_s > 0  # of work that runs: it tells of its end itself
         if limit_s == SHELL_S and self._left_s() < 3 * UNSEEN_S:
             limit_s = 0.0  # a shell does not make a timeout of an answer
         if now - self.ending_at < limit_s:
             self.worked_at = now
-        elif self.work and not limit_s:  # it has ended, but the agent may not have been told
+        elif self.work and not told:  # it has ended, but the agent may not have been told
             self.worked_at = max(self.worked_at, self.ending_at)
         if now - self.worked_at < UNSEEN_S:  # the turn that this starts may not be seen yet
             return True
@@ -9676,9 +9676,10 @@ class Runner:
         """Tell whether a message belongs to the open task: from its sender, or from cao."""
         return self.task is not None and message.sender in (self.task.sender, "cao")
 
-    def _end_task(self, outcome: str, **fields: Any) -> None:
+    def _end_task(self, outcome: str, end: Event | None = None, **fields: Any) -> None:
         """Close the open task, if there is one: end its check, write its one result, wake its
-        owner, notify the person. fields: more of the Result. The session goes on."""
+        owner, notify the person. end: of its last turn, where it is not the one that still waits.
+        fields: more of the Result. The session goes on."""
         task = self.task
         if not task:
             return
@@ -9707,9 +9708,10 @@ class Runner:
             notes.append(f"the worktree could not be read: {words}")
         if self.program and self.program.note:
             notes.append(self.program.note)
-        if end := self.ending or self.held_end:
-            fields.setdefault("background", self._work_at(end))
-        if left := fields.get("background", ()):
+        left: tuple[str, ...] = ()
+        if end := end or self.ending or self.held_end:
+            left = self._work_at(end)
+        if left:
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
         if left or outcome == "done":  # not every other end tells that nothing runs
@@ -9737,6 +9739,7 @@ class Runner:
             ended_at=time.time(),
             exit_status=self.exit_status,
             usage=self.usage,
+            background=left,
             **fields,
         )
         self.task = self.check = self.held_end = None
@@ -9759,7 +9762,7 @@ class Runner:
     def _end_unwanted(self, left: Sequence[str]) -> None:
         """End the session where sub-agents are left (as Event.background) of a task that has ended
         without an answer: each of them would begin a turn that nobody wants."""
-        if hold_s(left) > SHELL_S:
+        if hold_s(left) > SHELL_S and not self.closing:
             words = f"{some_names(left)} still ran, which no key interrupts"
             self._finish("stopped", "stopped", words)
 
@@ -9819,6 +9822,8 @@ class Runner:
         check, task = self.check, self.task
         if not check or not task or "exit_status" not in check:
             return
+        if self.phase != "idle" or self.ending:  # another turn has begun, and its end counts
+            return
         event = check["answer"]
         if check["exit_status"] == 0 and self._more_to_come(event):
             self.held_end, self.check = event, None
@@ -9831,6 +9836,7 @@ class Runner:
             self.turns.pop()
             self._end_task(
                 "failed",
+                event,
                 answer=event.text,
                 source=event.source,
                 reason="check_failed",
@@ -10708,8 +10714,8 @@ class Runner:
         if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
         written: Event | None = event
-        if not self._awaits_background() or self.row.status:
-            pass  # of Claude Code's turns hooks tell
+        if not self._awaits_background() or self.row.status or not self.row.entry_runs:
+            pass  # hooks tell of all turns, as of Claude Code's
         elif not self.row.titles:
             written = self._transcript_event()
         elif self._status().state == "busy":  # Qwen Code 0.24.4
@@ -10736,7 +10742,8 @@ class Runner:
         if self.pasted and not draft and self._in_foreground():  # as in _look_at_output
             self._on_entered()
             return
-        at_work = self._is_at_work(STILL_S)  # in a turn of its own, or its hooks do not come
+        # In a turn that it began by itself, or its hooks do not come.
+        at_work = not self.row.tells_state() and self._is_at_work(STILL_S)
         if at_work or (self.unread and not draft):
             if self._left_s() < 0:
                 self._interrupt("timeout")
@@ -10777,7 +10784,8 @@ class Runner:
         elif self.ordered and self.questions and now - self.pressed_at > UNTOLD_S:
             self._press_interrupt()  # its dialog may not have been drawn (OpenCode 1.18.33)
         late = now - self.ordered_at > NEVER_STARTED_S
-        if self.ordered and late and not self.task and self.phase != "idle":
+        at_work = self.phase != "idle" or self.delivery_open()
+        if self.ordered and late and not self.task and at_work:
             words = f"{self.row.name} did not end its turn in {NEVER_STARTED_S:.0f} s after that"
             self._finish("stopped", "stopped", f"{words} was ordered")
 
@@ -10984,7 +10992,7 @@ class Runner:
             return "its input line is not on the screen"
         # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
         # running has ended, and keeps what is typed meanwhile for later.
-        if self.old_work and self._is_at_work(STILL_S):
+        if self.old_work and not self.row.tells_state() and self._is_at_work(STILL_S):
             return "the CLI is not idle"
         if not draft:
             return ""
@@ -11085,8 +11093,9 @@ class Runner:
             if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
                 self._end_over_budget()
             return
-        asks_below = self.phase == "asking" and (self.asked_from == "idle" or self.ending)
-        if self.task and asks_below and outcome == "interrupted":  # the task's own turn is over
+        # Kimi Code 2.1.0 does not mark the Stop of a sub-agent: its transcript tells.
+        is_over = self.asked_from == "idle" or (self.ending and self._transcript_event())
+        if self.phase == "asking" and is_over and outcome == "interrupted":  # a sub-agent asks
             self._transcript_event()  # for what still runs
             self._end_task("interrupted", reason="by_order")
             if not self.leaving:

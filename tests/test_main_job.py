@@ -1453,6 +1453,20 @@ def test_a_message_that_comes_while_the_check_runs_belongs_to_the_task(place):
     assert (place.work / "began").exists()  # it was checked again
 
 
+def test_a_check_that_passes_in_another_turn_is_not_the_last_word(place):
+    check = "sh -c 'until [ -e go ]; do sleep 0.05; done'"
+    task = place.ok("assign", "demo", "demo: say first", "--check", check).strip()
+    session = task.partition(".")[0]
+    until(lambda: [e for e in place.log(session) if e["event"] == "turn_ended"])
+    place.tmux("send-keys", "-t", f"={session}:", "demo: sleep 3; say second")
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    place.until_state(session, "working")
+    until(lambda: "demo: sleep 3" in place.state(session)["last_line"])
+    (place.work / "go").touch()
+    result = json.loads(place.ok("wait", task, "--json"))["results"][0]
+    assert (result["outcome"], result["answer"], result["turns"]) == ("done", "second", ["first"])
+
+
 def test_a_check_sends_the_worker_back_until_it_passes(place):
     (place.work / "check.py").write_text(
         "import pathlib, sys\np = pathlib.Path('count')\n"

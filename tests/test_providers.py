@@ -948,6 +948,24 @@ def test_a_turn_of_copilots_ends_with_its_hooks_unless_one_blocks_that():
     assert read([*blocked, started]) is None
 
 
+def test_qwen_may_tell_of_several_shells_that_have_ended_in_one_text():
+    def entry(**part):
+        return json.dumps({"type": "user", "message": {"parts": [part]}})
+
+    def begun(name):
+        output = f"Background shell started.\nid: {name}\npid: 5"
+        return entry(functionResponse={"response": {"output": output}})
+
+    def ended(*names):
+        form = "<task-notification>\n<task-id>{}</task-id>\n<kind>shell</kind>"
+        return entry(text="\n\n".join(map(form.format, names)))
+
+    read = cao.PROVIDERS["qwen"].read_work
+    lines = [begun("bg_1"), begun("bg_2"), begun("bg_3")]
+    assert read([*lines, ended("bg_1")]) == {"bg_1": "", "bg_2": "shell bg_2", "bg_3": "shell bg_3"}
+    assert set(read([*lines, ended("bg_1"), ended("bg_3", "bg_2")]).values()) == {""}
+
+
 def test_a_claude_transcript_with_words_for_blocks_is_read():
     assert CLAUDE.read_transcript(['{"type":"user","message":{"content":["x"]}}']) is None
 

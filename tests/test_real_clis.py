@@ -1730,6 +1730,25 @@ def test_an_interrupt_while_a_sub_agent_asks_is_the_end_of_that_task_alone(place
     assert not (place.work / "made").exists()
 
 
+@pytest.mark.parametrize("cli", ["claude"], indirect=True)
+def test_a_turn_that_begins_while_a_sub_agent_asks_is_the_tasks(place, cli):
+    call = {"command": f"touch {place.work}/made", "description": "x"}
+    steps = json.dumps(f"MOCK:tool Bash {json.dumps(call)};say one")[1:-1]
+    first = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4;say sub done", steps)
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{first};say started").strip()
+    session = task.partition(".")[0]
+    assert place.run("wait", task).returncode == 6
+    until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
+    place.tmux("send-keys", "-t", f"={session}:", "MOCK:sleep 6;say a persons")
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    begun = "MOCK:sleep 6"
+    until(lambda: begun in place.state(session)["last_line"], timeout_s=60)
+    place.ok("answer", task, "yes")
+    result = json.loads(place.ok("wait", task, "--json"))["results"][0]
+    assert result["outcome"] == "done"
+    assert {"started", "a persons"} <= {result["answer"], *result["turns"]}
+
+
 @pytest.mark.parametrize("how", ["order", "timeout"])
 @pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
 def test_a_turn_that_is_broken_off_leaves_no_sub_agent_at_work(place, cli, how, mock_llm):
