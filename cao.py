@@ -6099,7 +6099,6 @@ class Orchestrator:
         caller and of those above it.
 
         permissions: in place of the profile's own; only a person may give these (UsageError).
-        Says on stderr which key looks mistyped: it may have been meant to hold the worker back.
         Raises NotAllowedError as load_profile does, and NotFoundError with the nearest names;
         may_be_session: the name could be a session's too, so theirs are among them.
         """
@@ -6108,9 +6107,6 @@ class Orchestrator:
             self.check_person(what, "leave --permissions out")
         profile = load_profile(name, self.store, cwd)
         if profile:
-            for key in profile.settings:
-                if key not in PROFILE_KEYS and (meant := nearest(key, PROFILE_KEYS)):
-                    complain(f"profile {name}: the key {key!r} is not known ({meant}?)")
             if permissions:
                 profile = profile._replace(permissions=permissions)
             for grant in self._grants():
@@ -6814,7 +6810,8 @@ class Orchestrator:
     def is_left(self, client: str) -> bool:
         """Tell whether a client's folder may be the caller's own, from before a restart: it is of
         the same program and directory, and its server is gone. open_client names both; but Claude
-        Code 2.1.332, started again, has another session, which is what names it (client_stem)."""
+        Code 2.1.332, started again, has another session, which is what names it (client_stem). Of
+        one that never had a server nobody knows whether it is gone."""
         stem, other = self.caller.stem, client.partition("--")[0]
         if not stem or client == self.caller.name:
             return False
@@ -6823,6 +6820,8 @@ class Orchestrator:
                 return False
             session = self.store.peek(client)
             if not session or session.cwd != current_directory():
+                return False
+            if not os.path.exists(self.store.launch_file(client, "served")):
                 return False
         return not self.store.is_locked(client)
 
@@ -7616,7 +7615,10 @@ def _worktree_origin(store: Store, name: str) -> str:
         if not os.path.isdir(session.origin):
             what = f"{session.origin}, from which the worktree of {name} was made, is gone"
             fix = f"if it was moved: ln -s NEW_PLACE {_in_shell(session.origin)}; or to give up"
-            raise CaoError(what, f"{fix} what is in the worktree: cao discard {name} --yes")
+            fix += f" what is in the worktree: cao discard {name} --yes"
+            if _in_worktrees(session.origin):  # a worker's, which was discarded
+                fix = f"look for what is worth keeping: ls {_in_shell(worktree_path(store, name))}"
+            raise CaoError(what, fix)
         return session.origin
     repository, inside = find_repository(worktree_path(store, name))
     if inside != "." or _in_worktrees(repository):
@@ -9425,8 +9427,8 @@ class Runner:
         elif value_at(payload, "details.type") == "mcp":
             # Gemini CLI 0.61.0 does not tell the arguments: only its dialog shows them.
             kind, options = "screen", ()
-        elif folder and os.path.realpath(folder) != os.path.realpath(self.session.cwd):
-            text += f"\nin: {folder}"
+        elif folder not in ("", self.session.cwd):  # in front, where no asker can write
+            text = f"in {one_line(folder)}: {text}"
         self.subjects[name] = dialog_subject(payload)
         question = Question(name, kind, text, options, time.time(), where, agent, lines)
         self.questions[name] = question
@@ -12222,7 +12224,7 @@ def has_crontab() -> bool:
     cron.deny ("not allowed to use", Vixie's cron 3.0pl1 and cronie) or PAM (cronie)."""
     if program_fault("crontab"):
         return False
-    return not re.search("are not allowed to (use|access)", run_crontab("-l").err)
+    return not re.search("(are|is) not allowed to (use|access)", run_crontab("-l").err)
 
 
 def read_crontab() -> str:
@@ -12446,11 +12448,14 @@ class Schedule:
             lines = self.lines()
         except CaoError:
             return {}
-        return {name: fault for name, line in lines.items() if (fault := self.line_fault(line))}
+        stale = {name: self.line_fault(line) for name, line in lines.items()}
+        # One that a person switched off cannot fail, while its flow is there.
+        off = [name for name, line in lines.items() if line[1] and self._added(name)]
+        return {name: fault for name, fault in stale.items() if fault and name not in off}
 
     def line_fault(self, line: re.Match[str]) -> str:
         """Return why a crontab line of ours cannot run its flow, "" where it can."""
-        if line[3] not in self.names():
+        if not self._added(line[3]):
             return "there is no such flow"
         for path in re.findall(r" '(/[^']*)'(?= )", line[0]):  # of Python, and of cao.py
             if not os.path.exists(path):
@@ -12564,11 +12569,11 @@ class Schedule:
                 where = flow.beside(flow.working_directory)
                 ran = run(flow.on_failure, SCRIPT_S, text=dump(record), cwd=where)
                 words = tail_lines(ran.err[-CHECK_TAIL_BYTES:], 3)
-                note = f"exit status {ran.status} {words}".strip()
+                note, failed = f"exit status {ran.status} {words}".strip(), ran.status != 0
             except CaoError as error:
-                note = str(error)
+                note, failed = str(error), True
             record["notes"] = [f"on_failure: {note}"]
-            if note != "exit status 0":  # who relies on that program looks nowhere else
+            if failed:  # who relies on that program looks nowhere else
                 complain(f"flow {flow.name}: on_failure: {note}")
         record["ended_at"] = iso_time(time.time())
         self._save(record)
@@ -12613,9 +12618,9 @@ class Schedule:
         try:
             waited = run_to_end(boss, record["task"], on_look=lambda _: on_look())
         finally:
-            boss.end(self.store.session_of(record["task"]))
             # Nobody waits for what comes now: owed, it would keep the session from every `clean`.
             self.store.discharge(boss.caller.name, record["task"])
+            boss.end(self.store.session_of(record["task"]))
         for ask in waited.asking:
             detail = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=detail)
@@ -13946,9 +13951,10 @@ def doctor(store: Store) -> list[dict[str, Any]]:
 
     rows.append(_finding("runtime directory", "ok", store.home, path=store.home))
     plan = Schedule(store)
+    names = plan.names()
     for name, fault in plan.stale_lines().items():
         way = "cao clean"
-        if name in plan.names():
+        if name in names:
             way = f"cao schedule enable {name}"
         about = f"flow {name}: {fault}; try: {way}"
         rows.append(_finding("crontab", "stale", about, flow=name))
@@ -14793,7 +14799,18 @@ def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
         raise UsageError("--check-retries is at least 0", "--check-retries 2")
     if args.max_tokens is not None and args.max_tokens < 1:
         raise UsageError("--max-tokens is at least 1", "--max-tokens 200000")
-    return ask.boss.assign(args.target, _given_text(args.target, args.task), options)
+    task = ask.boss.assign(args.target, _given_text(args.target, args.task), options)
+    if profile := ask.boss.launched(ask.store.session_of(task)):
+        _say_mistyped(f"profile {profile.name}", profile.settings, PROFILE_KEYS)
+    return task
+
+
+def _say_mistyped(whose: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Say on stderr which keys of a file look mistyped: they count for nothing, and may have been
+    meant to hold a worker back."""
+    for key in keys:
+        if key not in known and (meant := nearest(key, known)):
+            _say_error(CaoError(f"{whose}: the key {key!r} is not known", meant))
 
 
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
@@ -15166,7 +15183,8 @@ def cmd_answer(ask: Ask) -> None:
 
     for name, question in asking:
         path = [*reversed(ask.boss.ancestors(name)), name]
-        _say_whole(render_question(name, question, path))
+        if not _say_whole(render_question(name, question, path)):
+            continue
         if question["kind"] in ("interrupted", "screen"):
             _say(how_to_answer(name, question))
             continue
@@ -15181,9 +15199,10 @@ def cmd_answer(ask: Ask) -> None:
                 _say_error(error)
 
 
-def _say_whole(text: str) -> None:
-    """Say a text before a prompt. On a person's terminal one screen at a time, each after an Enter:
-    a popup has no history, and nobody may be asked about lines that were never on the screen."""
+def _say_whole(text: str) -> bool:
+    """Say a text before a prompt; tell whether the person wants to go on. On their terminal it
+    comes one screen at a time, each after an Enter: a popup has no history, and nobody may be
+    asked about lines that were never on the screen."""
     lines, room = [text], 1
     if sys.stdin.isatty() and sys.stderr.isatty():
         size = os.get_terminal_size(2)  # of 0 by 0 where a terminal does not know its own
@@ -15191,8 +15210,10 @@ def _say_whole(text: str) -> None:
         room = max(1, (size.lines or PANE_LINES) - 2)
     _say("\n".join(lines[:room]))
     while lines := lines[room:]:
-        _read_line(f"({count_of(len(lines), 'more line')}: Enter) ")
+        if _read_line(f"({count_of(len(lines), 'more line')}: Enter; skip it: s) ") == "s":
+            return False
         _say("\n".join(lines[:room]))
+    return True
 
 
 def _read_line(prompt: str) -> str:
@@ -15255,6 +15276,7 @@ def cmd_watch(ask: Ask) -> None:
 def cmd_launch(ask: Ask) -> None:
     cwd = working_directory(ask.args.cwd or "")
     profile = ask.boss.profile(ask.args.profile, cwd, ask.args.permissions or "")
+    _say_mistyped(f"profile {profile.name}", profile.settings, PROFILE_KEYS)
     # No grant and no depth would count for its workers.
     ask.boss.check_person("launch a supervisor", "cao assign gives an agent work")
     name = ask.boss.launch(profile, cwd, TaskOptions(cwd), top=True)
@@ -15427,7 +15449,8 @@ def cmd_clean(ask: Ask) -> None:
     removed, foreign = clean(ask.boss, parse_seconds(older))
     lines = [f"sessions removed: {len(removed)}", *(f"  {name}" for name in removed)]
     plan = Schedule(ask.store)
-    stale = {name: why for name, why in plan.stale_lines().items() if name not in plan.names()}
+    names = plan.names()
+    stale = {name: why for name, why in plan.stale_lines().items() if name not in names}
     for name, fault in stale.items():
         plan.set_line(name, "")
         lines.append(f"crontab line removed: flow {name}: {fault}")
@@ -15476,11 +15499,10 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
     try:
         profile = ask.boss.profile(name, flow.beside(flow.working_directory))
         passed = (profile.settings.get("env") or {}).get("pass") or ()
+        _say_mistyped(f"profile {name}", profile.settings, PROFILE_KEYS)
     except CaoError as error:  # it may come later
         _say_error(CaoError(f"flow {flow.name} could not run now: {error.what}", error.fix))
-    for key in flow.unknown:
-        if meant := nearest(key, Flow._fields):
-            _say_error(CaoError(f"flow {flow.name}: the key {key!r} is not known", meant))
+    _say_mistyped(f"flow {flow.name}", flow.unknown, Flow._fields)
     plan.add(flow, passed)
     return flow.name
 
@@ -15545,8 +15567,9 @@ def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # None: no live turn; "*": one of each CLI that is there
     rows: list[dict[str, Any]] = []
     if ask.args.host:
-        fix = f"ask the person to run cao doctor --host {_in_shell(ask.args.host)}"
-        ask.boss.check_person("look at another machine", fix)
+        if f"host {ask.args.host}" not in ask.store.allowed().get(EVERYWHERE, {}):
+            fix = f"ask the person to run cao doctor --host {_in_shell(ask.args.host)}"
+            ask.boss.check_person("look at another machine", fix)
         rows = doctor_there(ask.args.host)
     elif live in (None, "*"):
         rows = doctor(ask.store)
@@ -16403,6 +16426,8 @@ class McpServer:
             return []
         key = self.request("roots/list", {})
         self.store.wait_until(lambda: self.requests[key], ROOTS_S)
+        if not self.requests[key]:
+            self.capabilities = {**self.capabilities, "roots": None}  # it is not asked again
         uris = [text_at(root, "uri") for root in objects_at(self.requests.pop(key), "result.roots")]
         paths = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
         return [os.path.realpath(path) for path in paths if path != "/" and os.path.isdir(path)]
@@ -16627,6 +16652,7 @@ def open_client(store: Store, stem: str, make: bool) -> tuple[Caller, int | None
             continue
         lock = store.lock_session(name)
         if lock is not None:
+            store.write(store.launch_file(name, "served"), "")
             return Caller(name, stem=stem), lock
     raise CaoError(f"a thousand clients are called {stem}", "set CAO_CLIENT")
 

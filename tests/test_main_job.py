@@ -757,8 +757,8 @@ def test_a_profiles_mistyped_key_is_said_wherever_work_is_given(place):
     """It may have been meant to hold the worker back. A key that is like none of ours passes."""
     place.profile("odd", "---\nprovider: demo\nallowedtools: [fs_read]\ncolor: red\n---\n")
     done = place.run("assign", "odd", "demo: say done")
-    words = "cao: profile odd: the key 'allowedtools' is not known (allowedTools?)\n"
-    assert (done.returncode, done.stderr.startswith(words)) == (0, True)
+    words = "cao: profile odd: the key 'allowedtools' is not known\n     try: allowedTools\n"
+    assert (done.returncode, words in done.stderr) == (0, True)
     assert "color" not in done.stderr
 
 

@@ -2230,6 +2230,13 @@ def test_without_a_root_a_project_is_worked_in_and_neither_home_nor_the_root(pla
     assert talk.data("assign", target="demo", task="hello")["cwd"] == str(place.folder.resolve())
 
 
+def test_a_client_that_does_not_say_its_roots_is_asked_once(place, rooted):
+    silent = rooted("silent", place.folder)
+    for _ in range(2):
+        silent.data("list_sessions")
+    assert silent.roots_asked == 1
+
+
 def test_a_task_for_another_machine_works_in_no_directory_of_this_one(rooted):
     refused = rooted(None, "/").call("assign", target="demo@far", task="hello")
     assert refused["isError"]
@@ -2381,6 +2388,19 @@ def test_a_claude_code_that_was_started_again_finds_what_its_last_session_gave(c
     assert not again.call("stop_session", session=session).get("isError")
     assert again.first("wait", tasks=[task])["outcome"] == "stopped"
     until(lambda: "next" not in again.data("wait"))
+
+
+@pytest.mark.tmux
+def test_a_conversation_that_works_by_its_shell_is_not_taken_for_one_that_has_ended(connect, place):
+    ids = [{"CLAUDE_CODE_SESSION_ID": f"{n}b7e5543-7f3d-406b-9be6-f8c41c4f9ab3"} for n in range(2)]
+    task = place.ok("assign", "demo", "demo: tell half way; say x", **ids[0]).strip()
+    until(lambda: place.store.has_result(task))
+    other = connect(**ids[1])
+    assert "next" not in other.data("wait")
+    assert "messages" not in other.data("wait", tasks=[task])
+    assert "not your worker" in text(other.call("stop_session", session=task.partition(".")[0]))
+    done = place.run("wait", **ids[0])
+    assert (done.stdout, "half way" in done.stderr) == ("x\n", True)
 
 
 @pytest.mark.tmux

@@ -830,11 +830,13 @@ def test_a_permission_says_where_its_command_runs(place, cli, calls):
     session, question, task = asked_by(
         place, f"real-{cli}", f"MOCK:{script}say went on", "permission"
     )
-    assert question["text"].endswith(f"\nin: {sub}")
+    assert question["text"].startswith(f"in {sub}: ")
     place.ok("answer", session, "no")
     assert place.ok("wait", task) == "went on\n"
     session, question, _ = asked_by(place, session, SHELL[cli].format(file="made"), "permission")
-    assert (f"\nin: {sub}" in question["text"]) == (cli == "claude")  # whose shell stays there
+    assert question["text"].startswith(f"in {sub}: ") == (
+        cli == "claude"
+    )  # whose shell stays there
 
 
 def test_opencode_shows_all_that_it_asks(place, mock_llm):

@@ -1010,7 +1010,7 @@ def test_a_popup_takes_an_answer_only_once_it_has_shown_all_that_is_asked(place,
     shown.sees("demo>")
     words = [f"word{n}" for n in range(150)]
     task = place.ok("assign", session, f"demo: permit {' '.join(words)}|Yes|No; say after").strip()
-    first = shown.sees(r"\(\d+ more lines: Enter\)")
+    first = shown.sees(r"\(\d+ more lines: Enter; skip it: s\)")
     assert "answer (nothing" not in first
     shown.press("yes", "Enter")  # said before all was shown: it is no answer
     second = shown.sees(r"answer \(nothing: skip it\)")

@@ -251,8 +251,8 @@ def test_merge_takes_all_there_is_into_the_branch_the_repository_is_on(repo):
 
 SLOW_TO_SAY_SO = """
 end = Runner._end_task
-def slow(self, outcome, **fields):
-    end(self, outcome, **fields)
+def slow(self, *outcome, **fields):
+    end(self, *outcome, **fields)
     time.sleep(1)  # its result is there, its state is not yet
 Runner._end_task = slow
 """
