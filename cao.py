@@ -11095,13 +11095,15 @@ class Runner:
             if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
                 self._end_over_budget()
             return
-        # Kimi Code 2.1.0 does not mark the Stop of a sub-agent: its transcript tells.
-        is_over = self.asked_from == "idle" or (self.ending and self._transcript_event())
-        if self.phase == "asking" and is_over and outcome == "interrupted":  # a sub-agent asks
+        own_is_over = self.asked_from == "idle" or self.ending
+        if self.phase == "asking" and own_is_over and outcome == "interrupted":  # a sub-agent asks
             self._transcript_event()  # for what still runs
             self._end_task("interrupted", reason="by_order")
-            if not self.leaving:
-                self._press_interrupt()
+            if self.leaving:
+                return
+            if self.ending:  # it may be of a sub-agent: Kimi Code 2.1.0 does not mark its Stop
+                self.ordered, self.ordered_at = outcome, time.monotonic()
+            self._press_interrupt()
             return
         # Idle here means that a prompt is on its way: the key is pressed again once its turn runs.
         if self.phase not in ("idle", "working", "asking"):
