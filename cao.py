@@ -164,6 +164,7 @@ UNSEEN_LOOKS = 2  # a question's dialog, or its going, may be missed by so many 
 SHELL_S = 600.0  # so long a shell that runs on keeps a task open
 STILL_S = 8.0  # a sign of work that has not moved for so long is none
 UNSEEN_S = 2.0  # a turn's end without an answer is believed after this
+REPORT_S = 5.0  # a CLI begins a turn so soon after what it had in the background has ended
 CLEAR_LINE = "C-u"  # the key that empties the input line of each CLI
 SUBMIT_S = 3.0  # a key had no effect so long after it: look, and press it once more
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
@@ -9160,7 +9161,7 @@ class Runner:
         self.pasted = ""  # ... while it stands in a program's line, for what we know
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        self.worked_at = -UNSEEN_S  # when work in the background was last seen to hold up the task
+        self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
         self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
         self.work: dict[str, str] = {}  # Provider.read_work of the transcript as last read
         # The end of a turn that is not the task's (_more_to_come): something is to come.
@@ -9638,14 +9639,14 @@ class Runner:
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
         now, limit_s = time.monotonic(), hold_s(self._own_work(event))
-        told = limit_s > 0  # of work that runs: it tells of its end itself
-        if limit_s == SHELL_S and self._left_s() < 3 * UNSEEN_S:
-            limit_s = 0.0  # a shell does not make a timeout of an answer
+        has_ended = self.work and not limit_s  # all of it, but the agent may not have been told
+        if limit_s <= SHELL_S and self._left_s() < 2 * REPORT_S:
+            limit_s, has_ended = 0.0, False  # no shell makes a timeout of an answer
         if now - self.ending_at < limit_s:
             self.worked_at = now
-        elif self.work and not told:  # it has ended, but the agent may not have been told
+        elif has_ended:
             self.worked_at = max(self.worked_at, self.ending_at)
-        if now - self.worked_at < UNSEEN_S:  # the turn that this starts may not be seen yet
+        if now - self.worked_at < REPORT_S:  # the turn that this starts may not be seen yet
             return True
         if self.program:  # its turns have nothing to do with each other
             return False
@@ -9672,7 +9673,7 @@ class Runner:
             return False
         if self._work_at(self.held_end):
             return True
-        return time.monotonic() - self.worked_at < UNSEEN_S
+        return time.monotonic() - self.worked_at < REPORT_S
 
     def _is_of_task(self, message: Message) -> bool:
         """Tell whether a message belongs to the open task: from its sender, or from cao."""
@@ -10418,7 +10419,7 @@ class Runner:
             return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        if self._awaits_background() or (self.held_end and now - self.worked_at < 3 * UNSEEN_S):
+        if self._awaits_background() or (self.held_end and now - self.worked_at < 2 * REPORT_S):
             return LOOK_S  # longer than that method says, for none tells when it is over
         dues = [now + 86400.0, now + self._left_s()]
         if self._may_close():

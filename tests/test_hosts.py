@@ -1038,7 +1038,10 @@ def test_where_others_can_write_there_nothing_that_lies_beside_cao_is_run(place)
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     py_compile.compile(str(source), str(cache), invalidation_mode=unchecked)
     place.program("python3", f'exec {sys.executable} "$@"')
-    place.program("ssh", f'for last; do :; done\nCAO_HOME={home} SHELL=/bin/sh exec sh -c "$last"')
+    # No login shell, which would find another python3.
+    last = "last=$(printf %s \"$last\" | sed 's/ -lc / -c /')"
+    runs = f'CAO_HOME={home} SHELL=/bin/sh exec sh -c "$last"'
+    place.program("ssh", f"for last; do :; done\n{last}\n{runs}")
     place.run("doctor", "--host", "box")
     assert ran.exists()  # where nobody else can write, what is there is ours
     ran.unlink()
