@@ -163,7 +163,7 @@ def test_a_person_who_will_look_is_told_all_and_answers_in_a_shell(connect, plac
 
 def test_a_question_answered_elsewhere_is_withdrawn_and_what_comes_late_is_void(connect, place):
     client = connect()
-    key = hand_off(client, "demo: permit make a|Yes|No; sleep 5; permit make b|Yes|No")
+    key = hand_off(client, "demo: permit make a|Yes|No; sleep 9; permit make b|Yes|No")
     form = client.form()
     place.ok("answer", asker(form), "yes")
     data = client.data(key)  # for Codex, which takes a form from the screen with the call only

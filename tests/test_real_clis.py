@@ -1713,17 +1713,23 @@ def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
     assert second["answer"] == "again"
 
 
-@pytest.mark.parametrize("pause", ["", "sleep 8;"])
-@pytest.mark.parametrize("cli", ["copilot", "kimi"], indirect=True)
-def test_an_interrupt_while_a_sub_agent_asks_is_the_end_of_that_task_alone(place, cli, pause):
+def asked_below(place, cli, before="", after="say one"):
+    """Give a task whose sub-agent asks for a permission while the task's own turn has ended."""
     tool = {"copilot": "bash"}.get(cli, "Bash")
     call = {"command": f"touch {place.work}/made", "description": "x"}
-    steps = json.dumps(f"MOCK:{pause}tool {tool} {json.dumps(call)};sleep 20")[1:-1]
-    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4", steps)
+    steps = json.dumps(f"MOCK:{before}tool {tool} {json.dumps(call)};{after}")[1:-1]
+    begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4;say sub done", steps)
     task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
     session = task.partition(".")[0]
     assert place.run("wait", task).returncode == 6
     until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
+    return task, session
+
+
+@pytest.mark.parametrize("pause", ["", "sleep 8;"])
+@pytest.mark.parametrize("cli", ["copilot", "kimi"], indirect=True)
+def test_an_interrupt_while_a_sub_agent_asks_is_the_end_of_that_task_alone(place, cli, pause):
+    task, session = asked_below(place, cli, pause, "sleep 20")
     place.ok("stop", "--interrupt", session)
     (result,) = json.loads(place.run("wait", task, "--json").stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
@@ -1734,13 +1740,7 @@ def test_an_interrupt_while_a_sub_agent_asks_is_the_end_of_that_task_alone(place
 
 @pytest.mark.parametrize("cli", ["claude"], indirect=True)
 def test_a_turn_that_begins_while_a_sub_agent_asks_is_the_tasks(place, cli):
-    call = {"command": f"touch {place.work}/made", "description": "x"}
-    steps = json.dumps(f"MOCK:tool Bash {json.dumps(call)};say one")[1:-1]
-    first = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4;say sub done", steps)
-    task = place.ok("assign", f"real-{cli}", f"MOCK:{first};say started").strip()
-    session = task.partition(".")[0]
-    assert place.run("wait", task).returncode == 6
-    until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
+    task, session = asked_below(place, cli)
     place.tmux("send-keys", "-t", f"={session}:", "MOCK:sleep 6;say a persons")
     place.tmux("send-keys", "-t", f"={session}:", "Enter")
     begun = "MOCK:sleep 6"

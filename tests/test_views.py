@@ -983,14 +983,19 @@ def test_all_of_a_text_is_wrapped_behind_a_word_where_one_ends_near(text, words,
 UNSEEN = "PROVIDERS['demo'] = PROVIDERS['demo']._replace(shows=False)\n"
 
 
+def attached(place, terminal, columns, lines):
+    """Attach a terminal to a demo session whose questions no dialog shows."""
+    put_loader(place, UNSEEN)
+    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
+    shown = terminal(columns, lines, "attach", result["session"])
+    shown.sees("demo>")
+    return result["session"], shown
+
+
 @pytest.mark.tmux
 @pytest.mark.parametrize("said", ["yes", ""])
 def test_who_is_attached_is_asked_in_a_popup_where_the_cli_shows_no_dialog(place, terminal, said):
-    put_loader(place, UNSEEN)
-    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
-    session = result["session"]
-    shown = terminal(100, 30, "attach", session)
-    shown.sees("demo>")
+    session, shown = attached(place, terminal, 100, 30)
     task = place.ok("assign", session, "demo: permit ls|Yes|No; say after").strip()
     shown.sees(rf"(?s){session}.* asks \(permission.*ls.*answer \(nothing: skip it\)")
     shown.press(*([said] if said else []), "Enter")
@@ -1003,11 +1008,7 @@ def test_who_is_attached_is_asked_in_a_popup_where_the_cli_shows_no_dialog(place
 
 @pytest.mark.tmux
 def test_a_popup_takes_an_answer_only_once_it_has_shown_all_that_is_asked(place, terminal):
-    put_loader(place, UNSEEN)
-    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
-    session = result["session"]
-    shown = terminal(80, 20, "attach", session)
-    shown.sees("demo>")
+    session, shown = attached(place, terminal, 80, 20)
     words = [f"word{n}" for n in range(150)]
     task = place.ok("assign", session, f"demo: permit {' '.join(words)}|Yes|No; say after").strip()
     first = shown.sees(r"\(\d+ more lines: Enter; skip it: s\)")
@@ -1023,10 +1024,7 @@ def test_a_popup_takes_an_answer_only_once_it_has_shown_all_that_is_asked(place,
 
 @pytest.mark.tmux
 def test_the_popup_goes_where_the_question_was_answered_elsewhere(place, terminal):
-    put_loader(place, UNSEEN)
-    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
-    session = result["session"]
-    shown = terminal(100, 30, "attach", session)
+    session, shown = attached(place, terminal, 100, 30)
     task = place.ok("assign", session, "demo: permit ls|Yes|No; say after").strip()
     shown.sees(r"(?s)asks \(permission.*answer \(nothing: skip it\)")
     place.ok("answer", session, "no")
@@ -1036,10 +1034,7 @@ def test_the_popup_goes_where_the_question_was_answered_elsewhere(place, termina
 
 @pytest.mark.tmux
 def test_a_later_question_has_its_popup_too_and_who_left_holds_nothing_up(place, terminal):
-    put_loader(place, UNSEEN)
-    (result,) = json.loads(place.ok("handoff", "demo", "demo: say ready", "--json"))["results"]
-    session = result["session"]
-    shown = terminal(100, 30, "attach", session)
+    session, shown = attached(place, terminal, 100, 30)
     script = "demo: permit one|Yes|No; permit two|Yes|No; permit three|Yes|No; say after"
     task = place.ok("assign", session, script).strip()
     for word in ("one", "two"):
