@@ -4223,7 +4223,7 @@ class Wake:
 
     def poke(self) -> None:
         """Have `wait` return: the one that blocks now, or else the next."""
-        nudge(self.path)
+        poke_fifo(self.path)
 
     def wait(self, timeout_s: float) -> None:
         """Block until poked, or for so many seconds."""
@@ -4365,7 +4365,7 @@ class Claim:
         return 0 <= most - SPARE_FILES <= self.fd
 
 
-def nudge(path: str) -> bool:
+def poke_fifo(path: str) -> bool:
     """Write a byte into a FIFO. Return False where nobody has it open to read, or it is gone.
     Callers remove it then, so where this cannot be known (no descriptors left) it is True."""
     try:
@@ -4964,7 +4964,7 @@ class Store:
         a dead process's: it is removed."""
         folder = self.listeners(name)
         for entry in _listdir(folder):
-            if not nudge(f"{folder}/{entry}"):
+            if not poke_fifo(f"{folder}/{entry}"):
                 _unlink(f"{self.home}/wake/{entry}")
                 _unlink(f"{folder}/{entry}")
 
@@ -6450,7 +6450,7 @@ class Orchestrator:
         except BaseException:
             self.tmux.kill_session(name)
             if task:
-                self.take_back(name, task)
+                self.withdraw_task(name, task)
             self.store.save_state(name, state)
             self.store.set_live(name, False)
             raise
@@ -6523,7 +6523,7 @@ class Orchestrator:
             receipt.update(state="queued", place=place, why=WAITS.format(place))
         return receipt
 
-    def take_back(self, name: str, task: str) -> bool:
+    def withdraw_task(self, name: str, task: str) -> bool:
         """Withdraw a task of the caller's as if it had not been given, if its session has not
         taken it yet; tell whether that was so."""
         for message in self.store.waiting(name):
@@ -6603,7 +6603,7 @@ class Orchestrator:
                 return self._resume(session, text, options)
             self._check_ring(target)
             task = self._put_task(target, text, options, worker)
-            if not self.is_over(target) or not self.take_back(target, task):
+            if not self.is_over(target) or not self.withdraw_task(target, task):
                 return task
             return self._resume(session, text, options)
         if options.session:
@@ -9165,7 +9165,7 @@ class Runner:
         self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
         self.work: dict[str, str] = {}  # Provider.read_work of the transcript as last read
         # The end of a turn that is not the task's (_more_to_come): something is to come.
-        self.held_end: Event | None = None
+        self.interim_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
         self.asked_from = "starting"  # the phase before the first of them was asked
         # The id of a question -> the answer that was ordered.
@@ -9200,8 +9200,8 @@ class Runner:
         self.began = 0.0  # when the task was taken, in epoch seconds
         self.usage: dict[str, int] | None = None  # of the open task, else of the last one
         self.reply: dict[str, Any] | None = None  # what came of the last answer
-        self.dealt: set[str] = set()  # events that were handled, but not removed yet
-        self.undone: list[Callable[[], object]] = []  # what could not be done yet, oldest first
+        self.handled: set[str] = set()  # events that were handled, but not removed yet
+        self.to_retry: list[Callable[[], object]] = []  # what could not be done yet, oldest first
         self.failed = False  # something could not be done in this round
         self.trouble = ""  # ... and why: it is logged once
         self.leaving = self.over = False  # its end is decided; its end is done
@@ -9258,8 +9258,8 @@ class Runner:
     def _save(self) -> None:
         """Write state.json where it changed, and wake whom it concerns."""
         facts = self._facts()
-        # Not while something is undone: a result is written before the state that follows it.
-        if facts == self.saved or self.undone:
+        # Not while something is to be retried: the result is written before its state.
+        if facts == self.saved or self.to_retry:
             return
         self.store.save_state(self.name, facts)
         before, self.saved = self.saved, facts
@@ -9268,25 +9268,25 @@ class Runner:
         poke = self.store.poke
         if any(facts[key] != before.get(key) for key in ("state", "questions")):
             poke = self.store.poke_up
-        self._see_to(lambda: poke(self.name))
+        self._insist_on(lambda: poke(self.name))
         if facts["may_close"]:
-            self._see_to(self.store.poke_queue)
+            self._insist_on(self.store.poke_queue)
 
-    def _see_to(self, action: Callable[[], object]) -> None:
+    def _insist_on(self, action: Callable[[], object]) -> None:
         """Do what must not be lost: now, or in the first round in which the machine can (a disk
         is full, there are no descriptors left). An action that fails half-way is done again from
         its beginning, so it must do no harm twice."""
-        self.undone.append(action)
+        self.to_retry.append(action)
         self._catch_up()
 
     def _catch_up(self) -> bool:
-        """Do what is undone, in its order; tell whether all of it is done."""
-        while self.undone:
-            action = self.undone.pop(0)
+        """Do what is to be retried, in its order; tell whether all of it is done."""
+        while self.to_retry:
+            action = self.to_retry.pop(0)
             try:
                 action()
             except FAILURES as error:
-                self.undone.insert(0, action)
+                self.to_retry.insert(0, action)
                 self._note_failure(error)
                 return False
         return True
@@ -9371,7 +9371,7 @@ class Runner:
         messages = self.delivery.messages
         for letter in messages:
             if letter in self.claims:
-                self._see_to(self.claims.pop(letter).told)
+                self._insist_on(self.claims.pop(letter).told)
         self._log("taken", messages=messages, exact=exact)
         if self.task and self.task.id in messages:
             self.task_exact = exact
@@ -9390,7 +9390,7 @@ class Runner:
             self._mark_transcript()
         self.begun, self.stuck = True, self.row.by_output
         self._note_turn()
-        self.held_end = self.ending = None
+        self.interim_end = self.ending = None
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
                 self._close_question(question)
@@ -9433,7 +9433,7 @@ class Runner:
         self.subjects[name] = dialog_subject(payload)
         question = Question(name, kind, text, options, time.time(), where, agent, lines)
         self.questions[name] = question
-        self._answer_ourselves(question)  # before it is shown to anybody
+        self._auto_answer(question)  # before it is shown to anybody
         if name in self.questions:
             self._ask(question)
 
@@ -9448,7 +9448,7 @@ class Runner:
         self._log("asking", question=question.id, kind=question.kind)
         self._set_phase("asking", f"asks: {shorten(question.text, 80)}")
         about = (self.name, "asking", question.text, task_facts(self.task)["task"])
-        self._see_to(lambda: self.boss.notify(*about))
+        self._insist_on(lambda: self.boss.notify(*about))
 
     def _close_question(self, question: Question, answer: str = "") -> None:
         """Close an open question. answer: what it was answered, in words; "": it was answered
@@ -9462,7 +9462,9 @@ class Runner:
         if not answer:
             event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
             if question.where == "hook":
-                self._see_to(lambda: self._reply(question, {}))  # the hook ends without an answer
+                self._insist_on(
+                    lambda: self._reply(question, {})
+                )  # the hook ends without an answer
         in_popup = question.id in self._unseen()
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
@@ -9506,7 +9508,7 @@ class Runner:
 
         for client in set(self.boss.tmux.clients(self.name)) - self.popups:
             self.popups.add(client)
-            self._see_to(partial(start_thread, partial(ask, client)))
+            self._insist_on(partial(start_thread, partial(ask, client)))
 
     def _settle_questions(self) -> None:
         """Close the questions whose hook has ended, for their lock is free. A hook that took its
@@ -9573,7 +9575,7 @@ class Runner:
                     detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
             if ends_session:  # said before the result: who gives the next task then resumes it
                 self.closing = True
-                self._see_to(self._save)
+                self._insist_on(self._save)
             self._end_task(
                 "failed",
                 event,
@@ -9596,7 +9598,7 @@ class Runner:
             self.check = None
             if event.text not in self.turns[-1:]:
                 self.turns.append(event.text)
-            self.held_end = event
+            self.interim_end = event
             if work := self._own_work(event):
                 self.why = f"it still runs {some_names(work)}"
         else:
@@ -9669,9 +9671,9 @@ class Runner:
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
         another turn."""
-        if not self.held_end:
+        if not self.interim_end:
             return False
-        if self._work_at(self.held_end):
+        if self._work_at(self.interim_end):
             return True
         return time.monotonic() - self.worked_at < REPORT_S
 
@@ -9712,14 +9714,14 @@ class Runner:
         if self.program and self.program.note:
             notes.append(self.program.note)
         left: tuple[str, ...] = ()
-        if end := end or self.ending or self.held_end:
+        if end := end or self.ending or self.interim_end:
             left = self._work_at(end)
         if left:
             words = f"left running in the background: {some_names(left)}"
             notes.append(f"{words}; what the agent says of that later is not in here")
         if left or outcome == "done":  # not every other end tells that nothing runs
             self.old_work = left
-        self._see_to(self._forget_own_messages)
+        self._insist_on(self._forget_own_messages)
 
         self._end_check()
         if self.check:
@@ -9745,12 +9747,12 @@ class Runner:
             background=left,
             **fields,
         )
-        self.task = self.check = self.held_end = None
+        self.task = self.check = self.interim_end = None
         self.task_exact = ""
         self.interrupted_at = 0.0
-        self._see_to(lambda: self.boss.conclude(result, task.sender))
+        self._insist_on(lambda: self.boss.conclude(result, task.sender))
         if task.id in self.claims:  # the task ended before the CLI took it
-            self._see_to(self.claims.pop(task.id).told)
+            self._insist_on(self.claims.pop(task.id).told)
         self._log(
             "result",
             task=task.task,
@@ -9812,7 +9814,7 @@ class Runner:
         except CaoError as error:
             check.update(tail=str(error), exit_status=127)
             return
-        self._see_to(lambda: start_thread(work))
+        self._insist_on(lambda: start_thread(work))
 
     def _end_check(self) -> None:
         """End the processes of the check that runs, if one does: nobody needs what it says."""
@@ -9829,7 +9831,7 @@ class Runner:
             return
         event = check["answer"]
         if check["exit_status"] == 0 and self._more_to_come(event):
-            self.held_end, self.check = event, None
+            self.interim_end, self.check = event, None
             return
         self.tries += 1
         if check["exit_status"] == 0:
@@ -9853,7 +9855,7 @@ class Runner:
                 f" Mend what it found, then answer again. {render_output(check['tail'])}",
             )
             # A message from cao itself fits into a full inbox too.
-            self._see_to(lambda: self.store.put_once(note))
+            self._insist_on(lambda: self.store.put_once(note))
 
     def _forget_own_messages(self) -> None:
         """Take off the books what cao had to say to the agent of the task that has ended."""
@@ -9871,7 +9873,7 @@ class Runner:
         done in a later round."""
         if not self.leaving:
             self.leaving = True
-            self._see_to(lambda: self._leave(outcome, reason, detail))
+            self._insist_on(lambda: self._leave(outcome, reason, detail))
 
     def _leave(self, outcome: str, reason: str, detail: str) -> None:
         """End the session: keep the last screen, give every open task its result, report the
@@ -10243,14 +10245,14 @@ class Runner:
                 self._log("hook_missed", hook="Stop")
             self._on_event(event, time.time())
         elif self.idle_looks >= 2:
-            self._on_event(self._untold_end(look), time.time())
+            self._on_event(self._unreported_end(look), time.time())
         elif not self.transcript:  # the last resort: the screen's own words
             words = self._shown_failure()
             if words and not self._shows_work(self._screen()) and now - self.turn_at > LOOK_S:
                 failed = Event("failed", words, classify_failure(words), "screen")
                 self._on_event(failed, time.time())
 
-    def _untold_end(self, look: Look) -> Event:
+    def _unreported_end(self, look: Look) -> Event:
         """Return how a turn ended of which neither a hook nor the transcript tells the end.
 
         It failed where the screen shows what a hook of the user's said (Qwen Code 0.24.4). It was
@@ -10419,7 +10421,7 @@ class Runner:
             return rare_look_s(self.phase_at)
         if self.phase in ("working", "asking") or self.check or self.delivery_open():
             return LOOK_S
-        if self._awaits_background() or (self.held_end and now - self.worked_at < 2 * REPORT_S):
+        if self._awaits_background() or (self.interim_end and now - self.worked_at < 2 * REPORT_S):
             return LOOK_S  # longer than that method says, for none tells when it is over
         dues = [now + 86400.0, now + self._left_s()]
         if self._may_close():
@@ -10644,14 +10646,14 @@ class Runner:
         removed only when what came of them is saved."""
         events = self.store.events(self.name)
         for entry, at, payload in events:
-            if entry not in self.dealt:
+            if entry not in self.handled:
                 self._on_payload(payload, at)
-                self.dealt.add(entry)
+                self.handled.add(entry)
         if events:
             self._save()
-        if events and not self.undone:
+        if events and not self.to_retry:
             self.store.drop_events(self.name, (entry for entry, _, _ in events))
-            self.dealt.clear()
+            self.handled.clear()
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
         """Obey an order of ours (its key is `cao`), or take in what a hook said at that time."""
@@ -10689,13 +10691,13 @@ class Runner:
         if now >= self.look_at or self.program or self.phase == "starting":
             self._look(now)
         for question in list(self.questions.values()):
-            self._answer_ourselves(question)
+            self._auto_answer(question)
         if self.delivery_open():
             self._advance_delivery(now)
         self._after_check()
         self._advance_timers(now)
-        self._advance_held()
-        if self.delivery_open() or self.ending or self.check or self.undone:
+        self._advance_interim()
+        if self.delivery_open() or self.ending or self.check or self.to_retry:
             return
         if self.phase == "idle":
             self._deliver_next()
@@ -10709,11 +10711,11 @@ class Runner:
         if written:
             self._on_event(written, time.time())
 
-    def _advance_held(self) -> None:
-        """Accept the answer of the turn that was held (held_end), where nothing is left that would
+    def _advance_interim(self) -> None:
+        """Accept the answer of the last turn (interim_end), where nothing is left that would
         start another turn: the agent took its workers' results by a `wait` of its own, or its work
         in the background ended without a word."""
-        event = self.held_end
+        event = self.interim_end
         if not event or self.phase != "idle" or self.interrupted_at or self.delivery_open():
             return
         written: Event | None = event
@@ -10728,7 +10730,7 @@ class Runner:
             return
         event = self._whole(event)
         if not self._more_to_come(event) and not next_delivery(self._letters(), self.task):
-            self.held_end = None
+            self.interim_end = None
             self.turns.pop()  # it had been noted as an earlier turn
             self._accept(event)
 
@@ -10777,7 +10779,7 @@ class Runner:
                 why = "it had not gone on"
                 if self.held_back:
                     why = self.held_back
-                if self.held_end:
+                if self.interim_end:
                     why = "its workers had not answered"
                 if self._awaits_background():
                     why = self.why
@@ -11074,11 +11076,11 @@ class Runner:
             self._end_task("failed", reason="never_started", detail=why)
         for message in on_the_way:
             if message.kind == "message":
-                self._see_to(partial(self.boss.notify_undelivered, message, why))
+                self._insist_on(partial(self.boss.notify_undelivered, message, why))
             if message.kind in ("notice", "result"):
                 self.stuck = True
             else:
-                self._see_to(partial(self.store.discharge, self.name, message.id))
+                self._insist_on(partial(self.store.discharge, self.name, message.id))
         self._release()
 
     # ---- orders ----
@@ -11092,7 +11094,7 @@ class Runner:
         if self.phase == "idle" and not self.delivery_open():
             if outcome == "interrupted":  # no turn runs: its check or its workers do
                 self._end_task("interrupted", reason="by_order")
-            held = self.held_end
+            held = self.interim_end
             if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
                 self._end_over_budget()
             return
@@ -11221,7 +11223,7 @@ class Runner:
             text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
             message = self._own_message("no", text)
             self.refused = True
-            self._see_to(lambda: self.store.put_once(message))
+            self._insist_on(lambda: self.store.put_once(message))
         return fault
 
     def _press(self, question: Question, keys: str) -> str:
@@ -11265,7 +11267,7 @@ class Runner:
         read_event = self.row.read_event or read_hook
         for entry, _, payload in self.store.events(self.name):
             event = read_event(payload)
-            if entry not in self.dealt and event and event.kind == "asked":
+            if entry not in self.handled and event and event.kind == "asked":
                 return False
         # A "screen" may be the dialog of a call whose hook died.
         rivals = [q for q in self.questions.values() if q.where == "keys" or q.kind == "screen"]
@@ -11275,7 +11277,7 @@ class Runner:
         same = [text for text, subject in subjects.items() if subject == shown]
         return None not in subjects.values() and same == [question.text]
 
-    def _answer_ourselves(self, question: Question) -> None:
+    def _auto_answer(self, question: Question) -> None:
         """Answer what is not a person's to answer: the trust dialog under `trust: yes`, and where
         a CLI asks about cao's own tools. Each is tried three times at most: what stays, or comes
         back, is for a person. Any other question is left alone."""
@@ -13160,7 +13162,7 @@ def _sweep_up(store: Store, older_s: float) -> None:
     for entry in _listdir(f"{store.home}/wake"):
         pid, path = entry.partition("-")[0], f"{store.home}/wake/{entry}"
         # A pid of another namespace is not seen here; its FIFO is open all the same.
-        if pid.isdigit() and not start_mark(int(pid), zombie=False) and not nudge(path):
+        if pid.isdigit() and not start_mark(int(pid), zombie=False) and not poke_fifo(path):
             _unlink(path)
 
 
@@ -14959,7 +14961,7 @@ def cmd_run(ask: Ask) -> int:
                 ask.boss.end(session)
                 ask.store.discharge(ask.boss.caller.name, task)  # `wait` need not tell that
             # One that has not begun, behind another task, is withdrawn; else its turn is ended.
-            elif not ask.boss.take_back(session, task):
+            elif not ask.boss.withdraw_task(session, task):
                 ask.boss.stop_session(session, True)
             _say_kept(ask, session)
         raise
@@ -16004,8 +16006,8 @@ class McpServer:
         self.forms: dict[str, bool] = {}  # a permission's id: its form may be shown, also again
         self.threads: list[Any] = []  # of the calls in flight
         self.told: set[str] = set()  # ids of the questions that calls have reported
-        self.unsaid: list[str] = []  # the tasks of cancelled calls, which nobody was told
-        self.ending = threading.Condition()  # over running and unsaid
+        self.unreported: list[str] = []  # the tasks of cancelled calls, which nobody was told
+        self.ending = threading.Condition()  # over running and unreported
 
     # ---- lines ----
 
@@ -16338,14 +16340,14 @@ class McpServer:
             return any(other.is_set() for other in self.running.values())
 
         with self.ending:
-            # A call that was cancelled just now may still have to add its tasks to `unsaid`.
+            # A call that was cancelled just now may still have to add its tasks to `unreported`.
             self.ending.wait_for(lambda: cancelled.is_set() or not cancelled_go_on(), CANCEL_S)
             self.running.pop(call_key, None)
             self.ending.notify_all()
             if cancelled.is_set():
-                self.unsaid += done.left
+                self.unreported += done.left
                 return None
-            left, self.unsaid = self.unsaid, []
+            left, self.unreported = self.unreported, []
 
         text, data = done.text, done.data
         if left:

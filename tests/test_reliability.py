@@ -443,7 +443,7 @@ def test_an_answer_of_our_own_that_fails_is_given_a_few_times_and_then_a_persons
     text = {"screen": "Do you trust this?", "permission": "mcp__cao__wait"}[kind]
     for number in range(20):  # a dialog that is drawn anew is a new question
         name = "same" if kind == "permission" else f"id{number}"
-        runner._answer_ourselves(cao.Question(name, kind, text))
+        runner._auto_answer(cao.Question(name, kind, text))
     assert pressed == ["1"] * 3
 
 
@@ -455,7 +455,7 @@ FAKED = ("# x", "╭────╮", f"│ {GOOD} │", "╰────╯", "
 def runner_that_asks(cli, payloads):
     """Return a Runner with the open questions of these hooks, each under its name; none runs."""
     runner = cao.Runner.__new__(cao.Runner)
-    runner.name, runner.dealt, runner.row = "w-2222", {"read"}, cao.PROVIDERS[cli]
+    runner.name, runner.handled, runner.row = "w-2222", {"read"}, cao.PROVIDERS[cli]
     runner.questions, runner.subjects = {}, {}
     for name, payload in payloads.items():
         event = (runner.row.read_event or cao.read_hook)(payload)
