@@ -475,7 +475,8 @@ class Event(NamedTuple):
     conversation: str = ""
     transcript: str = ""
     retry_at: str = ""
-    background: tuple[str, ...] = ()  # what still ran when the turn ended, each "KIND NAME"
+    # What still ran in the background when the turn ended: its id -> "KIND NAME"
+    background: dict[str, str] = {}  # noqa: RUF012 - never written to
     earlier: tuple[str, ...] = ()  # what it had said at an end before, since the prompt
     # A hook of the user's has blocked this end, or may: the turn goes on. (The reason "blocked" is
     # another thing: a hook refused.)
@@ -1577,25 +1578,25 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
             text = text_at(payload, "error_message")
         event = failed_event(text, text_at(payload, "error"))
 
-    background = []
+    background = {}
     for task in objects_at(payload, "background_tasks"):
         if task.get("status", "running") in ("running", "pending"):
-            type_name = text_at(task, "type") or "task"
-            label = text_at(task, "description") or text_at(task, "id")
-            background.append(f"{type_name} {label}".strip())
+            type_name, task_id = text_at(task, "type") or "task", text_at(task, "id")
+            label = f"{type_name} {text_at(task, 'description') or task_id}".strip()
+            background[task_id or label] = label
     return event._replace(
         source=f"hook:{name}",
         conversation=text_at(payload, "session_id"),
         transcript=text_at(payload, "transcript_path"),
-        background=tuple(background),
+        background=background,
     )
 
 
-def hold_s(background: Iterable[str]) -> float:
+def hold_s(background: dict[str, str]) -> float:
     """Return for how many seconds a turn's end counts for nothing because of what runs in the
     background (as in Event): the CLI starts another turn when that ends. A shell may be a server,
     which never ends."""
-    kinds = {label.partition(" ")[0] for label in background}
+    kinds = {label.partition(" ")[0] for label in background.values()}
     # A monitor of Claude Code 2.1.332 is a shell command whose lines wake the agent.
     if any(not re.search("shell|bash|process|monitor", kind) for kind in kinds):
         return float("inf")
@@ -2148,22 +2149,26 @@ def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
 def _claude_runs(entry: dict[str, Any]) -> dict[str, str]:
     """2.1.332 notes what has ended as soon as that is queued for the model. Its Stop hook tells
     what runs."""
-    if text_at(entry, "content").startswith("<task-notification>"):
-        return {"queued": ""}
-    return {}
+    ended = re.match(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(entry, "content"))
+    return {ended[1]: ""} if ended else {}
+
+
+_QWEN_BEGINS = re.compile(r"(?:Background (agent|shell) .*|Monitor started)\.\n(?:task_)?id: (\S+)")
 
 
 def _qwen_runs(entry: dict[str, Any]) -> dict[str, str]:
-    """Of agents the Stop hook tells whether they run, of shells nothing (0.24.4)."""
+    """Of agents the Stop hook tells whether they run, of shells and monitors nothing (0.24.4)."""
     running = {}
     for part in objects_at(entry, "message.parts"):
         result = text_at(part, "functionResponse.response.output")
-        begun = re.match(r"Background (agent|shell) .*\.\n(?:task_)?id: (\S+)", result)
-        if begun:
-            running[begun[2]] = f"shell {begun[2]}" if begun[1] == "shell" else ""
-        # It joins all that have ended into one text.
-        ids = re.findall(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(part, "text"))
-        running.update(dict.fromkeys(ids, ""))
+        if begun := _QWEN_BEGINS.match(result):
+            kind, name = begun[1] or "monitor", begun[2]
+            running[name] = "" if kind == "agent" else f"{kind} {name}"
+        # It joins all that has ended into one text. A line that a monitor saw is told so, too.
+        for told in text_at(part, "text").split("<task-notification>")[1:]:
+            name = re.search(r"<task-id>(.*)</task-id>", told)
+            if name and "<status>running</status>" not in told:
+                running[name[1]] = ""
     return running
 
 
@@ -5787,6 +5792,8 @@ class Orchestrator:
             self.tmux.kill_session(name)
             for file in ("tools-listed", "runner.json"):  # they speak of the run before
                 _unlink(self.store.launch_file(name, file))
+            if state.get("state") == "ended":  # orders to the session that was
+                self.store.drop_events(name, [entry for entry, _, _ in self.store.events(name)])
             self.store.save_state(name, {**again, **fresh_state()})
         finally:
             os.close(lock)
@@ -9162,8 +9169,9 @@ class Runner:
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
         self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
-        self.old_work: tuple[str, ...] = ()  # what an earlier task left running (hold_s)
-        self.work: dict[str, str] = {}  # Provider.read_work of the transcript as last read
+        self.old_work: set[str] = set()  # the ids of what earlier tasks left running (hold_s)
+        # Provider.read_work since the transcript's mark, and what ran at that mark
+        self.work: dict[str, str] = {}
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.interim_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9205,6 +9213,7 @@ class Runner:
         self.failed = False  # something could not be done in this round
         self.trouble = ""  # ... and why: it is logged once
         self.leaving = self.over = False  # its end is decided; its end is done
+        self.again = False  # another Runner is to start the CLI anew, in the same session
         self.saved: dict[str, Any] = {}  # state.json as it was last written
         self.lock = -1  # the session's: from run_session
 
@@ -9343,10 +9352,14 @@ class Runner:
     def _note_turn(self, next_text: str = "") -> None:
         """Keep what the turn said whose end was not confirmed yet (ending), for another has come:
         it is no answer, but the task's owner is to have it. next_text: what the other one says."""
-        if self.ending:
-            text = self.ending.text.strip()
-            if text not in ("", next_text.strip(), *map(str.strip, self.turns)):
-                self.turns.append(self.ending.text)
+        if self.ending and self.ending.text.strip() != next_text.strip():
+            self._keep_texts([self.ending.text])
+
+    def _keep_texts(self, texts: Iterable[str]) -> None:
+        """Add to the turns of the task what it said at earlier ends, each text once."""
+        for text in texts:
+            if text.strip() not in ("", *map(str.strip, self.turns)):
+                self.turns.append(text)
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
@@ -9533,14 +9546,15 @@ class Runner:
         goes_on = False
         if how == "done":
             event = self._whole(event)
-            known = [text.strip() for text in self.turns]
-            self.turns += [text for text in event.earlier if text.strip() not in known]
+            self._keep_texts(event.earlier)
             goes_on = self._more_to_come(event)
         else:
             self._transcript_event()  # for what still runs
             if self.ending:
-                event = event._replace(background=(*event.background, *self.ending.background))
+                both = {**event.background, **self.ending.background}
+                event = event._replace(background=both)
 
+        self._note_turn(event.text)
         self.ending = None
         for question in list(self.questions.values()):
             self._close_question(question)
@@ -9559,6 +9573,7 @@ class Runner:
             seconds=round(time.monotonic() - self.turn_at, 2),
         )
         ordered, self.ordered = self.ordered, ""
+        refused, self.refused = self.refused, False
         if not self.task:
             if ordered:
                 self._end_unwanted(self._work_at(event))
@@ -9588,11 +9603,11 @@ class Runner:
                 self._finish("failed", event.reason, detail)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, event, source=event.source, reason="by_order")
-        elif how == "interrupted" and self.refused:
-            self.refused = False
-        elif how == "interrupted":
+        elif how == "interrupted" and not refused:
             self.interrupted_at = time.monotonic()
             self.evidence["interrupted"] = event.source
+        elif how == "interrupted":
+            pass  # by Esc, for a person's "no": the words begin the next turn
         elif goes_on:
             self._end_check()  # of an earlier turn's answer
             self.check = None
@@ -9600,7 +9615,7 @@ class Runner:
                 self.turns.append(event.text)
             self.interim_end = event
             if work := self._own_work(event):
-                self.why = f"it still runs {some_names(work)}"
+                self.why = f"it still runs {some_names([*work.values()])}"
         else:
             self._accept(event)
 
@@ -9641,7 +9656,8 @@ class Runner:
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
         now, limit_s = time.monotonic(), hold_s(self._own_work(event))
-        has_ended = self.work and not limit_s  # all of it, but the agent may not have been told
+        # All of it has, but the agent may not have been told.
+        has_ended = not limit_s and not self.old_work.issuperset(self.work)
         if limit_s <= SHELL_S and self._left_s() < 2 * REPORT_S:
             limit_s, has_ended = 0.0, False  # no shell makes a timeout of an answer
         if now - self.ending_at < limit_s:
@@ -9659,14 +9675,15 @@ class Runner:
                 return True
         return False
 
-    def _work_at(self, event: Event) -> tuple[str, ...]:
-        """Return what event, a turn's end, left running in the background: by its hook, and by the
-        transcript as it was last read."""
-        return (*event.background, *filter(None, self.work.values()))
+    def _work_at(self, event: Event) -> dict[str, str]:
+        """Return what event, a turn's end, left running in the background (Event.background): by
+        its hook, and by the transcript as it was last read."""
+        return {**event.background, **{one: label for one, label in self.work.items() if label}}
 
-    def _own_work(self, event: Event) -> list[str]:
-        """Return _work_at without what an earlier task had."""
-        return [label for label in self._work_at(event) if label not in self.old_work]
+    def _own_work(self, event: Event) -> dict[str, str]:
+        """Return _work_at without what earlier tasks had."""
+        work = self._work_at(event).items()
+        return {one: label for one, label in work if one not in self.old_work}
 
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
@@ -9689,6 +9706,8 @@ class Runner:
         if not task:
             return
         self._count_tokens()
+        if outcome != "done":
+            self._note_turn(fields.get("answer", ""))
         notes = []
         if self.task_exact.startswith("differs"):
             notes.append(f"reached the CLI changed: {self.task_exact}")
@@ -9713,14 +9732,18 @@ class Runner:
             notes.append(f"the worktree could not be read: {words}")
         if self.program and self.program.note:
             notes.append(self.program.note)
-        left: tuple[str, ...] = ()
+        left: dict[str, str] = {}
         if end := end or self.ending or self.interim_end:
             left = self._work_at(end)
+        unwanted = outcome != "done" and hold_s(left) > SHELL_S and not self.closing
         if left:
-            words = f"left running in the background: {some_names(left)}"
-            notes.append(f"{words}; what the agent says of that later is not in here")
-        if left or outcome == "done":  # not every other end tells that nothing runs
-            self.old_work = left
+            names = some_names([*left.values()])
+            words = f"left running in the background: {names}; what the agent says of that later"
+            words += " is not in here"
+            if unwanted:
+                words = f"still ran in the background, and was ended: {names}"
+            notes.append(words)
+        self.old_work.update(left)
         self._insist_on(self._forget_own_messages)
 
         self._end_check()
@@ -9744,7 +9767,7 @@ class Runner:
             ended_at=time.time(),
             exit_status=self.exit_status,
             usage=self.usage,
-            background=left,
+            background=tuple(left.values()),
             **fields,
         )
         self.task = self.check = self.interim_end = None
@@ -9761,15 +9784,32 @@ class Runner:
             source=result.source,
             bytes=result.bytes,
         )
-        if outcome != "done":
+        if unwanted:
             self._end_unwanted(left)
 
-    def _end_unwanted(self, left: Sequence[str]) -> None:
-        """End the session where sub-agents are left (as Event.background) of a task that has ended
-        without an answer: each of them would begin a turn that nobody wants."""
-        if hold_s(left) > SHELL_S and not self.closing:
-            words = f"{some_names(left)} still ran, which no key interrupts"
-            self._finish("stopped", "stopped", words)
+    def _end_unwanted(self, left: dict[str, str]) -> None:
+        """Start the CLI anew, in its conversation, where sub-agents are left (as Event.background)
+        of what has ended without an answer: no key interrupts them, and each of them would begin
+        a turn that nobody wants."""
+        if hold_s(left) > SHELL_S and not self.leaving:
+            self.leaving = True
+            self._insist_on(lambda: self._start_anew([*left.values()]))
+
+    def _start_anew(self, ended: Sequence[str]) -> None:
+        """End the CLI, and with it what it runs in the background (ended), and have run_session
+        make another Runner, which goes on where this one was."""
+        self._end_cli(0.5)
+        self._log("restarted", ended=ended)
+        self._release()
+        for question in list(self.questions.values()):
+            self._close_question(question._replace(where=""))  # its hook is gone
+        launch = self.launch._replace(resume=self.conversation)
+        facts = {**launch._asdict(), "profile": launch.profile._asdict()}
+        self.store.write(self.store.launch_file(self.name, "launch.json"), dump(facts))
+        _unlink(self.store.launch_file(self.name, "tools-listed"))  # it speaks of the run before
+        # The dead program may have left our terminal in its other screen, and in modes of its own.
+        os.write(1, b"\x1b[?1049l\x1bc")
+        self.over = self.again = True
 
     def _start_check(self, event: Event) -> None:
         """Run the task's acceptance check in the worker's directory, beside this loop.
@@ -9884,6 +9924,7 @@ class Runner:
         if outcome == "lost" and "stop" in orders:
             outcome, reason, detail = "stopped", "stopped", "the session was stopped"
         self._note_handed()
+        self._note_turn()
         screen = self._screen(first="-200")
         self._count_tokens()
         base = Result(
@@ -9910,14 +9951,7 @@ class Runner:
             grace_s = 2.0
             if self.program and not self._has_ended() and self.program.type_exit():
                 look_until(self._has_ended, 50)  # it may save its work
-        if self.child:
-            if not self.group:  # it was started in this round
-                self.group = note_process(self.child)
-            if self.program and not self._has_ended():
-                os.kill(self.child, signal.SIGHUP)  # a shell ends its jobs by this
-                look_until(self._has_ended, 25)
-            end_group(self.child, self.group["start"], grace_s)
-            self._has_ended(0)
+        self._end_cli(grace_s)
         self.boss.end_workers(self.name)  # the CLI is gone: it starts no other
 
         self._log("ended", outcome=outcome, reason=reason, exit_status=self.exit_status)
@@ -9931,6 +9965,18 @@ class Runner:
         self.store.set_live(self.name, False)
         self.store.poke_up(self.name)
         self.over = True
+
+    def _end_cli(self, grace_s: float) -> None:
+        """End the CLI's processes, if it was started: by SIGTERM, after grace_s by SIGKILL."""
+        if not self.child:
+            return
+        if not self.group:  # it was started in this round
+            self.group = note_process(self.child)
+        if self.program and not self._has_ended():
+            os.kill(self.child, signal.SIGHUP)  # a shell ends its jobs by this
+            look_until(self._has_ended, 25)
+        end_group(self.child, self.group["start"], grace_s)
+        self._has_ended(0)
 
     def _has_ended(self, flags: int = os.WNOHANG | os.WUNTRACED) -> bool:
         """Tell whether the CLI has ended, and note its exit status; False before it was started.
@@ -9973,6 +10019,7 @@ class Runner:
                 inode = os.fstat(file.fileno()).st_ino
                 # Another file: at Esc, Copilot 1.0.102 writes it anew, without the prompt.
                 if self.inode not in (0, inode):
+                    self.work = {}  # its sub-agents have ended, too
                     return Event("interrupted", source="transcript")
                 self.inode = inode
                 file.seek(self.offset)
@@ -9981,7 +10028,7 @@ class Runner:
             if may_pass(self.transcript, error):
                 raise
             return None  # the CLI makes the file with its first words
-        self.work = self.row.read_work(lines)
+        self.work = {**self.work, **self.row.read_work(lines)}
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
@@ -9995,8 +10042,10 @@ class Runner:
         """Note that all the transcript has so far is of earlier turns. Before the first turn the
         mark that _begin made stays, and so does one after which work began that still runs."""
         if self.begun and self.transcript and not self._awaits_background():
-            self.offset, self.inode = file_mark(self.transcript)
-            self.work = {}
+            mark = file_mark(self.transcript)
+            self._transcript_event()  # for what runs by now
+            self.offset, self.inode = mark
+            self.work = {one: label for one, label in self.work.items() if label}
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
         """Return the pane's screen, "" where it is gone; first: as Tmux.capture has it."""
@@ -10460,15 +10509,13 @@ class Runner:
         """Look after the session until it has ended; return the CLI's exit status (-9: killed by
         signal 9; 0 where it never ran)."""
         launched = self.store.load_state(self.name)
-        since = float(launched.get("since") or 0)
         typed = launched.get("delivering") or ()
         if self.launch.resume:  # what that has by now is of earlier tasks (_begin)
             self.transcript = str(launched.get("transcript") or "")
         self.typed_before = [task for task in self.store.owed(self.name) if task in typed]
         self._save()  # from here on a free lock means that we are dead
-        for entry, at, payload in self.store.events(self.name):
-            # Drop what an earlier runner left unread, but not an order that was given just now.
-            if at < since or "cao" not in payload:
+        for entry, _, payload in self.store.events(self.name):
+            if "cao" not in payload:  # of a CLI that has ended
                 self.store.drop_events(self.name, [entry])
         woken = hear_signals(self._on_signal)
         self.wake.listen(self.name)
@@ -10646,13 +10693,13 @@ class Runner:
         removed only when what came of them is saved."""
         events = self.store.events(self.name)
         for entry, at, payload in events:
-            if entry not in self.handled:
+            if entry not in self.handled and not self.again:
                 self._on_payload(payload, at)
                 self.handled.add(entry)
         if events:
             self._save()
         if events and not self.to_retry:
-            self.store.drop_events(self.name, (entry for entry, _, _ in events))
+            self.store.drop_events(self.name, self.handled)
             self.handled.clear()
 
     def _on_payload(self, payload: dict[str, Any], at: float) -> None:
@@ -10997,7 +11044,8 @@ class Runner:
             return "its input line is not on the screen"
         # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
         # running has ended, and keeps what is typed meanwhile for later.
-        if self.old_work and not self.row.tells_state() and self._is_at_work(STILL_S):
+        runs_on = [one for one in self.old_work if self.work.get(one)]
+        if runs_on and not self.row.tells_state() and self._is_at_work(STILL_S):
             return "the CLI is not idle"
         if not draft:
             return ""
@@ -11141,8 +11189,10 @@ class Runner:
             self._press_interrupt()
         elif draft is not None and now - self.pressed_at > UNTOLD_S:
             event = Event("interrupted", source="screen")
-            if self.row.status and self._status().state == "busy":  # Claude Code 2.1.332
-                event = event._replace(background=("agent in the background",))
+            known = self.ending and self.ending.background
+            # Claude Code 2.1.332 is busy, and shows its input line, while its sub-agents run.
+            if not known and self.row.status and self._status().state == "busy":
+                event = event._replace(background={"": "agent in the background"})
             self._on_event(event, time.time())
 
     def _end_over_budget(self) -> None:
@@ -11994,7 +12044,13 @@ def run_session(store: Store, name: str) -> int:
     runner.lock = lock
     _GitLimit.seconds = GIT_S
     try:
-        return runner.run()
+        status = runner.run()
+        while isinstance(runner, Runner) and runner.again:
+            before, runner = runner, Runner(store, session)
+            runner.lock, runner.signal = before.lock, before.signal
+            before.wake.close()
+            status = runner.run()
+        return status
     finally:
         runner.wake.close()
         os.close(runner.lock)

@@ -453,7 +453,7 @@ def hook(name, **fields):
 def test_what_still_runs_at_a_turns_end_is_listed(tasks, background, blocking):
     event = hook("Stop", last_assistant_message="x", background_tasks=tasks)
     held_s = cao.hold_s(event.background)
-    assert (event.background, held_s == float("inf")) == (background, blocking)
+    assert (tuple(event.background.values()), held_s == float("inf")) == (background, blocking)
     assert (held_s > 0) == bool(background)  # a shell holds up a task, but not for ever
 
 

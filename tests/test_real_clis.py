@@ -1692,7 +1692,7 @@ def test_the_budget_reaches_a_sub_agent_in_the_background(place, cli):
     task, flags = f"MOCK:{begins};say started", ("--max-tokens", "60000")
     (result,) = handoff(place, f"real-{cli}", task, *flags, code=1)["results"]
     assert (result["outcome"], result["reason"]) == ("failed", "budget")
-    place.until_state(result["session"], "ended")
+    until(lambda: "restarted" in [e["event"] for e in place.log(result["session"])])
 
 
 @pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "kimi"], indirect=True)
@@ -1701,6 +1701,7 @@ def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
     begins = LEFT_RUNNING[cli, "agent"].replace("sleep 4", "sleep 600")
     task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
     session = task.partition(".")[0]
+    waiting = place.ok("assign", session, "MOCK:say the second").strip()
     until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
     if cli != "claude":  # whose state file says busy
         until(lambda: place.state(session)["why"], lambda why: "it still runs agent" in why)
@@ -1708,9 +1709,13 @@ def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
     done = place.run("wait", task, "--json")
     (result,) = json.loads(done.stdout)["results"]
     assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
-    place.until_state(session, "ended")
-    (second,) = handoff(place, session, "MOCK:say again")["results"]
-    assert second["answer"] == "again"
+    assert (result["turns"], len(result["background"])) == (["started"], 1)
+    assert "was ended" in "".join(result["notes"])
+    # The CLI is another process, which has no sub-agent: no task waits for that.
+    assert place.ok("wait", waiting) == "the second\n"
+    assert [e["event"] for e in place.log(session)].count("restarted") == 1
+    (third,) = handoff(place, session, "MOCK:say again")["results"]
+    assert (third["answer"], third["background"]) == ("again", [])
 
 
 def asked_below(place, cli, before="", after="say one"):
