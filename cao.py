@@ -170,6 +170,7 @@ SUBMIT_S = 3.0  # a key had no effect so long after it: look, and press it once 
 TOOLS_S = 10.0  # at most: a first turn waits for the CLI to ask our server for its tools
 NEVER_STARTED_S = 120.0  # no turn so long after the first prompt: it never started
 ANSWER_S = 20.0  # a hook, or the runner's keys, may take so long to hand an answer over
+UNPOKED_S = 10.0  # ... and looks so often by itself: a runner without descriptors pokes nobody
 STOP_S = 8.0  # a runner that has not ended its session by then loses its pane
 DOCTOR_S = 60.0  # at most: a CLI says its version, on a busy machine
 LIVE_S = 180.0  # for one turn of `cao doctor --live`
@@ -178,6 +179,7 @@ QUIET_S = 1.0  # a prompt with output behind it is believed when nothing more ca
 CHATTY_S = 5.0  # ... and after this though a job in the background goes on printing
 UNTOLD_S = 5.0  # a turn that we interrupted, of which nothing told the end: the screen decides
 PERSON_S = 5.0  # a person who typed so recently is left alone
+TYPING_S = 2.0  # what a person types is for what was on the screen: a popup waits for a pause
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
 HOOK_END_S = 2.0  # a program, or git's hook, that does not end by SIGTERM is killed after this
@@ -807,11 +809,13 @@ def wrap_columns(text: str, columns: int, words: bool = False) -> list[str]:
     """Return all of a text, made visible, in lines of at most so many columns of a terminal.
 
     Nothing is left out, and a line may end inside a word. words: it ends behind a blank where
-    that is in its last third.
+    that is in its last third, and what goes on is indented: it is not to look like a line of ours.
     """
     lines = []
     for whole in text.split("\n"):
-        line, used = "", 0
+        line, used, indent = "", 0, ""
+        if words:
+            indent = " " * min(len(whole) - len(whole.lstrip(" ")) + 6, columns // 3)
         for letter in visible(whole).expandtabs():
             used += letter_columns(letter)
             if used > columns:
@@ -819,7 +823,7 @@ def wrap_columns(text: str, columns: int, words: bool = False) -> list[str]:
                 if words and letter != " ":
                     end = line.rfind(" ", end * 2 // 3) + 1 or end
                 lines.append(line[:end])
-                line = line[end:]
+                line = indent + line[end:]
                 used = sum(map(letter_columns, line + letter))
             line += letter
         lines.append(line)
@@ -2102,6 +2106,22 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     return ...
 
 
+_COPILOT_ENDED = re.compile(r"\A<system_notification>\nShell command .*\(shellId: (\S+)\) has ")
+
+
+def ended_work(prompt: str) -> list[str]:
+    """Return the ids of the work in the background of whose end a prompt tells that a CLI gives
+    itself: Claude Code 2.1.332, Qwen Code 0.24.4 (one or several in a text) and, of a shell,
+    Copilot 1.0.102. What a monitor saw comes in the same form; that it runs on, Qwen Code says
+    there, and Claude Code in its Stop hook."""
+    ids = [f"shell {name}" for name in _COPILOT_ENDED.findall(prompt)]
+    for told in prompt.split("<task-notification>")[1:]:
+        name = re.search(r"<task-id>(.*)</task-id>", told)
+        if name and "<status>running</status>" not in told:
+            ids.append(name[1])
+    return ids
+
+
 # Each _NAME_runs is a row's `entry_runs` (see Provider).
 
 
@@ -2149,8 +2169,7 @@ def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
 def _claude_runs(entry: dict[str, Any]) -> dict[str, str]:
     """2.1.332 notes what has ended as soon as that is queued for the model. Its Stop hook tells
     what runs."""
-    ended = re.match(r"<task-notification>\s*<task-id>(.*)</task-id>", text_at(entry, "content"))
-    return {ended[1]: ""} if ended else {}
+    return dict.fromkeys(ended_work(text_at(entry, "content")), "")
 
 
 _QWEN_BEGINS = re.compile(r"(?:Background (agent|shell) .*|Monitor started)\.\n(?:task_)?id: (\S+)")
@@ -2164,11 +2183,7 @@ def _qwen_runs(entry: dict[str, Any]) -> dict[str, str]:
         if begun := _QWEN_BEGINS.match(result):
             kind, name = begun[1] or "monitor", begun[2]
             running[name] = "" if kind == "agent" else f"{kind} {name}"
-        # It joins all that has ended into one text. A line that a monitor saw is told so, too.
-        for told in text_at(part, "text").split("<task-notification>")[1:]:
-            name = re.search(r"<task-id>(.*)</task-id>", told)
-            if name and "<status>running</status>" not in told:
-                running[name[1]] = ""
+        running.update(dict.fromkeys(ended_work(text_at(part, "text")), ""))
     return running
 
 
@@ -4073,9 +4088,12 @@ class Tmux:
             self.shown = state, asks
 
     def clients(self, name: str) -> list[str]:
-        """Return the names of the tmux clients attached to a session in which one can type."""
-        form = "#{?client_readonly,,#{client_name}}"
-        return self.run("list-clients", "-t", f"={name}", "-F", form).split()
+        """Return the names of the tmux clients attached to a session in which one can type, and
+        nobody has for TYPING_S."""
+        form = "#{?client_readonly,,#{client_activity} #{client_name}}"
+        out = self.run("list-clients", "-t", f"={name}", "-F", form)
+        clients = [line.split(" ", 1) for line in out.split("\n") if line]
+        return [client for at, client in clients if abs(time.time() - int(at)) > TYPING_S]
 
     def popup(self, client: str, argv: Sequence[str]) -> bool:
         """Run a program in a popup of a client; return when it is closed. False where that was
@@ -7363,9 +7381,10 @@ class Orchestrator:
             did = "nothing: no turn was running"
         else:
             order = {"cao": "interrupt"}
-            state = self.control(name, order, lambda s: s.get("state") == "idle", 8.0)
+            over = ("idle", "starting")  # starting: anew, for its sub-agents had to be ended
+            state = self.control(name, order, lambda s: s.get("state") in over, 8.0)
             did = "interrupt was sent, still working"
-            if state.get("state") == "idle":
+            if state.get("state") in over:
                 did = "interrupted"
         return {"session": name, "state": state.get("state"), "did": did}
 
@@ -7407,7 +7426,7 @@ class Asking:
             reply = self.reply()
             if reply is not None:
                 return reply
-            self.wake.wait(60)
+            self.wake.wait(UNPOKED_S)
 
     def withdraw(self) -> None:
         """Free the lock: the question is closed, whether it was answered or not. The runner cleans
@@ -9172,6 +9191,8 @@ class Runner:
         self.old_work: set[str] = set()  # the ids of what earlier tasks left running (hold_s)
         # Provider.read_work since the transcript's mark, and what ran at that mark
         self.work: dict[str, str] = {}
+        # The CLI began this turn by itself, for what earlier tasks left: it is not the open task's.
+        self.foreign = False
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.interim_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9352,18 +9373,23 @@ class Runner:
     def _note_turn(self, next_text: str = "") -> None:
         """Keep what the turn said whose end was not confirmed yet (ending), for another has come:
         it is no answer, but the task's owner is to have it. next_text: what the other one says."""
-        if self.ending and self.ending.text.strip() != next_text.strip():
-            self._keep_texts([self.ending.text])
+        if self.ending:
+            self._keep_texts([self.ending.text], next_text)
 
-    def _keep_texts(self, texts: Iterable[str]) -> None:
-        """Add to the turns of the task what it said at earlier ends, each text once."""
+    def _keep_texts(self, texts: Iterable[str], next_text: str) -> None:
+        """Add to the turns of the task what it said at earlier ends, each text once, and not what
+        it said next."""
         for text in texts:
-            if text.strip() not in ("", *map(str.strip, self.turns)):
+            if text.strip() not in ("", next_text.strip(), *map(str.strip, self.turns)):
                 self.turns.append(text)
 
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         delivery, ours = self.delivery, False
+        told = ended_work(event.text)
+        foreign = told != [] and self.old_work.issuperset(told)
+        if foreign and self.ending:
+            self._end_turn(self.ending)
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
@@ -9373,7 +9399,7 @@ class Runner:
             self.last_line = shorten(f"> {event.text}", 120)
         # For our prompt the transcript was marked before it was typed. A short turn may have been
         # written by now, which a mark would pass over.
-        self._begin_turn(marked=ours)
+        self._begin_turn(marked=ours, foreign=foreign)
 
     def _taken(self, exact: str) -> None:
         """Note that the CLI has taken the delivery, and take that off the books. exact: see
@@ -9395,15 +9421,18 @@ class Runner:
         for letter in list(self.claims):
             self.claims.pop(letter).release()
 
-    def _begin_turn(self, *, marked: bool = False) -> None:
+    def _begin_turn(self, *, marked: bool = False, foreign: bool = False) -> None:
         """Note that a turn has begun, and with it the end of every question but those of hooks.
         marked: the transcript was marked before the prompt; else it is marked here, unless a turn
-        runs already."""
+        runs already. foreign: see Runner.foreign."""
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, self.row.by_output
-        self._note_turn()
-        self.interim_end = self.ending = None
+        self.foreign = foreign
+        if not foreign:
+            self._note_turn()
+            self.interim_end = None
+        self.ending = None
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
                 self._close_question(question)
@@ -9544,11 +9573,13 @@ class Runner:
         how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
         goes_on = False
+        foreign, self.foreign = self.foreign, False
         if how == "done":
             event = self._whole(event)
-            self._keep_texts(event.earlier)
+        if how == "done" and not foreign:
+            self._keep_texts(event.earlier, event.text)
             goes_on = self._more_to_come(event)
-        else:
+        elif how != "done":
             self._transcript_event()  # for what still runs
             if self.ending:
                 both = {**event.background, **self.ending.background}
@@ -9577,6 +9608,8 @@ class Runner:
         if not self.task:
             if ordered:
                 self._end_unwanted(self._work_at(event))
+            return
+        if foreign and not ordered:
             return
 
         if how == "failed":
@@ -11035,7 +11068,10 @@ class Runner:
             if self._draft():
                 return ""  # a call to tmux failed before Enter
             return f"the program is not ready ({self.program.seen.why})"
-        if self._status().state in ("asking", "busy"):
+        state = self._status().state
+        if state == "asking":  # Claude Code 2.1.332 holds messages of its other sessions so
+            self._look_for_dialog(time.monotonic(), state)
+        if state in ("asking", "busy"):
             return "the CLI is not idle"
         draft = self._draft()
         if draft is None:
@@ -12983,7 +13019,7 @@ class DemoAgent:
         self.show(f"{'-' * 40}\n{question}\n{numbered}a number chooses, Esc cancels\n")
         answer: str | None = None
         while True:
-            if self.keys or 0 in readable([0, asking.wake.fd]):
+            if self.keys or 0 in readable([0, asking.wake.fd], UNPOKED_S):
                 key = self.key().decode(errors="replace")
                 if key == "\x1b":
                     break
@@ -15264,11 +15300,9 @@ def _say_whole(text: str) -> bool:
     """Say a text before a prompt; tell whether the person wants to go on. On their terminal it
     comes one screen at a time, each after an Enter: a popup has no history, and nobody may be
     asked about lines that were never on the screen."""
-    lines, room = [text], 1
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        size = os.get_terminal_size(2)  # of 0 by 0 where a terminal does not know its own
-        lines = wrap_columns(text, (size.columns or PANE_COLUMNS) - 1, True)
-        room = max(1, (size.lines or PANE_LINES) - 2)
+    lines, room = _terminal_lines(text)
+    if not sys.stdin.isatty():
+        room = len(lines)
     _say("\n".join(lines[:room]))
     while lines := lines[room:]:
         if _read_line(f"({count_of(len(lines), 'more line')}: Enter; skip it: s) ") == "s":
@@ -15277,7 +15311,23 @@ def _say_whole(text: str) -> bool:
     return True
 
 
+def _terminal_lines(text: str) -> tuple[list[str], int]:
+    """Return a text in lines for stderr, wrapped where that is a terminal, and how many of them
+    fit on it above a prompt."""
+    if not sys.stderr.isatty():
+        return [text], 1
+    size = os.get_terminal_size(2)  # of 0 by 0 where a terminal does not know its own
+    lines = wrap_columns(text, (size.columns or PANE_COLUMNS) - 1, True)
+    return lines, max(1, (size.lines or PANE_LINES) - 2)
+
+
 def _read_line(prompt: str) -> str:
+    """Return the line that a person types at a prompt. What was typed before that stood on the
+    terminal was not meant for it."""
+    if sys.stdin.isatty():
+        import termios
+
+        termios.tcflush(0, termios.TCIFLUSH)
     print(prompt, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()
 
@@ -15485,7 +15535,7 @@ def cmd_allow(ask: Ask) -> int:
             tables = {"effective:": explain_profile(profile), "in its file:": profile.settings}
             for head, facts in tables.items():
                 rows = [["", one_line(key), one_line(value)] for key, value in facts.items()]
-                _say(f"{head}\n{render_table(rows)}\n")
+                _say("\n".join(_terminal_lines(f"{head}\n{render_table(rows)}\n")[0]))
         for fault in faults:
             _say_error(CaoError(f"not allowed: {fault.what}", fault.fix))
             code = fault.exit_code

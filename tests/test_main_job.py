@@ -610,6 +610,41 @@ def test_a_dialog_that_goes_as_the_hook_takes_the_answer_is_answered(place):
     assert place.ok("wait", task) == "Yes\n"
 
 
+# As Claude Code's "Held message from another session": no hook tells, the state file says it.
+IDLE_DIALOG = """
+read_prompt, turn = DemoAgent.read_prompt, DemoAgent.turn
+def asks_first(self):
+    if self.heard is None:
+        while not os.path.exists(f"{self.folder}/held"):
+            select.select([], [], [], 0.05)
+        os.unlink(f"{self.folder}/held")
+        self.status("waiting")
+        self.show("\\x1b[2J\\x1b[HHeld message\\n> Deny\\n")
+        while self.key() != b"\\r":
+            pass
+        self.status("idle")
+    self.heard = []
+    return read_prompt(self)
+def turned(self, prompt):
+    turn(self, prompt)
+    self.heard = None if "ready" in prompt else []
+DemoAgent.read_prompt, DemoAgent.turn = asks_first, turned
+"""
+
+
+def test_a_dialog_that_an_idle_agent_draws_is_asked_where_it_holds_up_a_task(place):
+    put_loader(place, IDLE_DIALOG)
+    session = place.ok("handoff", "demo", "demo: say ready", "--json", "--keep")
+    session = json.loads(session)["results"][0]["session"]
+    (place.home / "sessions" / session / "held").touch()
+    until(lambda: "Held message" in place.screen(session))
+    task = place.ok("assign", session, "demo: say next").strip()
+    (asked,) = place.until_state(session, "asking")["questions"]
+    assert (asked["kind"], "Held message" in asked["text"]) == ("screen", True)
+    place.ok("answer", session, "--key", "Enter")
+    assert place.ok("wait", task) == "next\n"
+
+
 def test_a_picture_that_moves_asks_nothing(place):
     put_loader(place, NO_STATE_FILE + SPLASH)
     done = json.loads(place.ok("handoff", "demo", "demo: splash", "--json"))

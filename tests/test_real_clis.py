@@ -1672,6 +1672,68 @@ def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
                                ("say again", 0, "again")):  # fmt: skip
         (other,) = handoff(place, result["session"], f"MOCK:{task}", code=code)["results"]
         assert (other["answer"], other["seconds"] < 6) == (answer, True)
+    begins = begins.replace("sleep 600", "sleep 2")  # in the same words: the task's own
+    (other,) = handoff(place, result["session"], f"MOCK:{begins};say another")["results"]
+    assert (other["turns"], other["answer"][:4]) == (["another"], "ok: ")
+
+
+@pytest.mark.parametrize("check", ["", "sleep 15"])
+@pytest.mark.parametrize("cli", ["claude", "copilot"], indirect=True)
+def test_what_an_earlier_task_left_says_nothing_in_the_next_ones_answer(place, cli, check):
+    """Its shell ends in the last words of the next task, or while that one's check runs."""
+    put_loader(place, "SHELL_S = 2.0")
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", f"sleep 12; touch {place.work}/built")
+    (first,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say building")["results"]
+    assert (first["outcome"], len(first["background"])) == ("done", 1)
+    steps, flags = "MOCK:sleep 15;say the answer", ()
+    if check:
+        steps, flags = "MOCK:say the answer", ("--check", check)
+    (second,) = handoff(place, first["session"], steps, *flags)["results"]
+    assert (place.work / "built").exists()
+    assert (second["outcome"], second["answer"], second["turns"]) == ("done", "the answer", [])
+
+
+@pytest.mark.parametrize("cli", ["qwen"], indirect=True)
+def test_a_monitor_of_qwens_is_waited_for(place, cli):
+    allow_all(place, cli)
+    call = json.dumps({"command": "sleep 4; echo it is ready", "description": "x"})
+    (result,) = handoff(place, f"real-{cli}", f"MOCK:tool monitor {call};say I watch")["results"]
+    assert (result["outcome"], result["turns"][0]) == ("done", "I watch")
+    assert (result["answer"][:4], result["background"]) == ("ok: ", [])
+
+
+@pytest.mark.parametrize("cli", ["kimi", "qwen"], indirect=True)
+def test_a_task_that_a_person_corrects_still_waits_for_its_sub_agent(place, cli, mock_llm):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "agent"].replace("sleep 4", "sleep 20")
+    asked = len(mock_llm.requests)
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};sleep 60;say never").strip()
+    session = task.partition(".")[0]
+    until(lambda: len(mock_llm.requests) >= asked + 3, timeout_s=60)  # both work
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    place.until_state(session, "asking")
+    place.ok("send", session, "MOCK:say I do this instead")
+    result = json.loads(place.ok("wait", task, "--json"))["results"][0]
+    assert (result["outcome"], result["turns"]) == ("done", ["I do this instead"])
+    assert result["answer"].startswith("ok: ")
+
+
+@pytest.mark.parametrize("cli", ["kimi"], indirect=True)
+def test_a_persons_esc_is_seen_after_a_no_that_ended_no_turn(place, cli):
+    call = json.dumps({"command": f"touch {place.work}/made", "description": "x"})
+    task = place.ok("assign", f"real-{cli}", f"MOCK:tool Bash {call};say went on").strip()
+    session = task.partition(".")[0]
+    assert place.run("wait", task).returncode == 6
+    place.ok("answer", session, "no")
+    place.ok("wait", task)
+    second = place.ok("assign", session, "MOCK:sleep 60;say never").strip()
+    until(lambda: "MOCK:sleep 60" in place.screen(session), timeout_s=60)
+    until(lambda: place.state(session)["task"], second, timeout_s=60)
+    place.until_state(session, "working")
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    (asked,) = place.until_state(session, "asking")["questions"]
+    assert asked["kind"] == "interrupted"
 
 
 @pytest.mark.parametrize("cli", ["claude"], indirect=True)
@@ -1695,20 +1757,24 @@ def test_the_budget_reaches_a_sub_agent_in_the_background(place, cli):
     until(lambda: "restarted" in [e["event"] for e in place.log(result["session"])])
 
 
+@pytest.mark.parametrize("how", ["order", "timeout"])
 @pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "kimi"], indirect=True)
-def test_an_interrupt_leaves_no_sub_agent_at_work(place, cli):
+def test_a_task_that_is_broken_off_takes_its_sub_agents_with_it_and_no_other_task(place, cli, how):
     allow_all(place, cli)
+    limit = {"order": "10m", "timeout": "15s"}[how]
     begins = LEFT_RUNNING[cli, "agent"].replace("sleep 4", "sleep 600")
-    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started", "--timeout", limit)
+    task = task.strip()
     session = task.partition(".")[0]
     waiting = place.ok("assign", session, "MOCK:say the second").strip()
     until(lambda: [e for e in place.log(session) if e.get("kind") == "ended"], timeout_s=60)
     if cli != "claude":  # whose state file says busy
         until(lambda: place.state(session)["why"], lambda why: "it still runs agent" in why)
-    place.ok("stop", "--interrupt", session)
+    if how == "order":
+        assert "interrupted" in place.ok("stop", "--interrupt", session)
     done = place.run("wait", task, "--json")
     (result,) = json.loads(done.stdout)["results"]
-    assert (result["outcome"], result["reason"]) == ("interrupted", "by_order")
+    assert result["outcome"] == {"order": "interrupted", "timeout": "timeout"}[how]
     assert (result["turns"], len(result["background"])) == (["started"], 1)
     assert "was ended" in "".join(result["notes"])
     # The CLI is another process, which has no sub-agent: no task waits for that.

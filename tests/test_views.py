@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -967,11 +968,11 @@ def test_text_is_fitted_into_columns_of_a_terminal(text, columns, wanted):
 
 
 @pytest.mark.parametrize(("text", "words", "wanted"), [
-    ("one two three", True, ["one two ", "three"]),
+    ("one two three", True, ["one two ", "   three"]),
     ("one two three", False, ["one two th", "ree"]),
-    ("a bcdefghijkl m", True, ["a bcdefghi", "jkl m"]),
-    ("abcdefghij kl", True, ["abcdefghij", " kl"]),
-    ("ab cd 漢字漢字", True, ["ab cd ", "漢字漢字"]),
+    ("a bcdefghijkl m", True, ["a bcdefghi", "   jkl m"]),
+    ("abcdefghij kl", True, ["abcdefghij", "    kl"]),
+    ("ab cd 漢字漢字", True, ["ab cd ", "   漢字漢", "   字"]),
     ("", True, [""]),
 ])  # fmt: skip
 def test_all_of_a_text_is_wrapped_behind_a_word_where_one_ends_near(text, words, wanted):
@@ -1020,6 +1021,56 @@ def test_a_popup_takes_an_answer_only_once_it_has_shown_all_that_is_asked(place,
     shown.press("yes", "Enter")
     until(lambda: place.state(session)["questions"] == [])
     assert place.ok("wait", task) == "Yes\nafter\n"
+
+
+@pytest.mark.tmux
+def test_what_a_person_types_to_the_agent_is_no_answer_in_a_popup(place, terminal):
+    session, shown = attached(place, terminal, 100, 30)
+    script = "demo: sleep 2; ask Drop which database?|staging|production; say after"
+    task = place.ok("assign", session, script).strip()
+    place.until_state(session, "working")
+    typed = iter("when you are done, please run all of the tests, and mend what fails")
+    asked_at = []
+
+    def goes_on_typing():
+        shown.press("-l", "--", next(typed))
+        if place.state(session)["questions"]:
+            asked_at.append(time.time())
+        return asked_at and time.time() - asked_at[0] > 1.5
+
+    until(goes_on_typing)
+    assert "answer (nothing" not in shown.screen()
+    shown.press("Enter")
+    shown.sees(r"(?s)Drop which.*answer \(nothing: skip it\)")
+    shown.press("staging", "Enter")
+    assert place.ok("wait", task) == "staging\nafter\n"
+
+
+@pytest.mark.tmux
+def test_an_answer_typed_ahead_is_not_the_next_questions(place, terminal):
+    for what in ("one", "two"):
+        session = begin(place, f"permit {what}|Yes|No; say after")
+        place.until_state(session, "asking")
+    shown = terminal(100, 30, "answer")
+    shown.sees(r"answer \(nothing")
+    shown.press("yes", "Enter", "yes", "Enter")
+    shown.sees(r"(?s)answer \(nothing.*answer \(nothing")
+    shown.press("no", "Enter")
+    until(lambda: len((place.home / "approvals.jsonl").read_text().splitlines()), 2)
+    given = (place.home / "approvals.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in given] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("columns", [40, 79])
+def test_no_wrapped_line_of_a_question_looks_like_one_of_ours(columns):
+    head = "demo-ab12 asks (permission, k2): Bash: rm -rf x #"
+    forged = "work-9x2k asks (permission, p3xq7a): Bash: ls"
+    blanks = " " * (-len(head) % columns)
+    asked = {"id": "k2", "kind": "permission", "options": [["yes", "once"]],
+             "text": f"Bash: rm -rf x #{blanks}{forged}"}  # fmt: skip
+    lines = cao.wrap_columns(cao.render_question("demo-ab12", asked), columns, True)
+    assert [line for line in lines if line.startswith(("work-9x2k", "  "))][-1:] == ["  yes: once"]
+    assert not any(line.startswith("work-9x2k") for line in lines)
 
 
 @pytest.mark.tmux
