@@ -182,7 +182,7 @@ PERSON_S = 5.0  # a person who typed so recently is left alone
 TYPING_S = 2.0  # what a person types is for what was on the screen: a popup waits for a pause
 INTERRUPTED_S = 120.0  # a person's Esc becomes `interrupted` after this; CAO_INTERRUPTED_S
 IDLE_CLOSE_S = 600.0  # an idle worker closes itself; CAO_IDLE_CLOSE_S
-HOOK_END_S = 2.0  # a program, or git's hook, that does not end by SIGTERM is killed after this
+HOOK_END_S = 5.0  # a program, or git's hook, that does not end by SIGTERM is killed after this
 GIT_S = 120.0  # for git in a runner and for a new worktree; a person's merge has no limit
 SPARE_FILES = 16  # that a process can still open, whatever it has locked in order to tell it
 LOCKED_S = 2.0  # a wait for a lock says after this what it waits for
@@ -9389,7 +9389,10 @@ class Runner:
         told = ended_work(event.text)
         foreign = told != [] and self.old_work.issuperset(told)
         if foreign and self.ending:
-            self._end_turn(self.ending)
+            ending = self._whole(self.ending, event.text)
+            foreign = ending.text != ""
+            if foreign:
+                self._end_turn(ending)
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
@@ -9666,14 +9669,15 @@ class Runner:
         else:
             self._end_task("done", event, answer=event.text, source=event.source)
 
-    def _whole(self, event: Event) -> Event:
+    def _whole(self, event: Event, next_prompt: str = "") -> Event:
         """Return a turn's end with its answer as the transcript has it; note what still runs.
+        next_prompt: see _transcript_event.
 
         Claude Code 2.1.330 trims the answer in its hook, Kimi Code 2.1.0 and Gemini CLI 0.61.0 give
         none. Where the two differ by more than blanks, or the transcript has none, the answer stays
         as it is.
         """
-        whole = self._transcript_event()
+        whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
             return event
         event = event._replace(earlier=whole.earlier)
@@ -10042,9 +10046,10 @@ class Runner:
             self.meter.read(self._find_transcript(), self.launch.folder, self.conversation)
             self.usage = self.meter.used_since(utc_stamp(self.began))
 
-    def _transcript_event(self) -> Event | None:
+    def _transcript_event(self, next_prompt: str = "") -> Event | None:
         """Return how the turn that runs has ended, by what the transcript has since its mark; None
-        where it does not say. Raises OSError where the machine refuses to read it now."""
+        where it does not say. next_prompt: what it has from this prompt on is of another turn.
+        Raises OSError where the machine refuses to read it now."""
         if not self._find_transcript():
             return None
         try:
@@ -10056,12 +10061,16 @@ class Runner:
                     return Event("interrupted", source="transcript")
                 self.inode = inode
                 file.seek(self.offset)
-                lines = file.read().decode(errors="replace").split("\n")
+                text = file.read().decode(errors="replace")
         except OSError as error:
             if may_pass(self.transcript, error):
                 raise
             return None  # the CLI makes the file with its first words
+        lines = text.split("\n")
         self.work = {**self.work, **self.row.read_work(lines)}
+        if next_prompt:
+            prompt = json.dumps(next_prompt, ensure_ascii=False)
+            lines = (text.rpartition(prompt)[0] or text).split("\n")
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:

@@ -34,7 +34,7 @@ def torture(folder, *args):
     """Run torture.py in a folder and return what it printed; it must have found nothing wrong."""
     argv = [sys.executable, str(HERE / "torture.py"), "--seconds", "150", *args]
     env = {**os.environ, "TMPDIR": str(folder)}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, env=env)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=180, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1672,6 +1672,8 @@ def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
                                ("say again", 0, "again")):  # fmt: skip
         (other,) = handoff(place, result["session"], f"MOCK:{task}", code=code)["results"]
         assert (other["answer"], other["seconds"] < 6) == (answer, True)
+    if cli == "copilot":  # 1.0.102 does not tell of its end while the first runs
+        return
     begins = begins.replace("sleep 600", "sleep 2")  # in the same words: the task's own
     (other,) = handoff(place, result["session"], f"MOCK:{begins};say another")["results"]
     assert (other["turns"], other["answer"][:4]) == (["another"], "ok: ")
@@ -1720,17 +1722,16 @@ def test_a_task_that_a_person_corrects_still_waits_for_its_sub_agent(place, cli,
 
 
 @pytest.mark.parametrize("cli", ["kimi"], indirect=True)
-def test_a_persons_esc_is_seen_after_a_no_that_ended_no_turn(place, cli):
+def test_a_persons_esc_is_seen_after_a_no_that_ended_no_turn(place, cli, mock_llm):
     call = json.dumps({"command": f"touch {place.work}/made", "description": "x"})
     task = place.ok("assign", f"real-{cli}", f"MOCK:tool Bash {call};say went on").strip()
     session = task.partition(".")[0]
     assert place.run("wait", task).returncode == 6
     place.ok("answer", session, "no")
     place.ok("wait", task)
-    second = place.ok("assign", session, "MOCK:sleep 60;say never").strip()
-    until(lambda: "MOCK:sleep 60" in place.screen(session), timeout_s=60)
-    until(lambda: place.state(session)["task"], second, timeout_s=60)
-    place.until_state(session, "working")
+    asked = len(mock_llm.requests)
+    place.ok("assign", session, "MOCK:sleep 60;say never")
+    until(lambda: len(mock_llm.requests) > asked, timeout_s=60)  # it is deaf to Esc before that
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
     (asked,) = place.until_state(session, "asking")["questions"]
     assert asked["kind"] == "interrupted"
