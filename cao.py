@@ -16117,6 +16117,9 @@ class McpServer:
         self.closed = False  # the client has closed our input
         self.capabilities: Any = None  # the client's, from its handshake
         self.requests: dict[str, Any] = {}  # ours: the client's response, None until it came
+        self.roots_lock = threading.Lock()  # one roots/list at a time
+        self.roots_key = ""  # the id of the last one; "": the client is to be asked anew
+        self.roots: Any = None  # the last response to one
         self.form_lock = threading.Lock()  # one form at a time
         self.forms: dict[str, bool] = {}  # a permission's id: its form may be shown, also again
         self.threads: list[Any] = []  # of the calls in flight
@@ -16226,6 +16229,8 @@ class McpServer:
             if "id" not in message or "method" not in message:
                 if method == "notifications/cancelled":
                     self.cancel(value_at(params, "requestId"))
+                elif method == "notifications/roots/list_changed":
+                    self.roots_key = ""
                 elif method is None and isinstance(key, str) and key in self.requests:
                     self.requests[key] = message
                     self.store.poke_own()
@@ -16538,17 +16543,21 @@ class McpServer:
         return here
 
     def list_roots(self) -> list[str]:
-        """Ask the client which directories it has open, for ROOTS_S at the most, and return them;
-        none where it does not say. / is left out."""
+        """Ask the client which directories it has open, for ROOTS_S at the most, and return what it
+        said last; none where it never did. / is left out. While it has not answered, no further
+        call asks or waits; once it has, also late, the next call asks anew."""
         from urllib.parse import unquote
 
         if not isinstance(value_at(self.capabilities, "roots"), dict):
             return []
-        key = self.request("roots/list", {})
-        self.store.wait_until(lambda: self.requests[key], ROOTS_S)
-        if not self.requests[key]:
-            self.capabilities = {**self.capabilities, "roots": None}  # it is not asked again
-        uris = [text_at(root, "uri") for root in objects_at(self.requests.pop(key), "result.roots")]
+        with self.roots_lock:
+            before = self.requests.get(self.roots_key)
+            if before or not self.roots_key:
+                self.requests.pop(self.roots_key, None)
+                key = self.roots_key = self.request("roots/list", {})
+                self.store.wait_until(lambda: self.requests[key], ROOTS_S)
+                self.roots = self.requests[key] or before or self.roots
+        uris = [text_at(root, "uri") for root in objects_at(self.roots, "result.roots")]
         paths = [unquote(uri[7:]) for uri in uris if uri.startswith("file:///")]
         return [os.path.realpath(path) for path in paths if path != "/" and os.path.isdir(path)]
 

@@ -2134,7 +2134,7 @@ class Rooted(Talk):
     """A client that says which directories it has open, or keeps silent (None)."""
 
     def __init__(self, place, roots, **env) -> None:
-        self.roots, self.roots_asked = roots, 0
+        self.roots, self.roots_asked, self.asked_as = roots, 0, None
         super().__init__(place, init=False, **env)
         capabilities = {} if roots is None else {"roots": {}}
         self.request("initialize", {
@@ -2146,11 +2146,16 @@ class Rooted(Talk):
         message = super().read(timeout_s)
         if isinstance(message, dict) and message.get("method") == "roots/list":
             self.roots_asked += 1
+            self.asked_as = message["id"]
             if self.roots != "silent":
-                self.send({"jsonrpc": "2.0", "id": message["id"], "result": {"roots": self.roots}})
+                self.say_roots(self.roots)
             self.seen.remove(message)
             return self.read(timeout_s)
         return message
+
+    def say_roots(self, roots) -> None:
+        """Answer the last roots/list."""
+        self.send({"jsonrpc": "2.0", "id": self.asked_as, "result": {"roots": roots}})
 
 
 @pytest.fixture
@@ -2235,6 +2240,34 @@ def test_a_client_that_does_not_say_its_roots_is_asked_once(place, rooted):
     for _ in range(2):
         silent.data("list_sessions")
     assert silent.roots_asked == 1
+
+
+@pytest.mark.tmux
+@pytest.mark.parametrize("then", ["answers late", "says they changed"])
+def test_a_client_that_was_slow_once_is_asked_again(place, rooted, then):
+    root = place.folder / "one"
+    root.mkdir()
+    talk = rooted("silent", place.folder)
+
+    def works_in() -> str:
+        return talk.data("assign", target="demo", task="hello")["cwd"]
+
+    assert works_in() == str(place.folder.resolve())
+    if then == "answers late":
+        talk.say_roots([uri(root)])
+    else:
+        talk.roots = [uri(root)]
+        talk.notify("notifications/roots/list_changed")
+    assert [works_in(), works_in()] == [str(root.resolve())] * 2
+    assert talk.roots_asked == (2 if then == "answers late" else 3)
+
+
+def test_calls_side_by_side_ask_a_client_for_its_roots_one_after_another(place, rooted):
+    talk = rooted("silent", place.user)
+    keys = [talk.post_call("assign", target="demo", task="hello") for _ in range(4)]
+    for key in keys:
+        assert "started in" in text(talk.answer(key)["result"])
+    assert talk.roots_asked == 1
 
 
 def test_a_task_for_another_machine_works_in_no_directory_of_this_one(rooted):
