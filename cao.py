@@ -4172,12 +4172,29 @@ def runtime_home() -> str:
     return os.path.normpath(f"{state}/cao")
 
 
-def current_directory() -> str:
-    """Return the current directory. Raises CaoError where it was removed under us."""
+@lru_cache(None)
+def start_directory() -> str:
+    """Return the directory that this process was started in, "" where it was gone by then: `main`
+    calls this first."""
     try:
         return os.getcwd()
     except FileNotFoundError:
-        raise CaoError("the current directory is gone", "cd to one that is there") from None
+        return ""
+
+
+def current_directory() -> str:
+    """Return the current directory. Where it was removed under us, that is the path we were
+    started in; if a directory is there again, we enter it. Raises CaoError where that was gone
+    before we started, or leads elsewhere now."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        path = start_directory()
+    if not path or os.path.realpath(path) != path:
+        raise CaoError("the current directory is gone", "cd to one that is there")
+    if os.path.isdir(path):
+        os.chdir(path)
+    return path
 
 
 def working_directory(given: str) -> str:
@@ -4187,7 +4204,7 @@ def working_directory(given: str) -> str:
     """
     path = given or current_directory()
     if not os.path.isdir(path) or not os.access(path, os.X_OK):
-        raise UsageError(f"{path} is no directory that can be entered", "make it, or leave cwd out")
+        raise UsageError(f"{path} is no directory that can be entered", "make it, or name another")
     return os.path.realpath(path)
 
 
@@ -16813,6 +16830,7 @@ def open_near(store: Store, near: str) -> tuple[Caller, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; what ends it is said here, on stderr. argv:
     without the program's name; None: this process's own."""
+    start_directory()
     argv = list(sys.argv[1:] if argv is None else argv)
 
     closed = open_closed_streams()

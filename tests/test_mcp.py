@@ -1483,11 +1483,27 @@ def test_what_the_machine_refuses_is_an_error_that_names_the_file(talk, place):
     talk.is_quiet()
 
 
-def test_a_server_whose_directory_was_removed_says_so_and_lives(talk, place):
-    place.work.rmdir()
-    answer = talk.request("prompts/get", {"name": "supervisor"}, timeout_s=3)
-    assert "the current directory is gone" in answer["error"]["message"]
-    talk.is_quiet()
+@pytest.mark.tmux
+@pytest.mark.parametrize("told_roots", [False, True])
+def test_a_server_whose_directory_was_removed_gives_work_elsewhere_and_there_again(
+    place, rooted, told_roots
+):
+    start, other = place.folder / "start", place.folder / "other"
+    start.mkdir()
+    other.mkdir()
+    talk = rooted([uri(start)] if told_roots else None, start)
+    start.rmdir()
+    for tool in ("list_sessions", "wait"):
+        assert not talk.call(tool).get("isError")
+    elsewhere = talk.data("assign", target="demo", task="hello", cwd=str(other))
+    assert elsewhere["cwd"] == str(other.resolve())
+    refused = text(talk.call("assign", target="demo", task="hello"))
+    assert f"{start}/ is no directory that can be entered" in refused
+    start.symlink_to(other)  # an agent may have put that there
+    assert "the current directory is gone" in text(talk.call("assign", target="demo", task="hello"))
+    start.unlink()
+    start.mkdir()
+    assert talk.data("assign", target="demo", task="hello")["cwd"] == str(start.resolve())
 
 
 @pytest.mark.tmux
