@@ -5401,6 +5401,7 @@ class TaskOptions(NamedTuple):
     roots: Callable[[], list[str]] | None = None  # what the client of `cao mcp` has open
     # Is told the task's name before the task is put. Not with request_id: `assign` sets its own.
     named: Callable[[str], None] = lambda _: None
+    repeated: Callable[[str], None] = lambda _: None  # is told that the request_id was used before
     allows: Callable[[str, str], bool] = lambda *_: False  # asks a person: this check, in this cwd?
     # From the cao of another machine, which has looked it up, clipped it and checked the rest ...
     profile: Profile | None = None
@@ -6601,15 +6602,20 @@ class Orchestrator:
                     f"request_id {options.request_id!r} was used for another text: {name}",
                     "use a new request_id for a new task",
                 )
-            if name and self.store.was_given(name):
-                return name
+            books = [self.caller.name]
             for client in self.store.all_sessions():  # ours, before a restart
                 # Another conversation of Claude Code's has other ids.
-                if client.partition("--")[0] != self.caller.stem or not self.is_left(client):
-                    continue
-                left = self.store.folder(client, "requests", request)
-                name, _, sha = self.store.read_text(left).partition(" ")
+                if client.partition("--")[0] == self.caller.stem and self.is_left(client):
+                    books.append(client)
+            for client in books:
+                noted = self.store.folder(client, "requests", request)
+                name, _, sha = self.store.read_text(noted).partition(" ")
                 if sha == text_sha and self.store.was_given(name):
+                    ago = render_seconds(max(0.0, time.time() - written_at(noted)))
+                    options.repeated(
+                        f"Task {name} was given {ago} ago with this request_id, and not again now:"
+                        " for new work, use another request_id."
+                    )
                     return name
             return self._assign(target, task, options._replace(named=named))
 
@@ -14257,6 +14263,7 @@ class Answer(NamedTuple):
     left: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()  # on what it tells: off the books once the answer is sent
     failed: bool = False  # it is an error, which the model reads and can act on: isError
+    earlier: str = ""  # said first: the task was given before this call
 
 
 class Argument(NamedTuple):
@@ -14562,8 +14569,9 @@ def fit_text(text: str, most: int, file: str, key: str) -> str:
     return f"{text[:most]}\n{cut_note(most, text, file, key)}"
 
 
-def give_task(call: Call, given: dict[str, Any]) -> str:
-    """Give a task as the arguments of handoff or assign say; return its name.
+def give_task(call: Call, given: dict[str, Any]) -> tuple[str, str]:
+    """Give a task as the arguments of handoff or assign say; return its name and, where it had been
+    given before, a sentence that says so.
 
     Where no `cwd` is given, a new session on this machine works in the client's directory, for
     which the client may be asked; from there a relative one counts. A check that nobody has
@@ -14571,13 +14579,16 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
     """
     server, target = call.server, given["target"]
     allows = partial(server.allow_by_form, call)
-    options = task_options(given)._replace(roots=server.list_roots, allows=allows)
+    said: list[str] = []
+    options = task_options(given)._replace(
+        roots=server.list_roots, allows=allows, repeated=said.append
+    )
     is_session = NAME.match(target) and call.boss.store.load(target)
     needed = options.cwd or not is_session
     if needed and not os.path.isabs(options.cwd) and "@" not in target:
         start = server.directory()
         options = options._replace(cwd=os.path.join(start, options.cwd), roots=lambda: [start])
-    return call.boss.assign(target, given["task"], options)
+    return call.boss.assign(target, given["task"], options), "".join(said)
 
 
 # ---- what the tools do: each gets the call and its checked arguments ----
@@ -14585,11 +14596,12 @@ def give_task(call: Call, given: dict[str, Any]) -> str:
 
 def _call_handoff(call: Call, given: dict[str, Any]) -> Answer:
     until = time.monotonic() + call.ceiling_s
-    return call.wait([give_task(call, given)], until - time.monotonic())
+    task, earlier = give_task(call, given)
+    return call.wait([task], until - time.monotonic())._replace(earlier=earlier)
 
 
 def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
-    task = give_task(call, given)
+    task, earlier = give_task(call, given)
     receipt = call.boss.receipt(task)
     session = call.boss.store.find(receipt["session"])
     me = call.boss.store.load(call.boss.caller.name)
@@ -14599,7 +14611,8 @@ def _call_assign(call: Call, given: dict[str, Any]) -> Answer:
     text = f"Task {task} is with session {session.name}, in {session.cwd}."
     if "why" in receipt:
         text += f" It {receipt['why']}."
-    return Answer(f"{text} {how}", {**receipt, "cwd": session.cwd, "next": how}, (task,))
+    data = {**receipt, "cwd": session.cwd, "next": how}
+    return Answer(f"{text} {how}", data, (task,), earlier=earlier)
 
 
 def _call_send_message(call: Call, given: dict[str, Any]) -> Answer:
@@ -14792,7 +14805,7 @@ _LISTS = dict.fromkeys("results messages asking running sessions profiles".split
 
 def render_tool(tool: Tool) -> dict[str, Any]:
     """Return a tool as tools/list has it."""
-    # next: what to do next; earlier: what a cancelled call left
+    # next: what to do next; earlier: what was given before, or left by a cancelled call
     names = f"{tool.gives} next earlier".split()
     given = {name: {"type": _LISTS.get(name, "string")} for name in names}
     schema: dict[str, Any] = {"type": "object", "properties": tool.arguments}
@@ -14915,7 +14928,7 @@ def _assign(ask: Ask, named: Callable[[str], None] = lambda _: None) -> str:
     """Give the task in a command's arguments; return its name. Raises UsageError for options that
     are out of range. named: is told that name first."""
     args = ask.args
-    options = task_options(vars(args))._replace(named=named)
+    options = task_options(vars(args))._replace(named=named, repeated=_note)
     if options.timeout_s < 1:
         raise UsageError("--timeout is at least 1s", "--timeout 10m")
     if (options.check_retries or 0) < 0:
@@ -16486,12 +16499,13 @@ class McpServer:
                 return None
             left, self.unreported = self.unreported, []
 
-        text, data = done.text, done.data
+        text, data, earlier = done.text, done.data, done.earlier
         if left:
             earlier = (
                 f"The call you cancelled left: {', '.join(left)}. The work goes on by itself; wait"
-                " gets the result, stop_session ends the session."
-            )
+                f" gets the result, stop_session ends the session. {earlier}"
+            ).rstrip()
+        if earlier:
             text = f"{earlier}\n\n{text}"
             if data is not None:
                 data = {"earlier": earlier, **data}

@@ -1904,10 +1904,16 @@ def test_a_client_stops_and_answers_only_its_own_workers(connect, place):
 @pytest.mark.tmux
 def test_the_same_request_id_is_the_same_task_and_another_text_an_error(talk, place):
     first, session = given(talk, "demo: say once", request_id="r1")
+    assert "earlier" not in talk.seen[-1]["result"]["structuredContent"]
     assert given(talk, "demo: say once", request_id="r1") == (first, session)
     assert place.live() == [session]
+    before = re.compile(rf"Task {first} was given .* ago with this request_id, and not again now")
+    assert before.match(talk.seen[-1]["result"]["structuredContent"]["earlier"])
+    assert before.match(text(talk.seen[-1]["result"]))
     result = talk.call("handoff", target="demo", task="demo: say once", request_id="r1")
     assert result["structuredContent"]["results"][0]["task"] == first
+    assert before.match(result["structuredContent"]["earlier"])
+    assert before.match(text(result))
     other = talk.call("assign", target="demo", task="demo: say twice", request_id="r1")
     assert other["isError"]
     assert first in text(other)

@@ -1015,8 +1015,10 @@ def test_a_worker_reaches_its_supervisor_and_siblings_and_no_stranger(place):
 
 
 def test_the_same_request_is_one_task_and_with_another_text_an_error(place):
-    again = [place.ok("assign", "demo", "hello", "--request-id", "r1").strip() for _ in range(2)]
-    assert again[0] == again[1]
+    first, again = [place.run("assign", "demo", "hello", "--request-id", "r1") for _ in range(2)]
+    assert (first.returncode, first.stderr) == (0, "")
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert "ago with this request_id, and not again now" in again.stderr
     assert len(place.live()) == 1
     other = place.run("assign", "demo", "goodbye", "--request-id", "r1")
     assert (other.returncode, "was used for another text" in other.stderr) == (2, True)
