@@ -14952,8 +14952,9 @@ def _say_mistyped(whose: str, keys: Iterable[str], known: Iterable[str]) -> None
 _OUTCOME_EXIT = {"done": EXIT_DONE, "timeout": EXIT_TIMEOUT, "interrupted": EXIT_INTERRUPTED}
 
 
-def _report(ask: Ask, waited: Waited) -> int:
-    """Print what a wait found and take it off the books; return the exit code.
+def _report(ask: Ask, waited: Waited, every: bool = False) -> int:
+    """Print what a wait found and take it off the books; return the exit code. every: it was for
+    all of the tasks, so those that still run are said, and count, beside results too.
 
     On stdout are the answers of tasks that were done, or with --json everything; the rest is on
     stderr.
@@ -14985,10 +14986,10 @@ def _report(ask: Ask, waited: Waited) -> int:
     codes = [_OUTCOME_EXIT.get(r.outcome, EXIT_FAILED) for r in waited.results]
     if waited.asking:
         return EXIT_ASKING
-    if waited.running and not waited.results:
+    if waited.running and (every or not waited.results):
         names = " ".join(waited.running)
         _say_error(CaoError(f"still running: {names}", f"cao wait {names}"))
-        return EXIT_TIMEOUT
+        codes.append(EXIT_TIMEOUT)
     return max(codes, default=EXIT_DONE)
 
 
@@ -15151,7 +15152,7 @@ def cmd_wait(ask: Ask) -> int:
     waited = ask.boss.await_tasks(tasks, limit, want_all=every)
     if waited == Waited():
         _note("nothing is open that was given out from this directory")
-    return _report(ask, waited)
+    return _report(ask, waited, every)
 
 
 def cmd_ls(ask: Ask) -> None:

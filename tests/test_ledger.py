@@ -602,6 +602,17 @@ def test_a_message_that_another_is_telling_does_not_end_a_wait_for_all(home):
     assert len(home.read("--timeout", "5s", open_)["messages"]) == 1
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_wait_for_all_that_runs_out_of_time_says_what_still_runs(home, by_name):
+    done, open_ = home.owe(), home.give()
+    named = [done, open_, "--all"] if by_name else []
+    found = home.place.run("wait", *named, "--timeout", "1s", CAO_CLIENT="boss")
+    assert (found.returncode, found.stdout) == (5, f"the answer to {done}.\n")
+    assert f"still running: {open_}\n" in found.stderr
+    first = home.place.run("wait", done, open_, CAO_CLIENT="boss")  # the first one is enough
+    assert (first.returncode, first.stderr) == (0, "")
+
+
 # ---- telling, over MCP ----
 
 
