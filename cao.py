@@ -12288,8 +12288,8 @@ def run_to_end(
     boss: Orchestrator,
     task: str,
     *,
+    on_found: Callable[[Waited], None],
     patient: bool = False,
-    on_found: Callable[[Waited], None] = lambda _: None,
     on_look: Callable[[Waited], None] = lambda _: None,
 ) -> Waited:
     """Wait for a task's result, or, unless patient, for a question; return what came.
@@ -12310,6 +12310,14 @@ def run_to_end(
             return waited
         on_found(waited)
         waited.told()
+
+
+def say_messages(waited: Waited) -> list[str]:
+    """Say the messages that a wait found on stderr; return them as they were said."""
+    texts = [render_message(message) for message in waited.messages]
+    for text in texts:
+        complain(text)
+    return texts
 
 
 def read_flow(file: str) -> str:
@@ -12402,6 +12410,7 @@ _RUN = {  # of which type a value in it has to be
     **dict.fromkeys("started_at ended_at task outcome reason detail answer".split(), str),
     "seconds": _NUMBER,
     "usage": _FACTS["usage"],
+    "notes": [str],
 }
 
 
@@ -12685,6 +12694,7 @@ class Schedule:
             waited = boss.await_tasks([task], STOP_S)
             for result in waited.results:
                 record["answer"] = result.answer
+            self._note_messages(record, waited)
             waited.told()
         except CaoError:
             pass  # there was no task yet, or its session is gone
@@ -12701,7 +12711,7 @@ class Schedule:
                 note, failed = f"exit status {ran.status} {words}".strip(), ran.status != 0
             except CaoError as error:
                 note, failed = str(error), True
-            record["notes"] = [f"on_failure: {note}"]
+            record["notes"] = [*record["notes"], f"on_failure: {note}"]
             if failed:  # who relies on that program looks nowhere else
                 complain(f"flow {flow.name}: on_failure: {note}")
         record["ended_at"] = iso_time(time.time())
@@ -12709,6 +12719,13 @@ class Schedule:
         for old in self.runs(flow.name)[:-KEEP_RUNS]:
             _unlink(self._run_file(old, "json"))
             _unlink(self._run_file(old, "lock"))
+
+    def _note_messages(self, record: dict[str, Any], waited: Waited) -> None:
+        """Say what the agents of a run have told their supervisor on stderr, which cron mails, and
+        put it into the run's record."""
+        record["notes"] = [*record["notes"], *say_messages(waited)]
+        if waited.messages:
+            self._save(record)
 
     def _boss(self) -> Orchestrator:
         """Return who gives the tasks of all flows: the client "schedule", which acts for the person
@@ -12745,11 +12762,13 @@ class Schedule:
         )
         boss.assign(flow.agent_profile, fill_variables(flow.prompt, given, flow.file), options)
         try:
-            waited = run_to_end(boss, record["task"], on_look=lambda _: on_look())
+            noted = partial(self._note_messages, record)
+            waited = run_to_end(boss, record["task"], on_found=noted, on_look=lambda _: on_look())
         finally:
             # Nobody waits for what comes now: owed, it would keep the session from every `clean`.
             self.store.discharge(boss.caller.name, record["task"])
             boss.end(self.store.session_of(record["task"]))
+        self._note_messages(record, waited)
         for ask in waited.asking:
             detail = f"{ask['session']} asks: {ask['question']['text']}; nobody is there to answer"
             record.update(outcome="failed", reason="asking", detail=detail)
@@ -14183,6 +14202,7 @@ def prove_live(boss: Orchestrator, target: str) -> dict[str, Any]:
     came; else look, and the detail names those that did not. target: a provider or profile."""
     task = boss.assign(target, "Answer with this one word: ready", TaskOptions(timeout_s=LIVE_S))
     waited = boss.await_tasks([task], LIVE_S + 10)
+    say_messages(waited)
     waited.told()
     name = boss.store.session_of(task)
     state = boss.control(name, {}, lambda state: state.get("state") == "idle", 3.0)
@@ -15112,10 +15132,15 @@ def cmd_run(ask: Ask) -> int:
         _say_error(CaoError(words, way))
     if waited.asking and made and not kept:  # its session was ended: `wait` need not tell that
         ended = ask.boss.await_tasks([task], 0)
-        ended.told()
-        waited = waited._replace(results=ended.results, running=ended.running)
+        messages, claims = waited.messages + ended.messages, waited.claims + ended.claims
+        waited = ended._replace(asking=waited.asking, messages=messages, claims=claims)
 
-    code = EXIT_ASKING if waited.asking and not args.json else _report(ask, waited)
+    if waited.asking and not args.json:
+        _note_waited(waited._replace(asking=()))  # what it asks was said
+        waited.told()
+        code = EXIT_ASKING
+    else:
+        code = _report(ask, waited)
     if code or waited.results[0].worktree:
         _say_kept(ask, session)
     return code

@@ -2569,6 +2569,16 @@ def test_a_live_proof_asks_only_the_one(place):
     assert not list(place.folder.glob("*.asked"))
 
 
+def test_a_live_proof_says_a_notice_that_comes_with_it(place):
+    name = "client-of-test"
+    place.run("wait", CAO_CLIENT=name)
+    key = place.store.new_id(name, "n")
+    place.store.put(cao.Message(key, "notice", "cao", name, "not delivered", time.time()))
+    done = place.run("doctor", "--live", "demo", CAO_CLIENT=name)
+    assert "Notice from cao: not delivered\n" in done.stderr
+    assert "not delivered" not in place.run("wait", CAO_CLIENT=name).stderr
+
+
 def test_a_missing_or_old_tmux_is_named(place):
     (place.folder / "bin" / "tmux").write_text("#!/bin/sh\necho tmux 3.1c\n")
     (place.folder / "bin" / "tmux").chmod(0o755)

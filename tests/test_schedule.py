@@ -191,6 +191,19 @@ def test_a_run_is_kept_in_the_history_and_leaves_no_session(plan):
 
 
 @pytest.mark.tmux
+@pytest.mark.parametrize("end", ["say done", "ask Which?|A|B"])
+def test_what_an_agent_says_on_the_way_is_said_and_kept_with_the_run(plan, end):
+    name = plan.write(body=f"demo: tell half way; sleep 0.5; tell almost there; {end}")
+    said = plan.place.run("schedule", "run", name).stderr
+    (record,) = plan.runs(name)
+    session = record["task"].partition(".")[0]
+    texts = [f"Message from {session}:\n{text}" for text in ("half way", "almost there")]
+    assert record["notes"] == texts
+    assert all(f"cao: {text}\n" in said for text in texts)
+    assert "half way" not in plan.place.run("wait", CAO_CLIENT="schedule").stderr
+
+
+@pytest.mark.tmux
 def test_a_long_answer_is_whole_in_the_log_in_a_pipe(plan):
     answer = "word " * 40 + "end"
     name = plan.write(body=f"demo: say {answer}")
@@ -403,18 +416,19 @@ def test_a_run_killed_in_its_task_is_lost_and_the_next_one_ends_what_it_left(pla
 
 @pytest.mark.tmux
 def test_the_answer_of_a_task_that_survived_its_run_is_kept(plan):
-    name = plan.write(body="demo: sleep 0.5; say survived")
+    name = plan.write(body="demo: sleep 0.5; tell I am back; say survived")
     killed = begin(plan, name)
     (session,) = until(plan.place.live)
     plan.place.until_state(session, "working")
     kill(killed.pid)
     killed.wait()
     plan.place.until_state(session, "idle")
-    plan.write(script=NO)
+    plan.write(script=NO, on_failure="['true']")
     plan.run(name)
-    assert [(r["outcome"], r["answer"]) for r in plan.runs(name)] == [
-        ("lost", "survived"), ("skipped", ""),
-    ]  # fmt: skip
+    lost, skipped = plan.runs(name)
+    assert (lost["outcome"], lost["answer"]) == ("lost", "survived")
+    assert lost["notes"] == [f"Message from {session}:\nI am back", "on_failure: exit status 0"]
+    assert (skipped["outcome"], skipped["answer"]) == ("skipped", "")
 
 
 @pytest.mark.tmux
@@ -1002,6 +1016,28 @@ def test_what_a_worker_says_on_the_way_is_shown_and_the_run_goes_on(place):
     done = place.run("run", "demo", "demo: tell half way; sleep 1; say the end")
     assert (done.returncode, done.stdout) == (0, "the end\n")
     assert re.search(r"Message from demo-\w+:\nhalf way", done.stderr)
+
+
+@pytest_tmux
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_what_a_worker_says_as_a_question_ends_the_run_is_shown(place, flags):
+    script = f"""if True:
+        import sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        import cao
+        end = cao.Orchestrator.end
+        def tells(self, name):
+            me = self.caller.name
+            key = self.store.new_id(me, "m")
+            self.store.put(cao.Message(key, "message", name, me, "at the end", time.time()))
+            end(self, name)
+        cao.Orchestrator.end = tells
+        sys.exit(cao.main(["run", "demo", "demo: ask Which?|A|B", *{flags}]))"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, env=place.env,
+                          cwd=place.work, capture_output=True, text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 6
+    assert "at the end" in (done.stdout if flags else done.stderr)
+    assert "at the end" not in place.run("wait").stderr
 
 
 @pytest_tmux
