@@ -666,11 +666,25 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """Return the known word that was probably meant, or ""."""
     import difflib
 
-    return "".join(difflib.get_close_matches(word, list(known), 1))
+    return "".join(difflib.get_close_matches(word, list(known), 1, likeness))
+
+
+def key_meant(key: str, known: Iterable[str]) -> str:
+    """Return what to write for a key that a file may not have: the known one of which it is nearly
+    a copy, "" where it is like none, or is another program's."""
+    if key in _OTHERS_KEYS:
+        return _OTHERS_KEYS[key]
+    return nearest(key, known, 0.8)
+
+
+_OTHERS_KEYS = {  # keys of other programs' agents that only look like ours
+    "disallowedTools": "its profile's role or allowedTools: they say what it may use",
+    "mode": "",
+}
 
 
 def quote_heads(text: str) -> str:
@@ -14032,8 +14046,8 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         effort += "  (not passed on)"
     unknown = list(profile.unknown)
     for at, key in enumerate(unknown):
-        if meant := nearest(key, PROFILE_KEYS):
-            unknown[at] = f"{key} ({meant}?)"
+        if meant := key_meant(key, PROFILE_KEYS):
+            unknown[at] = f"{key} (try: {meant})"
     trust = keep = ""
     if profile.trust:
         trust = "the folder-trust dialog may be answered"
@@ -14965,7 +14979,7 @@ def _say_mistyped(whose: str, keys: Iterable[str], known: Iterable[str]) -> None
     """Say on stderr which keys of a file look mistyped: they count for nothing, and may have been
     meant to hold a worker back."""
     for key in keys:
-        if key not in known and (meant := nearest(key, known)):
+        if key not in known and (meant := key_meant(key, known)):
             _say_error(CaoError(f"{whose}: the key {key!r} is not known", meant))
 
 

@@ -782,7 +782,7 @@ def test_facts_are_there_for_programs_beside_the_words(place):
     place.profile("odd", "---\nprovider: demo\nallowedTools: [fs_read]\ndescripton: x\n---\n")
     words = json.loads(place.ok("profiles", "odd", "--json"))
     assert (words["facts"]["tools"], words["facts"]["unknown"]) == (["fs_read"], ["descripton"])
-    assert words["unknown keys"] == "descripton (description?)"
+    assert words["unknown keys"] == "descripton (try: description)"
     place.profile("shut", "no head")
     rows = {row["name"]: row["state"] for row in json.loads(place.ok("profiles", "--json"))}
     assert (rows["odd"], rows["shut"]) == ("ok", "broken")
@@ -795,6 +795,26 @@ def test_a_profiles_mistyped_key_is_said_wherever_work_is_given(place):
     words = "cao: profile odd: the key 'allowedtools' is not known\n     try: allowedTools\n"
     assert (done.returncode, words in done.stderr) == (0, True)
     assert "color" not in done.stderr
+
+
+def test_a_key_of_another_program_is_not_taken_for_a_mistyped_one(place):
+    """Claude Code's disallowedTools: to write allowedTools in its place turns it round."""
+    meant = {
+        "permission": "permissions", "allowed-tools": "allowedTools", "mcp_servers": "mcpServers",
+        "modle": "model", "mode": "", "version": "", "agents": "", "promptFile": "",
+        "disallowedTools": "its profile's role or allowedTools: they say what it may use",
+    }  # fmt: skip
+    head = "".join(f"{key}: Write\n" for key in meant)
+    place.profile("odd", f"---\nprovider: demo\n{head}---\n")
+    shown = json.loads(place.ok("profiles", "odd", "--json"))["unknown keys"]
+    words = [f"{key} (try: {way})" if way else key for key, way in meant.items()]
+    assert shown == " ".join(words)
+    said = [
+        f"cao: profile odd: the key {key!r} is not known\n     try: {way}\n"
+        for key, way in meant.items()
+        if way
+    ]
+    assert place.run("assign", "odd", "demo: say done").stderr == "".join(said)
 
 
 def test_profiles_are_whole_lines_in_a_pipe(place):
