@@ -6888,11 +6888,19 @@ class Orchestrator:
                 return False
         return not self.store.is_locked(client)
 
-    def left_by_others(self) -> list[str]:
-        """Return the tasks that may be the caller's own, and of whose results, or of whose
-        sessions' messages, nobody was told."""
+    def is_beside(self, client: str) -> bool:
+        """Tell whether the caller, in a shell of no agent of ours, is in the directory of another
+        client: Claude Code's shell, a new session of it and a person's shell are three of them."""
+        session = self.store.peek(client)
+        if self.caller.worker or client == self.caller.name or not session:
+            return False
+        return session.kind == "client" and session.cwd == current_directory()
+
+    def left_by(self, whose: Callable[[str], bool]) -> list[str]:
+        """Return the tasks that clients (those of which whose, is_left or is_beside, is true) have
+        given, and of whose results, or of whose sessions' messages, nobody was told."""
         tasks = []
-        for client in filter(self.is_left, self.store.all_sessions()):
+        for client in filter(whose, self.store.all_sessions()):
             senders = [message.sender for message in self.store.waiting(client)]
             tasks += [*self.store.owed(client), *map(self.store.task_meant, senders)]
         return [*filter(TASK.match, dict.fromkeys(tasks))]
@@ -14532,7 +14540,7 @@ def view_waited(call: Call, waited: Waited, known: frozenset[str] = frozenset())
 
     if not parts:
         parts.append("Nothing is running for you, and there are no messages.")
-        if unread := boss.left_by_others():
+        if unread := boss.left_by(boss.is_left):
             data["next"] = (
                 "Perhaps you gave these tasks, before a restart: to get their results, call wait"
                 f" with tasks {json.dumps(unread)}."
@@ -15190,7 +15198,11 @@ def cmd_wait(ask: Ask) -> int:
     every = ask.args.all or not tasks
     waited = ask.boss.await_tasks(tasks, limit, want_all=every)
     if waited == Waited():
-        _note("nothing is open that was given out from this directory")
+        if left := " ".join(ask.boss.left_by(ask.boss.is_beside)):
+            what = f"nothing is open that {ask.boss.caller.name} gave out"
+            _say_error(CaoError(what, f"cao wait {left} (another client gave that out here)"))
+        else:
+            _note("nothing is open that you gave out from this directory")
     return _report(ask, waited, every)
 
 

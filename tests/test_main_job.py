@@ -2441,6 +2441,21 @@ def test_a_broken_profile_is_listed_as_that_beside_the_others(place):
     assert "permissions 'king' does not exist" in rows["bad"]["description"]
 
 
+def test_a_wait_without_tasks_names_those_that_others_gave_out_in_its_directory(place):
+    """Claude Code's shell is another client than a person's there, and than its next one."""
+    claudes, next_one = ({"CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": c * 8} for c in "cd")
+    task = place.ok("assign", "demo", "demo: say x", **claudes).strip()
+    for env in ({}, next_one):
+        done = place.run("wait", **env)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert f"\n     try: cao wait {task} (another client gave that out here)" in done.stderr
+    none = "cao: nothing is open that you gave out from this directory\n"
+    assert place.run("wait", cwd=place.user).stderr == none
+    assert place.run("wait", CAO_SESSION=task.partition(".")[0]).stderr == none
+    assert place.ok("wait", **claudes) == "x\n"
+    assert place.run("wait").stderr == none
+
+
 def test_a_shell_is_told_commands_not_tools(place):
     assert "try: cao ls --all shows them" in place.run("send", "nobody-2222", "x").stderr
 
