@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """cao: one AI coding agent (the supervisor) hands work to others (the workers).
 
@@ -13992,8 +13993,10 @@ def own_command(form: str) -> list[str]:
         form = "copy"
     if form != "copy" and os.access(script, os.X_OK):
         return [script]
+    folder, file = os.path.split(os.path.abspath(__file__))
+    if file != "cao.py":
+        return [sys.executable, "-I", "-S", f"{folder}/{file}", "mcp"]
     # Imported, so that it is compiled once: a script is compiled at each start, 0.2 s.
-    folder = os.path.dirname(os.path.abspath(__file__))
     code = f"import sys; sys.path.append({json.dumps(folder)}); import cao; sys.exit(cao.main())"
     return [sys.executable, "-I", "-S", "-c", code, "mcp"]
 

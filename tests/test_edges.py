@@ -661,6 +661,26 @@ def test_an_entry_names_the_cao_that_prints_it_not_another_that_is_installed(
     assert (cao.own_command("now") == [str(installed)]) == (not by_path)
 
 
+@pytest.mark.parametrize("name", ["cao", "cao-new.py", "link", "cao.py"])
+def test_an_entry_starts_the_file_that_prints_it_whatever_its_name(place, name):
+    beside = place.user / "bin"
+    beside.mkdir()
+    (beside / "cao.py").write_text("raise SystemExit('an old version')\n")
+    if name == "link":
+        (beside / name).symlink_to(cao.__file__)
+        argv = [sys.executable, beside / name, "config", "cursor"]
+    else:
+        shutil.copy(cao.__file__, beside / name)
+        (beside / name).chmod(0o755)
+        argv = [beside / name, "config", "cursor"]
+    done = subprocess.run(argv, env=place.env, capture_output=True, text=True, check=True)
+    server = json.loads(done.stdout.partition("\n")[2])["mcpServers"]["cao"]
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
+    served = subprocess.run([server["command"], *server["args"]], env=place.env, input=ping,
+                            capture_output=True, check=True)  # fmt: skip
+    assert json.loads(served.stdout) == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
 @pytest.mark.tmux
 def test_a_tasks_name_stands_for_its_session_in_every_command_and_tool(place):
     task = place.ok("assign", "demo", "demo: permit make it|Yes|No; say made").strip()
