@@ -4219,7 +4219,8 @@ def working_directory(given: str) -> str:
     """
     path = given or current_directory()
     if not os.path.isdir(path) or not os.access(path, os.X_OK):
-        raise UsageError(f"{path} is no directory that can be entered", "make it, or name another")
+        what = f"{path} is no directory that can be entered"
+        raise UsageError(what, "write a whole path that is there")
     return os.path.realpath(path)
 
 
@@ -4875,7 +4876,7 @@ class Store:
     def live(self) -> list[str]:
         """Return the names of the sessions that were started and not ended: also those in the
         queue, and those that died and that nobody has buried yet."""
-        return _listdir(f"{self.home}/live")
+        return [name for name in _listdir(f"{self.home}/live") if NAME.match(name)]
 
     def all_sessions(self) -> list[str]:
         """Return the names of all sessions and clients, the ended too, until `cao clean`."""
@@ -6947,8 +6948,11 @@ class Orchestrator:
         folder's own profiles as they are now; return these profiles, and what is wrong with each
         that is broken, which is not allowed. remove: no longer allow the check or the host or,
         without these, anything in that repository. Raises UsageError unless the caller is a
-        person; NotFoundError for what is not there; CaoError where all profiles are broken."""
+        person and the folder is there (or remove); NotFoundError for what is not there to be
+        removed or allowed; CaoError where all profiles are broken."""
         self.check_person("allow this", "ask the person to run cao allow")
+        if not remove and not os.path.isdir(folder):
+            raise UsageError(f"{folder} is no directory", "check the path")
         repository, inside = find_repository(folder)
         entry, profiles, faults = "", [], []
         if check is not None:
@@ -6961,9 +6965,13 @@ class Orchestrator:
             repository, entry = EVERYWHERE, f"host {host}"
         with FileLock(f"{self.store.home}/lock"):
             allowed = self.store.allowed()
+            if remove and repository not in allowed and f"{folder}/.git" in allowed:
+                repository = f"{folder}/.git"  # it was moved or deleted
             entries = allowed.setdefault(repository, {})
             if remove and not entry:
                 del allowed[repository]
+                if not entries:
+                    raise NotFoundError(f"nothing is allowed in {folder}", "cao allow --list")
             elif remove:
                 if entries.pop(entry, None) is None:
                     raise NotFoundError(f"{entry} is not allowed there", "cao allow --list")
@@ -7840,7 +7848,11 @@ def add_worktree(store: Store, session: Session) -> None:
     started in. Where this raises, neither is left."""
     path = worktree_path(store, session.name)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
+    try:
+        _git(session.origin, "branch", "--no-track", session.worktree, "HEAD")
+    except KeyboardInterrupt:  # it may be there; after another failure it may not be ours
+        remove_worktree(store, session.name, session.origin, force=True)
+        raise
     try:
         _git(session.origin, "worktree", "add", "-q", path, session.worktree, timeout_s=GIT_S)
     except BaseException:  # a hook failed or was slow, a filter failed
@@ -12776,6 +12788,9 @@ class Schedule:
             self._save(record)
 
         boss, where = self._boss(), flow.beside(flow.working_directory)
+        if self.store.peek(flow.agent_profile):  # it would be ended with the run
+            what = f"{flow.agent_profile} is a session, and a flow works in one of its own"
+            raise CaoError(what, "name its profile as agent_profile")
         options = TaskOptions(
             where,
             timeout_s=parse_seconds(flow.timeout),
@@ -14444,7 +14459,7 @@ def check_arguments(tool: Tool, given: dict[str, Any]) -> dict[str, Any]:
 KINDS: dict[str, tuple[Any, str]] = {  # JSON Schema's word -> the shape (see fits), an example
     "string": (str, '"…"'),
     "boolean": (bool, "true"),
-    "number": ((int, float), "60"),
+    "number": ((int, float), "a number, without a unit"),
     "array": ([str], '["…", "…"]'),
 }
 
@@ -16914,7 +16929,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv == ["mcp"] or (argv[:2] == ["mcp", "--near"] and len(argv) == 3):
             return cmd_mcp("".join(argv[2:]))
         if word == "complete" and given:
-            print(*complete(Store(runtime_home()), given), sep="\n")
+            print(*complete(Store(runtime_home()), given), sep="\n", flush=True)
             return EXIT_DONE
         if argv == ["visible"]:
             show_visible()

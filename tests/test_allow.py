@@ -488,12 +488,15 @@ def test_what_is_allowed_is_listed_and_taken_away(repo):
     refused(repo)
 
 
-def test_what_is_allowed_in_a_repository_that_is_gone_can_be_taken_away(repo):
+@pytest.mark.parametrize("way", ["its folder", "as it is listed", "the check alone"])
+def test_what_is_allowed_in_a_repository_that_is_gone_can_be_taken_away(repo, way):
     repo.ok("allow", "--check", "true")
     (where,) = allowed(repo)
     (repo.work / ".git").rename(repo.folder / "gone")
     repo.work.rename(repo.folder / "also-gone")
-    repo.ok("allow", "--remove", where, cwd=repo.user)
+    more = ["--check", "true"] if way == "the check alone" else []
+    folder = where if way == "as it is listed" else str(repo.work)
+    repo.ok("allow", "--remove", *more, folder, cwd=repo.user)
     assert not any(allowed_in := [*json.loads(
         repo.ok("allow", "--list", "--json", cwd=repo.user)).values()]), allowed_in  # fmt: skip
     (repo.folder / "also-gone").rename(repo.work)
@@ -540,6 +543,14 @@ def test_what_was_not_allowed_is_not_said_to_be_taken_away(place):
     for argv in (["--check", "pytest"], ["--host", "box"]):
         done = place.run("allow", "--remove", *argv)
         assert (done.returncode, "is not allowed there" in done.stderr) == (3, True)
+    done = place.run("allow", "--remove", str(place.user))
+    assert (done.returncode, f"nothing is allowed in {place.user}" in done.stderr) == (3, True)
+
+
+def test_in_a_directory_that_is_not_there_nothing_is_allowed(place):
+    done = place.run("allow", "--check", "pytest -q", str(place.work / "typo"))
+    assert (done.returncode, "typo is no directory" in done.stderr) == (2, True)
+    assert allowed(place) == {}
 
 
 def test_the_record_is_readable_by_its_owner_alone(place):

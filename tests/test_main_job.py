@@ -2491,8 +2491,8 @@ BAD = [
     (["handoff", "Which tests fail?"], 2, "no session, profile or provider", "before the text"),
     (["profiles", "nobody"], 3, "'nobody' is no profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
-    (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "make it"),
-    (["handoff", "demo", "x", "--cwd", "/etc/passwd"], 2, "is no directory", "make it"),
+    (["handoff", "demo", "x", "--cwd", "/no/such/dir"], 2, "is no directory", "a whole path"),
+    (["handoff", "demo", "x", "--cwd", "/etc/passwd"], 2, "is no directory", "a whole path"),
     (["handoff", "demo", "x", "--timeout", "0s"], 2, "at least 1s", "10m"),
     (["run", "demo", "x", "--check-retries", "-1"], 2, "at least 0", "--check-retries 2"),
     (["handoff", "demo", "x", "--worktree"], 2, "there can be no worktree", "leave worktree out"),
@@ -2937,6 +2937,11 @@ def test_words_are_completed_to_commands_options_and_names(place):
     ):
         place.profile(name, "---\nprovider: demo\n---\n")
     assert place.ok("complete", "handoff", "do").split() == ["docs"]
+    full = subprocess.run(
+        ["sh", "-c", f"{cao.quote_argv([*CAO, 'complete', 'handoff', ''])} > /dev/full"],
+        env=place.env, cwd=place.work, capture_output=True, text=True, check=False)  # fmt: skip
+    assert (full.returncode, "No space left" in full.stderr) == (1, True)
+    assert "Exception ignored" not in full.stderr
     place.ok("assign", "demo", "demo: sleep 300")
     (session,) = place.live()
     for verb in ("stop", "answer", "attach", "handoff", "trace"):

@@ -1443,6 +1443,14 @@ def test_clean_removes_what_ended_and_nothing_that_is_still_of_use(place):
     assert b"cao/" + sessions["pure"].encode() not in git("branch").stdout
 
 
+def test_a_foreign_file_among_the_live_sessions_is_none_of_them(place):
+    place.ok("ls")
+    (place.home / "live" / "README.txt").touch()
+    for command in (["ls"], ["clean"], ["stop", "--all"]):
+        assert "README" not in place.ok(*command)
+    (place.home / "live" / "README.txt").unlink()
+
+
 def test_clean_removes_the_copies_of_cao_that_no_session_runs_from(place):
     session = idle_session(place)
     (kept,) = os.listdir(place.home / "lib")

@@ -191,6 +191,15 @@ def test_a_run_is_kept_in_the_history_and_leaves_no_session(plan):
 
 
 @pytest.mark.tmux
+def test_a_flow_whose_profile_is_a_session_fails_and_ends_nothing(plan):
+    session = plan.place.ok("assign", "demo", "demo: say hello").partition(".")[0]
+    record = plan.run(plan.write(agent_profile=session))
+    assert record["outcome"] == "failed"
+    assert f"{session} is a session, and a flow works in one of its own" in record["detail"]
+    assert plan.place.live() == [session]
+
+
+@pytest.mark.tmux
 @pytest.mark.parametrize("end", ["say done", "ask Which?|A|B"])
 def test_what_an_agent_says_on_the_way_is_said_and_kept_with_the_run(plan, end):
     name = plan.write(body=f"demo: tell half way; sleep 0.5; tell almost there; {end}")

@@ -1518,6 +1518,18 @@ def nothing_was_made(repo):
 NEW = ("handoff", "demo", "demo: say hi", "--worktree")
 
 
+def test_a_worker_that_is_interrupted_as_its_branch_is_made_leaves_none(repo):
+    begun = repo.folder / "begun"
+    once = f"mkdir {begun} 2>/dev/null && sleep 60"
+    put_hook(repo, "reference-transaction", f"[ $1 != committed ] || {{ {once}; }}; exit 0")
+    given = repo.start("assign", "demo", "demo: say x", "--worktree")
+    until(begun.exists)
+    assert "cao/demo-" in git(repo.work, "branch")
+    given.send_signal(signal.SIGINT)
+    assert (given.wait(60), "cao/demo-" in git(repo.work, "branch")) == (130, False)
+    assert not [name for name in repo.store.all_sessions() if name.startswith("demo-")]
+
+
 def test_a_hook_that_fails_when_a_worktree_is_made_leaves_nothing(repo):
     put_hook(repo, "post-checkout", "touch left-by-the-hook; echo the hook says no >&2; exit 1")
     refused(repo, *NEW, code=1, said="the hook says no", fix="git status")
