@@ -2257,8 +2257,6 @@ def _start_claude(launch: Launch) -> Start:
         *("--append-system-prompt-file", f"{folder}/system.md"),
         # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
         f"--allowedTools=mcp__cao,Read(/{folder}/letters/**)",
-        # Unasked, it would make a worktree, and work there: not where the result says.
-        "--disallowedTools=EnterWorktree,ExitWorktree",
     ]
     if lacking(profile):
         names = _own_names(profile, profile.tools)
@@ -2278,6 +2276,10 @@ def _start_claude(launch: Launch) -> Start:
     for event, hook in hooks.items():  # beside the profile's own: it runs all
         groups = settings["hooks"].get(event) or ()
         settings["hooks"][event] = [*groups, {"hooks": [hook]}]
+    # Unasked, it and its sub-agents would make worktrees, and work there: not where the result
+    # says. Where this hook fails, none is made.
+    refusal = {"type": "command", "command": "exit 1  # a worker makes no worktrees"}
+    settings["hooks"]["WorktreeCreate"] = [{"hooks": [refusal]}]
     if profile.permissions == "all":
         settings["skipDangerousModePermissionPrompt"] = True
     files = {"settings.json": settings, "mcp.json": {"mcpServers": _servers(launch)}}
@@ -2314,6 +2316,8 @@ def _start_codex(launch: Launch) -> Start:
         if name == "cao":
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
+    # The terminal's own server: unasked, it makes worktrees, and archives anybody's threads.
+    config["mcp_servers.codex_tui"] = {"command": "true", "enabled": False}
     trusted: dict[str, Any] = {}
     for event, hook in _hooks(launch, _CODEX_HOOKS).items():
         if event in ("Interrupt", "SessionEnd"):
@@ -2445,7 +2449,10 @@ def _start_qwen(launch: Launch) -> Start:
         },
         # Unasked, it would make worktrees of its own, and run the repository's hooks.
         "permissions": {
-            "deny": [*_own_names(profile, lacking(profile)), "enter_worktree", "exit_worktree"]
+            "deny": [
+                *_own_names(profile, lacking(profile)),
+                *("enter_worktree", "exit_worktree", "agent(isolation:worktree)"),
+            ]
         },
         # Untrusted, it asks first, and reads no settings of the folder.
         "security": {"folderTrust": {"enabled": not profile.trust}},

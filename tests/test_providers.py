@@ -1385,7 +1385,8 @@ def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
     argv = CODEX.start(launch(profile={"settings": {"mcpServers": {name: server}}})).argv
     lines = [word for word in argv if word.startswith("mcp_servers.")]
     found = tomllib.loads("\n".join(lines))["mcp_servers"]
-    assert set(found) == {name, "cao"}
+    assert set(found) == {name, "cao", "codex_tui"}
+    assert found["codex_tui"]["enabled"] is False
     assert found[name]["command"] == "uvx"
     assert found[name]["env"] == {"A": "b"}
 
@@ -1435,6 +1436,7 @@ def test_claude_gets_prompt_and_servers_by_files_and_the_reference_programs_serv
     files = CLAUDE.start(asked).files
     assert set(files["mcp.json"]["mcpServers"]) == {"lab", "cao"}
     hooks = files["settings.json"]["hooks"]
+    assert hooks.pop("WorktreeCreate")
     names = "SessionStart UserPromptSubmit PermissionRequest Stop StopFailure SessionEnd"
     assert set(hooks) == {*names.split(), "PostToolUse", "PostToolUseFailure"}
     for event, groups in hooks.items():

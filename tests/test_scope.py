@@ -604,18 +604,40 @@ def test_an_agent_may_name_its_own_worker_that_has_ended(place):
         assert words in done.stderr
 
 
+def sub_agent(**more) -> str:
+    """Return the arguments of a tool call that has a sub-agent of Claude or Qwen Code write."""
+    step = json.dumps({"command": "touch made", "description": "make it"})
+    prompt = f"MOCK:tool Bash {step} & tool run_shell_command {step}"
+    return json.dumps({"description": "x", "prompt": prompt, **more})
+
+
+OWN_WORKTREES = {
+    "claude": (
+        'EnterWorktree {"name": "wt"}',
+        "Agent " + sub_agent(subagent_type="general-purpose", isolation="worktree"),
+        "Agent " + sub_agent(subagent_type="apart"),
+    ),
+    "qwen": (
+        'enter_worktree {"name": "wt"}',
+        "agent " + sub_agent(subagent_type="general-purpose", isolation="worktree"),
+    ),
+    "codex": ('create_worktree {"allowAsync": true, "ref": "HEAD"}', "list_worktrees {}"),
+}
+
+
 @pytest.mark.tmux
 @pytest.mark.cli
-@pytest.mark.parametrize(
-    ("cli", "call"),
-    [("qwen", 'enter_worktree {"name": "wt"}'), ("claude", 'EnterWorktree {"name": "wt"}')],
-)
-def test_no_cli_makes_a_worktree_of_its_own_unasked(place, mock_llm, cli, call):
-    scoped(place, cli, mock_llm, "permissions: ask")
+@pytest.mark.parametrize("cli", OWN_WORKTREES)
+def test_no_cli_makes_a_worktree_of_its_own_in_any_mode(place, mock_llm, cli):
+    scoped(place, cli, mock_llm, "permissions: all")
+    agents = place.work / ".claude" / "agents"
+    agents.mkdir(parents=True)
+    (agents / "apart.md").write_text("---\nname: apart\ndescription: x\nisolation: worktree\n---\n")
     who = ("-c", "user.name=x", "-c", "user.email=x@x")
-    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *words], cwd=place.work, check=True)
-    handoff(place, f"real-{cli}", f"MOCK:tool {call};say went on")
+    for call in OWN_WORKTREES[cli]:
+        handoff(place, f"real-{cli}", f"MOCK:tool {call};say went on")
     argv = ["git", "worktree", "list"]
     listed = subprocess.run(argv, cwd=place.work, check=True, capture_output=True, text=True)
-    assert len(listed.stdout.splitlines()) == 1
+    assert len(listed.stdout.splitlines()) == 1, listed.stdout
