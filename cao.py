@@ -2263,6 +2263,7 @@ def _start_claude(launch: Launch) -> Start:
         argv.append("--tools=" + ",".join((*_CLAUDE_HARMLESS, *names)))
     argv += _given({"--": launch.prompt})
     env = {
+        "CLAUDE_CODE_DISABLE_CRON": "1",  # unasked, it would give prompts to later sessions
         "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
         "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
         "DISABLE_AUTOUPDATER": "1",
@@ -2433,8 +2434,11 @@ def _start_qwen(launch: Launch) -> Start:
         *_given({"-m": profile.model, "--mcp-config": f"{folder}/mcp.json"}),
         *("--add-dir", f"{folder}/letters", "--append-system-prompt", launch.system),
     ]
-    # These settings are merged over the user's, which stay as they are.
-    env = {"QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json"}
+    env = {
+        "QWEN_CODE_DISABLE_CRON": "1",  # see _start_claude
+        # These settings are merged over the user's, which stay as they are.
+        "QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json",
+    }
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
     settings: dict[str, Any] = {

@@ -641,3 +641,13 @@ def test_no_cli_makes_a_worktree_of_its_own_in_any_mode(place, mock_llm, cli):
     argv = ["git", "worktree", "list"]
     listed = subprocess.run(argv, cwd=place.work, check=True, capture_output=True, text=True)
     assert len(listed.stdout.splitlines()) == 1, listed.stdout
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+@pytest.mark.parametrize(("cli", "tool"), [("claude", "CronCreate"), ("qwen", "cron_create")])
+def test_no_cli_schedules_a_prompt_for_later_sessions(place, mock_llm, cli, tool):
+    scoped(place, cli, mock_llm, "permissions: all")
+    job = {"cron": "* * * * *", "prompt": "MOCK:say later", "recurring": True, "durable": True}
+    handoff(place, f"real-{cli}", f"MOCK:tool {tool} {json.dumps(job)};say went on")
+    assert not [*place.folder.rglob("scheduled_tasks.json")]
