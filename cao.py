@@ -2257,6 +2257,8 @@ def _start_claude(launch: Launch) -> Start:
         *("--append-system-prompt-file", f"{folder}/system.md"),
         # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
         f"--allowedTools=mcp__cao,Read(/{folder}/letters/**)",
+        # Unasked, it would write to other sessions, whatever these may do, and wake itself later.
+        "--disallowedTools=ListAgents,SendMessage,ScheduleWakeup",
     ]
     if lacking(profile):
         names = _own_names(profile, profile.tools)
@@ -2270,7 +2272,9 @@ def _start_claude(launch: Launch) -> Start:
     }
     if profile.trust:
         env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
-    settings = dict(profile.settings.get("claudeConfig") or {})
+    # Where it would hold a message from another session, no hook tells of the dialog.
+    settings: dict[str, Any] = {"crossSessionInbound": "refuse"}
+    settings.update(profile.settings.get("claudeConfig") or {})
     settings["hooks"] = dict(settings.get("hooks") or {})
     hooks = _hooks(launch, _CLAUDE_HOOKS)
     hooks["SessionStart"]["command"] += _AWAIT_TOOLS
@@ -2445,6 +2449,7 @@ def _start_qwen(launch: Launch) -> Start:
         "general": {"enableAutoUpdate": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
+        "agents": {"crossSessionMessaging": False},  # see _start_claude
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
         "hooks": {

@@ -651,3 +651,30 @@ def test_no_cli_schedules_a_prompt_for_later_sessions(place, mock_llm, cli, tool
     job = {"cron": "* * * * *", "prompt": "MOCK:say later", "recurring": True, "durable": True}
     handoff(place, f"real-{cli}", f"MOCK:tool {tool} {json.dumps(job)};say went on")
     assert not [*place.folder.rglob("scheduled_tasks.json")]
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_claude_code_neither_writes_to_another_session_nor_takes_what_one_writes(place, mock_llm):
+    scoped(place, "claude", mock_llm, "permissions: all")
+    (first,) = handoff(place, "real-claude", "MOCK:say ready", "--keep")["results"]
+    call = {"to": first["session"], "summary": "x", "message": "MOCK:say taken over"}
+    prompt = f"MOCK:tool SendMessage {json.dumps(call)};result"
+    (second,) = handoff(place, "real-claude", prompt)["results"]
+    assert "No such tool" in second["answer"]
+    keys = {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{mock_llm.port}", "ANTHROPIC_AUTH_TOKEN": "x"}
+    argv = [place.folder / "bin" / "claude", "--dangerously-skip-permissions", "-p", prompt]
+    env = {**place.env, **keys, "IS_SANDBOX": "1"}  # a person's own
+    done = subprocess.run(argv, check=True, cwd=place.work, env=env, capture_output=True, text=True)
+    assert '"success":true' in done.stdout
+    handoff(place, first["session"], "MOCK:say next")
+    assert "taken over" not in json.dumps(mock_llm.requests[-1])
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_qwen_code_sees_no_other_session(place, mock_llm):
+    scoped(place, "qwen", mock_llm, "permissions: edits")
+    handoff(place, "real-qwen", "MOCK:say ready", "--keep")
+    (result,) = handoff(place, "real-qwen", "MOCK:tool list_agents {};result")["results"]
+    assert "sessions" not in result["answer"]
