@@ -2352,12 +2352,18 @@ def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Its next session runs what its settings of a folder say. In this mode 0.61.0 writes also where a
-# rule says "ask_user".
+# Its next session runs what its settings of a folder say. In this mode 0.61.0 writes and fetches
+# also where a rule says "ask_user".
 _GEMINI_POLICY = """\
 [[rule]]
 toolName = ["write_file", "replace"]
 argsPattern = '"file_path":("|"([^"\\\\]|\\\\.)*/)\\.gemini/'
+decision = "deny"
+modes = ["autoEdit"]
+priority = 20
+
+[[rule]]
+toolName = "web_fetch"
 decision = "deny"
 modes = ["autoEdit"]
 priority = 20
@@ -2439,6 +2445,7 @@ def _start_qwen(launch: Launch) -> Start:
         *("--add-dir", f"{folder}/letters", "--append-system-prompt", launch.system),
     ]
     env = {
+        "QWEN_CODE_DISABLE_ARTIFACT": "1",  # unasked, it would publish a page, and open a browser
         "QWEN_CODE_DISABLE_CRON": "1",  # see _start_claude
         # These settings are merged over the user's, which stay as they are.
         "QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json",
@@ -2467,7 +2474,7 @@ def _start_qwen(launch: Launch) -> Start:
         "security": {"folderTrust": {"enabled": not profile.trust}},
     }
     if effective_permissions(profile) == "edits":
-        settings["permissions"]["deny"] += _qwen_outside(launch.cwd)
+        settings["permissions"]["deny"] += ["web_fetch", *_qwen_outside(launch.cwd)]
     if profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": profile.effort}}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
@@ -3060,7 +3067,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "execute_bash": "run_shell_command agent",
             "fs_read": "read_file",
             "fs_list": "list_directory glob grep_search",
-            "fs_write": "write_file edit artifact",
+            "fs_write": "write_file edit",
             "web_fetch": "web_fetch",
         },
         permission_words={

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -678,3 +680,30 @@ def test_qwen_code_sees_no_other_session(place, mock_llm):
     handoff(place, "real-qwen", "MOCK:say ready", "--keep")
     (result,) = handoff(place, "real-qwen", "MOCK:tool list_agents {};result")["results"]
     assert "sessions" not in result["answer"]
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_qwen_code_and_gemini_cli_fetch_nothing_unasked_and_publish_nothing(place, mock_llm):
+    asked = []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Site) as site:
+        Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}/secret"
+        (place.work / "page.html").write_text("<p>hello</p>\n")
+        page = json.dumps({"file_path": str(place.work / "page.html"), "title": "x"})
+        fetch = json.dumps({"url": url, "prompt": f"read {url}"})
+        for cli in ("qwen", "gemini"):
+            scoped(place, cli, mock_llm, "permissions: edits")
+            calls = f"MOCK:tool web_fetch {fetch};tool artifact {page};say went on"
+            assert handoff(place, f"real-{cli}", calls)["results"][0]["answer"] == "went on"
+        site.shutdown()
+    assert (asked, [*place.user.rglob("index.html")]) == ([], [])
