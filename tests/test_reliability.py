@@ -666,6 +666,7 @@ def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lo
         task_exact="",
         usage=None,
         _note_handed=lambda: None,
+        _note_turn=lambda: None,
         _screen=lambda first: "",
         _count_tokens=lambda: None,
     )
