@@ -1650,6 +1650,16 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     return event and event._replace(source="hook:Notification")
 
 
+def read_qwen_hook(payload: dict[str, Any]) -> Event | None:
+    """Return what a hook of Qwen Code 0.24.4 says, or None. Before the first prompt of a resumed
+    conversation it tells its model of the agents that were at work."""
+    event = read_hook(payload)
+    if event and event.kind == "submitted":
+        reminder = r"\A<system-reminder>\n\d+ background agent.*?</system-reminder>\n\n"
+        event = event._replace(text=re.sub(reminder, "", event.text, flags=re.S))
+    return event
+
+
 def agent_of(payload: dict[str, Any]) -> str:
     """Return the id of the sub-agent that fired a hook, "" for the agent itself.
 
@@ -2183,7 +2193,9 @@ def _copilot_runs(entry: dict[str, Any]) -> dict[str, str]:
 
 def _claude_runs(entry: dict[str, Any]) -> dict[str, str]:
     """2.1.332 notes what has ended as soon as that is queued for the model. Its Stop hook tells
-    what runs."""
+    what runs; a turn that is broken off has none."""
+    if shell := text_at(entry, "toolUseResult.backgroundTaskId"):
+        return {shell: f"shell {shell}"}
     return dict.fromkeys(ended_work(text_at(entry, "content")), "")
 
 
@@ -2257,8 +2269,9 @@ def _start_claude(launch: Launch) -> Start:
         *("--append-system-prompt-file", f"{folder}/system.md"),
         # With "=": the flag is variadic and would swallow the prompt. "//": an absolute path.
         f"--allowedTools=mcp__cao,Read(/{folder}/letters/**)",
-        # Unasked, it would write to other sessions, whatever these may do, and wake itself later.
-        "--disallowedTools=ListAgents,SendMessage,ScheduleWakeup",
+        # Unasked, it would write to other sessions, whatever these may do, wake itself later, and
+        # work in another worktree of the repository.
+        "--disallowedTools=ListAgents,SendMessage,ScheduleWakeup,EnterWorktree,ExitWorktree",
     ]
     if lacking(profile):
         names = _own_names(profile, profile.tools)
@@ -2281,8 +2294,8 @@ def _start_claude(launch: Launch) -> Start:
     for event, hook in hooks.items():  # beside the profile's own: it runs all
         groups = settings["hooks"].get(event) or ()
         settings["hooks"][event] = [*groups, {"hooks": [hook]}]
-    # Unasked, it and its sub-agents would make worktrees, and work there: not where the result
-    # says. Where this hook fails, none is made.
+    # Unasked, its sub-agents would make worktrees, and work there: not where the result says.
+    # Where this hook fails, none is made.
     refusal = {"type": "command", "command": "exit 1  # a worker makes no worktrees"}
     settings["hooks"]["WorktreeCreate"] = [{"hooks": [refusal]}]
     if profile.permissions == "all":
@@ -3075,7 +3088,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "auto": "--approval-mode auto", "all": "--approval-mode yolo",
         },
         titles={"Q": "idle", "◐": "busy", "✳": "asking"},
-        entry_says=_qwen_says, entry_runs=_qwen_runs,
+        read_event=read_qwen_hook, entry_says=_qwen_says, entry_runs=_qwen_runs,
         tokens=Tokens(
             "uuid", "timestamp", "usageMetadata", "promptTokenCount -cachedContentTokenCount",
             "cachedContentTokenCount", "candidatesTokenCount",
@@ -3925,8 +3938,8 @@ def is_running(noted: dict[str, Any]) -> bool:
         return False
 
 
-def group_members(group: int) -> list[int]:
-    """Return the pids in a process group; zombies are not counted."""
+def _processes() -> list[tuple[int, int, int]]:
+    """Return the pid, parent and group of each process; zombies are not counted."""
     processes: Iterable[Sequence[str]]  # pid, state, parent, group
     if os.path.isdir("/proc/self"):
         pids = filter(str.isdigit, os.listdir("/proc"))
@@ -3934,11 +3947,30 @@ def group_members(group: int) -> list[int]:
     else:
         listed = run(["ps", "-A", "-o", "pid=,stat=,ppid=,pgid="], 5).out
         processes = map(str.split, listed.splitlines())
-    members = []
-    for pid, *facts in processes:
-        if facts and facts[2] == str(group) and not facts[0].startswith("Z"):
-            members.append(int(pid))
-    return members
+    living = [facts for facts in processes if len(facts) == 4 and not facts[1].startswith("Z")]
+    return [(int(pid), int(parent), int(group)) for pid, _, parent, group in living]
+
+
+def group_members(group: int) -> list[int]:
+    """Return the pids in a process group; zombies are not counted."""
+    return [pid for pid, _, of in _processes() if of == group]
+
+
+def end_program(noted: dict[str, Any], grace_s: float = 0.3) -> int:
+    """End what is left of a program that was started as a process group (noted: see note_process),
+    and the groups of the processes below it: Kimi Code 2.1.0 starts each shell as one of its own,
+    and leaves them running. Return how many processes its own group had."""
+    below, groups = {noted["id"]}, set()
+    if is_running(noted):
+        processes = _processes()
+        while found := {p for p, parent, _ in processes if parent in below} - below:
+            below |= found
+        groups = {of for pid, _, of in processes if pid in below} - {noted["id"], os.getpgrp()}
+    marks = {group: start_mark(group) for group in groups}
+    count = end_group(noted["id"], noted["start"], grace_s)
+    for group, start in marks.items():
+        end_group(group, start)
+    return count
 
 
 def command_lines() -> str:
@@ -4216,7 +4248,7 @@ def start_directory() -> str:
     calls this first."""
     try:
         return os.getcwd()
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -6010,7 +6042,7 @@ class Orchestrator:
             self.store.mend_log(name)
             ended = 0
             if group := state.get("group"):
-                ended = end_group(group["id"], group["start"])
+                ended = end_program(group)
             self.tmux.kill_session(name)
             self.store.log(name, "lost", processes_ended=ended)
             typed_at = (state.get("delivery") or {}).get("at") or 0
@@ -6988,7 +7020,7 @@ class Orchestrator:
             repository, entry = EVERYWHERE, f"host {host}"
         with FileLock(f"{self.store.home}/lock"):
             allowed = self.store.allowed()
-            if remove and repository not in allowed and f"{folder}/.git" in allowed:
+            if remove and f"{folder}/.git" in allowed:
                 repository = f"{folder}/.git"  # it was moved or deleted
             entries = allowed.setdefault(repository, {})
             if remove and not entry:
@@ -9272,8 +9304,9 @@ class Runner:
         self.old_work: set[str] = set()  # the ids of what earlier tasks left running (hold_s)
         # Provider.read_work since the transcript's mark, and what ran at that mark
         self.work: dict[str, str] = {}
-        # The CLI began this turn by itself, for what earlier tasks left: it is not the open task's.
-        self.foreign = False
+        # The CLI began this turn by itself, to tell what came of these (ended_work), which earlier
+        # tasks had left: it is not the open task's. (): any other turn
+        self.foreign: tuple[str, ...] = ()
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.interim_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9454,7 +9487,7 @@ class Runner:
     def _note_turn(self, next_text: str = "") -> None:
         """Keep what the turn said whose end was not confirmed yet (ending), for another has come:
         it is no answer, but the task's owner is to have it. next_text: what the other one says."""
-        if self.ending:
+        if self.ending and not self.foreign:
             self._keep_texts([self.ending.text], next_text)
 
     def _keep_texts(self, texts: Iterable[str], next_text: str) -> None:
@@ -9467,13 +9500,15 @@ class Runner:
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         delivery, ours = self.delivery, False
-        told = ended_work(event.text)
-        foreign = told != [] and self.old_work.issuperset(told)
-        if foreign and self.ending:
+        told, foreign = ended_work(event.text), ()  # type: list[str], tuple[str, ...]
+        if self.old_work.issuperset(told):
+            foreign = tuple(told)
+        if foreign and self.ending and not self.questions:
             ending = self._whole(self.ending, event.text)
-            foreign = ending.text != ""
-            if foreign:
+            if ending.text:
                 self._end_turn(ending)
+            else:  # it has no answer yet: this turn may say it
+                foreign = ()
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
@@ -9505,22 +9540,21 @@ class Runner:
         for letter in list(self.claims):
             self.claims.pop(letter).release()
 
-    def _begin_turn(self, *, marked: bool = False, foreign: bool = False) -> None:
+    def _begin_turn(self, *, marked: bool = False, foreign: tuple[str, ...] = ()) -> None:
         """Note that a turn has begun, and with it the end of every question but those of hooks.
         marked: the transcript was marked before the prompt; else it is marked here, unless a turn
         runs already. foreign: see Runner.foreign."""
         if self.phase != "working" and not marked:
             self._mark_transcript()
         self.begun, self.stuck = True, self.row.by_output
+        self._note_turn()
         self.foreign = foreign
         if not foreign:
-            self._note_turn()
-            self.interim_end = None
+            self.interim_end, self.interrupted_at = None, 0.0
         self.ending = None
         for question in list(self.questions.values()):
             if question.where != "hook":  # a hook's lock tells when its question is over
                 self._close_question(question)
-        self.interrupted_at = 0.0
         self.turn_at = time.monotonic()
         self.asked_from = "working"
         self._set_phase("working")
@@ -9657,9 +9691,14 @@ class Runner:
         how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
         goes_on = False
-        foreign, self.foreign = self.foreign, False
+        foreign, self.foreign = self.foreign, ()
         if how == "done":
             event = self._whole(event)
+        held = self.interim_end
+        if foreign and held and self._own_work(event) != self._own_work(held):
+            foreign = ()  # what the task left has ended in this turn, too
+        if foreign and not self.row.status:
+            self.old_work.difference_update(foreign)  # Copilot's model may name another one so
         if how == "done" and not foreign:
             self._keep_texts(event.earlier, event.text)
             goes_on = self._more_to_come(event)
@@ -9669,11 +9708,12 @@ class Runner:
                 both = {**event.background, **self.ending.background}
                 event = event._replace(background=both)
 
-        self._note_turn(event.text)
+        if not foreign:
+            self._note_turn(event.text)
         self.ending = None
         for question in list(self.questions.values()):
             self._close_question(question)
-        if self.delivery_open():
+        if self.delivery_open() and not foreign:
             self._taken("unknown: the CLI sent no prompt event")
         self.begun = True
         self.last_line = f"({how})"
@@ -9690,10 +9730,11 @@ class Runner:
         ordered, self.ordered = self.ordered, ""
         refused, self.refused = self.refused, False
         if not self.task:
+            self.old_work.update(self._work_at(event))
             if ordered:
                 self._end_unwanted(self._work_at(event))
             return
-        if foreign and not ordered:
+        if foreign and not ordered and event.reason != "auth":
             return
 
         if how == "failed":
@@ -9774,7 +9815,7 @@ class Runner:
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
         now, limit_s = time.monotonic(), hold_s(self._own_work(event))
-        # All of it has, but the agent may not have been told.
+        # All that it left has ended, but the agent may not have been told.
         has_ended = not limit_s and not self.old_work.issuperset(self.work)
         if limit_s <= SHELL_S and self._left_s() < 2 * REPORT_S:
             limit_s, has_ended = 0.0, False  # no shell makes a timeout of an answer
@@ -9795,8 +9836,11 @@ class Runner:
 
     def _work_at(self, event: Event) -> dict[str, str]:
         """Return what event, a turn's end, left running in the background (Event.background): by
-        its hook, and by the transcript as it was last read."""
-        return {**event.background, **{one: label for one, label in self.work.items() if label}}
+        the transcript as it was last read, and by its hook. Claude Code's tells all."""
+        work = {one: label for one, label in self.work.items() if label}
+        if self.row.status and event.kind == "ended":
+            work = {}
+        return {**work, **event.background}
 
     def _own_work(self, event: Event) -> dict[str, str]:
         """Return _work_at without what earlier tasks had."""
@@ -9850,10 +9894,10 @@ class Runner:
             notes.append(f"the worktree could not be read: {words}")
         if self.program and self.program.note:
             notes.append(self.program.note)
-        left: dict[str, str] = {}
-        if end := end or self.ending or self.interim_end:
-            left = self._work_at(end)
-        unwanted = outcome != "done" and hold_s(left) > SHELL_S and not self.closing
+        end = end or self.ending or self.interim_end
+        left = self._work_at(end or Event("interrupted"))
+        # Without an end its turn still runs: it is interrupted first.
+        unwanted = end and outcome != "done" and hold_s(left) > SHELL_S and not self.closing
         if left:
             names = some_names([*left.values()])
             words = f"left running in the background: {names}; what the agent says of that later"
@@ -9916,6 +9960,7 @@ class Runner:
     def _start_anew(self, ended: Sequence[str]) -> None:
         """End the CLI, and with it what it runs in the background (ended), and have run_session
         make another Runner, which goes on where this one was."""
+        self._set_phase("starting", "its CLI starts anew")
         self._end_cli(0.5)
         self._log("restarted", ended=ended)
         self._release()
@@ -9925,8 +9970,10 @@ class Runner:
         facts = {**launch._asdict(), "profile": launch.profile._asdict()}
         self.store.write(self.store.launch_file(self.name, "launch.json"), dump(facts))
         _unlink(self.store.launch_file(self.name, "tools-listed"))  # it speaks of the run before
-        # The dead program may have left our terminal in its other screen, and in modes of its own.
-        os.write(1, b"\x1b[?1049l\x1bc")
+        try:  # the dead program may have left our terminal in its other screen, in modes of its own
+            os.write(1, b"\x1b[?1049l\x1bc")
+        except OSError:
+            pass  # the pane is gone, as the next Runner finds
         self.over = self.again = True
 
     def _start_check(self, event: Event) -> None:
@@ -10093,7 +10140,7 @@ class Runner:
         if self.program and not self._has_ended():
             os.kill(self.child, signal.SIGHUP)  # a shell ends its jobs by this
             look_until(self._has_ended, 25)
-        end_group(self.child, self.group["start"], grace_s)
+        end_program(self.group, grace_s)
         self._has_ended(0)
 
     def _has_ended(self, flags: int = os.WNOHANG | os.WUNTRACED) -> bool:
@@ -10148,7 +10195,10 @@ class Runner:
                 raise
             return None  # the CLI makes the file with its first words
         lines = text.split("\n")
-        self.work = {**self.work, **self.row.read_work(lines)}
+        work = self.row.read_work(lines)
+        self.work = {**self.work, **work}
+        if self.task and not self.delivery_open():  # what begins since the mark is the task's
+            self.old_work.difference_update(one for one, label in work.items() if label)
         if next_prompt:
             prompt = json.dumps(next_prompt, ensure_ascii=False)
             lines = (text.rpartition(prompt)[0] or text).split("\n")
@@ -10628,9 +10678,9 @@ class Runner:
 
     # ---- life ----
 
-    def run(self) -> int:
+    def run(self, before: Runner | None = None) -> int:
         """Look after the session until it has ended; return the CLI's exit status (-9: killed by
-        signal 9; 0 where it never ran)."""
+        signal 9; 0 where it never ran). before: the Runner that this one takes the place of."""
         launched = self.store.load_state(self.name)
         typed = launched.get("delivering") or ()
         if self.launch.resume:  # what that has by now is of earlier tasks (_begin)
@@ -10641,6 +10691,8 @@ class Runner:
             if "cao" not in payload:  # of a CLI that has ended
                 self.store.drop_events(self.name, [entry])
         woken = hear_signals(self._on_signal)
+        if before:
+            self.signal = self.signal or before.signal
         self.wake.listen(self.name)
         while self._round():
             self._wait(woken)
@@ -11288,10 +11340,13 @@ class Runner:
         if self.ordered in (outcome, "timeout"):
             return
         self.ordered, self.ordered_at = outcome, time.monotonic()
+        self._transcript_event()  # for what still runs
         if outcome == "timeout":
             self._time_out()
         elif outcome == "budget":
             self._end_over_budget()
+        if self.leaving:
+            return
         if self.program:
             self.program.mark()
             self._keys("C-c")
@@ -12173,9 +12228,9 @@ def run_session(store: Store, name: str) -> int:
         status = runner.run()
         while isinstance(runner, Runner) and runner.again:
             before, runner = runner, Runner(store, session)
-            runner.lock, runner.signal = before.lock, before.signal
+            runner.lock = before.lock
             before.wake.close()
-            status = runner.run()
+            status = runner.run(before)
         return status
     finally:
         runner.wake.close()
@@ -15240,7 +15295,7 @@ def cmd_wait(ask: Ask) -> int:
     waited = ask.boss.await_tasks(tasks, limit, want_all=every)
     if waited == Waited():
         if left := " ".join(ask.boss.left_by(ask.boss.is_beside)):
-            what = f"nothing is open that {ask.boss.caller.name} gave out"
+            what = "nothing is open that you gave out from this directory"
             _say_error(CaoError(what, f"cao wait {left} (another client gave that out here)"))
         else:
             _note("nothing is open that you gave out from this directory")
@@ -15459,7 +15514,10 @@ def _read_line(prompt: str) -> str:
     if sys.stdin.isatty():
         import termios
 
-        termios.tcflush(0, termios.TCIFLUSH)
+        try:
+            termios.tcflush(0, termios.TCIFLUSH)
+        except termios.error:
+            pass  # it has hung up: the read says so
     print(prompt, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()
 

@@ -1696,6 +1696,36 @@ def test_what_an_earlier_task_left_says_nothing_in_the_next_ones_answer(place, c
     assert (second["outcome"], second["answer"], second["turns"]) == ("done", "the answer", [])
 
 
+@pytest.mark.parametrize("cli", ["claude", "qwen"], indirect=True)
+def test_what_a_task_left_that_was_broken_off_is_not_the_next_ones(place, cli, mock_llm):
+    allow_all(place, cli)
+    begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", "sleep 25")
+    asked = len(mock_llm.requests)
+    task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};sleep 90;say never").strip()
+    session = task.partition(".")[0]
+    until(lambda: len(mock_llm.requests) >= asked + 2, timeout_s=60)
+    place.ok("stop", "--interrupt", session)
+    (first,) = json.loads(place.run("wait", task, "--json").stdout)["results"]
+    assert (first["outcome"], len(first["background"])) == ("interrupted", 1)
+    (second,) = handoff(place, session, "MOCK:sleep 25;say the answer")["results"]
+    assert (second["outcome"], second["answer"], second["turns"]) == ("done", "the answer", [])
+
+
+@pytest.mark.parametrize("cli", ["copilot"], indirect=True)
+def test_a_shell_with_the_name_of_an_earlier_one_is_the_tasks_own(place, cli):
+    """Its model names it."""
+    put_loader(place, "SHELL_S = 4.0")
+    allow_all(place, cli)
+    call = {"command": "sleep 9", "description": "x", "mode": "async", "shellId": "build"}
+    task = f"MOCK:tool bash {json.dumps(call)};say building"
+    (first,) = handoff(place, f"real-{cli}", task)["results"]
+    assert (first["answer"], first["background"]) == ("building", ["shell build"])
+    told = lambda: "has completed" in place.state(first["session"])["last_line"]  # noqa: E731
+    until(lambda: told() or "ok: " in place.state(first["session"])["last_line"], timeout_s=60)
+    (second,) = handoff(place, first["session"], task.replace("sleep 9", "sleep 2"))["results"]
+    assert (second["turns"], second["answer"][:4]) == (["building"], "ok: ")
+
+
 @pytest.mark.parametrize("cli", ["qwen"], indirect=True)
 def test_a_monitor_of_qwens_is_waited_for(place, cli):
     allow_all(place, cli)
@@ -1779,7 +1809,8 @@ def test_a_task_that_is_broken_off_takes_its_sub_agents_with_it_and_no_other_tas
     assert (result["turns"], len(result["background"])) == (["started"], 1)
     assert "was ended" in "".join(result["notes"])
     # The CLI is another process, which has no sub-agent: no task waits for that.
-    assert place.ok("wait", waiting) == "the second\n"
+    second = json.loads(place.ok("wait", waiting, "--json"))["results"][0]
+    assert (second["answer"], second["exact"]) == ("the second", "exact")
     assert [e["event"] for e in place.log(session)].count("restarted") == 1
     (third,) = handoff(place, session, "MOCK:say again")["results"]
     assert (third["answer"], third["background"]) == ("again", [])

@@ -19,6 +19,7 @@ import pytest
 
 import cao
 from conftest import CAO, McpClient, until
+from test_nothing_lost import put_loader
 
 HERE = Path(__file__).resolve().parent
 
@@ -672,6 +673,97 @@ def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lo
     )
     with pytest.raises(LeavesAtOnce, match={"stop": "stopped"}.get(order, "lost")):
         cao.Runner._leave(runner, "lost", "terminal_gone", "no server running")
+
+
+# An agent whose Stop hook tells of a shell ("bg") or a sub-agent ("ag") that runs on, as Claude
+# Code's, and that begins a turn by itself when that shell ends: after Esc or, beside its sub-agent
+# (which ends in that turn), of its own accord.
+BACKGROUND = """
+SHELL_S, REPORT_S = 1.0, 0.5
+hook, read_prompt = DemoAgent.hook, DemoAgent.read_prompt
+DemoAgent.left, DemoAgent.esc = {}, False
+def tells(self, name, **fields):
+    if name == "Stop":
+        for word, one, kind in ("bg", "s1", "shell"), ("ag", "a2", "subagent"):
+            if word in fields["last_assistant_message"]:
+                self.left = {**self.left, one: kind}
+        fields["background_tasks"] = [{"id": one, "type": kind, "description": "x"}
+                                      for one, kind in self.left.items()]
+    hook(self, name, **fields)
+    self.esc = self.esc or name == "Interrupt"
+    while name == "Stop" and "busy" in fields["last_assistant_message"]:
+        self.status("busy")  # as Claude Code's while its sub-agents run
+        select.select([], [], [], 0.2)
+def ends(self):
+    if "s1" in self.left and (self.esc or "a2" in self.left):
+        told = "<task-notification><task-id>s1</task-id></task-notification>"
+        self.status("busy")
+        tells(self, "UserPromptSubmit", prompt=told)
+        select.select([], [], [], 1)
+        words = "the build has ended" + "; so has mine" * ("a2" in self.left)
+        self.left = {}
+        tells(self, "Stop", last_assistant_message=words)
+        self.status("idle")
+    return read_prompt(self)
+DemoAgent.hook, DemoAgent.read_prompt = tells, ends
+"""
+
+
+def left_a_shell(place):
+    """Return a session of which a task has left a shell at work."""
+    put_loader(place, BACKGROUND)
+    done = json.loads(place.ok("handoff", "demo", "demo: say bg", "--json", "--keep"))
+    (result,) = done["results"]
+    assert result["background"] == ["shell x"]
+    return result["session"]
+
+
+def test_esc_is_not_forgotten_where_the_cli_begins_a_turn_for_an_earlier_task(place):
+    place.env["CAO_INTERRUPTED_S"] = "5"
+    session = left_a_shell(place)
+    task = place.ok("assign", session, "demo: sleep 60; say second").strip()
+    until(lambda: place.state(session)["delivery"]["step"], "taken")
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    result = until(lambda: place.store.load_result(task))
+    assert (result.outcome, result.reason) == ("interrupted", "interrupted_by_person")
+
+
+def test_what_a_task_left_may_end_in_a_turn_for_an_earlier_one(place):
+    session = left_a_shell(place)
+    (result,) = json.loads(place.ok("handoff", session, "demo: say ag", "--json"))["results"]
+    assert (result["answer"], result["turns"]) == ("the build has ended; so has mine", ["ag"])
+    assert result["background"] == []
+
+
+def test_no_key_of_a_turn_that_timed_out_reaches_the_cli_that_starts_anew(place):
+    put_loader(place, BACKGROUND)
+    task = place.ok("assign", "demo", "demo: say ag busy", "--timeout", "4s", "--keep").strip()
+    session = task.partition(".")[0]
+    second = place.ok("assign", session, "demo: sleep 2; say second").strip()
+    first = json.loads(place.run("wait", task, "--json").stdout)["results"][0]
+    assert (first["outcome"], first["turns"]) == ("timeout", ["ag busy"])
+    assert "was ended" in "".join(first["notes"])
+    assert place.ok("wait", second) == "second\n"
+    assert [e["event"] for e in place.log(session)].count("restarted") == 1
+
+
+def test_a_program_ends_with_the_process_groups_below_it(tmp_path):
+    """Kimi Code starts its shells so."""
+    ticks = "while :; do echo >> {}; sleep 0.1; done"
+    code = (
+        "import subprocess, sys, time\n"
+        "for file in sys.argv[1:]:\n"
+        f"    argv = ['sh', '-c', {ticks!r}.format(file)]\n"
+        "    subprocess.Popen(argv, start_new_session=True)\n"
+        "time.sleep(60)\n"
+    )
+    files = [tmp_path / "one", tmp_path / "two"]
+    argv = [sys.executable, "-c", code, *map(str, files)]
+    program = subprocess.Popen(argv, start_new_session=True)
+    until(lambda: all(file.exists() for file in files))
+    cao.end_program(cao.note_process(program.pid))
+    program.wait()
+    assert str(tmp_path) not in cao.command_lines()
 
 
 def test_who_read_an_older_state_buries_no_session_that_starts(place, monkeypatch):
