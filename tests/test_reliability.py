@@ -722,7 +722,7 @@ def test_esc_is_not_forgotten_where_the_cli_begins_a_turn_for_an_earlier_task(pl
     place.env["CAO_INTERRUPTED_S"] = "5"
     session = left_a_shell(place)
     task = place.ok("assign", session, "demo: sleep 60; say second").strip()
-    until(lambda: place.state(session)["delivery"]["step"], "taken")
+    until(lambda: [e["event"] for e in place.log(session)].count("taken"), 2)
     place.tmux("send-keys", "-t", f"={session}:", "Escape")
     result = until(lambda: place.store.load_result(task))
     assert (result.outcome, result.reason) == ("interrupted", "interrupted_by_person")
