@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -1029,7 +1030,7 @@ def test_what_a_person_types_to_the_agent_is_no_answer_in_a_popup(place, termina
     script = "demo: sleep 2; ask Drop which database?|staging|production; say after"
     task = place.ok("assign", session, script).strip()
     until(lambda: [e["event"] for e in place.log(session)].count("taken"), 2)
-    typed = iter("when you are done, please run all of the tests, and mend what fails")
+    typed = itertools.cycle("when you are done, please run all of the tests ")
     asked_at = []
 
     def goes_on_typing():
