@@ -1044,6 +1044,7 @@ def test_what_a_person_types_to_the_agent_is_no_answer_in_a_popup(place, termina
     shown.press("Enter")
     shown.sees(r"(?s)Drop which.*answer \(nothing: skip it\)")
     shown.press("staging", "Enter")
+    until(lambda: place.state(session)["questions"] == [])
     assert place.ok("wait", task) == "staging\nafter\n"
 
 
