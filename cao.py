@@ -674,16 +674,16 @@ def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
     return "".join(difflib.get_close_matches(word, list(known), 1, likeness))
 
 
-def key_meant(key: str, known: Iterable[str]) -> str:
-    """Return what to write for a key that a file may not have: the known one of which it is nearly
-    a copy, "" where it is like none, or is another program's."""
+def key_advice(key: str, known: Iterable[str]) -> str:
+    """Return what to write in place of a key that a file may not have, as its name or in words: the
+    known one of which it is nearly a copy; "" where it is like none, or is another program's."""
     if key in _OTHERS_KEYS:
         return _OTHERS_KEYS[key]
     return nearest(key, known, 0.8)
 
 
 _OTHERS_KEYS = {  # keys of other programs' agents that only look like ours
-    "disallowedTools": "its profile's role or allowedTools: they say what it may use",
+    "disallowedTools": "role or allowedTools: they say what it may use",
     "mode": "",
 }
 
@@ -4275,7 +4275,7 @@ def working_directory(given: str) -> str:
     path = given or current_directory()
     if not os.path.isdir(path) or not os.access(path, os.X_OK):
         what = f"{path} is no directory that can be entered"
-        raise UsageError(what, "write a whole path that is there")
+        raise UsageError(what, "give the whole path of one that is there")
     return os.path.realpath(path)
 
 
@@ -14150,7 +14150,7 @@ def explain_profile(profile: Profile) -> dict[str, Any]:
         effort += "  (not passed on)"
     unknown = list(profile.unknown)
     for at, key in enumerate(unknown):
-        if meant := key_meant(key, PROFILE_KEYS):
+        if meant := key_advice(key, PROFILE_KEYS):
             unknown[at] = f"{key} (try: {meant})"
     trust = keep = ""
     if profile.trust:
@@ -15083,7 +15083,7 @@ def _say_mistyped(whose: str, keys: Iterable[str], known: Iterable[str]) -> None
     """Say on stderr which keys of a file look mistyped: they count for nothing, and may have been
     meant to hold a worker back."""
     for key in keys:
-        if key not in known and (meant := key_meant(key, known)):
+        if key not in known and (meant := key_advice(key, known)):
             _say_error(CaoError(f"{whose}: the key {key!r} is not known", meant))
 
 

@@ -802,7 +802,7 @@ def test_a_key_of_another_program_is_not_taken_for_a_mistyped_one(place):
     meant = {
         "permission": "permissions", "allowed-tools": "allowedTools", "mcp_servers": "mcpServers",
         "modle": "model", "mode": "", "version": "", "agents": "", "promptFile": "",
-        "disallowedTools": "its profile's role or allowedTools: they say what it may use",
+        "disallowedTools": "role or allowedTools: they say what it may use",
     }  # fmt: skip
     head = "".join(f"{key}: Write\n" for key in meant)
     place.profile("odd", f"---\nprovider: demo\n{head}---\n")
