@@ -9503,11 +9503,11 @@ class Runner:
         told, foreign = ended_work(event.text), ()  # type: list[str], tuple[str, ...]
         if self.old_work.issuperset(told):
             foreign = tuple(told)
-        if foreign and self.ending and not self.questions:
+        if foreign and self.ending:
             ending = self._whole(self.ending, event.text)
-            if ending.text:
+            if ending.text and not self.questions:
                 self._end_turn(ending)
-            else:  # it has no answer yet: this turn may say it
+            else:  # that is not its answer yet: this turn may say it
                 foreign = ()
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
