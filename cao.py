@@ -9509,6 +9509,13 @@ class Runner:
                 self._end_turn(ending)
             else:  # that is not its answer yet: this turn may say it
                 foreign = ()
+        elif foreign and self.phase != "idle" and not self.foreign:
+            # Claude Code 2.1.332 tells it within a turn that goes on, or right behind one that was
+            # interrupted, of which nothing else tells the end.
+            if self.ordered:
+                self._end_turn(Event("interrupted", source=event.source))
+            else:
+                foreign = ()
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
@@ -9737,6 +9744,9 @@ class Runner:
         if foreign and not ordered and event.reason != "auth":
             return
 
+        if how == "done" and ordered and (foreign or goes_on):  # it is no answer
+            self._keep_texts([event.text] * goes_on, "")
+            how = "interrupted"
         if how == "failed":
             detail = event.text
             ends_session = event.reason == "auth"  # it can do nothing until a person has logged in
@@ -9816,7 +9826,8 @@ class Runner:
         task's."""
         now, limit_s = time.monotonic(), hold_s(self._own_work(event))
         # All that it left has ended, but the agent may not have been told.
-        has_ended = not limit_s and not self.old_work.issuperset(self.work)
+        ended = (one for one, label in self.work.items() if not label)
+        has_ended = not limit_s and not self.old_work.issuperset(ended)
         if limit_s <= SHELL_S and self._left_s() < 2 * REPORT_S:
             limit_s, has_ended = 0.0, False  # no shell makes a timeout of an answer
         if now - self.ending_at < limit_s:
@@ -9896,8 +9907,8 @@ class Runner:
             notes.append(self.program.note)
         end = end or self.ending or self.interim_end
         left = self._work_at(end or Event("interrupted"))
-        # Without an end its turn still runs: it is interrupted first.
-        unwanted = end and outcome != "done" and hold_s(left) > SHELL_S and not self.closing
+        over = end or self.phase == "idle"  # a turn that runs is interrupted first
+        unwanted = over and outcome != "done" and hold_s(left) > SHELL_S and not self.closing
         if left:
             names = some_names([*left.values()])
             words = f"left running in the background: {names}; what the agent says of that later"
@@ -9964,6 +9975,7 @@ class Runner:
         self._end_cli(0.5)
         self._log("restarted", ended=ended)
         self._release()
+        self.asked_from = "starting"
         for question in list(self.questions.values()):
             self._close_question(question._replace(where=""))  # its hook is gone
         launch = self.launch._replace(resume=self.conversation)
@@ -10845,7 +10857,7 @@ class Runner:
             return
         self._read_events()
         event, task = self.ending, self.task
-        if event and not self.questions and task and not task.check:
+        if event and not self.foreign and not self.questions and task and not task.check:
             written = self._transcript_event()
             counts = time.monotonic() - self.ending_at < UNSEEN_S
             if written:
@@ -11339,8 +11351,8 @@ class Runner:
             return
         if self.ordered in (outcome, "timeout"):
             return
-        self.ordered, self.ordered_at = outcome, time.monotonic()
         self._transcript_event()  # for what still runs
+        self.ordered, self.ordered_at = outcome, time.monotonic()
         if outcome == "timeout":
             self._time_out()
         elif outcome == "budget":

@@ -1679,18 +1679,22 @@ def test_a_shell_that_never_ends_holds_a_task_up_for_a_while(place, cli):
     assert (other["turns"], other["answer"][:4]) == (["another"], "ok: ")
 
 
-@pytest.mark.parametrize("check", ["", "sleep 15"])
+@pytest.mark.parametrize("when", ["last words", "check", "between tools"])
 @pytest.mark.parametrize("cli", ["claude", "copilot"], indirect=True)
-def test_what_an_earlier_task_left_says_nothing_in_the_next_ones_answer(place, cli, check):
-    """Its shell ends in the last words of the next task, or while that one's check runs."""
+def test_what_an_earlier_task_left_says_nothing_in_the_next_ones_answer(place, cli, when):
+    """Its shell ends in the next task."""
     put_loader(place, "SHELL_S = 2.0")
     allow_all(place, cli)
     begins = LEFT_RUNNING[cli, "shell"].replace("sleep 4", f"sleep 12; touch {place.work}/built")
     (first,) = handoff(place, f"real-{cli}", f"MOCK:{begins};say building")["results"]
     assert (first["outcome"], len(first["background"])) == ("done", 1)
     steps, flags = "MOCK:sleep 15;say the answer", ()
-    if check:
-        steps, flags = "MOCK:say the answer", ("--check", check)
+    if when == "check":
+        steps, flags = "MOCK:say the answer", ("--check", "sleep 15")
+    if when == "between tools":
+        tool = {"copilot": "bash"}.get(cli, "Bash")
+        calls = [json.dumps({"command": f"sleep {n}", "description": "x"}) for n in (14, 1)]
+        steps = "MOCK:" + "".join(f"tool {tool} {call};" for call in calls) + "say the answer"
     (second,) = handoff(place, first["session"], steps, *flags)["results"]
     assert (place.work / "built").exists()
     assert (second["outcome"], second["answer"], second["turns"]) == ("done", "the answer", [])
