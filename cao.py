@@ -9307,6 +9307,9 @@ class Runner:
         # The CLI began this turn by itself, to tell what came of these (ended_work), which earlier
         # tasks had left: it is not the open task's. (): any other turn
         self.foreign: tuple[str, ...] = ()
+        # The end of the task's own turn before that, and that one's prompt, where the transcript
+        # did not have the answer yet (Copilot 1.0.102 writes it late).
+        self.behind: tuple[Event, str] | None = None
         # The end of a turn that is not the task's (_more_to_come): something is to come.
         self.interim_end: Event | None = None
         self.questions: dict[str, Question] = {}  # the open ones
@@ -9505,10 +9508,12 @@ class Runner:
             foreign = tuple(told)
         if foreign and self.ending:
             ending = self._whole(self.ending, event.text)
-            if ending.text and not self.questions:
-                self._end_turn(ending)
-            else:  # that is not its answer yet: this turn may say it
+            if self.questions:  # that is no end yet: this turn may say the answer
                 foreign = ()
+            elif ending.text:
+                self._end_turn(ending)
+            else:
+                self.behind = ending, event.text
         elif foreign and self.phase != "idle" and not self.foreign:
             # Claude Code 2.1.332 tells it within a turn that goes on, or right behind one that was
             # interrupted, of which nothing else tells the end.
@@ -9704,8 +9709,6 @@ class Runner:
         held = self.interim_end
         if foreign and held and self._own_work(event) != self._own_work(held):
             foreign = ()  # what the task left has ended in this turn, too
-        if foreign and not self.row.status:
-            self.old_work.difference_update(foreign)  # Copilot's model may name another one so
         if how == "done" and not foreign:
             self._keep_texts(event.earlier, event.text)
             goes_on = self._more_to_come(event)
@@ -9741,8 +9744,14 @@ class Runner:
             if ordered:
                 self._end_unwanted(self._work_at(event))
             return
+        behind, self.behind = self.behind, None
         if foreign and not ordered and event.reason != "auth":
-            return
+            if not behind:
+                return
+            ending = self._whole(*behind)
+            if ending.text:
+                self._end_turn(ending)
+                return
 
         if how == "done" and ordered and (foreign or goes_on):  # it is no answer
             self._keep_texts([event.text] * goes_on, "")
@@ -10212,8 +10221,7 @@ class Runner:
         if self.task and not self.delivery_open():  # what begins since the mark is the task's
             self.old_work.difference_update(one for one, label in work.items() if label)
         if next_prompt:
-            prompt = json.dumps(next_prompt, ensure_ascii=False)
-            lines = (text.rpartition(prompt)[0] or text).split("\n")
+            lines = text.partition(json.dumps(next_prompt, ensure_ascii=False))[0].split("\n")
         return self.row.read_transcript(lines)
 
     def _own_file(self, form: str) -> str:
@@ -10230,6 +10238,10 @@ class Runner:
             mark = file_mark(self.transcript)
             self._transcript_event()  # for what runs by now
             self.offset, self.inode = mark
+            if not self.row.status:  # Copilot's model may name another one so
+                self.old_work.difference_update(
+                    one for one, label in self.work.items() if not label
+                )
             self.work = {one: label for one, label in self.work.items() if label}
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
