@@ -4275,7 +4275,7 @@ def working_directory(given: str) -> str:
     path = given or current_directory()
     if not os.path.isdir(path) or not os.access(path, os.X_OK):
         what = f"{path} is no directory that can be entered"
-        raise UsageError(what, "give the whole path of one that is there")
+        raise UsageError(what, "give a whole path that is there")
     return os.path.realpath(path)
 
 
