@@ -9633,10 +9633,8 @@ class Runner:
         event, words = "answered", answer
         if not answer:
             event, words = "withdrawn", "it asks this no more: answered elsewhere, or withdrawn"
-            if question.where == "hook":
-                self._insist_on(
-                    lambda: self._reply(question, {})
-                )  # the hook ends without an answer
+            if question.where == "hook":  # it ends without an answer
+                self._insist_on(lambda: self._reply(question, {}))
         in_popup = question.id in self._unseen()
         self.questions.pop(question.id)
         order = self.orders.pop(question.id, None)
@@ -9739,12 +9737,12 @@ class Runner:
         )
         ordered, self.ordered = self.ordered, ""
         refused, self.refused = self.refused, False
+        behind, self.behind = self.behind, None
         if not self.task:
             self.old_work.update(self._work_at(event))
             if ordered:
                 self._end_unwanted(self._work_at(event))
             return
-        behind, self.behind = self.behind, None
         if foreign and not ordered and event.reason != "auth":
             if not behind:
                 return
