@@ -1341,16 +1341,27 @@ def test_nothing_is_typed_into_a_persons_half_typed_line(place, draft):
     assert f"{draft}demo" not in place.screen(session)
 
 
-# What may happen between our look and our Enter.
-DIALOG_AFTER_PASTE = """
-key = DemoAgent.key
-def opens(self, timeout_s=None):
+# What may happen between our look and our Enter: the agent acts, and Enter waits until that shows.
+AFTER_PASTE = """
+key, enter = DemoAgent.key, Runner._enter
+def acts(self, timeout_s=None):
     got = key(self, timeout_s)
     if got == b"\\x1b[201~":
-        self.store.write(self.store.home + "/chosen", str(self.ask("permit", "rm", ["Yes", "No"])))
+        while not os.path.exists(self.store.home + "/looked"):
+            select.select([], [], [], 0.01)
+        {act}
     return got
-DemoAgent.key = opens
+def late(self):
+    open(self.store.home + "/looked", "w").close()
+    while not {shows}:
+        select.select([], [], [], 0.01)
+    enter(self)
+DemoAgent.key, Runner._enter = acts, late
 """
+DIALOG_AFTER_PASTE = AFTER_PASTE.format(
+    act="self.store.write(self.store.home + '/chosen', str(self.ask('permit', 'rm', ['Yes'])))",
+    shows="'1. Yes' in self._screen()",
+)
 TERMINAL_TAKEN = """
 SUBMIT_S = 0.3
 def take_terminal():
@@ -1363,15 +1374,7 @@ def take_terminal():
     while os.tcgetpgrp(0) != other:
         select.select([], [], [], 0.01)
 """
-TAKEN_AFTER_PASTE = """
-key = DemoAgent.key
-def taken(self, timeout_s=None):
-    got = key(self, timeout_s)
-    if got == b"\\x1b[201~":
-        take_terminal()
-    return got
-DemoAgent.key = taken
-"""
+TAKEN_AFTER_PASTE = AFTER_PASTE.format(act="take_terminal()", shows="not self._in_foreground()")
 TAKEN_WHEN_IDLE = """
 status = DemoAgent.status
 def taken(self, word):
