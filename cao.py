@@ -1611,15 +1611,20 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
     )
 
 
+def has_agents(background: dict[str, str]) -> bool:
+    """Tell whether sub-agents are among what runs in the background (as in Event)."""
+    # A monitor of Claude Code 2.1.332 is a shell command whose lines wake the agent.
+    kinds = (label.partition(" ")[0] for label in background.values())
+    return any(not re.search("shell|bash|process|monitor", kind) for kind in kinds)
+
+
 def hold_s(background: dict[str, str]) -> float:
     """Return for how many seconds a turn's end counts for nothing because of what runs in the
     background (as in Event): the CLI starts another turn when that ends. A shell may be a server,
     which never ends."""
-    kinds = {label.partition(" ")[0] for label in background.values()}
-    # A monitor of Claude Code 2.1.332 is a shell command whose lines wake the agent.
-    if any(not re.search("shell|bash|process|monitor", kind) for kind in kinds):
+    if has_agents(background):
         return float("inf")
-    if kinds:
+    if background:
         return SHELL_S
     return 0.0
 
@@ -8803,6 +8808,54 @@ class Meter:
         return dict(zip(("input", "cached", "output"), totals))
 
 
+class Background:
+    """What a session's CLI runs in the background, by the ids that it gives (Event.background).
+
+    It owns what the transcript has told of that since its mark, and knows what is `old`: what
+    earlier tasks left running, which is not the open task's.
+    """
+
+    def __init__(self, row: Provider) -> None:
+        self.row = row
+        self.known: dict[str, str] = {}  # id -> label, "" once it has ended
+        self.old: set[str] = set()
+
+    def read(self, lines: Sequence[str], *, new: bool) -> None:
+        """Take in what a transcript's lines behind the mark tell. new: what they say has begun is
+        the open task's."""
+        told = self.row.read_work(lines)
+        self.known.update(told)
+        if new:
+            self.old.difference_update(one for one, label in told.items() if label)
+
+    def mark(self) -> None:
+        """Forget what has ended: the transcript has a new mark."""
+        ended = {one for one, label in self.known.items() if not label}
+        if not self.row.status:  # Copilot's model may name another one so
+            self.old -= ended
+        self.known = {one: label for one, label in self.known.items() if label}
+
+    def at(self, end: Event) -> dict[str, str]:
+        """Return what ran at a turn's end, by the transcript and by that end's hook. Claude
+        Code's hook tells all of it."""
+        if self.row.status and end.kind == "ended":
+            return end.background
+        running = {one: label for one, label in self.known.items() if label}
+        return {**running, **end.background}
+
+    def own_at(self, end: Event) -> dict[str, str]:
+        """Return what ran at a turn's end and is not old."""
+        return {one: label for one, label in self.at(end).items() if one not in self.old}
+
+    def own_ended(self) -> bool:
+        """Tell whether something that is not old has ended since the mark."""
+        return any(not label and one not in self.old for one, label in self.known.items())
+
+    def old_runs(self) -> bool:
+        """Tell whether something old still runs, by the transcript."""
+        return any(self.known.get(one) for one in self.old)
+
+
 # What changes by itself, even beside a dialog that waits: the digits of a clock, a spinner, the
 # dot before a tool call, which blinks (Claude Code 2.1.332).
 _MOVING = re.compile(r"[\d\s●⠁-⣿]")
@@ -9301,12 +9354,10 @@ class Runner:
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
         self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
-        self.old_work: set[str] = set()  # the ids of what earlier tasks left running (hold_s)
-        # Provider.read_work since the transcript's mark, and what ran at that mark
-        self.work: dict[str, str] = {}
-        # The CLI began this turn by itself, to tell what came of these (ended_work), which earlier
-        # tasks had left: it is not the open task's. (): any other turn
-        self.foreign: tuple[str, ...] = ()
+        self.background = Background(self.row)
+        # The CLI began this turn by itself, to tell what came of what earlier tasks had left
+        # (ended_work): it is not the open task's.
+        self.foreign = False
         # The end of the task's own turn before that, and that one's prompt, where the transcript
         # did not have the answer yet (Copilot 1.0.102 writes it late).
         self.behind: tuple[Event, str] | None = None
@@ -9503,13 +9554,12 @@ class Runner:
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         delivery, ours = self.delivery, False
-        told, foreign = ended_work(event.text), ()  # type: list[str], tuple[str, ...]
-        if self.old_work.issuperset(told):
-            foreign = tuple(told)
+        told = ended_work(event.text)
+        foreign = told != [] and self.background.old.issuperset(told)
         if foreign and self.ending:
             ending = self._whole(self.ending, event.text)
             if self.questions:  # that is no end yet: this turn may say the answer
-                foreign = ()
+                foreign = False
             elif ending.text:
                 self._end_turn(ending)
             else:
@@ -9520,7 +9570,7 @@ class Runner:
             if self.ordered:
                 self._end_turn(Event("interrupted", source=event.source))
             else:
-                foreign = ()
+                foreign = False
         # Taken as "unknown": a look had seen this turn before its hook came.
         if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
             ours = same_prompt(delivery.text, event.text)
@@ -9552,7 +9602,7 @@ class Runner:
         for letter in list(self.claims):
             self.claims.pop(letter).release()
 
-    def _begin_turn(self, *, marked: bool = False, foreign: tuple[str, ...] = ()) -> None:
+    def _begin_turn(self, *, marked: bool = False, foreign: bool = False) -> None:
         """Note that a turn has begun, and with it the end of every question but those of hooks.
         marked: the transcript was marked before the prompt; else it is marked here, unless a turn
         runs already. foreign: see Runner.foreign."""
@@ -9701,12 +9751,13 @@ class Runner:
         how = "done" if event.kind == "ended" else event.kind
         self._note_handed(done=how == "done")
         goes_on = False
-        foreign, self.foreign = self.foreign, ()
+        foreign, self.foreign = self.foreign, False
         if how == "done":
             event = self._whole(event)
         held = self.interim_end
-        if foreign and held and self._own_work(event) != self._own_work(held):
-            foreign = ()  # what the task left has ended in this turn, too
+        own_at = self.background.own_at
+        if foreign and held and own_at(event) != own_at(held):
+            foreign = False  # what the task left has ended in this turn, too
         if how == "done" and not foreign:
             self._keep_texts(event.earlier, event.text)
             goes_on = self._more_to_come(event)
@@ -9739,9 +9790,10 @@ class Runner:
         refused, self.refused = self.refused, False
         behind, self.behind = self.behind, None
         if not self.task:
-            self.old_work.update(self._work_at(event))
+            left = self.background.at(event)
+            self.background.old.update(left)
             if ordered:
-                self._end_unwanted(self._work_at(event))
+                self._end_unwanted(left)
             return
         if foreign and not ordered and event.reason != "auth":
             if not behind:
@@ -9755,27 +9807,7 @@ class Runner:
             self._keep_texts([event.text] * goes_on, "")
             how = "interrupted"
         if how == "failed":
-            detail = event.text
-            ends_session = event.reason == "auth"  # it can do nothing until a person has logged in
-            if ends_session:
-                detail += f"; try: {self.row.login}"
-            if event.reason == "blocked":  # a hook of the user's refused the prompt
-                ends_session = self.row.deaf
-                if event.source == "transcript" and self.row.failure:
-                    detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
-            if ends_session:  # said before the result: who gives the next task then resumes it
-                self.closing = True
-                self._insist_on(self._save)
-            self._end_task(
-                "failed",
-                event,
-                source=event.source,
-                reason=event.reason,
-                detail=detail,
-                retry_at=event.retry_at,
-            )
-            if ends_session:
-                self._finish("failed", event.reason, detail)
+            self._fail(event)
         elif how == "interrupted" and ordered:
             self._end_task(ordered, event, source=event.source, reason="by_order")
         elif how == "interrupted" and not refused:
@@ -9789,10 +9821,35 @@ class Runner:
             if event.text not in self.turns[-1:]:
                 self.turns.append(event.text)
             self.interim_end = event
-            if work := self._own_work(event):
+            if work := own_at(event):
                 self.why = f"it still runs {some_names([*work.values()])}"
         else:
             self._accept(event)
+
+    def _fail(self, event: Event) -> None:
+        """Fail the task, whose turn failed as event says; end the session with it where its CLI
+        can do nothing more."""
+        detail = event.text
+        ends_session = event.reason == "auth"  # it can do nothing until a person has logged in
+        if ends_session:
+            detail += f"; try: {self.row.login}"
+        if event.reason == "blocked":  # a hook of the user's refused the prompt
+            ends_session = self.row.deaf
+            if event.source == "transcript" and self.row.failure:
+                detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
+        if ends_session:  # said before the result: who gives the next task then resumes it
+            self.closing = True
+            self._insist_on(self._save)
+        self._end_task(
+            "failed",
+            event,
+            source=event.source,
+            reason=event.reason,
+            detail=detail,
+            retry_at=event.retry_at,
+        )
+        if ends_session:
+            self._finish("failed", event.reason, detail)
 
     def _accept(self, event: Event, checked: bool = False) -> None:
         """Take a turn's answer as the task's. An empty one fails the task, unless it is a
@@ -9831,10 +9888,9 @@ class Runner:
         of its own workers, or a message waits from the task's sender, or from cao (a failed check,
         a person's "no"), or it left work running in the background (hold_s), not an earlier
         task's."""
-        now, limit_s = time.monotonic(), hold_s(self._own_work(event))
+        now, limit_s = time.monotonic(), hold_s(self.background.own_at(event))
         # All that it left has ended, but the agent may not have been told.
-        ended = (one for one, label in self.work.items() if not label)
-        has_ended = not limit_s and not self.old_work.issuperset(ended)
+        has_ended = not limit_s and self.background.own_ended()
         if limit_s <= SHELL_S and self._left_s() < 2 * REPORT_S:
             limit_s, has_ended = 0.0, False  # no shell makes a timeout of an answer
         if now - self.ending_at < limit_s:
@@ -9852,25 +9908,12 @@ class Runner:
                 return True
         return False
 
-    def _work_at(self, event: Event) -> dict[str, str]:
-        """Return what event, a turn's end, left running in the background (Event.background): by
-        the transcript as it was last read, and by its hook. Claude Code's tells all."""
-        work = {one: label for one, label in self.work.items() if label}
-        if self.row.status and event.kind == "ended":
-            work = {}
-        return {**work, **event.background}
-
-    def _own_work(self, event: Event) -> dict[str, str]:
-        """Return _work_at without what earlier tasks had."""
-        work = self._work_at(event).items()
-        return {one: label for one, label in work if one not in self.old_work}
-
     def _awaits_background(self) -> bool:
         """Tell whether the open task's turn has ended and had left work running, which may start
         another turn."""
         if not self.interim_end:
             return False
-        if self._work_at(self.interim_end):
+        if self.background.at(self.interim_end):
             return True
         return time.monotonic() - self.worked_at < REPORT_S
 
@@ -9913,9 +9956,9 @@ class Runner:
         if self.program and self.program.note:
             notes.append(self.program.note)
         end = end or self.ending or self.interim_end
-        left = self._work_at(end or Event("interrupted"))
+        left = self.background.at(end or Event("interrupted"))
         over = end or self.phase == "idle"  # a turn that runs is interrupted first
-        unwanted = over and outcome != "done" and hold_s(left) > SHELL_S and not self.closing
+        unwanted = over and outcome != "done" and has_agents(left) and not self.closing
         if left:
             names = some_names([*left.values()])
             words = f"left running in the background: {names}; what the agent says of that later"
@@ -9923,7 +9966,7 @@ class Runner:
             if unwanted:
                 words = f"still ran in the background, and was ended: {names}"
             notes.append(words)
-        self.old_work.update(left)
+        self.background.old.update(left)
         self._insist_on(self._forget_own_messages)
 
         self._end_check()
@@ -9971,7 +10014,7 @@ class Runner:
         """Start the CLI anew, in its conversation, where sub-agents are left (as Event.background)
         of what has ended without an answer: no key interrupts them, and each of them would begin
         a turn that nobody wants."""
-        if hold_s(left) > SHELL_S and not self.leaving:
+        if has_agents(left) and not self.leaving:
             self.leaving = True
             self._insist_on(lambda: self._start_anew([*left.values()]))
 
@@ -10204,7 +10247,7 @@ class Runner:
                 inode = os.fstat(file.fileno()).st_ino
                 # Another file: at Esc, Copilot 1.0.102 writes it anew, without the prompt.
                 if self.inode not in (0, inode):
-                    self.work = {}  # its sub-agents have ended, too
+                    self.background.known = {}  # its sub-agents have ended, too
                     return Event("interrupted", source="transcript")
                 self.inode = inode
                 file.seek(self.offset)
@@ -10214,10 +10257,7 @@ class Runner:
                 raise
             return None  # the CLI makes the file with its first words
         lines = text.split("\n")
-        work = self.row.read_work(lines)
-        self.work = {**self.work, **work}
-        if self.task and not self.delivery_open():  # what begins since the mark is the task's
-            self.old_work.difference_update(one for one, label in work.items() if label)
+        self.background.read(lines, new=self.task is not None and not self.delivery_open())
         if next_prompt:
             lines = text.partition(json.dumps(next_prompt, ensure_ascii=False))[0].split("\n")
         return self.row.read_transcript(lines)
@@ -10236,11 +10276,7 @@ class Runner:
             mark = file_mark(self.transcript)
             self._transcript_event()  # for what runs by now
             self.offset, self.inode = mark
-            if not self.row.status:  # Copilot's model may name another one so
-                self.old_work.difference_update(
-                    one for one, label in self.work.items() if not label
-                )
-            self.work = {one: label for one, label in self.work.items() if label}
+            self.background.mark()
 
     def _screen(self, *, ansi: bool = False, first: str = "") -> str:
         """Return the pane's screen, "" where it is gone; first: as Tmux.capture has it."""
@@ -10873,7 +10909,7 @@ class Runner:
             if written:
                 counts = written.kind == "ended" and not written.blocking
             event = self._whole(event)
-            agents = hold_s(self._own_work(event)) > SHELL_S
+            agents = has_agents(self.background.own_at(event))
             if counts and not agents and not self.store.owed(self.name):
                 self._accept(event)
         assert self.exit_status is not None
@@ -11244,8 +11280,8 @@ class Runner:
             return "its input line is not on the screen"
         # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
         # running has ended, and keeps what is typed meanwhile for later.
-        runs_on = [one for one in self.old_work if self.work.get(one)]
-        if runs_on and not self.row.tells_state() and self._is_at_work(STILL_S):
+        unheard = self.background.old_runs() and not self.row.tells_state()
+        if unheard and self._is_at_work(STILL_S):
             return "the CLI is not idle"
         if not draft:
             return ""
@@ -11343,7 +11379,7 @@ class Runner:
             if outcome == "interrupted":  # no turn runs: its check or its workers do
                 self._end_task("interrupted", reason="by_order")
             held = self.interim_end
-            if outcome == "budget" and held and hold_s(self._own_work(held)) > SHELL_S:
+            if outcome == "budget" and held and has_agents(self.background.own_at(held)):
                 self._end_over_budget()
             return
         own_is_over = self.asked_from == "idle" or self.ending
