@@ -4916,6 +4916,14 @@ class Store:
         except CaoError:
             return None
 
+    def agent(self, name: str) -> Session | None:
+        """Return the session that a task's target names; None for any other name. A client may
+        be called like a profile. Raises CaoError for a session of another format."""
+        session = self.load(name) if NAME.match(name) else None
+        if session and session.kind == "client":
+            return None
+        return session
+
     def find(self, name: str) -> Session:
         """Return a session or client that somebody named. Raises NotFoundError, with the one
         that may be meant, where there is none; CaoError for one of another format."""
@@ -6220,7 +6228,8 @@ class Orchestrator:
 
         permissions: in place of the profile's own; only a person may give these (UsageError).
         Raises NotAllowedError as load_profile does, and NotFoundError with the nearest names;
-        may_be_session: the name could be a session's too, so theirs are among them.
+        may_be_session: the name could be a session's too, so theirs are among them; it is none of
+        an agent's (UsageError for a client's).
         """
         if permissions:
             what = "give a worker other permissions than its profile has"
@@ -6238,6 +6247,8 @@ class Orchestrator:
         known.remove("command")  # that needs a profile
         what = f"{name!r} is no profile or provider"
         near = difflib.get_close_matches(name, known, 3, 0.7)
+        if may_be_session and self.store.peek(name):
+            raise UsageError(f"{name} is a client, not an agent", "give the task to an agent")
         if may_be_session:
             what = f"{name!r} is no session, profile or provider"
             near += sessions_meant(name, self.store.live())
@@ -6711,7 +6722,7 @@ class Orchestrator:
         inbox, resume an ended session with it, or launch a new one for it. All that the caller
         may not do raises before anything is made or put."""
         target = options.session or target
-        if NAME.match(target) and (session := self.store.load(target)):
+        if session := self.store.agent(target):
             self._check_reach(session)
             elsewhere = options.cwd not in ("", session.cwd)
             if elsewhere and not session.host:
@@ -6884,13 +6895,9 @@ class Orchestrator:
             )
 
     def _check_reach(self, session: Session) -> None:
-        """Raise UsageError where the caller may not give a task to this session: it is a client,
-        the caller itself or, for any agent of ours (Caller.worker), neither below it nor one of
-        `known`, or it may do more (_check_grant)."""
-        if session.kind != "agent":
-            raise UsageError(
-                f"{session.name} is a client, not an agent", "give the task to an agent"
-            )
+        """Raise UsageError where the caller may not give a task to this session: it is the caller
+        itself or, for any agent of ours (Caller.worker), neither below it nor one of `known`, or
+        it may do more (_check_grant)."""
         if session.name == self.caller.name:
             raise UsageError("that is yourself", "give the task to another, or do it yourself")
         below = self.caller.name in self.ancestors(session.name)  # it may have ended: it resumes
@@ -7025,7 +7032,7 @@ class Orchestrator:
             repository, entry = EVERYWHERE, f"host {host}"
         with FileLock(f"{self.store.home}/lock"):
             allowed = self.store.allowed()
-            if remove and f"{folder}/.git" in allowed:
+            if remove and host is None and f"{folder}/.git" in allowed:
                 repository = f"{folder}/.git"  # it was moved or deleted
             entries = allowed.setdefault(repository, {})
             if remove and not entry:
@@ -12924,7 +12931,7 @@ class Schedule:
             self._save(record)
 
         boss, where = self._boss(), flow.beside(flow.working_directory)
-        if self.store.peek(flow.agent_profile):  # it would be ended with the run
+        if self.store.agent(flow.agent_profile):  # it would be ended with the run
             what = f"{flow.agent_profile} is a session, and a flow works in one of its own"
             raise CaoError(what, "name its profile as agent_profile")
         options = TaskOptions(
@@ -14779,8 +14786,7 @@ def give_task(call: Call, given: dict[str, Any]) -> tuple[str, str]:
     options = task_options(given)._replace(
         roots=server.list_roots, allows=allows, repeated=said.append
     )
-    is_session = NAME.match(target) and call.boss.store.load(target)
-    needed = options.cwd or not is_session
+    needed = options.cwd or not call.boss.store.agent(target)
     if needed and not os.path.isabs(options.cwd) and "@" not in target:
         start = server.directory()
         options = options._replace(cwd=os.path.join(start, options.cwd), roots=lambda: [start])
@@ -15925,6 +15931,9 @@ def _schedule_run(ask: Ask, plan: Schedule) -> int:
 def cmd_doctor(ask: Ask) -> int:
     live = ask.args.live  # None: no live turn; "*": one of each CLI that is there
     rows: list[dict[str, Any]] = []
+    if live and (ask.args.host or "@" in live):
+        fix = "run cao doctor --live on the other one"
+        raise UsageError("--live looks at the CLIs of this machine alone", fix)
     if ask.args.host:
         if f"host {ask.args.host}" not in ask.store.allowed().get(EVERYWHERE, {}):
             fix = f"ask the person to run cao doctor --host {_in_shell(ask.args.host)}"

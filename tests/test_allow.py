@@ -488,6 +488,14 @@ def test_what_is_allowed_is_listed_and_taken_away(repo):
     refused(repo)
 
 
+def test_a_host_can_be_taken_away_where_something_else_is_allowed(repo):
+    repo.ok("allow", "--check", "true")
+    repo.ok("allow", "--host", "box")
+    repo.ok("allow", "--remove", "--host", "box")
+    listed = repo.ok("allow", "--list")
+    assert ("box" in listed, "check true" in listed) == (False, True)
+
+
 @pytest.mark.parametrize("way", ["its folder", "as it is listed", "the check alone"])
 def test_what_is_allowed_in_a_repository_that_is_gone_can_be_taken_away(repo, way):
     repo.ok("allow", "--check", "true")

@@ -532,6 +532,13 @@ def test_a_directory_that_is_not_there_is_said(far):
     assert far.run("handoff", "demo@box", "x", "--cwd", "here").returncode == 2
 
 
+@pytest.mark.parametrize("argv", [["--live", "demo@box"], ["--host", "box", "--live"]])
+def test_doctor_does_no_live_turn_for_another_machine(far, argv):
+    refused = far.run("doctor", *argv)
+    assert (refused.returncode, "of this machine alone" in refused.stderr) == (2, True)
+    assert far.store.live() == []
+
+
 def test_doctor_looks_there(far):
     rows = json.loads(far.ok("doctor", "--host", "box", "--json"))
     found = {row["what"]: row for row in rows}

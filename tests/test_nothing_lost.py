@@ -998,6 +998,14 @@ def test_nobody_writes_to_itself_and_a_client_is_no_agent(place):
     assert conversation(place, session) == ["hello"]
 
 
+def test_a_client_called_like_a_profile_does_not_hide_it(place):
+    place.ok("ls", CAO_CLIENT="demo")
+    assert place.ok("handoff", "demo", "demo: say one") == "one\n"
+    client = McpClient(place)
+    assert "two" in str(client.call("handoff", target="demo", task="demo: say two"))
+    client.close()
+
+
 def test_a_worker_reaches_its_supervisor_and_siblings_and_no_stranger(place):
     boss = place.ok("launch", "demo", "--detach").strip()
     left, _ = assign(place, "demo: sleep 60", CAO_SESSION=boss)

@@ -175,6 +175,12 @@ def begin(plan, name, *more):
 
 
 @pytest.mark.tmux
+def test_a_client_called_like_the_flows_profile_does_not_hide_it(plan):
+    cao.make_client(plan.place.store, "demo")
+    assert plan.place.ok("schedule", "run", plan.write()) == "done\n"
+
+
+@pytest.mark.tmux
 def test_a_run_is_kept_in_the_history_and_leaves_no_session(plan):
     name = plan.write(script=GO)
     assert plan.place.ok("schedule", "run", name) == "done\n"
