@@ -473,7 +473,8 @@ class Event(NamedTuple):
 
     kind: str
     text: str = ""  # the prompt, the answer, the failure's words, the question
-    reason: str = ""  # for failed: api_error, rate_limit, auth, …
+    # for failed: api_error, rate_limit, auth, …; for ended: "", or "cut_off" by a limit of tokens
+    reason: str = ""
     source: str = "hook"
     conversation: str = ""
     transcript: str = ""
@@ -1596,6 +1597,8 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
         if not text:
             text = text_at(payload, "error_message")
         event = failed_event(text, text_at(payload, "error"))
+    elif kind == "ended" and text_at(payload, "stop_reason") == "length":  # of what we wrote
+        event = Event(kind, text, "cut_off")
 
     background = {}
     for task in objects_at(payload, "background_tasks"):
@@ -1608,6 +1611,7 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
         conversation=text_at(payload, "session_id"),
         transcript=text_at(payload, "transcript_path"),
         background=background,
+        earlier=tuple(text_at(said, "text") for said in objects_at(payload, "earlier")),
     )
 
 
@@ -1831,6 +1835,15 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     return yes, no
 
 
+# The kinds of a permission of Gemini CLI 0.61.0 whose event tells all, and whose first answer is:
+# once. Of an MCP tool only the dialog shows the arguments, and of a plan the plan; there the first
+# answer lets it write unasked from then on. "": another CLI's.
+_SHOWN_WHOLE = ("", "edit", "exec", "info", "sandbox_expansion")
+
+# The first answer of a permission's dialog, where it approves the call alone (Gemini CLI 0.61.0,
+# Kimi Code 2.1.0): below it stands no other list of answers.
+_FIRST_IS_ONCE = re.compile(r"(?m)^\W*1\. +(?:Allow|Approve) once\W*$(?![\s\S]*^\W*1\. )")
+
 # What a dialog may draw around a command's lines, and the blanks at which it breaks these.
 _DRAWN = re.compile(r"[│·\s]+")
 
@@ -1966,8 +1979,8 @@ def read_log(text: str) -> list[dict[str, Any]]:
     return [entry for entry in map(parse_object, text.split("\n")) if fits(entry, shapes)]
 
 
-def _ended(text: str) -> Event:
-    return Event("ended", text, source="transcript")
+def _ended(text: str, reason: str = "") -> Event:
+    return Event("ended", text, reason, "transcript")
 
 
 def _blocked(reason: Any) -> Event:
@@ -2002,7 +2015,10 @@ def _claude_says(entry: dict[str, Any], _said: str | None) -> Any:
         return failed_event(text)
     if entry.get("type") != "assistant":
         return ...
-    if text and value_at(entry, "message.stop_reason") == "end_turn":
+    stop_reason = value_at(entry, "message.stop_reason")
+    if text and stop_reason == "max_tokens":  # it may go on with another request
+        return _ended(text, "cut_off")
+    if text and stop_reason == "end_turn":
         return _ended(text)
     return None
 
@@ -2098,8 +2114,11 @@ def _pi_says(entry: dict[str, Any], _said: str | None) -> Any:
     if not isinstance(entry.get("message"), dict):
         return ...
     reason = value_at(entry, "message.stopReason")
+    text = block_text(value_at(entry, "message.content"))
+    if reason == "length":
+        return _ended(text, "cut_off")
     if reason == "stop":
-        return _ended(block_text(value_at(entry, "message.content")))
+        return _ended(text)
     if reason == "aborted":
         return _STOPPED
     return None
@@ -2115,6 +2134,8 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         return ...  # a sub-agent's
     if kind == "assistant.message" and not data.get("toolRequests"):
         return Event("said", text_at(data, "content"))
+    if kind == "user.message" and said is not None:  # it bids its model go on with that
+        return _ended(said)._replace(blocking=True)
     if kind in ("assistant.message", "user.message", "assistant.turn_start"):
         return None
     if kind == "assistant.turn_end" and said is not None:
@@ -2339,6 +2360,7 @@ def _start_codex(launch: Launch) -> Start:
         if name == "cao":
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
+    config["features.goals"] = False  # behind an answer, it would go on by itself for a goal
     # The terminal's own server: unasked, it makes worktrees, and archives anybody's threads.
     config["mcp_servers.codex_tui"] = {"command": "true", "enabled": False}
     trusted: dict[str, Any] = {}
@@ -2417,7 +2439,10 @@ def _start_gemini(launch: Launch) -> Start:
         "hooks": groups,
         "mcpServers": servers,
         "security": {"auth": {"selectedType": _gemini_login(launch)}},
-        "tools": {"exclude": _own_names(launch.profile, lacking(launch.profile))},
+        # Its plan can be approved in its terminal alone.
+        "tools": {
+            "exclude": ["enter_plan_mode", *_own_names(launch.profile, lacking(launch.profile))]
+        },
     }
     if effort := launch.profile.effort:  # a level (Gemini 3: low, high), or a budget in tokens
         thinking: dict[str, Any] = {"thinkingLevel": effort.upper()}
@@ -2486,13 +2511,17 @@ def _start_qwen(launch: Launch) -> Start:
             "deny": [
                 *_own_names(profile, lacking(profile)),
                 *("enter_worktree", "exit_worktree", "agent(isolation:worktree)"),
+                *("propose_goal", "enter_plan_mode"),  # see _start_codex and _start_gemini
             ]
         },
         # Untrusted, it asks first, and reads no settings of the folder.
         "security": {"folderTrust": {"enabled": not profile.trust}},
     }
-    if effective_permissions(profile) == "edits":
+    mode = effective_permissions(profile)
+    if mode == "edits":
         settings["permissions"]["deny"] += ["web_fetch", *_qwen_outside(launch.cwd)]
+    if mode in ("ask", "edits"):  # its own skills permit their tools for the rest of a session
+        settings["skills"] = {"disabledLevels": ["bundled"]}
     if profile.effort:
         settings["model"] = {"generationConfig": {"reasoning": {"effort": profile.effort}}}
     files = {"settings.json": settings, "mcp.json": {"mcpServers": servers}}
@@ -2510,7 +2539,7 @@ def _qwen_outside(cwd: str) -> list[str]:
         for pattern in (f"!({name})", f"!({name})/**", f"{name}?*/**"):
             rules.append(f"Edit(/{above}{pattern})")
         above += f"{name}/"
-    return rules + [f"Edit(/{above}**/{name}/**)" for name in (".git", ".qwen")]
+    return rules + [f"Edit(/{above}**/{name}/**)" for name in (".git", ".qwen", ".agents")]
 
 
 # Not StopFailure and Interrupt: 2.1.0 fires them for a sub-agent too, and does not say so. The
@@ -2538,6 +2567,13 @@ def _start_kimi(launch: Launch) -> Start:
             config += ['timeout = 600\nmatcher = "AskUserQuestion"']
         else:
             config += ["timeout = 30\n"]
+    # See _start_codex and, on timers, _start_claude.
+    reason = "A worker has its task alone: no goals, no timers."
+    decision = {"permissionDecision": "deny", "permissionDecisionReason": reason}
+    denial = {"hookSpecificOutput": {"hookEventName": "PreToolUse", **decision}}
+    refuse = _toml(quote_argv(("echo", json.dumps(denial))))
+    config += ["[[hooks]]", 'event = "PreToolUse"\nmatcher = "CreateGoal|CronCreate"']
+    config += [f"command = {refuse}", "timeout = 30\n"]
     servers = {}
     known = ("command", "args", "env", "url", "headers", "cwd")  # no keys of Claude's own
     for name, server in _servers(launch).items():
@@ -2571,7 +2607,9 @@ def _kimi_folder_key(folder: str) -> str:
 
 
 # pi 0.73.1 asks for no permission, so our extension does. After an error of a kind that passes
-# pi tries again by itself, 2, 4 and 8 s later: such an error is not the end of the turn.
+# pi tries again by itself, 2, 4 and 8 s later, and where the conversation is too long it sums that
+# up first: such an error is not the end of the turn. A prompt that it kept until it had summed up
+# has no before_agent_start.
 _PI_EXTENSION = """\
 const { spawn, spawnSync } = require("node:child_process");
 const { lstatSync, readdirSync, realpathSync } = require("node:fs");
@@ -2599,25 +2637,33 @@ module.exports = (pi) => {
   const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
     hook_event_name: name, session_id: ctx.sessionManager.getSessionId(),
     transcript_path: ctx.sessionManager.getSessionFile(), ...more }) });
-  let tries = 0, failed;  // two timers: where the machine stood still, one is due with pi's own
+  let tries = 0, failed, fail;  // two timers: where the machine stood still, one is due with pi's
   pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
   pi.on("session_shutdown", (_, ctx) => { say("SessionEnd", ctx); });
-  pi.on("before_agent_start", (e, ctx) => { say("UserPromptSubmit", ctx, { prompt: e.prompt }); });
-  pi.on("agent_start", () => clearTimeout(failed));
+  pi.on("message_start", ({ message: { role, content } }, ctx) => {
+    if (role === "user") say("UserPromptSubmit", ctx, { prompt: content });
+  });
+  pi.on("agent_start", () => { failed = clearTimeout(failed); });
+  pi.on("session_before_compact", () => {  // it does not tell where this fails
+    if (!failed) return;
+    clearTimeout(failed);
+    failed = setTimeout(fail, 300_000);
+  });
   pi.on("agent_end", (e, ctx) => {
     const last = e.messages.filter((m) => m.role === "assistant").pop() || {};
     const error_message = last.errorMessage || "";
     const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
-    const fail = () => { tries = 0; say("StopFailure", ctx, { error_message }); };
+    fail = () => { failed = tries = 0; say("StopFailure", ctx, { error_message }); };
     if (last.stopReason === "error") {
       const wait = again ? 2 ** ++tries * 1000 + 2000 : 0;
-      failed = setTimeout(() => { failed = setTimeout(fail, again ? 1000 : 0); }, wait);
+      failed = setTimeout(() => { failed = setTimeout(fail, 1000); }, wait);
       return;
     }
     tries = 0;
     const said = (last.content || []).filter((c) => c.type === "text").map((c) => c.text);
     const name = last.stopReason === "aborted" ? "Interrupt" : "Stop";
-    say(name, ctx, { last_assistant_message: said.join("\\n") });
+    const stop_reason = last.stopReason;
+    say(name, ctx, { last_assistant_message: said.join("\\n"), stop_reason });
   });
   pi.on("tool_result", (e, ctx) => {  // a message's name ends in a hyphen and four letters
     if (ctx.signal?.aborted) return;  // by Esc: the model hears no more in this turn
@@ -2829,12 +2875,23 @@ export const cao = async ({ client }) => {
     asking.delete(p.requestID ?? p.id)
     child?.kill("SIGKILL")  // it may be stopped
   }
+  const fail = (id, { name, data: { statusCode, message } }) => name === "MessageAbortedError"
+    ? tell("Interrupt", id)
+    : tell("StopFailure", id, { error: statusCode ?? name, last_assistant_message: message })
   const ended = async (id) => {
     if (!running.delete(id)) return
     const { data } = await client.session.messages({ path: { id } })
-    const { info, parts } = data.findLast((m) => m.info.role === "assistant") ?? { info: {} }
+    const { info } = data.findLast((m) => m.info.role === "assistant") ?? { info: {} }
+    if (info.error) return fail(id, info.error)
     if (!info.finish || info.finish === "tool-calls") return tell("Interrupt", id)
-    return tell("Stop", id, { last_assistant_message: textOf(parts).at(-1) ?? "" })
+    // Where an answer has filled the context, 1.18.33 sums up all, and bids its model go on.
+    const prompt = data.findLastIndex((m) => m.info.role === "user" && textOf(m.parts).length)
+    const ends = data.slice(prompt + 1).filter(({ info: { role, finish, summary } }) =>
+      role === "assistant" && finish && finish !== "tool-calls" && !summary)
+    const said = ends.map((m) => ({ text: textOf(m.parts).at(-1) ?? "" }))
+    const stop_reason = ends.at(-1)?.info.finish
+    return tell("Stop", id,
+      { last_assistant_message: said.pop()?.text, earlier: said, stop_reason })
   }
   return {
     config: (config) => {
@@ -2888,11 +2945,9 @@ export const cao = async ({ client }) => {
           ({ answers }) => ({ answers }))
       if (["permission.replied", "question.replied", "question.rejected"].includes(type))
         answered(p)
-      if (type !== "session.error" || !running.delete(p.sessionID)) return
-      const error = p.error.data.statusCode ?? p.error.name
-      const last_assistant_message = p.error.data.message
-      if (error === "MessageAbortedError") await tell("Interrupt", p.sessionID)
-      else await tell("StopFailure", p.sessionID, { error, last_assistant_message })
+      // Where a prompt is too long, it sums up, and tries again: `ended` tells what came of that.
+      if (type === "session.error" && p.error.name !== "ContextOverflowError")
+        if (running.delete(p.sessionID)) await fail(p.sessionID, p.error)
     },
   }
 }
@@ -3181,7 +3236,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # Below a dialog's options stand its keys; a text above it may look like an input line.
         # What stands in the frame of the input line is typed.
         composer=r"\s*│ >(?!(?:.*\n)*?[^│\n]*(?:↵ c|Enter select))(.*?)│?$",
-        busy=r"(?m)^ *[🌑-🌘⠁-⣿] ", asks="keys", asks_own=True,
+        busy=r"(?m)^ *[🌑-🌘⠁-⣿] |^ +Compacting context…", asks="keys", asks_own=True,
         # No line of a command begins as the frame does, and the options end at it.
         dialog=r"^ ─+\n {3}▶ (?:Run this command\?\n\n(?: {3}(?:cwd|Dangerous): .*\n)* {3}\$ "
                r"(.*\n(?:(?: {3}.*)?\n)*?)|Approve (\S+)\?\n(?:(?: {3}.*)?\n)+?)\n"
@@ -4185,8 +4240,9 @@ class Tmux:
 
     def person_active_s(self, pane: str) -> float:
         """Return the seconds since somebody last typed in a client attached to a pane's session;
-        a large number where none is attached."""
-        out = self.run("list-clients", "-t", pane, "-F", "#{client_activity}")
+        a large number where nobody can."""
+        form = "#{?client_readonly,,#{client_activity}}"
+        out = self.run("list-clients", "-t", pane, "-F", form)
         return min((abs(time.time() - int(at)) for at in out.split()), default=1e9)
 
 
@@ -4233,7 +4289,7 @@ def runtime_home() -> str:
     """Return the runtime directory's path: $CAO_HOME, else cao/ in $XDG_STATE_HOME, else in
     ~/.local/state. It need not exist yet. Its links are not resolved: Store judges the way to it
     first. Raises UsageError where CAO_HOME is / or the user's home directory."""
-    if given := os.environ.get("CAO_HOME"):
+    if given := os.path.expanduser(os.environ.get("CAO_HOME", "")):  # a client's JSON may have ~
         if not given.startswith("/"):  # else the current directory may be gone: a worker moved it
             given = os.path.join(current_directory(), given)
         home = os.path.normpath(given)
@@ -5642,8 +5698,9 @@ def default_provider(fault_of: Callable[[str], str] = program_fault) -> str:
     fault_of: program_fault, or what remembers its answers."""
     name = provider_name(os.environ.get("CAO_PROVIDER", ""))
     if name:
-        if name not in PROVIDERS:
-            raise UsageError(f"CAO_PROVIDER {name!r} is not supported", ", ".join(PROVIDERS))
+        known = [row.name for row in PROVIDERS.values() if row.name != "command"]
+        if name not in known:  # a command is what a profile says
+            raise UsageError(f"CAO_PROVIDER {name!r} is not supported", ", ".join(known))
         return name
     for row in PROVIDERS.values():
         if row.program and not fault_of(row.program):
@@ -7403,6 +7460,8 @@ class Orchestrator:
         view = self.view(name)
         asked = self._asked(view, question)
         self._check_may_answer(view, asked, bool(key))
+        if len([one for one in (answer, key, dialog) if one]) > 1:
+            raise UsageError("an answer, keys and --dialog do not go together", "give one of them")
         by = self.caller.name
         if self.caller.person:
             by = "person"
@@ -8074,6 +8133,19 @@ def _stranded(store: Store, name: str) -> set[str]:
     return stranded
 
 
+def _unfinished(place: str) -> list[str]:
+    """Return, in words, of which series of commits git is in the middle in a working tree."""
+    series = {
+        "an unfinished rebase, or git am": ("rebase-merge", "rebase-apply"),
+        "an unfinished series of git cherry-pick or git revert": ("sequencer",),
+    }
+    return [
+        words
+        for words, folders in series.items()
+        if any(_listdir(_git(place, "rev-parse", "--git-path", folder)) for folder in folders)
+    ]
+
+
 def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
     """Return, in words, all that would be lost with a worktree and its branch; [] where nothing
     would. The caller holds `discarding`. Raises CaoError where git cannot tell."""
@@ -8095,9 +8167,7 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         losses.append(count_of(count, "commit"))
     if cwd != path:
         return losses
-    unfinished = ("--git-path", "rebase-merge", "--git-path", "rebase-apply")
-    if any(map(_listdir, _git(path, "rev-parse", *unfinished).split("\n"))):
-        losses.append("an unfinished rebase")
+    losses += _unfinished(path)
     changed, unseen = _status(path)
     if changed:
         losses.append("uncommitted changes")
@@ -8342,8 +8412,10 @@ def merge_worktree(boss: Orchestrator, name: str) -> dict[str, Any]:
 
 
 def _refuse_unfinished(place: str) -> None:
-    """Raise CaoError, in git's words, in the middle of another merge and where the index is
-    locked."""
+    """Raise CaoError in the middle of another merge or of a series of commits, and where the index
+    is locked."""
+    for words in _unfinished(place):
+        raise CaoError(f"{place} holds {words}", f"git -C {_in_shell(place)} status")
     # Git says the first before it looks for what to merge, and goes no further, as there is no
     # such branch: a merge of HEAD would take the message of an unfinished revert with it.
     _git(place, "merge", "--ff-only", "no such branch", allowed=1)
@@ -8858,10 +8930,6 @@ class Background:
         """Tell whether something that is not old has ended since the mark."""
         return any(not label and one not in self.old for one, label in self.known.items())
 
-    def old_runs(self) -> bool:
-        """Tell whether something old still runs, by the transcript."""
-        return any(self.known.get(one) for one in self.old)
-
 
 # What changes by itself, even beside a dialog that waits: the digits of a clock, a spinner, the
 # dot before a tool call, which blinks (Claude Code 2.1.332).
@@ -9363,8 +9431,9 @@ class Runner:
         self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
         self.background = Background(self.row)
         # The CLI began this turn by itself, to tell what came of what earlier tasks had left
-        # (ended_work): it is not the open task's.
+        # (ended_work), or for a text that was given up: it is not the open task's.
         self.foreign = False
+        self.given_up: list[str] = []  # texts that the CLI did not take in time: it may have later
         # The end of the task's own turn before that, and that one's prompt, where the transcript
         # did not have the answer yet (Copilot 1.0.102 writes it late).
         self.behind: tuple[Event, str] | None = None
@@ -9529,8 +9598,10 @@ class Runner:
         """
         self.evidence["event"] = {"kind": event.kind, "source": event.source, "at": at}
         self._log("event", kind=event.kind, source=event.source, reason=event.reason)
-        if event.conversation:
+        if event.conversation not in ("", self.conversation) and event.kind != "leaving":
             self.conversation = event.conversation
+            if self.begun:  # a person began another one: Kimi Code 2.1.0 does not name its file
+                self.transcript, self.offset, self.inode = "", 0, 0
         if event.transcript and event.transcript != self.transcript:
             self.transcript, self.offset, self.inode = event.transcript, 0, 0
 
@@ -9563,6 +9634,7 @@ class Runner:
         delivery, ours = self.delivery, False
         told = ended_work(event.text)
         foreign = told != [] and self.background.old.issuperset(told)
+        foreign = foreign or any(same_prompt(text, event.text) for text in self.given_up)
         if foreign and self.ending:
             ending = self._whole(self.ending, event.text)
             if self.questions:  # that is no end yet: this turn may say the answer
@@ -9654,8 +9726,7 @@ class Runner:
         folder = text_at(payload, "cwd")  # after a `cd`, of Claude Code 2.1.332, Codex 0.171.0
         if questions := questions_in(payload):
             kind, lines = "question", len(questions)
-        elif value_at(payload, "details.type") == "mcp":
-            # Gemini CLI 0.61.0 does not tell the arguments: only its dialog shows them.
+        elif text_at(payload, "details.type") not in _SHOWN_WHOLE:
             kind, options = "screen", ()
         elif folder not in ("", self.session.cwd):  # in front, where no asker can write
             text = f"in {one_line(folder)}: {text}"
@@ -9763,8 +9834,10 @@ class Runner:
             event = self._whole(event)
         held = self.interim_end
         own_at = self.background.own_at
-        if foreign and held and own_at(event) != own_at(held):
-            foreign = False  # what the task left has ended in this turn, too
+        if foreign and held:
+            foreign = own_at(event).items() >= own_at(held).items()  # else what it left has ended
+        if foreign and held:
+            self.background.old.update(own_at(event).keys() - own_at(held).keys())
         if how == "done" and not foreign:
             self._keep_texts(event.earlier, event.text)
             goes_on = self._more_to_come(event)
@@ -9883,7 +9956,7 @@ class Runner:
         whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
             return event
-        event = event._replace(earlier=whole.earlier)
+        event = event._replace(earlier=whole.earlier, reason=whole.reason)
         if whole.text and not event.text:
             return event._replace(text=whole.text, source=f"{event.source}+transcript")
         if whole.text.strip() == event.text.strip():
@@ -9946,6 +10019,8 @@ class Runner:
             if used > task.max_tokens:
                 passed = f"used {used:,} tokens, more than max_tokens {task.max_tokens:,}"
                 notes.append(f"{passed}: it was done before that was counted")
+        if outcome == "done" and end and end.reason == "cut_off":
+            notes.append("cut off: the model had reached its limit of output tokens")
         notes += [f"taken away by a supervisor's grant: {w}" for w in self.launch.profile.clipped]
         try:
             if self.session.worktree:
@@ -11286,9 +11361,9 @@ class Runner:
             self._look_for_dialog(time.monotonic())
             return "its input line is not on the screen"
         # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
-        # running has ended, and keeps what is typed meanwhile for later.
-        unheard = self.background.old_runs() and not self.row.tells_state()
-        if unheard and self._is_at_work(STILL_S):
+        # running has ended, nor pi 0.73.1 that it sums up its conversation: what is typed meanwhile
+        # is kept for later.
+        if not self.row.tells_state() and self._is_at_work(STILL_S):
             return "the CLI is not idle"
         if not draft:
             return ""
@@ -11362,6 +11437,7 @@ class Runner:
         on_the_way = [m for m in self._letters() if m.id in delivery.messages]
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=delivery.messages)
+        self.given_up.append(delivery.text)
         why = f"the CLI did not take it as a prompt{self._unheard()}"
         if self.task and self.task.id in delivery.messages:
             self._end_task("failed", reason="never_started", detail=why)
@@ -11513,7 +11589,7 @@ class Runner:
             keys = keys or "Enter"
         elif answer == "yes":
             keys = "1"
-        fault = self._press(question, keys or "Escape")
+        fault = self._press(question, keys or "Escape", once=answer == "yes")
         if not keys and self.reply == {"id": order["id"], "ok": True, "text": as_text}:
             # Esc ends the turn, and the words begin the next one.
             text = f"The user refused: {shorten(question.text, 200)}. {words}".strip()
@@ -11522,16 +11598,19 @@ class Runner:
             self._insist_on(lambda: self.store.put_once(message))
         return fault
 
-    def _press(self, question: Question, keys: str) -> str:
+    def _press(self, question: Question, keys: str, *, once: bool = False) -> str:
         """Press keys (tmux's names, blanks between) in the dialog of a question, each once the one
         before has changed the screen, and close the question; return why that did not work, or
-        "". Where no dialog comes, no key is pressed: the question is closed as withdrawn."""
+        "". Where no dialog comes, no key is pressed: the question is closed as withdrawn. once:
+        keys are its first answer, which has to approve this call alone."""
         # Its event comes before the dialog is drawn, so this waits: 500 looks, about 10 s.
         if self.row.composer and not look_until(lambda: self._draft() is None, 500):
             self._close_question(question)
             return ""
         if not look_until(lambda: self._dialog_shows(question), 150):
             return "its dialog may ask another open question: answer that one first, or attach"
+        if once and not look_until(lambda: _FIRST_IS_ONCE.search(self._screen()), 150):
+            return f"its dialog has other answers: cao show {self.name}, then --key, or attach"
         for key in keys.split():
             before = self._screen()
             self._keys(key)
@@ -11594,7 +11673,7 @@ class Runner:
             what = trust_words  # a dialog that is drawn anew has a new id
         if self.tried.count(what) < 3:
             self.tried.append(what)
-            self._press(question, key)
+            self._press(question, key, once=question.kind == "permission")
 
 
 def tmux_variables() -> dict[str, str]:
@@ -15593,10 +15672,13 @@ def cmd_stop(ask: Ask) -> int:
         raise UsageError("cao stop which session?", "cao ls has their names; cao stop --all")
     if names and args.all:
         raise UsageError("--all is every session, not only those named", "leave one of them out")
-    if args.all:  # those on top: their workers end with them
-        views = [view for view in ask.boss.list_sessions() if view["kind"] == "agent"]
-        live = {view["session"] for view in views}
-        names = [view["session"] for view in views if view["supervisor"] not in live]
+    if args.all:
+        listed = ask.boss.list_sessions()
+        views = {view["session"]: view for view in listed if view["kind"] == "agent"}
+        # Those below first: what comes of an interrupt may begin a turn above.
+        names = sorted(views, key=lambda name: -len(ask.boss.ancestors(name)))
+        if not args.interrupt:  # those on top: their workers end with them
+            names = [name for name in names if views[name]["supervisor"] not in views]
     stopped = []
     for name in names:
         try:
@@ -15606,9 +15688,9 @@ def cmd_stop(ask: Ask) -> int:
             code = error.exit_code
             continue
         stopped.append(done)
-        if len(names) == 1 or not args.json:
+        if len(args.sessions) == 1 or not args.json:
             _print(ask, done, f"{name}: {done['did']}")
-    if args.json and len(names) != 1:
+    if args.json and len(args.sessions) != 1:
         _print(ask, stopped, "")
     return code
 
@@ -15868,6 +15950,10 @@ def _schedule_add(ask: Ask, plan: Schedule) -> str:
     except CaoError as error:  # it may come later
         _say_error(CaoError(f"flow {flow.name} could not run now: {error.what}", error.fix))
     _say_mistyped(f"flow {flow.name}", flow.unknown, Flow._fields)
+    for key in flow.unknown:
+        if key in PROFILE_KEYS:
+            what = f"flow {flow.name}: the key {key!r} is a profile's, and counts for nothing here"
+            _say_error(CaoError(what, f"write it into the profile {name}"))
     plan.add(flow, passed)
     return flow.name
 
@@ -16473,7 +16559,9 @@ class McpServer:
                 raise RpcError(-32600, "batches were removed from MCP; send one message a line")
             if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
                 raise RpcError(-32600, "not a JSON-RPC 2.0 message")
-            method, params = message.get("method"), message.get("params", {})
+            method, params = message.get("method"), message.get("params")
+            if params is None:  # some write down the fields that they leave out
+                params = {}
             if "id" not in message or "method" not in message:
                 if method == "notifications/cancelled":
                     self.cancel(value_at(params, "requestId"))
@@ -17314,7 +17402,8 @@ def command_line(called: str = "") -> tuple[Any, dict[str, Any]]:
         def error(self, message: str) -> NoReturn:
             """Raise UsageError, with the option or choice that was probably meant."""
             known = [*self._option_string_actions]
-            known += [str(word) for action in self._actions for word in action.choices or ()]
+            if "choice: " in message:
+                known = [str(word) for action in self._actions for word in action.choices or ()]
             # Of several arguments that are not known, the option is the one that was mistyped.
             wrong = re.search(r"(?:arguments: (?:[^-].*? (?=-))?|choice: )'?([^\s'=]+)", message)
             takes_text = TEXTS & {action.dest for action in self._actions}

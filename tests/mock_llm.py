@@ -17,7 +17,8 @@ The LAST user prompt decides. If it holds ``MOCK:``, a script follows: steps joi
     sleep S | hang       wait S seconds (hang: an hour); a client that leaves ends it
     tool NAME {json}     call a tool; the next steps run when its result is back. NAME may
                          be the end of the full name; ``tool A {} & tool B {}`` calls both
-    error CODE [N [R]]   HTTP CODE the first N times (default: always), retry-after: R
+    error CODE [N [R]]   HTTP CODE the first N times (default: always), retry-after: R; CODE
+                         `overflow`: 400, the prompt is too long
     drop                 break the connection in mid-stream
     tokens N [C [O]]     report N input tokens, C more from a cache, and O of output (10)
 
@@ -57,6 +58,7 @@ END_OF_TEXT = re.compile(rf"[;&]\s*(?={STEP})|\r?\n|</\w+[^<>]*>\s*\Z|\Z")
 # What they add in the user's name, inside a prompt and as a message of its own.
 REMINDER = re.compile(r"<(system-reminder|current_datetime)>.*?</\1>", re.S)
 INJECTED = re.compile(r"\s*<([A-Za-z_][\w-]*)[ >].*</\1>\s*\Z", re.S)
+OVERFLOW = "This model's maximum context length is 9 tokens, your messages have 10"
 ERRORS = {400: "invalid_request_error", 429: "rate_limit_error", 529: "overloaded_error"}
 
 
@@ -404,8 +406,12 @@ class Handler(BaseHTTPRequestHandler):
         for index, (verb, argument) in enumerate(steps):
             if verb == "error":
                 code, times, after = [*argument.split(), "", ""][:3]
+                if code == "overflow":  # once it has summed up, the prompt stands elsewhere
+                    key = key[:3]
                 if self.server.count((*key, index)) <= int(times or sys.maxsize):
                     headers = {"retry_after": after} if after else {}
+                    if code == "overflow":
+                        return self.fail(400, OVERFLOW)
                     return self.fail(int(code), f"mock error {code}", **headers)
         return None
 

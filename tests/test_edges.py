@@ -381,6 +381,11 @@ def test_a_folder_above_that_others_own_or_can_write_is_refused(place, monkeypat
             assert "chmod go-w" in done.stderr
 
 
+def test_a_home_that_a_clients_json_names_by_a_tilde_is_in_the_users_home(place):
+    place.ok("ls", CAO_HOME="~/of/cao")
+    assert ((place.user / "of" / "cao").is_dir(), (place.work / "~").exists()) == (True, False)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_what_another_user_made_first_is_refused(place):
     first = place.folder / "cao-1000"

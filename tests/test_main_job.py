@@ -474,6 +474,9 @@ def test_a_question_is_withdrawn_at_its_turns_end(place, busy, end, state):
 def test_a_question_is_left_to_the_clis_own_dialog(place, busy):
     session, _ = busy
     hook = Hook(place, session, "touch x")
+    for both in (["no", "--key", "1"], ["no", "--dialog"], ["--key", "1", "--dialog"]):
+        refused = place.run("answer", session, *both)
+        assert (refused.returncode, "do not go together" in refused.stderr) == (2, True)
     assert "its own dialog" in place.ok("answer", session, "--dialog")
     assert hook.printed() == {}
     assert place.until_state(session, "working")["questions"] == []
@@ -2491,6 +2494,8 @@ def test_what_is_piped_in_beside_a_task_is_said_to_be_left(place, piped):
 BAD = [
     (["handoff", "nobody", "x"], 3, "no session, profile or provider", "one of"),
     (["handoff", "demo", "say", "hello"], 2, "unrecognized arguments: hello", "in quotes"),
+    (["handoff", "demo", "Which", "tests", "fail"], 2, "arguments: tests fail", "in quotes"),
+    (["handoff", "demo", "Add", "all"], 2, "unrecognized arguments: all", "in quotes"),
     (["handoff", "Which tests fail?"], 2, "no session, profile or provider", "before the text"),
     (["profiles", "nobody"], 3, "'nobody' is no profile or provider", "one of"),
     (["handoff", "demo", ""], 2, "the text is empty", "write the text"),
@@ -2654,8 +2659,11 @@ def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(pl
 
     assert provider(CAO_PROVIDER="codex_cli") == "codex"
     assert provider(**nowhere(place, monkeypatch)) == "claude"
-    wrong = place.run("profiles", "any", CAO_PROVIDER="gpt")
-    assert (wrong.returncode, "CAO_PROVIDER 'gpt' is not supported" in wrong.stderr) == (2, True)
+    for name in ("gpt", "command"):  # a command is what a profile says
+        wrong = place.run("profiles", "any", CAO_PROVIDER=name)
+        said = f"CAO_PROVIDER '{name}' is not supported" in wrong.stderr
+        assert (wrong.returncode, said, "command" in wrong.stderr.partition("try:")[2]) == (
+            2, True, False)  # fmt: skip
 
 
 def test_a_cli_that_does_not_say_its_version_is_broken(place):
@@ -2905,6 +2913,16 @@ def test_a_hook_that_asks_about_a_tool_of_caos_own_is_answered_at_once(place, bu
 
 
 @pytest.mark.tmux
+def test_stop_all_interrupts_every_session_those_below_first(place):
+    boss = place.ok("assign", "demo", "demo: handoff demo {demo: sleep 60}").strip()
+    boss = boss.partition(".")[0]
+    below, _ = until(lambda: sorted(place.live(), key=[boss].count), lambda names: len(names) == 2)
+    place.until_state(below, "working")
+    stopped = json.loads(place.ok("stop", "--all", "--interrupt", "--json"))
+    assert [one["session"] for one in stopped] == [below, boss]
+    assert [place.until_state(name, "idle")["state"] for name in (below, boss)] == ["idle"] * 2
+
+
 def test_stop_all_ends_every_session_that_runs(place):
     place.ok("assign", "demo", "demo: handoff demo {demo: sleep 300}")
     place.ok("assign", "demo", "demo: sleep 300")

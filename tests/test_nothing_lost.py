@@ -604,6 +604,23 @@ def test_a_task_that_the_cli_does_not_read_is_over_in_its_time(place):
     assert place.ok("handoff", session, "demo: say on") == "on\n"
 
 
+def test_who_only_looks_on_holds_up_no_task(place):
+    """So does cao itself, where a worker is on another machine."""
+    put_loader(place, "PERSON_S = 1000.0\n")
+    session = idle_session(place)
+    argv = ["tmux", "-u", "-L", cao.tmux_socket(str(place.home))]
+    argv += ["attach", "-f", "read-only", "-t", f"={session}"]
+    looks = subprocess.Popen(
+        [sys.executable, "-c", f"import pty; pty.spawn({argv!r})"], stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, env={**place.env, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    until(lambda: place.tmux("list-clients"))
+    done = place.run("handoff", session, "demo: say on", "--timeout", "20s")
+    place.tmux("detach-client", "-s", f"={session}")
+    looks.communicate(timeout=30)
+    assert done.stdout == "on\n"
+
+
 ODD_TMUX = """
 person_active_s = Tmux.person_active_s
 def fails(self, pane):

@@ -1621,3 +1621,17 @@ def test_of_a_sessions_own_files_its_cli_gets_the_letters_alone(provider, mode):
     reached = re.findall(rf"(?:--add-dir\n|Read\(/|\"){re.escape(folder)}([^\n)\"]*)", given)
     wanted = {"claude": ["/letters/**"], "opencode": ["/system.md", "/letters/**"]}
     assert reached == wanted.get(provider, ["/letters"])
+
+
+@pytest.mark.parametrize(
+    ("shown", "once"),
+    [
+        ("│ ● 1. Allow once   │\n│   2. Allow for this session │", True),
+        ("   ▶ 1. Approve once\n     2. Approve for this session", True),
+        (" ▶ 1. Switch to Never Ask and start\n   3. Start in Always Ask", False),
+        (" ● 1.  Yes, automatically accept edits   Approves plan\n", False),
+        ("  1. Allow once\n ▶ 1. Switch to Never Ask and start", False),  # a command's own line
+    ],
+)
+def test_a_yes_by_a_key_is_given_where_the_first_answer_is_once(shown, once):
+    assert bool(cao._FIRST_IS_ONCE.search(shown)) == once

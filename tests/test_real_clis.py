@@ -13,12 +13,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import cao
+import mock_llm as mock_model
 from conftest import CAO, PINNED, ROOT, McpClient, real_clis, run_block, until
 from test_nothing_lost import put_loader
 from test_views import Terminal
@@ -642,7 +644,8 @@ def test_edits_alone_write_nothing_unasked_that_says_what_runs(place, mock_llm, 
 # What git, or the CLI's own next session, runs.
 RUN = {
     "opencode": (".git/config", ".opencode/plugin/x.js", "opencode.json", "tui.json"),
-    "qwen": (".git/config", ".qwen/x.json"),  # its settings.json it changes itself
+    # Its settings.json it changes itself; a skill there may have hooks.
+    "qwen": (".git/config", ".qwen/x.json", ".agents/skills/x/SKILL.md"),
     "gemini": (".git/config", ".gemini/settings.json"),
     "copilot": (
         *(".git/config", ".github/hooks/x.json", ".mcp.json", ".vscode/mcp.json"),
@@ -707,6 +710,19 @@ def set_opencode(place, users: dict) -> None:
     (own / "opencode.json").unlink()
     (own / "opencode.json").write_text(json.dumps({**OPENCODE_CONFIG, **users}))
     place.env["XDG_CONFIG_HOME"] = str(own.parent)
+
+
+def test_an_answer_that_fills_opencodes_context_is_kept(place, mock_llm):
+    """Behind it, it sums up the conversation, and bids its model go on."""
+    install(place, "opencode", mock_llm.port)
+    mock = json.loads(json.dumps(OPENCODE_CONFIG["provider"]["mock"]))
+    mock["models"]["mock-model"]["limit"] = {"context": 100_000, "output": 8_000}
+    set_opencode(place, {"provider": {"mock": mock}})
+    (result,) = handoff(place, "real-opencode", "MOCK:tokens 150000;say the answer")["results"]
+    assert (result["outcome"], result["turns"]) == ("done", ["the answer"])
+    assert "Continue" in result["answer"]
+    done = handoff(place, result["session"], "MOCK:tokens 9;say another")["results"][0]
+    assert (done["answer"], done["turns"]) == ("another", [])
 
 
 BASH = 'bash {"command": "touch made", "description": "x"}'
@@ -1223,6 +1239,135 @@ def test_parallel_calls_are_approved_as_the_dialog_shows_them(place, mock_llm):
     assert place.run("answer", session, "yes").returncode == 2
     place.ok("answer", session, "--key", "1")
     assert place.ok("wait", task) == "went on\n"
+
+
+def test_no_plan_waits_for_a_terminal(place, mock_llm):
+    """Neither Gemini CLI nor Qwen Code takes a yes to a plan from a hook; by a key, Gemini CLI
+    would write unasked from then on. No worker gets their tool for it."""
+    for name in ("gemini", "qwen"):
+        install(place, name, mock_llm.port)
+        assert handoff(place, f"real-{name}", "MOCK:say on")["results"][0]["answer"] == "on"
+    tools = [request.get("tools") for request in mock_llm.requests if request.get("tools")]
+    assert "write_file" in str(tools)
+    assert [t for t in ("enter_plan_mode", "propose_goal") if t in names_of_tools(tools)] == []
+
+
+@pytest.mark.parametrize(
+    "call", ['CreateGoal {"objective": "x"}', 'CronCreate {"cron": "* * * * *", "prompt": "x"}']
+)
+def test_kimis_goals_and_timers_are_refused(place, mock_llm, call):
+    """Behind its answer it would go on by itself; the first answer there is: never ask again."""
+    install(place, "kimi", mock_llm.port)
+    (result,) = handoff(place, "real-kimi", f"MOCK:tool {call};result")["results"]
+    assert (result["outcome"], "A worker has its task alone" in result["answer"]) == ("done", True)
+
+
+def test_codex_has_no_goals(place, mock_llm):
+    install(place, "codex", mock_llm.port)
+    assert handoff(place, "real-codex", "MOCK:say on")["results"][0]["answer"] == "on"
+    names = names_of_tools([request.get("tools") for request in mock_llm.requests])
+    assert ("exec_command" in names, "create_goal" in names) == (True, False)
+
+
+@pytest.mark.parametrize("words", ["/clear", "/new"])
+def test_a_person_may_begin_another_conversation_in_kimi(place, mock_llm, words):
+    install(place, "kimi", mock_llm.port)
+    session = handoff(place, "real-kimi", "MOCK:say first")["results"][0]["session"]
+    conversation = place.state(session)["conversation"]
+    place.tmux("send-keys", "-t", f"={session}:", "-l", words)
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    until(lambda: place.state(session)["conversation"] != conversation)
+    for answer in ("second", "third"):
+        (result,) = handoff(place, session, f"MOCK:say {answer}")["results"]
+        assert (result["outcome"], result["answer"]) == ("done", answer), result
+
+
+CUT_OFF = {"anthropic": ("stop_reason", "end_turn", "max_tokens"),
+           "chat": ("finish_reason", "stop", "length")}  # fmt: skip
+
+
+@pytest.mark.parametrize("cli", ["claude", "copilot", "opencode", "pi"], indirect=True)
+def test_an_answer_that_is_cut_off_says_so_or_is_kept(place, cli, monkeypatch):
+    """Claude Code and Copilot go on by themselves; the first part is in `turns`."""
+    cut = mock_model.Handler.answer
+
+    def answer(self, wire, body):
+        write = self.wfile.write
+        key, usual, other = CUT_OFF.get(wire.__name__, ("", "", ""))
+
+        def shorter(content):
+            write(content.replace(f'"{key}": "{usual}"'.encode(), f'"{key}": "{other}"'.encode()))
+
+        last = [text for kind, text in mock_model.history(body) if kind == "U"][-1:]
+        if "part one" in str(last):
+            self.wfile.write = shorter
+        return cut(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", answer)
+    (result,) = handoff(place, f"real-{cli}", "MOCK:say part one of it")["results"]
+    assert result["outcome"] == "done"
+    if cli in ("claude", "copilot"):
+        assert "part one of it" in result["turns"]
+    else:
+        assert (result["answer"], "limit of output" in str(result["notes"])) == (
+            "part one of it", True)  # fmt: skip
+
+
+def names_of_tools(value) -> set:
+    """Return all names in what requests list as tools."""
+    names = set()
+    if isinstance(value, list):
+        for one in value:
+            names |= names_of_tools(one)
+    elif isinstance(value, dict):
+        names = {value["name"]} if isinstance(value.get("name"), str) else set()
+        for key in ("function", "functionDeclarations"):
+            names |= names_of_tools(value.get(key))
+    return names
+
+
+@pytest.mark.parametrize("cli", ["opencode", "pi"], indirect=True)
+def test_a_prompt_that_is_too_long_is_no_end_of_a_turn(place, cli):
+    """The CLI sums up its conversation, and tries again."""
+    allow_all(place, cli)
+    target = f"real-{cli}"
+    for number in range(4):  # there has to be something to sum up
+        words = "words" + 3000 * " words"
+        (result,) = handoff(place, target, f"MOCK:say more {number} {words}")["results"]
+        target = result["session"]
+    (result,) = handoff(place, target, "MOCK:error overflow 1;say the answer")["results"]
+    assert (result["outcome"], result["answer"]) == ("done", "the answer"), result
+    (result,) = handoff(place, target, "MOCK:say another")["results"]
+    assert (result["outcome"], result["answer"]) == ("done", "another"), result
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_task_that_comes_while_pi_sums_up_is_done_once(place, mock_llm, monkeypatch, looks):
+    """looks: cao sees it in time; else its prompt is kept, and pi does it when it has summed up."""
+    if not looks:
+        put_loader(place, "Runner._is_at_work = lambda self, limit_s: False\n")
+    install(place, "pi", mock_llm.port)
+    begun, go_on = threading.Event(), threading.Event()
+    answer = mock_model.Handler.answer
+
+    def summing(self, wire, body):
+        if not body.get("tools"):
+            begun.set()
+            go_on.wait(60)
+        return answer(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", summing)
+    session = handoff(place, "real-pi", "MOCK:say first")["results"][0]["session"]
+    first = place.ok("assign", session, f"MOCK:tokens 150000;say one{3000 * ' words'}").strip()
+    assert begun.wait(60)
+    second = place.ok("assign", session, "MOCK:say two").strip()
+    if looks:
+        until(lambda: place.state(session)["held_back"])
+    else:
+        until(lambda: [e for e in place.log(session) if e["event"] == "submitted"][1:])
+    go_on.set()
+    assert place.ok("wait", first).startswith("one words")
+    assert place.ok("wait", second) == "two\n"
 
 
 def kimi_sub_agents(*scripts):

@@ -681,9 +681,10 @@ def test_a_session_whose_pane_is_gone_before_it_read_the_order_to_stop_is_not_lo
 BACKGROUND = """
 SHELL_S, REPORT_S = 1.0, 0.5
 hook, read_prompt = DemoAgent.hook, DemoAgent.read_prompt
-DemoAgent.left, DemoAgent.esc = {}, False
+DemoAgent.left, DemoAgent.esc, DemoAgent.again = {}, False, False
 def tells(self, name, **fields):
     if name == "Stop":
+        self.again = self.again or "again" in fields["last_assistant_message"]
         for word, one, kind in ("bg", "s1", "shell"), ("ag", "a2", "subagent"):
             if word in fields["last_assistant_message"]:
                 self.left = {**self.left, one: kind}
@@ -701,11 +702,35 @@ def ends(self):
         tells(self, "UserPromptSubmit", prompt=told)
         select.select([], [], [], 1)
         words = "the build has ended" + "; so has mine" * ("a2" in self.left)
-        self.left = {}
+        self.left, again = {}, "a2" in self.left and self.again
+        if again:
+            words, self.left = "the build runs again", {"a2": "subagent", "s3": "shell"}
         tells(self, "Stop", last_assistant_message=words)
         self.status("idle")
+        if again:
+            tells(self, "UserPromptSubmit", prompt=told.replace("s1", "a2"))
+            self.left = {}
+            tells(self, "Stop", last_assistant_message="mine has ended")
     return read_prompt(self)
 DemoAgent.hook, DemoAgent.read_prompt = tells, ends
+"""
+
+
+# An agent that takes a prompt away from its input line, and does it when it has another.
+KEEPS_PROMPTS = """
+SUBMIT_S = 0.5
+read_prompt = DemoAgent.read_prompt
+DemoAgent.kept = []
+def keeps(self):
+    if self.kept:  # cao has looked at the turn before
+        select.select([], [], [], 1.5)
+    while not self.kept:
+        self.kept.append(read_prompt(self))
+        while os.path.exists(self.store.home + "/deaf") and not self.kept[1:]:
+            self.show("\\x1b[2J\\x1b[Hdemo> ")
+            self.kept.append(read_prompt(self))
+    return self.kept.pop(0)
+DemoAgent.read_prompt = keeps
 """
 
 
@@ -733,6 +758,24 @@ def test_what_a_task_left_may_end_in_a_turn_for_an_earlier_one(place):
     (result,) = json.loads(place.ok("handoff", session, "demo: say ag", "--json"))["results"]
     assert (result["answer"], result["turns"]) == ("the build has ended; so has mine", ["ag"])
     assert result["background"] == []
+
+
+def test_what_begins_in_a_turn_for_an_earlier_task_is_not_the_open_ones(place):
+    session = left_a_shell(place)
+    done = place.ok("handoff", session, "demo: say ag again", "--json")
+    (result,) = json.loads(done)["results"]
+    assert (result["answer"], result["turns"]) == ("mine has ended", ["ag again"])
+
+
+def test_a_text_that_was_given_up_answers_no_later_task(place):
+    """Kimi Code keeps what is typed while it sums up its conversation, and does it later."""
+    put_loader(place, KEEPS_PROMPTS)
+    session = place.ok("handoff", "demo", "demo: say ready", "--json", "--keep")
+    session = json.loads(session)["results"][0]["session"]
+    (place.home / "deaf").touch()
+    first = place.ok("assign", session, "demo: say first").strip()
+    assert place.run("wait", first).returncode == 1
+    assert place.ok("handoff", session, "demo: say second") == "second\n"
 
 
 def test_no_key_of_a_turn_that_timed_out_reaches_the_cli_that_starts_anew(place):

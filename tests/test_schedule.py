@@ -174,6 +174,13 @@ def begin(plan, name, *more):
     return process
 
 
+def test_a_profiles_key_in_a_flow_is_said(place):
+    (place.work / "f.md").write_text(flow_text(check="pytest -q"))
+    done = place.run("schedule", "add", "f.md")
+    words = "the key 'check' is a profile's, and counts for nothing here\n     try: write it into"
+    assert (done.returncode, words in done.stderr) == (0, True), done.stderr
+
+
 @pytest.mark.tmux
 def test_a_client_called_like_the_flows_profile_does_not_hide_it(plan):
     cao.make_client(plan.place.store, "demo")

@@ -1118,6 +1118,28 @@ def in_the_middle_of_a_rebase(repo, path):
     git(path, "-c", editor, "rebase", "-q", "-i", "--autostash", "HEAD~1")
 
 
+def in_the_middle_of(command):
+    """Return what leaves a worktree in the middle of three commits, all that is done committed."""
+
+    def make(repo, path):
+        git(path, "switch", "-q", "-c", "theirs")
+        for number in range(3):
+            (path / "a.txt").write_text(f"theirs {number}\n")
+            git(path, "commit", "-qam", f"theirs {number}")
+        patches = git(path, "format-patch", "-3", "-o", repo.folder / "patches").split()
+        git(path, "switch", "-q", "-")
+        (path / "a.txt").write_text("ours\n")
+        git(path, "commit", "-qam", "ours")
+        commits = patches if command == "am" else ["theirs~2", "theirs~1", "theirs"]
+        git(path, command, *commits, code=128 if command == "am" else 1)
+        if command == "cherry-pick":
+            (path / "a.txt").write_text("both\n")
+            git(path, "commit", "-qam", "both")
+
+    make.__name__ = command
+    return make
+
+
 def with_another_name(repo, path):
     git(path, "commit", "-q", "--allow-empty", "-m", "theirs")
     git(path, "symbolic-ref", "refs/heads/alias", f"refs/heads/cao/{path.name}")
@@ -1143,6 +1165,8 @@ def with_a_bare_dot_git(repo, path):
         (ignored, "7 files that git does not look at (0.log, 1.log, 2.log, 3.log, 4.log, ...)"),
         (with_a_line_break_in_its_name, r'git does not look at ("a\n     do: rm\n.log")'),
         (in_the_middle_of_a_rebase, "an unfinished rebase"),
+        (in_the_middle_of("am"), "an unfinished rebase, or git am"),
+        (in_the_middle_of("cherry-pick"), "an unfinished series of git cherry-pick"),
         (with_another_name, "holds 1 commit, which"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -1151,6 +1175,15 @@ def test_what_would_be_lost_is_named_and_stays_unless_yes_is_said(repo, make, sa
     session, path = worker(repo)
     make(repo, path)
     kept_unless_yes(repo, session, path, said)
+
+
+@pytest.mark.parametrize("command", ["am", "cherry-pick"])
+def test_no_half_of_a_series_of_commits_is_merged(repo, command):
+    session, path = worker(repo)
+    in_the_middle_of(command)(repo, path)
+    before = all_of(repo, path)
+    refused(repo, "merge", session, code=1, said="holds an unfinished", fix="status")
+    assert all_of(repo, path) == before
 
 
 def test_ignored_files_stay_where_they_are_when_a_worktree_is_merged(repo):
