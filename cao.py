@@ -2134,8 +2134,6 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
         return ...  # a sub-agent's
     if kind == "assistant.message" and not data.get("toolRequests"):
         return Event("said", text_at(data, "content"))
-    if kind == "user.message" and said is not None:  # it bids its model go on with that
-        return _ended(said)._replace(blocking=True)
     if kind in ("assistant.message", "user.message", "assistant.turn_start"):
         return None
     if kind == "assistant.turn_end" and said is not None:
