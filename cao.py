@@ -9630,9 +9630,15 @@ class Runner:
     def _on_submitted(self, event: Event) -> None:
         """A prompt was accepted: ours, a person's, or the CLI's own."""
         delivery, ours = self.delivery, False
+        # Taken as "unknown": a look had seen this turn before its hook came.
+        if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
+            ours = same_prompt(delivery.text, event.text)
         told = ended_work(event.text)
         foreign = told != [] and self.background.old.issuperset(told)
-        foreign = foreign or any(same_prompt(text, event.text) for text in self.given_up)
+        late = [text for text in self.given_up if same_prompt(text, event.text)]
+        if late and not ours:
+            self.given_up.remove(late[0])
+            foreign = True
         if foreign and self.ending:
             ending = self._whole(self.ending, event.text)
             if self.questions:  # that is no end yet: this turn may say the answer
@@ -9648,9 +9654,6 @@ class Runner:
                 self._end_turn(Event("interrupted", source=event.source))
             else:
                 foreign = False
-        # Taken as "unknown": a look had seen this turn before its hook came.
-        if delivery and (delivery.step != "taken" or delivery.exact.startswith("unknown")):
-            ours = same_prompt(delivery.text, event.text)
         if delivery and ours:
             self._taken(first_difference(delivery.text, event.text))
         else:

@@ -767,15 +767,17 @@ def test_what_begins_in_a_turn_for_an_earlier_task_is_not_the_open_ones(place):
     assert (result["answer"], result["turns"]) == ("mine has ended", ["ag again"])
 
 
-def test_a_text_that_was_given_up_answers_no_later_task(place):
-    """Kimi Code keeps what is typed while it sums up its conversation, and does it later."""
+@pytest.mark.parametrize("words", ["second", "first"])
+def test_a_text_that_was_given_up_answers_no_later_task(place, words):
+    """Kimi Code keeps what is typed while it sums up its conversation, and does it later. The same
+    words again are the later task's."""
     put_loader(place, KEEPS_PROMPTS)
     session = place.ok("handoff", "demo", "demo: say ready", "--json", "--keep")
     session = json.loads(session)["results"][0]["session"]
     (place.home / "deaf").touch()
     first = place.ok("assign", session, "demo: say first").strip()
     assert place.run("wait", first).returncode == 1
-    assert place.ok("handoff", session, "demo: say second") == "second\n"
+    assert place.ok("handoff", session, f"demo: say {words}") == f"{words}\n"
 
 
 def test_no_key_of_a_turn_that_timed_out_reaches_the_cli_that_starts_anew(place):
