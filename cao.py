@@ -7920,6 +7920,11 @@ def _head(cwd: str) -> str:
     return _git(cwd, "log", "-1", "--format=%H")
 
 
+def _git_path(place: str, name: str) -> str:
+    """Return the path of a file or folder in git's directory of a working tree."""
+    return os.path.join(place, _git(place, "rev-parse", "--git-path", name))
+
+
 def _git_names(cwd: str, *args: str, variables: dict[str, str] | None = None) -> list[str]:
     """Return what a git command prints, entry by entry; args have its -z."""
     return _git(cwd, *args, variables=variables).split("\0")[:-1]
@@ -8140,7 +8145,7 @@ def _unfinished(place: str) -> list[str]:
     return [
         words
         for words, folders in series.items()
-        if any(_listdir(_git(place, "rev-parse", "--git-path", folder)) for folder in folders)
+        if any(_listdir(_git_path(place, folder)) for folder in folders)
     ]
 
 
@@ -8174,7 +8179,7 @@ def worktree_losses(store: Store, name: str, origin: str) -> list[str]:
         losses.append(f"{files} that git does not look at ({some_names(unseen)})")
     inside = _repositories_inside(path, unseen)
     losses += [f"the repository {inner}" for inner in inside]
-    if not inside and _listdir(_git(path, "rev-parse", "--git-path", "modules")):
+    if not inside and _listdir(_git_path(path, "modules")):
         losses.append("repositories of submodules that are not checked out any more")
     for other, session in made_from.items():
         goes_on = other in store.live() and session.supervisor != name  # else it ends with this
@@ -8273,8 +8278,8 @@ def whole_work(
             "switch one of them to the branch that was meant; in a shallow clone:"
             " git fetch --unshallow",
         )
-    own_index = os.path.join(path, _git(path, "rev-parse", "--git-path", "index"))
-    own_objects = os.path.join(path, _git(path, "rev-parse", "--git-path", "objects"))
+    own_index = _git_path(path, "index")
+    own_objects = _git_path(path, "objects")
     quoted = own_objects.replace("\\", r"\\").replace('"', r"\"")  # a path may have a colon
     index, objects = f"{scratch}/index", f"{scratch}/objects"
     variables = {
@@ -8539,7 +8544,7 @@ def _merge(top: str, into: str, commit: str, strategy: str, tree: str, message: 
     filter during a checkout (the index is locked then): half a checkout could not be undone. The
     signals' handlers stay when this returns, so that we live to report what was done.
     """
-    index_lock = os.path.join(top, _git(top, "rev-parse", "--git-path", "index.lock"))
+    index_lock = _git_path(top, "index.lock")
     git_group: list[int] = []
     signals: list[int] = []
 
@@ -13471,7 +13476,7 @@ def _drop_worktree(store: Store, name: str) -> bool:
         origin = _worktree_origin(store, name)
         if os.path.isdir(path):
             # git was killed while it made the worktree: no worker was ever in it.
-            lock = _git(path, "rev-parse", "--git-path", "locked")
+            lock = _git_path(path, "locked")
             half_made = store.read_text(lock).strip() == "initializing"
         with discarding(store):
             if half_made or not worktree_losses(store, name, origin):

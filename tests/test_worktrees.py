@@ -1177,10 +1177,12 @@ def test_what_would_be_lost_is_named_and_stays_unless_yes_is_said(repo, make, sa
     kept_unless_yes(repo, session, path, said)
 
 
+@pytest.mark.parametrize("whose", ["the worker's", "the person's"])
 @pytest.mark.parametrize("command", ["am", "cherry-pick"])
-def test_no_half_of_a_series_of_commits_is_merged(repo, command):
+def test_no_half_of_a_series_of_commits_is_merged(repo, command, whose):
     session, path = worker(repo)
-    in_the_middle_of(command)(repo, path)
+    git(path, "commit", "-q", "--allow-empty", "-m", "the worker's")
+    in_the_middle_of(command)(repo, path if whose == "the worker's" else repo.work)
     before = all_of(repo, path)
     refused(repo, "merge", session, code=1, said="holds an unfinished", fix="status")
     assert all_of(repo, path) == before
