@@ -15681,7 +15681,8 @@ def cmd_stop(ask: Ask) -> int:
     if args.all:
         listed = ask.boss.list_sessions()
         views = {view["session"]: view for view in listed if view["kind"] == "agent"}
-        # Those below first: what comes of an interrupt may begin a turn above.
+        # Those below first: a turn above that waits for them ends with its own interrupt. One that
+        # is idle begins a turn when it is told of theirs.
         names = sorted(views, key=lambda name: -len(ask.boss.ancestors(name)))
         if not args.interrupt:  # those on top: their workers end with them
             names = [name for name in names if views[name]["supervisor"] not in views]
