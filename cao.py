@@ -1659,10 +1659,15 @@ def read_gemini_hook(payload: dict[str, Any]) -> Event | None:
     return event and event._replace(source="hook:Notification")
 
 
+_QWEN_SILENT = ("[no response text]", "(empty content)")  # in place of an answer, 0.24.4
+
+
 def read_qwen_hook(payload: dict[str, Any]) -> Event | None:
     """Return what a hook of Qwen Code 0.24.4 says, or None. Before the first prompt of a resumed
     conversation it tells its model of the agents that were at work."""
     event = read_hook(payload)
+    if event and event.text in _QWEN_SILENT:
+        event = event._replace(text="")
     if event and event.kind == "submitted":
         reminder = r"\A<system-reminder>\n\d+ background agent.*?</system-reminder>\n\n"
         event = event._replace(text=re.sub(reminder, "", event.text, flags=re.S))
@@ -2078,6 +2083,8 @@ def _qwen_says(entry: dict[str, Any], _said: str | None) -> Any:
     parts = objects_at(entry, "message.parts")
     text = "".join(text_at(part, "text") for part in parts if not part.get("thought"))
     calls = any("functionCall" in part for part in parts)
+    if text in _QWEN_SILENT:
+        return _ended("")
     if text and not calls and value_at(entry, "message.role") == "model":
         return _ended(text)
     return None
@@ -2132,8 +2139,11 @@ def _copilot_says(entry: dict[str, Any], said: str | None) -> Any:
     kind, data = entry.get("type"), entry.get("data")
     if entry.get("agentId") or not isinstance(data, dict):
         return ...  # a sub-agent's
+    text = text_at(data, "content")
+    if kind == "assistant.message" and text.startswith("The model returned no content because "):
+        return failed_event(text)
     if kind == "assistant.message" and not data.get("toolRequests"):
-        return Event("said", text_at(data, "content"))
+        return Event("said", text)
     if kind in ("assistant.message", "user.message", "assistant.turn_start"):
         return None
     if kind == "assistant.turn_end" and said is not None:
@@ -2635,28 +2645,25 @@ module.exports = (pi) => {
   const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
     hook_event_name: name, session_id: ctx.sessionManager.getSessionId(),
     transcript_path: ctx.sessionManager.getSessionFile(), ...more }) });
-  let tries = 0, failed, fail;  // two timers: where the machine stood still, one is due with pi's
+  let tries = 0, failed, fail;
+  const later = (ms) => {  // two timers: where the machine stood still, one is due with pi's own
+    clearTimeout(failed);
+    failed = setTimeout(() => { failed = setTimeout(fail, 1000); }, ms);
+  };
   pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
   pi.on("session_shutdown", (_, ctx) => { say("SessionEnd", ctx); });
   pi.on("message_start", ({ message: { role, content } }, ctx) => {
     if (role === "user") say("UserPromptSubmit", ctx, { prompt: content });
   });
   pi.on("agent_start", () => { failed = clearTimeout(failed); });
-  pi.on("session_before_compact", () => {  // it does not tell where this fails
-    if (!failed) return;
-    clearTimeout(failed);
-    failed = setTimeout(fail, 300_000);
-  });
+  pi.on("session_before_compact", () => { if (failed) later(300_000); });  // it may fail unsaid
+  pi.on("session_compact", () => { if (failed) later(0); });  // where it goes on, it does so now
   pi.on("agent_end", (e, ctx) => {
     const last = e.messages.filter((m) => m.role === "assistant").pop() || {};
     const error_message = last.errorMessage || "";
     const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
     fail = () => { failed = tries = 0; say("StopFailure", ctx, { error_message }); };
-    if (last.stopReason === "error") {
-      const wait = again ? 2 ** ++tries * 1000 + 2000 : 0;
-      failed = setTimeout(() => { failed = setTimeout(fail, 1000); }, wait);
-      return;
-    }
+    if (last.stopReason === "error") return later(again ? 2 ** ++tries * 1000 + 2000 : 0);
     tries = 0;
     const said = (last.content || []).filter((c) => c.type === "text").map((c) => c.text);
     const name = last.stopReason === "aborted" ? "Interrupt" : "Stop";
@@ -9431,6 +9438,7 @@ class Runner:
         self.pasted = ""  # ... while it stands in a program's line, for what we know
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
+        self.last_said = ""  # the text of the last turn that ended well
         self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
         self.background = Background(self.row)
         # The CLI began this turn by itself, to tell what came of what earlier tasks had left
@@ -9838,6 +9846,7 @@ class Runner:
         foreign, self.foreign = self.foreign, False
         if how == "done":
             event = self._whole(event)
+            self.last_said = event.text
         held = self.interim_end
         own_at = self.background.own_at
         if foreign and held:
@@ -9921,8 +9930,12 @@ class Runner:
             detail += f"; try: {self.row.login}"
         if event.reason == "blocked":  # a hook of the user's refused the prompt
             ends_session = self.row.deaf
-            if event.source == "transcript" and self.row.failure:
-                detail += f": {self._shown_failure() or ''}"  # Codex 0.171.0 writes no words
+            self._count_tokens()
+            if event.source == "transcript" and self.row.failure:  # Codex 0.171.0 writes no words
+                detail += f": {self._shown_failure() or ''}"
+                if self.usage and self.usage["output"]:  # nor why a model that was asked is silent
+                    detail = "the turn ended without an answer"
+                    event = event._replace(reason="unknown_end")
         if ends_session:  # said before the result: who gives the next task then resumes it
             self.closing = True
             self._insist_on(self._save)
@@ -9961,6 +9974,9 @@ class Runner:
         """
         whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
+            # In a turn without an answer the hook of Claude Code 2.1.332 has the one before.
+            if self.row.status and self.transcript and event.text == self.last_said:
+                return event._replace(text="")
             return event
         event = event._replace(earlier=whole.earlier, reason=whole.reason)
         if whole.text and not event.text:

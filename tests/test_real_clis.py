@@ -1313,6 +1313,38 @@ def test_an_answer_that_is_cut_off_says_so_or_is_kept(place, cli, monkeypatch):
             "part one of it", True)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("cli", "script"),
+    [("claude", "sleep 0"), ("codex", "think a while"), ("qwen", "think a while")],
+    indirect=["cli"],
+)
+def test_a_turn_in_which_the_model_says_nothing_has_no_answer(place, cli, script):
+    """Nor that of the turn before, nor what the CLI puts in its place."""
+    session = handoff(place, f"real-{cli}", "MOCK:say first")["results"][0]["session"]
+    (result,) = handoff(place, session, f"MOCK:{script}", code=1)["results"]
+    assert (result["outcome"], result["reason"], result["answer"]) == ("failed", "unknown_end", "")
+    assert result["detail"] == "the turn ended without an answer"
+    assert handoff(place, session, "MOCK:say next")["results"][0]["answer"] == "next"
+
+
+def test_words_of_copilots_own_are_no_answer(place, mock_llm, monkeypatch):
+    install(place, "copilot", mock_llm.port)
+    answer = mock_model.Handler.answer
+
+    def filtered(self, wire, body):
+        write = self.wfile.write
+        if "sleep 0" in str(mock_model.history(body)[-1:]):
+            self.wfile.write = lambda content: write(
+                content.replace(b'"finish_reason": "stop"', b'"finish_reason": "content_filter"')
+            )
+        return answer(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", filtered)
+    (result,) = handoff(place, "real-copilot", "MOCK:sleep 0", code=1)["results"]
+    assert (result["outcome"], result["reason"], result["answer"]) == ("failed", "api_error", "")
+    assert "content filtering" in result["detail"]
+
+
 def names_of_tools(value) -> set:
     """Return all names in what requests list as tools."""
     names = set()
@@ -1339,6 +1371,25 @@ def test_a_prompt_that_is_too_long_is_no_end_of_a_turn(place, cli):
     assert (result["outcome"], result["answer"]) == ("done", "the answer"), result
     (result,) = handoff(place, target, "MOCK:say another")["results"]
     assert (result["outcome"], result["answer"]) == ("done", "another"), result
+
+
+def test_a_failure_behind_which_pi_sums_up_is_told_when_it_has(place, mock_llm, monkeypatch):
+    answer = mock_model.Handler.answer
+
+    def fails(self, wire, body):
+        if mock_model.history(body)[-1][0] == "R" and body.get("tools"):  # a tool's result
+            return self.fail(400, "no credit left")
+        return answer(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", fails)
+    install(place, "pi", mock_llm.port)
+    words = "words" + 3000 * " words"
+    session = handoff(place, "real-pi", f"MOCK:say {words}")["results"][0]["session"]
+    allow_all(place, "pi")
+    task = 'MOCK:tokens 150000;tool read {"path": "nothing"};say never'
+    (result,) = handoff(place, session, task, "--timeout", "100s", code=1)["results"]
+    assert (result["outcome"], result["reason"]) == ("failed", "api_error")
+    assert "[compaction]" in place.screen(session)
 
 
 @pytest.mark.parametrize("looks", [True, False])
