@@ -1827,6 +1827,8 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     if questions:
         return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
     yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
+    if text_at(payload, "tool_name") in ("Skill", "skill"):  # Claude Code 2.1.332, Qwen Code 0.24.4
+        yes = Option("yes", "once, and with it all that the skill allows itself")
     # OpenCode 1.18.33 says what it would allow: offered where all of that is shown. Else it is one
     # command: a rule of Claude Code's without one allows all calls of the tool, and a * in it any.
     # With one it allows nothing of another tool, which may take a command too.
@@ -10376,7 +10378,7 @@ class Runner:
     def _mark_transcript(self) -> None:
         """Note that all the transcript has so far is of earlier turns. Before the first turn the
         mark that _begin made stays, and so does one after which work began that still runs."""
-        if self.begun and self.transcript and not self._awaits_background():
+        if self.begun and self._find_transcript() and not self._awaits_background():
             mark = file_mark(self.transcript)
             self._transcript_event()  # for what runs by now
             self.offset, self.inode = mark

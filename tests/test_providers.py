@@ -1623,6 +1623,13 @@ def test_of_a_sessions_own_files_its_cli_gets_the_letters_alone(provider, mode):
     assert reached == wanted.get(provider, ["/letters"])
 
 
+@pytest.mark.parametrize(("name", "tool"), [("claude", "Skill"), ("qwen", "skill")])
+def test_a_yes_to_a_skill_says_that_it_may_be_for_more(name, tool):
+    payload = {"tool_name": tool, "tool_input": {"skill": "helper"}}
+    yes, no = cao.options_of(cao.PROVIDERS[name], payload)
+    assert (yes.key, "all that the skill allows" in yes.text, no.key) == ("yes", True, "no")
+
+
 @pytest.mark.parametrize(
     ("shown", "once"),
     [
