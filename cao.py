@@ -2647,20 +2647,27 @@ module.exports = (pi) => {
   const say = (name, ctx, more) => spawnSync(hook[0], hook.slice(1), { input: JSON.stringify({
     hook_event_name: name, session_id: ctx.sessionManager.getSessionId(),
     transcript_path: ctx.sessionManager.getSessionFile(), ...more }) });
-  let tries = 0, failed, fail;
+  let tries = 0, running = false, failed, fail;
   const later = (ms) => {  // two timers: where the machine stood still, one is due with pi's own
     clearTimeout(failed);
     failed = setTimeout(() => { failed = setTimeout(fail, 1000); }, ms);
   };
   pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
-  pi.on("session_shutdown", (_, ctx) => { say("SessionEnd", ctx); });
+  pi.on("session_shutdown", (_, ctx) => {
+    if (running) say("Interrupt", ctx);  // a person begins another conversation
+    say("SessionEnd", ctx);
+  });
   pi.on("message_start", ({ message: { role, content } }, ctx) => {
     if (role === "user") say("UserPromptSubmit", ctx, { prompt: content });
   });
-  pi.on("agent_start", () => { failed = clearTimeout(failed); });
+  pi.on("agent_start", () => {
+    running = true;
+    failed = clearTimeout(failed);
+  });
   pi.on("session_before_compact", () => { if (failed) later(300_000); });  // it may fail unsaid
   pi.on("session_compact", () => { if (failed) later(0); });  // where it goes on, it does so now
   pi.on("agent_end", (e, ctx) => {
+    running = false;
     const last = e.messages.filter((m) => m.role === "assistant").pop() || {};
     const error_message = last.errorMessage || "";
     const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
@@ -11386,8 +11393,9 @@ class Runner:
             return "its input line is not on the screen"
         # Kimi Code 2.1.0 tells nothing of a turn that it begins when what an earlier task left
         # running has ended, nor pi 0.73.1 that it sums up its conversation: what is typed meanwhile
-        # is kept for later.
-        if not self.row.tells_state() and self._is_at_work(STILL_S):
+        # is kept for later. An answer's own words may look so, beside a clock of an extension's.
+        unheard = not self.row.tells_state() and self._is_at_work(STILL_S)
+        if unheard and time.monotonic() - self.held_at < NEVER_STARTED_S:
             return "the CLI is not idle"
         if not draft:
             return ""

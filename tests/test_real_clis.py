@@ -1282,6 +1282,18 @@ def test_a_person_may_begin_another_conversation_in_kimi(place, mock_llm, words)
         assert (result["outcome"], result["answer"]) == ("done", answer), result
 
 
+def test_pis_turn_ends_with_its_conversation(place, mock_llm):
+    place.env["CAO_INTERRUPTED_S"] = "1"
+    install(place, "pi", mock_llm.port)
+    task, session = begin(place, "pi", mock_llm, "MOCK:slow 60 one two three four")
+    until(lambda: "two" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "/new")
+    place.tmux("send-keys", "-t", f"={session}:", "Enter")
+    result = until(lambda: place.store.load_result(task))
+    assert (result.outcome, result.reason) == ("interrupted", "interrupted_by_person")
+    assert handoff(place, session, "MOCK:say next")["results"][0]["answer"] == "next"
+
+
 CUT_OFF = {"anthropic": ("stop_reason", "end_turn", "max_tokens"),
            "chat": ("finish_reason", "stop", "length")}  # fmt: skip
 
