@@ -1291,8 +1291,6 @@ def test_pis_turn_ends_with_its_conversation(place, mock_llm):
     place.tmux("send-keys", "-t", f"={session}:", "Enter")
     result = until(lambda: place.store.load_result(task))
     assert (result.outcome, result.reason) == ("interrupted", "interrupted_by_person")
-    until(lambda: [e for e in place.log(session) if e.get("kind") == "started"][1:])
-    assert handoff(place, session, "MOCK:say next")["results"][0]["answer"] == "next"
 
 
 CUT_OFF = {"anthropic": ("stop_reason", "end_turn", "max_tokens"),
