@@ -1827,7 +1827,7 @@ def options_of(row: Provider, payload: dict[str, Any]) -> tuple[Option, ...]:
     if questions:
         return tuple(Option(str(n), text) for n, text in enumerate(questions[0][1], 1))
     yes, no = Option("yes", "once"), Option("no", "refuse; no: WORDS tells it why")
-    if text_at(payload, "tool_name") in ("Skill", "skill"):  # Claude Code 2.1.332, Qwen Code 0.24.4
+    if (row.name, payload.get("tool_name")) in (("claude", "Skill"), ("qwen", "skill")):
         yes = Option("yes", "once, and with it all that the skill allows itself")
     # OpenCode 1.18.33 says what it would allow: offered where all of that is shown. Else it is one
     # command: a rule of Claude Code's without one allows all calls of the tool, and a * in it any.
@@ -2654,7 +2654,8 @@ module.exports = (pi) => {
   };
   pi.on("session_start", (_, ctx) => { say("SessionStart", ctx); });
   pi.on("session_shutdown", (_, ctx) => {
-    if (running) say("Interrupt", ctx);  // a person begins another conversation
+    clearTimeout(failed);
+    if (running || failed) say("Interrupt", ctx);  // a person begins another conversation
     say("SessionEnd", ctx);
   });
   pi.on("message_start", ({ message: { role, content } }, ctx) => {
@@ -2895,13 +2896,14 @@ export const cao = async ({ client }) => {
   const ended = async (id) => {
     if (!running.delete(id)) return
     const { data } = await client.session.messages({ path: { id } })
-    const { info } = data.findLast((m) => m.info.role === "assistant") ?? { info: {} }
+    const prompt = data.findLastIndex((m) => m.info.role === "user" && textOf(m.parts).length)
+    const turn = data.slice(prompt + 1).filter((m) => m.info.role === "assistant")
+    const { info } = turn.at(-1) ?? { info: {} }
     if (info.error) return fail(id, info.error)
     if (!info.finish || info.finish === "tool-calls") return tell("Interrupt", id)
     // Where an answer has filled the context, 1.18.33 sums up all, and bids its model go on.
-    const prompt = data.findLastIndex((m) => m.info.role === "user" && textOf(m.parts).length)
-    const ends = data.slice(prompt + 1).filter(({ info: { role, finish, summary } }) =>
-      role === "assistant" && finish && finish !== "tool-calls" && !summary)
+    const ends = turn.filter(({ info: { finish, summary } }) =>
+      finish && finish !== "tool-calls" && !summary)
     const said = ends.map((m) => ({ text: textOf(m.parts).at(-1) ?? "" }))
     const stop_reason = ends.at(-1)?.info.finish
     return tell("Stop", id,
@@ -8434,7 +8436,9 @@ def _refuse_unfinished(place: str) -> None:
     """Raise CaoError in the middle of another merge or of a series of commits, and where the index
     is locked."""
     for words in _unfinished(place):
-        raise CaoError(f"{place} holds {words}", f"git -C {_in_shell(place)} status")
+        here = f"git -C {_in_shell(place)}"
+        fix = f"{here} status says how to go on; {here} cherry-pick --quit forgets such a series"
+        raise CaoError(f"{place} holds {words}", fix)
     # Git says the first before it looks for what to merge, and goes no further, as there is no
     # such branch: a merge of HEAD would take the message of an unfinished revert with it.
     _git(place, "merge", "--ff-only", "no such branch", allowed=1)
@@ -9984,7 +9988,9 @@ class Runner:
         whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
             # In a turn without an answer the hook of Claude Code 2.1.332 has the one before.
-            if self.row.status and self.transcript and event.text == self.last_said:
+            words = event.text.strip()
+            again = self.row.status and self.transcript and words == self.last_said.strip()
+            if again and json.dumps(words, ensure_ascii=False)[1:-1] not in self._written():
                 return event._replace(text="")
             return event
         event = event._replace(earlier=whole.earlier, reason=whole.reason)
@@ -10374,6 +10380,15 @@ class Runner:
         if next_prompt:
             lines = text.partition(json.dumps(next_prompt, ensure_ascii=False))[0].split("\n")
         return self.row.read_transcript(lines)
+
+    def _written(self) -> str:
+        """Return what the transcript has since its mark; "" where it cannot be read now."""
+        try:
+            with open(self.transcript, "rb") as file:
+                file.seek(self.offset)
+                return file.read().decode(errors="replace")
+        except OSError:
+            return ""
 
     def _own_file(self, form: str) -> str:
         """Return the path, or glob, of a file that the CLI writes. form: of its row, with {home},
@@ -11315,12 +11330,7 @@ class Runner:
         handed = [m for m in self.store.waiting(self.name) if m.id.endswith("~")]
         if not handed or not self._find_transcript():
             return
-        try:
-            with open(self.transcript, "rb") as file:
-                file.seek(self.offset)
-                written = file.read().decode(errors="replace")
-        except OSError:
-            return
+        written = self._written()
         # Claude Code 2.1.332 also writes down what a hook printed, even one that failed: there the
         # line's end is escaped twice.
         taken = [m.id for m in handed if json.dumps(head_of_message(m))[1:-1] in written]
