@@ -2901,13 +2901,15 @@ export const cao = async ({ client }) => {
     const { info } = turn.at(-1) ?? { info: {} }
     if (info.error) return fail(id, info.error)
     if (!info.finish || info.finish === "tool-calls") return tell("Interrupt", id)
-    // Where an answer has filled the context, 1.18.33 sums up all, and bids its model go on.
+    // Where an answer has filled the context, 1.18.33 sums up all, and bids its model go on: what
+    // that says is not the answer.
     const ends = turn.filter(({ info: { finish, summary } }) =>
       finish && finish !== "tool-calls" && !summary)
-    const said = ends.map((m) => ({ text: textOf(m.parts).at(-1) ?? "" }))
-    const stop_reason = ends.at(-1)?.info.finish
-    return tell("Stop", id,
-      { last_assistant_message: said.pop()?.text, earlier: said, stop_reason })
+    const full = turn.findIndex((m) => m.info.summary)
+    const end = ends.findLast((m) => turn.indexOf(m) < full) ?? ends.at(-1)
+    const said = (m) => ({ text: textOf(m.parts).at(-1) ?? "" })
+    return tell("Stop", id, { last_assistant_message: end && said(end).text,
+      earlier: ends.filter((m) => m !== end).map(said), stop_reason: end?.info.finish })
   }
   return {
     config: (config) => {
@@ -2928,6 +2930,9 @@ export const cao = async ({ client }) => {
       throw Error(last_assistant_message)
     },
     "tool.execute.before": async ({ sessionID, callID }, { args }) => {
+      // The permission for a patch goes by the files' old names alone.
+      if (typeof rules.edit === "object" && String(args?.patchText).includes("*** Move to:"))
+        throw Error("Not permitted: to move a file, add the new one and delete the old one.")
       calls.set(sessionID + callID, args)
     },
     "tool.execute.after": async ({ sessionID, callID }, output) => {
@@ -8731,7 +8736,7 @@ def next_step(result: Result) -> str:
     return ""
 
 
-EARLIER = "Before that, in the same task, it said:\n{}"  # a result's `turns`
+EARLIER = "In the same task it also said:\n{}"  # a result's `turns`
 
 
 def render_result(result: Result) -> str:
@@ -9451,7 +9456,6 @@ class Runner:
         self.pasted = ""  # ... while it stands in a program's line, for what we know
         self.ending: Event | None = None  # the turn's end, until a second sign confirms it
         self.ending_at = 0.0
-        self.last_said = ""  # the text of the last turn that ended well
         self.worked_at = -REPORT_S  # when work in the background was last seen to hold up the task
         self.background = Background(self.row)
         # The CLI began this turn by itself, to tell what came of what earlier tasks had left
@@ -9859,7 +9863,6 @@ class Runner:
         foreign, self.foreign = self.foreign, False
         if how == "done":
             event = self._whole(event)
-            self.last_said = event.text
         held = self.interim_end
         own_at = self.background.own_at
         if foreign and held:
@@ -9987,10 +9990,12 @@ class Runner:
         """
         whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
-            # In a turn without an answer the hook of Claude Code 2.1.332 has the one before.
-            words = event.text.strip()
-            again = self.row.status and self.transcript and words == self.last_said.strip()
-            if again and json.dumps(words, ensure_ascii=False)[1:-1] not in self._written():
+            # In a turn without an answer the hook of Claude Code 2.1.332 has the one before, which
+            # the transcript has not behind the mark.
+            written, line = self._written(), event.text.strip().partition("\n")[0]
+            if not self.row.status or not written:
+                return event
+            if '"text":' + json.dumps(line, ensure_ascii=False)[:-1] not in written:
                 return event._replace(text="")
             return event
         event = event._replace(earlier=whole.earlier, reason=whole.reason)
@@ -11715,7 +11720,7 @@ class Runner:
             what = trust_words  # a dialog that is drawn anew has a new id
         if self.tried.count(what) < 3:
             self.tried.append(what)
-            self._press(question, key, once=question.kind == "permission")
+            self._press(question, key)
 
 
 def tmux_variables() -> dict[str, str]:

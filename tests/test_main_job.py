@@ -1061,7 +1061,7 @@ def test_messages_wait_while_the_worker_is_busy_and_then_arrive_with_their_sende
     assert "Message from shell-" in result["answer"]
     plain = place.run("wait", task)
     assert plain.stdout == result["answer"] + "\n"
-    assert plain.stderr == "Before that, in the same task, it said:\nfirst\n"
+    assert plain.stderr == "In the same task it also said:\nfirst\n"
 
 
 def test_a_message_to_an_idle_session_is_taken_exactly(place):

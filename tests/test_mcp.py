@@ -1982,7 +1982,7 @@ def test_what_earlier_turns_said_is_told_too_and_cut_alike(place):
     assert (first.split("\n")[0], second) == ("y" * 20, "z")
     assert f"the first 20 of 50 characters; all of it is in the file {shown['file']}" in first
     told = cao.render_result(result._replace(turns=tuple(shown["turns"])))
-    assert told.startswith("Result of a-2222.bcde (done, 0.0 s):\nend\nBefore that, ")
+    assert told.startswith("Result of a-2222.bcde (done, 0.0 s):\nend\nIn the same task it also ")
     assert first in told
 
 

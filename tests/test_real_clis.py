@@ -719,8 +719,8 @@ def test_an_answer_that_fills_opencodes_context_is_kept(place, mock_llm):
     mock["models"]["mock-model"]["limit"] = {"context": 100_000, "output": 8_000}
     set_opencode(place, {"provider": {"mock": mock}})
     (result,) = handoff(place, "real-opencode", "MOCK:tokens 150000;say the answer")["results"]
-    assert (result["outcome"], result["turns"]) == ("done", ["the answer"])
-    assert "Continue" in result["answer"]
+    assert (result["outcome"], result["answer"]) == ("done", "the answer")
+    assert "Continue" in "".join(result["turns"])
     done = handoff(place, result["session"], "MOCK:tokens 9;say another")["results"][0]
     assert (done["answer"], done["turns"]) == ("another", [])
 
@@ -1336,6 +1336,42 @@ def test_a_turn_in_which_the_model_says_nothing_has_no_answer(place, cli, script
     assert (result["outcome"], result["reason"], result["answer"]) == ("failed", "unknown_end", "")
     assert result["detail"] == "the turn ended without an answer"
     assert handoff(place, session, "MOCK:say next")["results"][0]["answer"] == "next"
+
+
+def test_claudes_answer_is_its_turns_after_a_resume_and_for_any_reason(
+    place, mock_llm, monkeypatch
+):
+    install(place, "claude", mock_llm.port)
+    session = handoff(place, "real-claude", "MOCK:say first")["results"][0]["session"]
+    place.ok("stop", session)
+    (result,) = handoff(place, session, "MOCK:sleep 0", code=1)["results"]
+    assert (result["reason"], result["answer"]) == ("unknown_end", "")
+    answer = mock_model.Handler.answer
+
+    def otherwise(self, wire, body):
+        write = self.wfile.write
+        self.wfile.write = lambda content: write(content.replace(b"end_turn", b"stop_sequence"))
+        return answer(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", otherwise)
+    for _ in range(2):
+        assert handoff(place, session, "MOCK:say the same")["results"][0]["answer"] == "the same"
+
+
+def test_opencode_moves_no_file_past_its_permission(place, mock_llm):
+    """A GPT model has apply_patch, whose permission goes by a file's old name."""
+    target = edits_alone(place, "opencode", mock_llm.port)
+    mock = json.loads(json.dumps(OPENCODE_CONFIG["provider"]["mock"]))
+    mock["models"]["gpt-5"] = {"name": "Mock"}
+    set_opencode(place, {"provider": {"mock": mock}})
+    profile = place.home / "profiles" / "real-opencode.md"
+    profile.write_text(profile.read_text().replace("mock/mock-model", "mock/gpt-5"))
+    (place.work / "a.txt").write_text("x\n")
+    moved = "*** Begin Patch\n*** Update File: a.txt\n*** Move to: .opencode/plugin/x.js\n"
+    patch = json.dumps({"patchText": f"{moved}@@\n-x\n+y\n*** End Patch"})
+    (result,) = handoff(place, target, f"MOCK:tool apply_patch {patch};result")["results"]
+    assert "Not permitted: to move a file" in result["answer"]
+    assert not (place.work / ".opencode" / "plugin").exists()
 
 
 def test_words_of_copilots_own_are_no_answer(place, mock_llm, monkeypatch):
