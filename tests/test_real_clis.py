@@ -1282,15 +1282,21 @@ def test_a_person_may_begin_another_conversation_in_kimi(place, mock_llm, words)
         assert (result["outcome"], result["answer"]) == ("done", answer), result
 
 
-def test_pis_turn_ends_with_its_conversation(place, mock_llm):
+@pytest.mark.parametrize(
+    ("script", "shown"), [("slow 60 one two three four", "two"), ("error 500;say x", "Retrying")]
+)
+def test_pis_turn_ends_with_its_conversation(place, mock_llm, script, shown):
     place.env["CAO_INTERRUPTED_S"] = "1"
     install(place, "pi", mock_llm.port)
-    task, session = begin(place, "pi", mock_llm, "MOCK:slow 60 one two three four")
-    until(lambda: "two" in place.screen(session))
+    task, session = begin(place, "pi", mock_llm, f"MOCK:{script}")
+    until(lambda: shown in place.screen(session))
     place.tmux("send-keys", "-t", f"={session}:", "-l", "/new")
     place.tmux("send-keys", "-t", f"={session}:", "Enter")
     result = until(lambda: place.store.load_result(task))
     assert (result.outcome, result.reason) == ("interrupted", "interrupted_by_person")
+    # Until its old request has ended pi takes no prompt; it lives, whatever timer of ours was due.
+    until(lambda: [e for e in place.log(session) if e.get("kind") == "started"][1:])
+    assert place.until_state(session, "idle")
 
 
 CUT_OFF = {"anthropic": ("stop_reason", "end_turn", "max_tokens"),
