@@ -3257,7 +3257,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         # Below a dialog's options stand its keys; a text above it may look like an input line.
         # What stands in the frame of the input line is typed.
         composer=r"\s*│ >(?!(?:.*\n)*?[^│\n]*(?:↵ c|Enter select))(.*?)│?$",
-        busy=r"(?m)^ *[🌑-🌘⠁-⣿] |^ +Compacting context…", asks="keys", asks_own=True,
+        busy=r"(?m)^ *[🌑-🌘⠁-⣿] |^[ ●]+Compacting context… ", asks="keys", asks_own=True,
         # No line of a command begins as the frame does, and the options end at it.
         dialog=r"^ ─+\n {3}▶ (?:Run this command\?\n\n(?: {3}(?:cwd|Dangerous): .*\n)* {3}\$ "
                r"(.*\n(?:(?: {3}.*)?\n)*?)|Approve (\S+)\?\n(?:(?: {3}.*)?\n)+?)\n"
@@ -9995,7 +9995,8 @@ class Runner:
             written, line = self._written(), event.text.strip().partition("\n")[0]
             if not self.row.status or not written:
                 return event
-            if '"text":' + json.dumps(line, ensure_ascii=False)[:-1] not in written:
+            said = re.escape(json.dumps(line, ensure_ascii=False)[1:-1])
+            if not re.search(rf'"text":"(?:\\[nt]|\s)*{said}', written):
                 return event._replace(text="")
             return event
         event = event._replace(earlier=whole.earlier, reason=whole.reason)

@@ -1269,6 +1269,30 @@ def test_codex_has_no_goals(place, mock_llm):
     assert ("exec_command" in names, "create_goal" in names) == (True, False)
 
 
+def test_a_task_that_comes_while_kimi_sums_up_for_a_person_waits(place, mock_llm, monkeypatch):
+    install(place, "kimi", mock_llm.port)
+    begun, go_on = threading.Event(), threading.Event()
+    answer = mock_model.Handler.answer
+
+    def summing(self, wire, body):
+        if "summar" in str(mock_model.history(body)[-1:]).lower():
+            begun.set()
+            go_on.wait(60)
+        return answer(self, wire, body)
+
+    monkeypatch.setattr(mock_model.Handler, "answer", summing)
+    session = handoff(place, "real-kimi", "MOCK:say first")["results"][0]["session"]
+    handoff(place, session, f"MOCK:say some{3000 * ' words'}")  # else there is nothing to sum up
+    place.tmux("send-keys", "-t", f"={session}:", "-l", "/compact")
+    # The first Enter only ends the choice of the command.
+    until(lambda: begun.wait(1) or place.tmux("send-keys", "-t", f"={session}:", "Enter"))
+    until(lambda: "Compacting context" in place.screen(session))
+    tasks = [place.ok("assign", session, f"MOCK:say {word}").strip() for word in ("one", "two")]
+    until(lambda: place.state(session)["held_back"])
+    go_on.set()
+    assert [place.ok("wait", task) for task in tasks] == ["one\n", "two\n"]
+
+
 @pytest.mark.parametrize("words", ["/clear", "/new"])
 def test_a_person_may_begin_another_conversation_in_kimi(place, mock_llm, words):
     install(place, "kimi", mock_llm.port)
