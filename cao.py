@@ -9993,7 +9993,7 @@ class Runner:
             # In a turn without an answer the hook of Claude Code 2.1.332 has the one before, which
             # the transcript has not behind the mark.
             written, line = self._written(), event.text.strip().partition("\n")[0]
-            if not self.row.status or not written:
+            if not (self.row.status and self.row.entry_says and written):
                 return event
             said = re.escape(json.dumps(line, ensure_ascii=False)[1:-1])
             if not re.search(rf'"text":"(?:\\[nt]|\s)*{said}', written):
@@ -16608,9 +16608,7 @@ class McpServer:
                 raise RpcError(-32600, "batches were removed from MCP; send one message a line")
             if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
                 raise RpcError(-32600, "not a JSON-RPC 2.0 message")
-            method, params = message.get("method"), message.get("params")
-            if params is None:  # some write down the fields that they leave out
-                params = {}
+            method, params = message.get("method"), message.get("params", {})
             if "id" not in message or "method" not in message:
                 if method == "notifications/cancelled":
                     self.cancel(value_at(params, "requestId"))

@@ -415,11 +415,6 @@ def test_a_second_handshake_does_not_change_the_version(talk):
     assert (code(refused), LEGACY[-1] in refused["error"]["message"]) == (-32600, True)
 
 
-def test_params_that_are_null_are_none(talk):
-    talk.send({"jsonrpc": "2.0", "id": "null", "method": "tools/list", "params": None})
-    assert talk.answer("null")["result"]["tools"]
-
-
 def test_a_handshake_with_wrong_params_is_refused_and_a_right_one_works_after_it(raw):
     raw.send({"jsonrpc": "2.0", "id": "none", "method": "initialize"})
     assert code(raw.answer("none")) == -32602
