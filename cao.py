@@ -9990,14 +9990,6 @@ class Runner:
         """
         whole = self._transcript_event(next_prompt)
         if not whole or whole.kind != "ended":
-            # In a turn without an answer the hook of Claude Code 2.1.332 has the one before, which
-            # the transcript has not behind the mark.
-            written, line = self._written(), event.text.strip().partition("\n")[0]
-            if not (self.row.status and self.row.entry_says and written):
-                return event
-            said = re.escape(json.dumps(line, ensure_ascii=False)[1:-1])
-            if not re.search(rf'"text":"(?:\\[nt]|\s)*{said}', written):
-                return event._replace(text="")
             return event
         event = event._replace(earlier=whole.earlier, reason=whole.reason)
         if whole.text and not event.text:
@@ -10525,7 +10517,19 @@ class Runner:
         if written and written.kind != "ended" and not event.text:
             self._end_turn(written)  # Gemini CLI's hook says no more than: ended
         elif self._has_second_sign(event, look, written, now - self.ending_at):
+            if not written and self._was_said_before(event.text):
+                event = event._replace(text="")
             self._end_turn(event)
+
+    def _was_said_before(self, answer: str) -> bool:
+        """Tell whether an answer is that of an earlier turn: in a turn without one the hook of
+        Claude Code 2.1.332 has the one before, which its transcript has not behind the mark. For
+        an end that is believed by time alone: the transcript may be written late."""
+        written = self._written()
+        if not (self.row.status and self.row.entry_says and written):
+            return False
+        line = json.dumps(answer.strip().partition("\n")[0], ensure_ascii=False)[1:-1]
+        return not re.search(rf'"text":"(?:\\[nt]|\s)*{re.escape(line)}', written)
 
     def _has_second_sign(
         self, event: Event, look: Look, written: Event | None, waited_s: float
