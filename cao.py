@@ -9946,9 +9946,9 @@ class Runner:
             detail += f"; try: {self.row.login}"
         if event.reason == "blocked":  # a hook of the user's refused the prompt
             ends_session = self.row.deaf
-            self._count_tokens()
             if event.source == "transcript" and self.row.failure:  # Codex 0.171.0 writes no words
                 detail += f": {self._shown_failure() or ''}"
+                self._count_tokens()
                 if self.usage and self.usage["output"]:  # nor why a model that was asked is silent
                     detail = "the turn ended without an answer"
                     event = event._replace(reason="unknown_end")
