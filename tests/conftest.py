@@ -326,14 +326,17 @@ class Place:
                 except BrokenPipeError:  # a dead reader, with something left to flush
                     stream.close()
         # Until both are gone: what is just being started names no folder yet, and writes there.
-        end = time.monotonic() + 20
+        # The folder stays until nobody is seen twice: without it tmux makes its socket in /tmp.
+        end, alone = time.monotonic() + 20, 0
         while time.monotonic() < end:
             left = self.pids(f"{self.folder}/")
             for pid in left:
                 kill(pid)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not left and not self.folder.exists():
-                break
+            alone = 0 if left else alone + 1
+            if alone > 1:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if not self.folder.exists():
+                    break
             select.select([], [], [], 0.005)
 
 

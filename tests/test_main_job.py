@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -2632,33 +2631,35 @@ def test_a_missing_or_old_tmux_is_named(place):
     assert cao.check_tmux(f"{place.folder}/bin/tmux") == "3.2"  # the oldest that will do
 
 
-def nowhere(place, monkeypatch):
-    """Return an environment for commands to which nothing is installed."""
-    monkeypatch.setattr(cao, "USUAL_PLACES", [])  # read by what is forked from here
-    until(threading.active_count, 1)  # beside a thread that still ends, run_cao does not fork
-    return {"PATH": f"{place.folder}/empty"}
+def run_bare(place, *args) -> subprocess.CompletedProcess:
+    """Run a cao command on a machine where nothing is installed."""
+    script = "import sys; sys.path.insert(0, sys.argv.pop(1)); import cao; cao.USUAL_PLACES = ();"
+    return subprocess.run(
+        [sys.executable, "-c", f"{script} sys.exit(cao.main())", str(ROOT), *args],
+        env={**place.env, "PATH": f"{place.folder}/empty"},
+        cwd=place.work, check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
 
 
-def test_where_there_is_no_tmux_that_is_said_with_what_to_install(place, monkeypatch):
-    env = nowhere(place, monkeypatch)
-    none = place.run("handoff", "demo", "x", **env)
+def test_where_there_is_no_tmux_that_is_said_with_what_to_install(place):
+    none = run_bare(place, "handoff", "demo", "x")
     assert (none.returncode, "tmux is not installed" in none.stderr) == (4, True)
     assert "try: install tmux 3.2 or newer" in none.stderr
-    told = place.run("doctor", **env)
+    told = run_bare(place, "doctor")
     assert told.returncode == 4
     assert re.search(
         "^tmux +missing +tmux is not installed.*; try: install tmux", told.stdout, re.M
     )
 
 
-def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(place, monkeypatch):
+def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(place):
     place.profile("any", "---\ndescription: x\n---\n")
 
-    def provider(**env):
-        return re.search(r"^provider +(\S+)", place.ok("profiles", "any", **env), re.M)[1]
+    def provider(done):
+        return re.search(r"^provider +(\S+)", done.stdout, re.M)[1]
 
-    assert provider(CAO_PROVIDER="codex_cli") == "codex"
-    assert provider(**nowhere(place, monkeypatch)) == "claude"
+    assert provider(place.run("profiles", "any", CAO_PROVIDER="codex_cli")) == "codex"
+    assert provider(run_bare(place, "profiles", "any")) == "claude"
     for name in ("gpt", "command"):  # a command is what a profile says
         wrong = place.run("profiles", "any", CAO_PROVIDER=name)
         said = f"CAO_PROVIDER '{name}' is not supported" in wrong.stderr

@@ -229,8 +229,10 @@ class Ground:
         for child in list(self.children):
             self.drop(child)
         self.tmux("kill-server")
-        for pid in self.pids():
-            kill(pid)
+        for _ in range(2):  # what is just being started is seen at the second look
+            while left := self.pids():
+                for pid in left:
+                    kill(pid)
         os.chdir("/")
         if self.mounted:
             subprocess.run(["umount", "-l", str(self.home)], check=False)
