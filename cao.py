@@ -3826,6 +3826,29 @@ def converse(child: Any, text: bytes, until: float, most_bytes: int) -> tuple[by
     return printed
 
 
+def hold_signals() -> Callable[[], None]:
+    """Keep the handlers of ENDINGS from running, until the function that this returns is called:
+    a signal that came meanwhile is then raised again."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in ENDINGS}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def set_handlers(to: Callable[[signal.Signals], Any]) -> None:
+        try:
+            for number in handlers:
+                signal.signal(number, to(number))
+        except ValueError:
+            pass  # not the main thread: no handler runs here
+
+    def release() -> None:
+        set_handlers(handlers.__getitem__)
+        for number in came:
+            signal.raise_signal(number)
+
+    set_handlers(lambda _: lambda number, _: came.append(number))
+    return release
+
+
 def run(
     argv: Sequence[str],
     timeout_s: float | None,  # None: no limit
@@ -3858,32 +3881,36 @@ def run(
         stdin = stdout = stderr = subprocess.PIPE
     if tail_bytes:
         stdin, stderr = subprocess.DEVNULL, subprocess.STDOUT
-    try:
-        child = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=cwd,
-            env=env,
-            start_new_session=not terminal,
-        )
-    except (OSError, ValueError) as error:  # ValueError: a NUL, a letter the locale lacks
-        reason = getattr(error, "strerror", None) or error
-        raise CaoError(f"{argv[0]} could not be started: {reason}") from error
-    started(child.pid)
     until, left_s = float("inf"), None
-    if timeout_s is not None:
-        until = time.monotonic() + timeout_s
-    printed = bytearray(), bytearray()
+    printed, child = (bytearray(), bytearray()), None
     try:
+        release_signals = hold_signals()  # what we do not know of yet, we could not end
+        try:
+            child = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=env,
+                start_new_session=not terminal,
+            )
+        except (OSError, ValueError) as error:  # ValueError: a NUL, a letter the locale lacks
+            reason = getattr(error, "strerror", None) or error
+            raise CaoError(f"{argv[0]} could not be started: {reason}") from error
+        else:
+            started(child.pid)
+        finally:
+            release_signals()
+        if timeout_s is not None:
+            until = time.monotonic() + timeout_s
         printed = converse(child, text.encode(errors=errors), until, tail_bytes)
         if timeout_s is not None:
             left_s = max(0.0, until - time.monotonic())
         child.wait(left_s)
     except BaseException as error:
         # By SIGTERM first: git, for one, removes its locks then. None: its pid is still its own.
-        if not terminal and child.returncode is None:
+        if child and not terminal and child.returncode is None:
             end_group(child.pid, start_mark(child.pid), HOOK_END_S)
             child.wait()
         if not isinstance(error, subprocess.TimeoutExpired):
@@ -3894,7 +3921,7 @@ def run(
             what += f", having printed: {tail_lines(output, 5)}"
         raise CaoError(what) from error
     finally:
-        for stream in filter(None, (child.stdin, child.stdout, child.stderr)):
+        for stream in filter(None, (child.stdin, child.stdout, child.stderr) if child else ()):
             stream.close()
     return Ran(child.returncode, *(part.decode(errors=errors) for part in printed))
 

@@ -3,6 +3,7 @@ with an agent's task. From outside: as a person, as an agent in a shell, and thr
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -874,6 +875,30 @@ def test_a_program_may_be_slow_to_read_and_close_what_it_prints_on():
 def test_a_program_that_does_not_end_is_killed_with_its_group():
     with pytest.raises(cao.CaoError, match=r"took longer than 1 s, having printed: hi"):
         cao.run(["sh", "-c", "echo hi; sleep 30 & sleep 30"], 1, tail_bytes=100)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_program_is_being_started_ends_it(number, monkeypatch):
+    pids = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            pids.append(self.pid)
+            signal.raise_signal(number)  # its caller does not know of it yet
+
+    before = [signal.getsignal(one) for one in cao.ENDINGS]
+    cao.end_by_signals()
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cao.run(["sleep", "60"], None)
+        assert not Path(f"/proc/{pids[0]}").exists()
+    finally:
+        for one, handler in zip(cao.ENDINGS, before):
+            signal.signal(one, handler)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGKILL)
 
 
 def test_a_check_may_leave_a_process_behind(place):
