@@ -6295,6 +6295,7 @@ class Orchestrator:
         if self.store.load_state(name).get("state") != "ended":
             self.tmux.kill_session(name)
             self.control(name, {}, lambda _: not self.store.is_locked(name), 2.0)
+            self.control(name, {}, lambda state: not self._is_coming(name, state), STARTING_S)
             self.bury(name)
 
     def control(

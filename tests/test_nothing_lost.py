@@ -292,6 +292,23 @@ def test_a_session_whose_launcher_is_slow_is_starting_while_that_lives(place, ve
     assert verbs.state_of(session)["state"] == "ended"
 
 
+def test_a_session_whose_launcher_was_just_killed_can_be_stopped(place, verbs, monkeypatch):
+    """Its runner may still come: so long that is waited for."""
+    monkeypatch.setattr(cao, "STARTING_S", 3.0)
+    monkeypatch.setattr(cao, "STOP_S", 1.0)
+    if not (child := os.fork()):
+        monkeypatch.setattr(cao.Orchestrator, "_run_session", lambda *_: os._exit(9))
+        try:
+            verbs.assign("demo", "demo: say x", cao.TaskOptions())
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    (session,) = place.live()
+    assert verbs.state_of(session)["state"] == "starting"
+    verbs.end(session)
+    assert (place.state(session)["state"], place.live()) == ("ended", [])
+
+
 SLEPT = """
 now = time.time
 time.time = lambda: now() + 7200 * os.path.exists("{home}/slept")
