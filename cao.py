@@ -226,13 +226,17 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\Z")
 TASK = re.compile(r"[a-z0-9][a-z0-9-]{0,40}\.[a-z0-9]+\Z")  # developer-7k2m.k3f9
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]*\Z")  # as ssh takes it: never an option
 NEAR = re.compile(r"[a-z0-9]{8}\.[a-z0-9][a-z0-9-]{0,31}\Z")  # HOME's id.SESSION
+# What ssh_config(5) has for the user's own ssh is not for ours: a connection that both share would
+# end with us, and would not notice that it is dead; a forwarded port can be held by one alone.
 SSH_OPTIONS = (
     "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    " -o ControlPath=none -o ClearAllForwardings=yes"
 ).split()
 SSH_STARTS = 5  # connections that may be starting at once: sshd drops the eleventh
 SSH_STARTS_S = 10.0  # one that takes longer holds up no other
 FAR_START_S = 60.0  # a machine that has not started cao by then loses the connection
-RETRY_S = 30.0  # at most, between two attempts to reach a host again
+RETRY_S = 30.0  # at most, between two attempts to reach a host again,
+IDLE_RETRY_S = 600.0  # ... and where nothing waits for it: a host may lock out who tries often
 DEAF_S = 15  # a machine that reads nothing of what is written to it for so long is cut off
 FAR_STOP_S = 4.0  # a session on another machine may take so long to end
 REATTACHED = 10  # a runner that dies so often during a task is not started again
@@ -501,8 +505,9 @@ class Launch(NamedTuple):
     conversation: str  # a fresh UUID
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
-    # Both are given only where the files of launch/ are made; in a runner they are empty.
+    # These are given only where the files of launch/ are made; a runner has the defaults.
     own: dict[str, str] = {}  # noqa: RUF012 - Provider.own_files of the user, as text
+    inside: str = "."  # cwd from the top of its repository's working tree (find_repository)
     env: dict[str, str] = {}  # noqa: RUF012 - never written to; what it gets of our environment
 
     @property
@@ -2314,6 +2319,8 @@ def _start_claude(launch: Launch) -> Start:
         argv.append("--tools=" + ",".join((*_CLAUDE_HARMLESS, *names)))
     argv += _given({"--": launch.prompt})
     env = {
+        # One key of an attached person (←) would move the session into Claude's own daemon.
+        "CLAUDE_CODE_DISABLE_AGENT_VIEW": "1",
         "CLAUDE_CODE_DISABLE_CRON": "1",  # unasked, it would give prompts to later sessions
         "CLAUDE_CODE_MCP_AUTO_BACKGROUND_MS": "0",  # else a handoff is backgrounded at 120 s
         "CLAUDE_CODE_STOP_HOOK_BLOCK_CAP": "0",  # a user's Stop hook may block 9 times
@@ -2322,8 +2329,11 @@ def _start_claude(launch: Launch) -> Start:
     if profile.trust:
         env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
     # Where it would hold a message from another session, no hook tells of the dialog.
-    settings: dict[str, Any] = {"crossSessionInbound": "refuse"}
+    settings: dict[str, Any] = {"crossSessionInbound": "refuse", "disableAllHooks": False}
     settings.update(profile.settings.get("claudeConfig") or {})
+    # The user may have them on: a teammate never ends, and no other session is to hear of it.
+    teams = {"CLAUDE_CODE_EXPERIMENTAL_AGENT_TEAMS": "0"}
+    settings["env"] = {**(settings.get("env") or {}), **teams}
     settings["hooks"] = dict(settings.get("hooks") or {})
     hooks = _hooks(launch, _CLAUDE_HOOKS)
     hooks["SessionStart"]["command"] += _AWAIT_TOOLS
@@ -2370,6 +2380,7 @@ def _start_codex(launch: Launch) -> Start:
         if name == "cao":
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
+    config["features.hooks"] = True  # its user's settings may have them off
     config["features.goals"] = False  # behind an answer, it would go on by itself for a goal
     # The terminal's own server: unasked, it makes worktrees, and archives anybody's threads.
     config["mcp_servers.codex_tui"] = {"command": "true", "enabled": False}
@@ -2506,7 +2517,8 @@ def _start_qwen(launch: Launch) -> Start:
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
     settings: dict[str, Any] = {
-        "general": {"enableAutoUpdate": False},
+        # What its screen says (the row's patterns) is in the language of LANG, or of its settings.
+        "general": {"enableAutoUpdate": False, "language": "en", "vimMode": False},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "agents": {"crossSessionMessaging": False},  # see _start_claude
@@ -2522,6 +2534,8 @@ def _start_qwen(launch: Launch) -> Start:
                 *_own_names(profile, lacking(profile)),
                 *("enter_worktree", "exit_worktree", "agent(isolation:worktree)"),
                 *("propose_goal", "enter_plan_mode"),  # see _start_codex and _start_gemini
+                # Other CLIs, by their own settings: no grant, limit or question of ours holds.
+                *("agent(subagent_type:codex)", "agent(subagent_type:claude-code)"),
             ]
         },
         # Untrusted, it asks first, and reads no settings of the folder.
@@ -2779,7 +2793,8 @@ _COPILOT_HOOKS = (
 
 def _start_copilot(launch: Launch) -> Start:
     profile, folder = launch.profile, launch.folder
-    argv = ["--no-auto-update", *_mode(launch)]
+    # The user's own defaultMode may be another, which plans, or goes on behind its answer.
+    argv = ["--no-auto-update", "--mode", "interactive", *_mode(launch)]
     if launch.resume:
         argv.append(f"--resume={launch.resume}")
     else:
@@ -2799,6 +2814,13 @@ def _start_copilot(launch: Launch) -> Start:
         hooks[event]["timeoutSec"] = ASK_TIMEOUT_S
     # 1.0.102 fires PermissionRequest for what its flags allow too: nobody is to be asked then.
     mode = effective_permissions(profile)
+    own_mode = re.search(r'"defaultPermissionMode"\s*:\s*"(.+?)"', "\n".join(launch.own.values()))
+    if own_mode and own_mode[1] != "manual" and mode != "all":  # no flag of its own overrules it
+        raise UsageError(
+            f"defaultPermissionMode {own_mode[1]}, of the Copilot settings here, would skip what"
+            f" permissions {mode} checks",
+            "a person sets it to manual, or gives the profile `permissions: all`",
+        )
     if mode == "edits":  # git, or its next session, runs what is in these
         # A custom agent names MCP servers, and an extension is a program.
         kept = ".git .git/** .github/agents/** .github/copilot/** .github/extensions/**"
@@ -3010,11 +3032,15 @@ def _start_opencode(launch: Launch) -> Start:
     elif rules["edit"] == "allow":  # but git, or its next session, may run what these say
         asked = ("*.git", "*.git/*", "*.opencode/*", "*opencode.json*", "*tui.json*")
         rules["edit"] = {"*": "allow", **dict.fromkeys(asked, "ask")}
+        if launch.inside != ".":  # to OpenCode, all of the repository is its directory
+            inside = re.sub(r"[*?]", "?", launch.inside)  # these are its patterns' own
+            rules["edit"] = {"*": "ask", f"{inside}/*": "allow", **dict.fromkeys(asked, "ask")}
     rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
     rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
     build = {"model": profile.model, "variant": profile.effort}  # a user's own would count more
     config: dict[str, Any] = {
         "autoupdate": False,
+        "default_agent": "build",  # the user's own may be one that plans
         "agent": {"build": {key: value for key, value in build.items() if value}},
         "instructions": [f"{folder}/system.md"],
         "plugin": [f"file://{folder}/opencode.js"],
@@ -3079,7 +3105,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         ),
         transcript="{home}/projects/*/{conversation}.jsonl",
         # Of a long text it shows only the end, below a line with the number of lines above.
-        composer=r"^(?:❯\xa0|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
+        # The input line of a sub-agent's view is not the session's own.
+        composer=r"^(?:❯\xa0(?!Message @\S+…)|─── ↑ \d+ more ─.*\n)(.*)", busy=r"esc to interrupt",
         retries=r"retrying in \d+s · attempt (\d+/\d+)",
         piece=(2, 700),  # 3 lines or 800 characters collapse to [Pasted text #1]
         untypable=r"\A\s*[!/]|\s\Z|\\\Z|\t", proven="2.1.332",
@@ -3187,7 +3214,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
         "copilot", "copilot", _start_copilot, login="copilot login",
         login_signs="COPILOT_GITHUB_TOKEN GH_TOKEN GITHUB_TOKEN",
         env_pass="COPILOT_* GH_HOST GH_TOKEN GITHUB_TOKEN",
-        home=("COPILOT_HOME", ".copilot"),
+        home=("COPILOT_HOME", ".copilot"), own_files="settings.json config.json",
         # A denial wins over what any other flag allows. Reading cannot be denied.
         tools={
             "execute_bash": "--deny-tool=shell",
@@ -3333,6 +3360,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
 )}
 # fmt: on
 ENV_OF_ALL = [name for row in PROVIDERS.values() for name in row.env_pass.split()]
+ENV_OF_PERSON = [*ENV_OF_ALL, "SSH_AUTH_SOCK", "KRB5CCNAME"]  # for ssh, and agents' own workers
 ALIASES = {"claude_code": "claude", "qwen_code": "qwen", "q_cli": "kiro"}
 for _name in "codex gemini qwen copilot opencode kimi kiro".split():
     ALIASES[f"{_name}_cli"] = _name
@@ -3826,6 +3854,9 @@ def converse(child: Any, text: bytes, until: float, most_bytes: int) -> tuple[by
     return printed
 
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a person, CI, a terminal end us
+
+
 def hold_signals() -> Callable[[], None]:
     """Keep the handlers of ENDINGS from running, until the function that this returns is called:
     a signal that came meanwhile is then raised again."""
@@ -3926,6 +3957,13 @@ def run(
     return Ran(child.returncode, *(part.decode(errors=errors) for part in printed))
 
 
+def search_path(path: str) -> str:
+    """Return a PATH with those of USUAL_PLACES behind it that are there, and not in it."""
+    folders = path.split(":") if path else []
+    usual = [folder for folder in map(os.path.expanduser, USUAL_PLACES) if os.path.isdir(folder)]
+    return ":".join([*folders, *(folder for folder in usual if folder not in folders)])
+
+
 def find_program(name: str, path: str | None = None) -> str:
     """Return the absolute path of a program, by its name or a path.
 
@@ -3934,9 +3972,8 @@ def find_program(name: str, path: str | None = None) -> str:
     """
     if path is None:
         path = os.environ.get("PATH", "")
-    home = os.path.expanduser("~")
-    folders = f":{path}:{':'.join(USUAL_PLACES)}".replace(":~/", f":{home}/").split(":")
-    places = [f"{folder}/" for folder in dict.fromkeys(folders) if folder]
+    folders = map(os.path.expanduser, search_path(path).split(":"))
+    places = [f"{folder}/" for folder in folders if folder]
     if "/" in name:
         places, name = [""], os.path.expanduser(name)
     for place in places:
@@ -6552,7 +6589,7 @@ class Orchestrator:
         # (Provider.shadow) as that CLI's. So what the person had for any CLI is kept beside each
         # session, for the agents below it.
         above = self.store.read_json(self.store.folder(self.caller.name, "person-env.json"))
-        persons = worker_environment([*ENV_OF_ALL, "SSH_AUTH_SOCK"], profile.settings, above)
+        persons = worker_environment(ENV_OF_PERSON, profile.settings, above)
         self.store.write(f"{folder}/person-env.json", dump(persons))
         env = persons  # for ssh, where it works on another machine
         if not session.host:
@@ -6582,7 +6619,8 @@ class Orchestrator:
             own = {
                 file: self.store.read_text(f"{home}/{file}") for file in provider.own_files.split()
             }
-            started = provider.start(launch._replace(own=own, env=env))
+            _, inside = find_repository(session.cwd)
+            started = provider.start(launch._replace(own=own, env=env, inside=inside))
             files.update({"system.md": system, **started.files})
 
         def place(file: str) -> str:
@@ -12024,6 +12062,7 @@ class Remote:
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
         self.asked = 0  # `sync` calls that wait there for something to happen
         self.task: Message | None = None
+        self.task_at = 0.0  # when it became the open one, on the monotonic clock
         self.far_task = ""  # its name there, as this connection reported it
         self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
         self.orders: list[dict[str, Any]] = []  # to be sent
@@ -12104,6 +12143,12 @@ class Remote:
             self.store.drop_events(self.name, [entry])  # first: an answer is given once
             self._on_order(order)
 
+        waiting = [] if self.ending else self.store.waiting(self.name)
+        if not self.task:  # the oldest that waits becomes the open one
+            self.task = next((m for m in waiting if m.kind == "task"), None)
+            self.task_at = now
+        if waiting and self.retry_at > now + RETRY_S:
+            self.retry_at = now
         there = self.state["conversation"]
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
@@ -12194,12 +12239,17 @@ class Remote:
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.broken_at = self.broken_at or now
-        self.retry_at = now + min(RETRY_S, max(1.0, now - self.broken_at))  # 1, 1, 2, 4, 8 … s
+        most_s = IDLE_RETRY_S
+        if self.task or self.store.waiting(self.name):
+            most_s = RETRY_S
+        self.retry_at = now + min(most_s, max(1.0, now - self.broken_at))  # 1, 1, 2, 4, 8 … s
         self.store.log(self.name, "disconnected", why=what)
         if not self.state["conversation"] and not link.here:
             self._finish("failed", "never_started", f"{what}; try: cao doctor --host {host}")
-        elif self.task and now - self.broken_at > self.task.timeout_s:
-            self._finish("lost", "unreachable", f"{what}; the work may go on there")
+        elif self.task and now - max(self.broken_at, self.task_at) > self.task.timeout_s:
+            if self.task_at < self.broken_at:
+                what += "; the work may go on there"
+            self._finish("lost", "unreachable", what)
         else:
             self.state.update(state="unknown", why=what)
 
@@ -12207,13 +12257,9 @@ class Remote:
 
     def _sync(self, link: Link) -> None:
         """Call `sync` there with what this connection has not sent yet, or where no such call
-        waits there: that machine answers once it has news of the session. The oldest waiting task
-        becomes the open one here; each connection sends it again, until its result is here."""
-        waiting: list[Message] = []
-        if not self.ending:
-            waiting = self.store.waiting(self.name)
-        if not self.task:
-            self.task = next((m for m in waiting if m.kind == "task"), None)
+        waits there: that machine answers once it has news of the session. Each connection sends
+        the open task again, until its result is here."""
+        waiting = [] if self.ending else self.store.waiting(self.name)
         messages = [m for m in waiting if m.kind != "task"]
         if self.task:
             messages.append(self.task)
@@ -14518,7 +14564,8 @@ def doctor_there(host: str) -> list[dict[str, Any]]:
     it. Raises UsageError for a name that is none, CaoError where ssh cannot reach it."""
     if not HOST.match(host):
         raise UsageError(f"{host!r} is no host's name", "as ssh takes it: build-box")
-    link, output = Link(host, ["doctor", "--json"], dict(os.environ)), b""
+    env = worker_environment([*ENV_OF_PERSON, *PASSED_ON], {})  # as a worker's ssh has it
+    link, output = Link(host, ["doctor", "--json"], env), b""
     late = ""
     while not link.closed:
         if not link.here and not readable([link.fd_in], FAR_START_S):
@@ -15394,9 +15441,6 @@ def _progress(
     return tell
 
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how a person, CI, a terminal end us
-
-
 def end_by_signals() -> Callable[[], None]:
     """Let each signal of ENDINGS raise KeyboardInterrupt, as Ctrl-C does. A signal that is ignored
     now stays so: nohup, or a shell for its background jobs, set that.
@@ -15595,7 +15639,9 @@ def cmd_diff(ask: Ask) -> int:
         argv = [find_program("git"), "--paginate", *git_at(path), *settings, *show, base, tree]
         # git starts a pager only on a terminal: there, `cao visible` reads all before the pager.
         visible_argv = [sys.executable, "-I", "-S", os.path.abspath(__file__), "visible"]
-        pager = f"{quote_argv(visible_argv)} | {_git(path, 'var', 'GIT_PAGER')}"
+        pager = _git(path, "var", "GIT_PAGER").rstrip("\n")
+        # 127: it is not installed; git alone would print without it.
+        pager = f"{quote_argv(visible_argv)} | {{ {pager}\n[ $? != 127 ] || cat; }}"
         env = {**git_environment(), **variables, "GIT_PAGER": pager}
         signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for git and the pager
         status = run(argv, None, env=env, terminal=True).status
@@ -17238,6 +17284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if word == "hook":
             return cmd_hook(given)
 
+        # What is found in a usual place may need what is beside it, as `#!/usr/bin/env node`.
+        os.environ["PATH"] = search_path(os.environ.get("PATH", ""))
         # Where both are closed, only the work is wanted.
         if "stdout" in closed and "stderr" not in closed:
             raise CaoError("standard output is closed", "redirect it: >/dev/null")

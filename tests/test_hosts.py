@@ -14,6 +14,7 @@ import pwd
 import py_compile
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -246,6 +247,31 @@ def test_a_handoff_to_another_machine_gives_its_answer(far):
     far.ok("stop", name)
     until(lambda: (far.live(), far.machine.sessions()), ([], []))
     until(lambda: far.machine.pids("cao"), [])
+
+
+def test_a_persons_own_ssh_to_that_machine_is_not_bound_to_ours(far):
+    """As ~/.ssh/config has it for a machine on which one works oneself, too."""
+    folder, port = far.folder, free_port()
+    (folder / "ssh_config").write_text(
+        f"ControlMaster auto\nControlPath {folder}/%C\nExitOnForwardFailure yes\n"
+        f"LocalForward {port} 127.0.0.1:{far.machine.port}\n"
+    )
+    far.env["CAO_SSH"] = far.machine.ssh().replace("-F none", f"-F {folder}/ssh_config")
+    session = assign(far, "demo: say there").partition(".")[0]
+    far.until_state(session, "idle")
+    assert not listens(port)
+    argv = [*shlex.split(far.env["CAO_SSH"]), "box", "echo logged in; exec sleep 60"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as persons:
+        assert persons.stdout.readline() == b"logged in\n"
+        assert listens(port)
+        again = assign(far, "demo: say by the persons connection")
+        assert far.ok("wait", again) == "by the persons connection\n"
+        for name in far.live():
+            far.ok("stop", name)
+        until(far.machine.sessions, [])
+        until(lambda: far.machine.pids("run-session"), [])
+        assert persons.poll() is None
+        persons.terminate()
 
 
 def test_the_tokens_of_work_there_are_in_the_result_here_and_a_limit_holds_there(far):
@@ -679,6 +705,19 @@ def test_a_machine_that_stays_away_ends_the_task(far):
     result = wait(far, task)
     far.machine.sshd = far.machine.start()
     assert (result["outcome"], result["reason"]) == ("lost", "unreachable")
+
+
+def test_a_task_for_a_machine_that_went_away_before_it_ends_in_its_time(far):
+    session = assign(far, "demo: say one").partition(".")[0]
+    far.until_state(session, "idle")
+    go_away(far)
+    until(lambda: connected(far, session), False)
+    done = far.run("handoff", session, "demo: say two", "--timeout", "1s", "--json")
+    far.machine.sshd = far.machine.start()
+    (result,) = json.loads(done.stdout)["results"]
+    assert (result["outcome"], result["reason"]) == ("lost", "unreachable")
+    assert ("may go on there" in result["detail"], "cannot be reached" in result["detail"]) == (
+        False, True)  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["the runner", "its tmux server"])

@@ -2667,6 +2667,22 @@ def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(pl
             2, True, False)  # fmt: skip
 
 
+def test_what_is_found_in_a_usual_place_finds_what_is_beside_it(place):
+    """As a GUI client starts cao: npm's CLIs begin with `#!/usr/bin/env node`."""
+    folder = place.user / ".npm-global/bin"
+    folder.mkdir(parents=True)
+    for name, text in (
+        ("my-node", "#!/bin/sh\necho 0.61.0\n"),
+        ("gemini", "#!/usr/bin/env my-node\n"),
+    ):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    env = {"PATH": os.path.dirname(shutil.which("tmux")) + ":/usr/bin:/bin"}
+    rows = {row["what"]: row for row in json.loads(place.run("doctor", "--json", **env).stdout)}
+    assert rows["gemini"]["version"] == "0.61.0"
+    assert place.ok("handoff", "demo", "demo: say x", "--check", "my-node", **env) == "x\n"
+
+
 def test_a_cli_that_does_not_say_its_version_is_broken(place):
     stub = place.folder / "bin" / "claude"
     stub.unlink()

@@ -1293,6 +1293,104 @@ def test_a_task_that_comes_while_kimi_sums_up_for_a_person_waits(place, mock_llm
     assert [place.ok("wait", task) for task in tasks] == ["one\n", "two\n"]
 
 
+def test_qwen_code_works_for_those_who_speak_no_english_or_type_as_in_vim(place, mock_llm):
+    install(place, "qwen", mock_llm.port)
+    (place.user / ".qwen").mkdir(exist_ok=True)
+    settings = {"general": {"language": "zh", "vimMode": True}}
+    (place.user / ".qwen/settings.json").write_text(json.dumps(settings))
+    place.env["LANG"] = "zh_CN.UTF-8"
+    session = handoff(place, "real-qwen", "MOCK:say first")["results"][0]["session"]
+    assert handoff(place, session, "MOCK:say second")["results"][0]["answer"] == "second"
+
+
+def test_no_key_moves_claude_code_out_of_its_session(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    task, session = begin(place, "claude", mock_llm, "MOCK:slow 60 one two three four")
+    until(lambda: "two" in place.screen(session))
+    place.tmux("send-keys", "-t", f"={session}:", "Left")
+    assert place.ok("wait", task) == "one two three four\n"
+    assert "for agents" not in place.screen(session)
+    assert handoff(place, session, "MOCK:say again")["results"][0]["answer"] == "again"
+
+
+def test_no_task_is_typed_into_the_view_of_a_sub_agent_of_claude_code(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    prompt = "MOCK:slow 20 a b c d e REPORT"
+    call = {"description": "look", "prompt": prompt, "subagent_type": "general-purpose"}
+    tool = json.dumps({**call, "run_in_background": True})
+    task, session = begin(place, "claude", mock_llm, f"MOCK:tool Agent {tool};say started")
+    until(lambda: "to manage" in place.screen(session))
+    for key in ("Down", "Down", "Enter"):
+        place.tmux("send-keys", "-t", f"={session}:", key)
+    until(lambda: "Message @" in place.screen(session))
+    assert json.loads(place.run("wait", task, "--json").stdout)["results"][0]["outcome"] == "done"
+    task = place.ok("assign", session, "MOCK:say second").strip()
+    place.until_state(session, "asking")  # a person has to leave that view
+    place.ok("answer", session, "--key", "Escape", "--key", "Escape")
+    assert place.ok("wait", task) == "second\n"
+
+
+def test_the_persons_agent_teams_keep_no_task_of_claude_code_open(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    (place.user / ".claude").mkdir(exist_ok=True)
+    settings = {"env": {"CLAUDE_CODE_EXPERIMENTAL_AGENT_TEAMS": "1"}}
+    (place.user / ".claude/settings.json").write_text(json.dumps(settings))
+    call = {"description": "look", "prompt": "MOCK:say report", "name": "anna",
+            "subagent_type": "general-purpose"}  # fmt: skip
+    task = f"MOCK:tool Agent {json.dumps(call)};say started"
+    (result,) = handoff(place, "real-claude", task, "--timeout", "60s")["results"]
+    assert result["outcome"] == "done"
+
+
+def test_the_persons_own_agent_of_opencode_that_plans_is_not_its_workers(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    config = Path(place.env["XDG_CONFIG_HOME"], "opencode/opencode.json")
+    kept = config.read_text()
+    config.write_text(json.dumps({**json.loads(kept), "default_agent": "plan"}))
+    try:
+        assert handoff(place, "real-opencode", "MOCK:say there")["results"][0]["answer"] == "there"
+    finally:
+        config.write_text(kept)
+    assert "plan mode" not in json.dumps(mock_llm.requests[-1]).lower()
+
+
+@pytest.mark.parametrize("cli", ["claude", "codex"], indirect=True)
+def test_hooks_that_the_persons_settings_switch_off_are_on_in_a_worker(place, cli):
+    file, text = {
+        "claude": (".claude/settings.json", '{"disableAllHooks": true}'),
+        "codex": (".codex/config.toml", "[features]\nhooks = false\n"),
+    }[cli]
+    (place.user / file).parent.mkdir(exist_ok=True)
+    (place.user / file).write_text(text)
+    (result,) = handoff(place, f"real-{cli}", "MOCK:say there", "--timeout", "30s")["results"]
+    assert (result["answer"], result["exact"]) == ("there", "exact")
+
+
+def test_copilots_own_permission_mode_is_refused_where_it_would_skip_checks(place, mock_llm):
+    install(place, "copilot", mock_llm.port)
+    folder = place.user / ".copilot"
+    folder.mkdir(exist_ok=True)
+    settings = '// the person\n{"defaultPermissionMode": "%s"}'
+    (folder / "settings.json").write_text(settings % "allow-all")
+    refused = place.run("handoff", "real-copilot", "MOCK:say x")
+    assert (refused.returncode, "defaultPermissionMode allow-all" in refused.stderr) == (2, True)
+    assert place.live() == []
+    flags = ("handoff", "real-copilot", "MOCK:say y", "--permissions", "all")
+    assert place.ok(*flags) == "y\n"
+    (folder / "settings.json").write_text(settings % "manual")
+    assert place.ok("handoff", "real-copilot", "MOCK:say z") == "z\n"
+
+
+@pytest.mark.parametrize("mode", ["autopilot", "plan"])
+def test_the_persons_own_mode_of_copilot_is_not_its_workers(place, mock_llm, mode):
+    install(place, "copilot", mock_llm.port)
+    folder = place.user / ".copilot"
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps({"defaultMode": mode}))
+    (result,) = handoff(place, "real-copilot", "MOCK:say the answer")["results"]
+    assert (result["answer"], result["turns"], result["notes"]) == ("the answer", [], [])
+
+
 @pytest.mark.parametrize("words", ["/clear", "/new"])
 def test_a_person_may_begin_another_conversation_in_kimi(place, mock_llm, words):
     install(place, "kimi", mock_llm.port)

@@ -684,6 +684,40 @@ def test_qwen_code_sees_no_other_session(place, mock_llm):
 
 @pytest.mark.tmux
 @pytest.mark.cli
+@pytest.mark.parametrize("name", ["codex", "CODEX", "claude-code"])
+def test_qwen_code_starts_no_other_cli_as_its_sub_agent(place, mock_llm, name):
+    scoped(place, "qwen", mock_llm, "permissions: edits")
+    ran = place.folder / "ran"
+    for program in ("codex", "claude-agent-acp", "claude"):
+        place.program(program, f": > {ran}")
+    call = json.dumps({"description": "x", "prompt": "do it", "subagent_type": name})
+    (result,) = handoff(place, "real-qwen", f"MOCK:tool agent {call};result")["results"]
+    assert (ran.exists(), "permission rules" in result["answer"]) == (False, True), result
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_opencode_edits_its_own_folder_of_a_repository_alone(place, mock_llm):
+    scoped(place, "opencode", mock_llm, "permissions: edits")
+    subprocess.run(["git", "init", "-q"], cwd=place.work, env=place.env, check=True)
+    own = place.work / "packages" / "a"
+    own.mkdir(parents=True)
+
+    def write(path):
+        return f"tool write {json.dumps({'filePath': str(path), 'content': 'x'})}"
+
+    task = f"MOCK:{write(own / 'in')};{write(place.work / 'Makefile')};say went on"
+    found = handoff(place, "real-opencode", task, "--cwd", str(own), code=6)
+    assert "Makefile" in found["asking"][0]["question"]["text"]
+    assert (own / "in").exists()
+    session = found["asking"][0]["session"]
+    place.ok("answer", session, "no")
+    assert json.loads(place.run("wait", "--json").stdout)["results"][0]["answer"] == "went on"
+    assert not (place.work / "Makefile").exists()
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
 def test_qwen_code_and_gemini_cli_fetch_nothing_unasked_and_publish_nothing(place, mock_llm):
     asked = []
 
