@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -933,6 +934,33 @@ def test_a_machine_that_does_not_start_cao_is_left_and_holds_up_no_other(place, 
     result = place.result(task)
     assert (result["outcome"], result["reason"]) == ("failed", "never_started")
     assert "box did not start cao within 60 s" in result["detail"]
+
+
+def test_a_machine_for_which_nothing_waits_is_tried_less_often(place, monkeypatch):
+    """It may lock out whoever tries often, by an old key say."""
+    name, task = "demo-2222", "demo-2222.abcd"
+    place.store.create(cao.Session(name, "agent", "demo", "demo", "/tmp", host="box"))
+    place.store.save_state(name, {**cao.fresh_state(), "conversation": "demo-3333"})
+    place.store.write(
+        place.store.launch_file(name, "env.json"), json.dumps({**place.env, "CAO_SSH": "false"})
+    )
+    monkeypatch.setenv("TMUX_PANE", "%0")
+    open_files = os.dup(2)
+    remote = cao.Remote(place.store, place.store.load(name))
+    try:
+        os.dup2(os.open(place.home / f"sessions/{name}/runner.log", os.O_RDWR | os.O_CREAT), 2)
+        remote.broken_at = time.monotonic() - 7200
+        until(lambda: remote._round() and "why" in remote.state)
+        assert cao.RETRY_S < remote.retry_at - time.monotonic() <= cao.IDLE_RETRY_S
+        place.store.put(cao.Message(f"{place.store.new_id(name, 'abcd')}", "task", "", name, "x",
+                                    task=task, timeout_s=60))  # fmt: skip
+        remote._round()
+        until(lambda: remote._round() and not remote.link)
+        assert remote.retry_at - time.monotonic() <= cao.RETRY_S
+    finally:
+        os.dup2(open_files, 2)
+        os.close(open_files)
+        remote.wake.close()
 
 
 def test_doctor_does_not_wait_for_ever_for_a_machine(place, monkeypatch):
