@@ -12147,8 +12147,8 @@ class Remote:
         if not self.task:  # the oldest that waits becomes the open one
             self.task = next((m for m in waiting if m.kind == "task"), None)
             self.task_at = now
-        if waiting and self.retry_at > now + RETRY_S:
-            self.retry_at = now
+        if waiting and self.retry_at > time.monotonic() + RETRY_S:
+            self.retry_at = now  # it was put off while nothing waited
         there = self.state["conversation"]
         if self.ending and (now >= self.ending[2] or not self.link or not there):
             reason, detail, _ = self.ending
