@@ -12062,7 +12062,6 @@ class Remote:
         self.broken_at = self.retry_at = 0.0  # on the monotonic clock
         self.asked = 0  # `sync` calls that wait there for something to happen
         self.task: Message | None = None
-        self.task_at = 0.0  # when it became the open one, on the monotonic clock
         self.far_task = ""  # its name there, as this connection reported it
         self.sent: set[str] = set()  # ids of the messages and orders sent by this connection
         self.orders: list[dict[str, Any]] = []  # to be sent
@@ -12144,9 +12143,6 @@ class Remote:
             self._on_order(order)
 
         waiting = [] if self.ending else self.store.waiting(self.name)
-        if not self.task:  # the oldest that waits becomes the open one
-            self.task = next((m for m in waiting if m.kind == "task"), None)
-            self.task_at = now
         if waiting and self.retry_at > time.monotonic() + RETRY_S:
             self.retry_at = now  # it was put off while nothing waited
         there = self.state["conversation"]
@@ -12239,15 +12235,18 @@ class Remote:
         self.link, self.asked, self.far_task, self.mark, self.orders = None, 0, "", "", []
         self.sent.clear()
         self.broken_at = self.broken_at or now
-        most_s = IDLE_RETRY_S
-        if self.task or self.store.waiting(self.name):
-            most_s = RETRY_S
+        waiting = self.store.waiting(self.name)
+        # It is not the open one yet: who gave it may still withdraw it.
+        task = self.task or next((m for m in waiting if m.kind == "task"), None)
+        most_s = RETRY_S
+        if not self.task and not waiting:
+            most_s = IDLE_RETRY_S
         self.retry_at = now + min(most_s, max(1.0, now - self.broken_at))  # 1, 1, 2, 4, 8 … s
         self.store.log(self.name, "disconnected", why=what)
         if not self.state["conversation"] and not link.here:
             self._finish("failed", "never_started", f"{what}; try: cao doctor --host {host}")
-        elif self.task and now - max(self.broken_at, self.task_at) > self.task.timeout_s:
-            if self.task_at < self.broken_at:
+        elif task and now - max(self.broken_at, task.clock) > task.timeout_s:
+            if self.task:
                 what += "; the work may go on there"
             self._finish("lost", "unreachable", what)
         else:
@@ -12257,9 +12256,11 @@ class Remote:
 
     def _sync(self, link: Link) -> None:
         """Call `sync` there with what this connection has not sent yet, or where no such call
-        waits there: that machine answers once it has news of the session. Each connection sends
-        the open task again, until its result is here."""
+        waits there: that machine answers once it has news of the session. The oldest waiting task
+        becomes the open one here; each connection sends it again, until its result is here."""
         waiting = [] if self.ending else self.store.waiting(self.name)
+        if not self.task:
+            self.task = next((m for m in waiting if m.kind == "task"), None)
         messages = [m for m in waiting if m.kind != "task"]
         if self.task:
             messages.append(self.task)

@@ -721,6 +721,23 @@ def test_a_task_for_a_machine_that_went_away_before_it_ends_in_its_time(far):
         False, True)  # fmt: skip
 
 
+def test_a_task_that_is_withdrawn_while_its_machine_is_away_is_not_done_there(far):
+    session = assign(far, "demo: say one").partition(".")[0]
+    far.until_state(session, "idle")
+    go_away(far)
+    until(lambda: connected(far, session), False)
+    run = far.start("run", session, "demo: say never")
+    until(lambda: far.store.waiting(session))
+    tried = len(said_of_link(far, session))
+    until(lambda: len(said_of_link(far, session)) > tried)
+    run.terminate()
+    assert run.wait(60) == 130
+    far.machine.sshd = far.machine.start()
+    assert far.ok("handoff", session, "demo: say two") == "two\n"
+    (asked,) = far.machine.cao_home.glob("sessions/*/launch/conversation.jsonl")
+    assert ("never" in asked.read_text(), "say two" in asked.read_text()) == (False, True)
+
+
 @pytest.mark.parametrize("what", ["the runner", "its tmux server"])
 def test_a_near_runner_that_was_killed_goes_on(far, what):
     task = assign(far, "demo: sleep 3; say all the same")
@@ -953,7 +970,7 @@ def test_a_machine_for_which_nothing_waits_is_tried_less_often(place, monkeypatc
         until(lambda: remote._round() and "why" in remote.state)
         assert cao.RETRY_S < remote.retry_at - time.monotonic() <= cao.IDLE_RETRY_S
         place.store.put(cao.Message(f"{place.store.new_id(name, 'abcd')}", "task", "", name, "x",
-                                    task=task, timeout_s=60))  # fmt: skip
+                                    task=task, timeout_s=60, clock=time.monotonic()))  # fmt: skip
         remote._round()
         until(lambda: remote._round() and not remote.link)
         assert 0 < remote.retry_at - time.monotonic() <= cao.RETRY_S
