@@ -3612,7 +3612,7 @@ _SHAPE_WORDS: dict[Any, tuple[str, str]] = {
 # What some keys of a profile must be. "grant: profiles" is the key profiles below grant.
 _SHAPES: dict[str, Any] = {
     **dict.fromkeys(("mcpServers", "codexConfig", "env", "env: set", "grant"), dict),
-    **dict.fromkeys(("claudeConfig", "claudeConfig: hooks"), dict),
+    **dict.fromkeys(("claudeConfig", "claudeConfig: env", "claudeConfig: hooks"), dict),
     **dict.fromkeys(("allowedTools", "env: pass", "env: deny", "grant: profiles", "hosts"), list),
     **dict.fromkeys(("trust", "keep", "worktree"), bool),
 }
@@ -3646,6 +3646,7 @@ def _profile_faults(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield what, f"{own}, and name that under 'profiles:'"
             elif key not in known:
                 yield f"'{outer}': {key!r} does not exist", "one of: " + ", ".join(known)
+    given["claudeConfig: env"] = value_at(settings, "claudeConfig.env")
     hooks = given["claudeConfig: hooks"] = value_at(settings, "claudeConfig.hooks")
     if isinstance(hooks, dict):
         for event, groups in hooks.items():

@@ -60,6 +60,7 @@ def test_role_and_allowed_tools_come_to_the_tools_an_agent_has(frontmatter, tool
         ("grant: {permissions: }", "'grant: permissions' says nothing"),
         ("grant: {permissions: ask, profiles: }", "'grant: profiles' says nothing"),
         ("claudeConfig: '{permissions: {deny: [Bash]}}'", "'claudeConfig' must be a mapping"),
+        ("claudeConfig: {env: [A=1]}", "'claudeConfig: env' must be a mapping"),
         ("claudeConfig: {hooks: x}", "'claudeConfig: hooks' must be a mapping"),
         ("claudeConfig: {hooks: {Stop: x}}", "'claudeConfig: hooks: Stop' must be a list"),
         ("codexConfig: {hooks.Stop: [x]}", "cao sets the hooks itself"),
