@@ -505,6 +505,7 @@ class Launch(NamedTuple):
     conversation: str  # a fresh UUID
     resume: str = ""  # the id of the conversation to go on with
     prompt: str = ""  # the first prompt, if it goes by argv
+    umask: int = 0o022  # of whoever started the session
     # These are given only where the files of launch/ are made; a runner has the defaults.
     own: dict[str, str] = {}  # noqa: RUF012 - Provider.own_files of the user, as text
     inside: str = "."  # cwd from the top of its repository's working tree (find_repository)
@@ -1375,6 +1376,7 @@ class Provider(NamedTuple):
     # ---- what its screen shows: regexes ----
 
     composer: str = ""  # the input line and those below it; its group is the draft
+    normal: str = ""  # its input line where letters are commands; by "i" they are text again
     busy: str = ""  # it is still working
     retries: str = ""  # a failed request is tried again; its group is the attempt
     # How a turn ended of which nothing else tells. Its group is the reason of what failed or was
@@ -2436,7 +2438,7 @@ def _start_gemini(launch: Launch) -> Start:
     argv = [
         *_given({"--resume": launch.resume, "--session-id": launch.fresh}),
         *_mode(launch),
-        *_given({"-m": launch.profile.model}),
+        *_given({"-m": launch.profile.model, "--admin-policy": f"{launch.folder}/policy.toml"}),
     ]
     # NO_BROWSER: the CLI asks for a login in the terminal, where cao sees it.
     env = {"GEMINI_CLI_HOME": f"{launch.folder}/home", "NO_BROWSER": "true"}
@@ -2480,6 +2482,8 @@ def _start_gemini(launch: Launch) -> Start:
             "contextFileName": "system.md",
         },
         "home/.gemini/extensions/cao/system.md": launch.system,
+        # Above the user's own policies; or, beside an administrator's, as an extension's.
+        "policy.toml": _GEMINI_POLICY,
         "home/.gemini/extensions/cao/policies/edits.toml": _GEMINI_POLICY,
         # This names the folder of the project's temporary files, which it may read.
         "home/.gemini/projects.json": {"projects": {launch.cwd: "cao"}},
@@ -2511,14 +2515,15 @@ def _start_qwen(launch: Launch) -> Start:
     env = {
         "QWEN_CODE_DISABLE_ARTIFACT": "1",  # unasked, it would publish a page, and open a browser
         "QWEN_CODE_DISABLE_CRON": "1",  # see _start_claude
+        "QWEN_CODE_LANG": "en",  # else the words on its screen are in another, by settings or LANG
         # These settings are merged over the user's, which stay as they are.
         "QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json",
     }
     servers = _servers(launch)
     servers["cao"]["trust"] = True  # its tools run without a question
     settings: dict[str, Any] = {
-        # What its screen says (the row's patterns) is in the language of LANG, or of its settings.
-        "general": {"enableAutoUpdate": False, "language": "en", "vimMode": False},
+        # Its transcript has the tokens, and the conversation to go on with.
+        "general": {"enableAutoUpdate": False, "vimMode": False, "chatRecording": True},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
         "agents": {"crossSessionMessaging": False},  # see _start_claude
@@ -3234,6 +3239,7 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "outputTokens",
         ),
         transcript="{home}/session-state/{conversation}/events.jsonl",
+        normal=r"(?m)^❯ *\n─+\n -- NORMAL -- ",  # of its /vim, which no flag overrules
         composer=r"^❯(.*)", busy=r"Working .*esc esc (?:interrupt|edit prompt)",
         logged_out=r"(?m)^Please use /login ", untypable=_TYPED,
         interrupt=("C-c",),  # Esc twice takes a prompt back that has no answer yet
@@ -4788,6 +4794,15 @@ def read_file(path: str) -> bytes | None:
     except OSError:
         pass
     return None
+
+
+def own_umask() -> int:
+    """Return this process's umask. Without /proc it is 0o077 for a moment."""
+    if found := re.search(rb"^Umask:\s*(\d+)", read_file("/proc/self/status") or b"", re.M):
+        return int(found[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def dump(record: Any) -> str:
@@ -6607,6 +6622,7 @@ class Orchestrator:
             {**unset, **cao_env, "CAO_CALL_CEILING_S": str(TOOL_TIMEOUT_S)},
             session.conversation,
             resume,
+            umask=own_umask(),
         )
         files: dict[str, Any] = {
             "env.json": env,
@@ -11024,6 +11040,7 @@ class Runner:
             self.boss.tmux.pipe(self.pane, "exec cat >" + quote_argv([self.wake.path]))
         start = self.row.start(launch)
         argv = [*program, *map(str, start.argv)]
+        os.umask(launch.umask)  # ours is that of whoever started the tmux server
         self.child = spawn_foreground(argv, {**self.env, **start.env, **tmux_variables()})
         self._log("started", pid=self.child, program=program[0])
 
@@ -11485,6 +11502,9 @@ class Runner:
         if unheard and time.monotonic() - self.held_at < NEVER_STARTED_S:
             return "the CLI is not idle"
         if not draft:
+            if self.row.normal and re.search(self.row.normal, self._screen()):
+                self._keys("i")
+                return "its input line takes letters for commands"
             return ""
         # The draft is our own where it is the beginning of what was sent: all of its first line,
         # or 40 characters, for a line may show no more.

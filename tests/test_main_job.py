@@ -2667,6 +2667,15 @@ def test_a_profile_that_names_no_provider_takes_what_is_there_or_what_is_said(pl
             2, True, False)  # fmt: skip
 
 
+def test_what_a_worker_makes_has_the_modes_of_who_started_it(place):
+    """Not of whoever has started the tmux server: cron, say, or a service."""
+    for umask, mode in (("077", 0o600), ("002", 0o664)):
+        argv = cao.quote_argv([*CAO, "handoff", "demo", "demo: say x", "--check", f"touch {umask}"])
+        subprocess.run(["sh", "-c", f"umask {umask}; exec {argv}"], check=True, cwd=place.work,
+                       env=place.env, capture_output=True)  # fmt: skip
+        assert (place.work / umask).stat().st_mode & 0o777 == mode
+
+
 def test_what_is_found_in_a_usual_place_finds_what_is_beside_it(place):
     """As a GUI client starts cao: npm's CLIs begin with `#!/usr/bin/env node`."""
     folder = place.user / ".npm-global/bin"

@@ -659,6 +659,12 @@ RUN = {
 @pytest.mark.parametrize("name", list(WRITE))
 def test_edits_alone_change_nothing_unasked_that_git_or_a_next_session_runs(place, mock_llm, name):
     target, calls = edits_alone(place, name, mock_llm.port), ""
+    if name == "gemini":  # what the person allows his own sessions
+        (place.user / ".gemini/policies").mkdir(parents=True)
+        rule = (
+            '[[rule]]\ntoolName = ["write_file", "replace"]\ndecision = "allow"\npriority = 100\n'
+        )
+        (place.user / ".gemini/policies/mine.toml").write_text(rule)
     free = ("inside", "x.gemini/a.md", "src/mcp.json", ".gitignore")
     for path in (*RUN[name], *free):
         (place.work / path).parent.mkdir(parents=True, exist_ok=True)
@@ -1296,10 +1302,23 @@ def test_a_task_that_comes_while_kimi_sums_up_for_a_person_waits(place, mock_llm
 def test_qwen_code_works_for_those_who_speak_no_english_or_type_as_in_vim(place, mock_llm):
     install(place, "qwen", mock_llm.port)
     (place.user / ".qwen").mkdir(exist_ok=True)
-    settings = {"general": {"language": "zh", "vimMode": True}}
+    settings = {"general": {"language": "zh", "vimMode": True, "chatRecording": False}}
     (place.user / ".qwen/settings.json").write_text(json.dumps(settings))
-    place.env["LANG"] = "zh_CN.UTF-8"
+    place.env.update(LANG="zh_CN.UTF-8", QWEN_CODE_LANG="zh")
     session = handoff(place, "real-qwen", "MOCK:say first")["results"][0]["session"]
+    (result,) = handoff(place, session, "MOCK:say second")["results"]
+    assert (result["answer"], bool(result["usage"])) == ("second", True)
+    place.ok("stop", session)
+    assert handoff(place, session, "MOCK:say third")["results"][0]["answer"] == "third"
+
+
+def test_copilot_takes_tasks_in_vims_normal_mode(place, mock_llm):
+    install(place, "copilot", mock_llm.port)
+    (place.user / ".copilot").mkdir(exist_ok=True)
+    (place.user / ".copilot/settings.json").write_text('{"editorMode": "vim"}')
+    session = handoff(place, "real-copilot", "MOCK:say first")["results"][0]["session"]
+    place.tmux("send-keys", "-t", f"={session}:", "Escape")
+    until(lambda: "-- NORMAL --" in place.screen(session))
     assert handoff(place, session, "MOCK:say second")["results"][0]["answer"] == "second"
 
 
