@@ -1301,7 +1301,7 @@ class Tokens(NamedTuple):
     output: str
     # Globs of files beside the transcript: {stem} is its path without .jsonl, {dir} its folder.
     more: str = ""
-    agents: str = ""  # the ids of sub-agents, each the {agent} of such a file
+    agents: str = ""  # names, with blanks between: ids of sub-agents, the {agent} of such a file
 
 
 class Provider(NamedTuple):
@@ -2194,8 +2194,13 @@ def ended_work(prompt: str) -> list[str]:
 
 
 def _codex_runs(entry: dict[str, Any]) -> dict[str, str]:
-    """0.171.0 starts no turn when an agent that it spawned has ended."""
+    """0.171.0 starts no turn when an agent that it spawned has ended. The model decides in which of
+    two forms it tells of them. In the second a message to one, too, is an activity."""
     running = {}
+    if text_at(entry, "payload.item.type") == "SubAgentActivity":
+        kind, name = text_at(entry, "payload.item.kind"), text_at(entry, "payload.item.agent_path")
+        if kind != "interacted":
+            running[name] = f"agent {name}" if kind == "started" else ""
     states = value_at(entry, "payload.item.agents_states")
     if isinstance(states, dict):
         for name, state in states.items():
@@ -2330,8 +2335,14 @@ def _start_claude(launch: Launch) -> Start:
     }
     if profile.trust:
         env["CLAUDE_CODE_SANDBOXED"] = "1"  # answers its dialog for this launch only
-    # Where it would hold a message from another session, no hook tells of the dialog.
-    settings: dict[str, Any] = {"crossSessionInbound": "refuse", "disableAllHooks": False}
+    settings: dict[str, Any] = {
+        "crossSessionInbound": "refuse",  # where it would hold a message, no hook tells of that
+        # These overrule the user's own.
+        "agent": "",  # its tools and prompt would stand in place of the profile's
+        "askUserQuestionTimeout": "never",  # its questions wait for an answer
+        "disableAllHooks": False,
+        "emojiCompletionEnabled": False,  # Enter would take its suggestion for a last word ":id"
+    }
     settings.update(profile.settings.get("claudeConfig") or {})
     # The user may have them on: a teammate never ends, and no other session is to hear of it.
     teams = {"CLAUDE_CODE_EXPERIMENTAL_AGENT_TEAMS": "0"}
@@ -2382,7 +2393,8 @@ def _start_codex(launch: Launch) -> Start:
         if name == "cao":
             entry["default_tools_approval_mode"] = "approve"
         config[f"mcp_servers.{name}"] = entry
-    config["features.hooks"] = True  # its user's settings may have them off
+    config["features.hooks"] = True  # the user's own settings may have them off,
+    config["tui.keymap.composer.submit"] = "enter"  # ... or Enter begin a new line
     config["features.goals"] = False  # behind an answer, it would go on by itself for a goal
     # The terminal's own server: unasked, it makes worktrees, and archives anybody's threads.
     config["mcp_servers.codex_tui"] = {"command": "true", "enabled": False}
@@ -2515,6 +2527,7 @@ def _start_qwen(launch: Launch) -> Start:
     env = {
         "QWEN_CODE_DISABLE_ARTIFACT": "1",  # unasked, it would publish a page, and open a browser
         "QWEN_CODE_DISABLE_CRON": "1",  # see _start_claude
+        "QWEN_CODE_ENABLE_AGENT_TEAM": "",
         "QWEN_CODE_LANG": "en",  # else the words on its screen are in another, by settings or LANG
         # These settings are merged over the user's, which stay as they are.
         "QWEN_CODE_SYSTEM_SETTINGS_PATH": f"{folder}/settings.json",
@@ -2526,6 +2539,7 @@ def _start_qwen(launch: Launch) -> Start:
         "general": {"enableAutoUpdate": False, "vimMode": False, "chatRecording": True},
         "ui": {"hideWindowTitle": False, "enableFollowupSuggestions": False},
         "disableAllHooks": False,
+        "experimental": {"agentTeam": False},  # a teammate's report comes when it likes
         "agents": {"crossSessionMessaging": False},  # see _start_claude
         "tools": {"toolSearch": {"enabled": False}},  # ours are never behind it
         "memory": {"enableManagedAutoMemory": False},  # it is the user's, of the user's own talk
@@ -2636,10 +2650,11 @@ def _kimi_folder_key(folder: str) -> str:
 
 
 # pi 0.73.1 asks for no permission, so our extension does. After an error of a kind that passes
-# pi tries again by itself, 2, 4 and 8 s later, and where the conversation is too long it sums that
-# up first: such an error is not the end of the turn. A prompt that it kept until it had summed up
-# has no before_agent_start.
+# pi tries again by itself, 2, 4 and 8 s later or as its user's settings say, and where the
+# conversation is too long it sums that up first: such an error is not the end of the turn. A prompt
+# that it kept until it had summed up has no before_agent_start.
 _PI_EXTENSION = """\
+const { SettingsManager } = require("@mariozechner/pi-coding-agent");
 const { spawn, spawnSync } = require("node:child_process");
 const { lstatSync, readdirSync, realpathSync } = require("node:fs");
 const { dirname, relative, resolve } = require("node:path");
@@ -2690,9 +2705,11 @@ module.exports = (pi) => {
     running = false;
     const last = e.messages.filter((m) => m.role === "assistant").pop() || {};
     const error_message = last.errorMessage || "";
-    const again = last.stopReason === "error" && tries < 3 && passing.test(error_message);
+    const retry = SettingsManager.create(ctx.cwd).getRetrySettings();
+    const again = retry.enabled && tries < retry.maxRetries && passing.test(error_message);
     fail = () => { failed = tries = 0; say("StopFailure", ctx, { error_message }); };
-    if (last.stopReason === "error") return later(again ? 2 ** ++tries * 1000 + 2000 : 0);
+    if (last.stopReason === "error")
+      return later(again ? retry.baseDelayMs * 2 ** tries++ + 2000 : 0);
     tries = 0;
     const said = (last.content || []).filter((c) => c.type === "text").map((c) => c.text);
     const name = last.stopReason === "aborted" ? "Interrupt" : "Stop";
@@ -3056,7 +3073,14 @@ def _start_opencode(launch: Launch) -> Start:
     }
     if profile.model:
         config["model"] = profile.model
-    env = {"OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    env = {
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+        # The user's OPENCODE_EXPERIMENTAL would switch these on: an agent that outlives its turn,
+        # and a plan that is approved in the terminal alone.
+        "OPENCODE_EXPERIMENTAL_BACKGROUND_SUBAGENTS": "false",
+        "OPENCODE_EXPERIMENTAL_PLAN_MODE": "false",
+        "OPENCODE_TUI_CONFIG": f"{folder}/tui.json",
+    }
     if not profile.trust:  # it runs the plugins of a repository without a question
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
         # The user may have these on. A folder that has their programs may have made them.
@@ -3068,7 +3092,8 @@ def _start_opencode(launch: Launch) -> Start:
         argv.append(f"--prompt={launch.prompt}")
     model = "" if launch.resume else profile.model  # a person may have chosen another there
     plugin = _OPENCODE_PLUGIN % (json.dumps(launch.hook), json.dumps(rules), json.dumps(model))
-    return Start(argv, env, {"opencode.js": plugin})
+    keys = {"input_submit": "return", "input_newline": "shift+return,ctrl+j"}
+    return Start(argv, env, {"opencode.js": plugin, "tui.json": {"keybinds": keys}})
 
 
 # ---- the rows ----
@@ -3136,7 +3161,8 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "payload.info.total_token_usage.total_tokens", "timestamp",
             "payload.info.last_token_usage",
             "input_tokens -cached_input_tokens", "cached_input_tokens", "output_tokens",
-            "{dir}/../../../*/*/*/*-{agent}.jsonl", "payload.item.receiver_thread_ids",
+            "{dir}/../../../*/*/*/*-{agent}.jsonl",
+            "payload.item.receiver_thread_ids payload.item.agent_thread_id",
         ),
         # A dialog's cursor looks the same, and has a line below that says how to confirm.
         composer=r"^›(?!(?:.*\n)*? +(?:Press )?enter (?:to )?(?:confirm|continue))(.*)",
@@ -3208,7 +3234,9 @@ PROVIDERS: dict[str, Provider] = {row.name: row for row in (
             "{dir}/../subagents/{conversation}/*.jsonl",
         ),
         # After Esc it puts the prompt back, with a blank of no width (U+200B) behind it.
-        composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$",
+        # The panel of its agents, below the input line, may have the keys.
+        composer=r"^[>*] (.*?)(?:\s*\u200b.*|  Type your message or @path/to/file.*)?$"
+        r"(?!(?:.*\n)*? {4}↑↓ navigate · Enter \w+ · Esc back)",
         busy=r"esc to cancel", logged_out=r"│ Connect a Provider ", settle_s=0.3,
         failure=r"^ +(?:\S+ Request cancelled\.|✕ UserPromptSubmit .* blocked by hook:\n +(.*))",
         argv_bytes=0,  # -i, too, takes an @ for a file to be added to the prompt
@@ -8975,9 +9003,12 @@ class Meter:
         lines = lines[: lines.rfind(b"\n") + 1]
         self.marks[path] = (offset + len(lines), inode)
         for entry in map(parse_object, lines.decode(errors="replace").split("\n")):
-            agents = value_at(entry, self.where.agents)
-            if isinstance(agents, list):
-                self.agents.update(map(str, agents))
+            for name in self.where.agents.split():
+                agents = value_at(entry, name)
+                if isinstance(agents, str):
+                    agents = [agents]
+                if isinstance(agents, list):
+                    self.agents.update(map(str, agents))
             request = read_tokens(self.where, entry)
             if request:
                 key, at, counts = request

@@ -126,6 +126,9 @@ def history(body):
     items = body.get("contents") or body.get("input") or body.get("messages") or []
     for item in [{"role": "user", "content": items}] if isinstance(items, str) else items:
         role, blocks = item.get("role"), item.get("parts") or item.get("content") or []
+        if item.get("type") == "agent_message":  # of Codex's agents to each other
+            role, said = "user", blocks[-1]
+            blocks = said.get("encrypted_content") or said.get("text", "")
         if role == "tool" or not role:  # a result in Chat; a call or result in Responses
             blocks = [item]
         blocks = [{"text": blocks}] if isinstance(blocks, str) else blocks
@@ -182,12 +185,16 @@ def side_answer(body):
 def find_tool(body, wanted):
     """Return the full name of a tool, and its parts as Codex wants them in a call."""
     known = {}
-    for tool in body.get("tools") or []:
+    items = [item for item in body.get("input") or [] if isinstance(item, dict)]
+    for tool in [tool for one in (body, *items) for tool in one.get("tools") or []]:
         for leaf in tool.get("tools") or tool.get("functionDeclarations") or [tool]:
             names = {"name": (leaf.get("function") or leaf).get("name") or leaf["type"]}
             if tool.get("type") == "namespace":  # an MCP server's tools
                 names = {"namespace": tool["name"], **names}
-            known["__".join(names.values())] = names
+            full = "__".join(names.values())
+            if leaf.get("type") == "custom":  # its argument is text, not JSON
+                names["type"] = "custom"
+            known[full] = names
     for end in (f"\0{wanted}", f"__{wanted}", wanted):
         for full, names in known.items():
             if f"\0{full}".endswith(end):
@@ -233,6 +240,9 @@ def responses_item(kind, tool, ids, said):
     if kind == "think":
         summary = [{"type": "summary_text", "text": said}]
         return {**ids, "type": "reasoning", "encrypted_content": "", "summary": summary}
+    if kind == "call" and tool[1].get("type") == "custom":
+        text = json.loads(said)["input"] if said else ""
+        return {**ids, **tool[1], "type": "custom_tool_call", "input": text}
     if kind == "call":
         return {**ids, **tool[1], "type": "function_call", "arguments": said}
     content = [{"type": "output_text", "text": said, "annotations": []}]

@@ -1363,14 +1363,127 @@ def test_the_persons_agent_teams_keep_no_task_of_claude_code_open(place, mock_ll
 
 def test_the_persons_own_agent_of_opencode_that_plans_is_not_its_workers(place, mock_llm):
     install(place, "opencode", mock_llm.port)
-    config = Path(place.env["XDG_CONFIG_HOME"], "opencode/opencode.json")
-    kept = config.read_text()
-    config.write_text(json.dumps({**json.loads(kept), "default_agent": "plan"}))
-    try:
-        assert handoff(place, "real-opencode", "MOCK:say there")["results"][0]["answer"] == "there"
-    finally:
-        config.write_text(kept)
+    config = place.folder / "opencode.json"
+    config.write_text('{"default_agent": "plan"}')
+    place.env["OPENCODE_CONFIG"] = str(config)
+    assert handoff(place, "real-opencode", "MOCK:say there")["results"][0]["answer"] == "there"
     assert "plan mode" not in json.dumps(mock_llm.requests[-1]).lower()
+
+
+def test_codex_waits_for_the_agents_of_its_newer_models_and_counts_them(place, mock_llm):
+    install(place, "codex", mock_llm.port)
+    path = place.home / "profiles/real-codex.md"
+    path.write_text(path.read_text().replace("model: mock-model", "model: gpt-6-sol"))
+    allow_all(place, "codex")
+    call = json.dumps({"task_name": "below", "message": "MOCK:sleep 4;say sub done"})
+    wanted = f"MOCK:tool spawn_agent {call};say started"
+    (result,) = handoff(place, "real-codex", wanted)["results"]
+    assert (result["answer"], result["background"], result["seconds"] > 4) == ("started", [], True)
+    assert result["usage"]["output"] == 3 * 10  # the agent's request, too
+    # A message to an agent that has ended starts it no more.
+    message = json.dumps({"target": "below", "message": "hello"})
+    wanted = f"MOCK:tool send_message {message};say told it"
+    (result,) = handoff(place, result["session"], wanted, "--timeout", "30s")["results"]
+    assert result["outcome"] == "done"
+
+
+def test_a_question_of_claude_code_waits_whatever_the_person_has_set(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    (place.user / ".claude").mkdir(exist_ok=True)
+    (place.user / ".claude/settings.json").write_text('{"askUserQuestionTimeout": "60s"}')
+    options = [{"label": label, "description": "x"} for label in ("Red", "Blue")]
+    ask = {"question": "Which?", "header": "x", "multiSelect": False, "options": options}
+    call = json.dumps({"questions": [ask]})
+    (asked,) = handoff(place, "real-claude", f"MOCK:tool AskUserQuestion {call};result", code=6)[
+        "asking"
+    ]
+    begun = time.monotonic()
+    until(lambda: time.monotonic() - begun > 65, timeout_s=90)
+    place.ok("answer", asked["session"], "Blue")
+    (result,) = json.loads(place.ok("wait", "--json"))["results"]
+    assert "Blue" in result["answer"]
+
+
+def test_the_persons_own_agent_of_claude_code_is_not_its_workers(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    (place.user / ".claude/agents").mkdir(parents=True)
+    (place.user / ".claude/settings.json").write_text('{"agent": "planner"}')
+    (place.user / ".claude/agents/planner.md").write_text(
+        "---\nname: planner\ndescription: x\ntools: Read\n---\nYou are the planner.\n"
+    )
+    assert handoff(place, "real-claude", "MOCK:say there")["results"][0]["answer"] == "there"
+    request = mock_llm.requests[-1]
+    assert "Write" in [tool["name"] for tool in request["tools"]]
+    assert "You are the planner" not in json.dumps(request["system"])
+
+
+def test_no_completion_of_claude_code_changes_what_is_typed(place, mock_llm):
+    install(place, "claude", mock_llm.port)
+    session = handoff(place, "real-claude", "MOCK:say first")["results"][0]["session"]
+    (result,) = handoff(place, session, "MOCK:say sort by :id")["results"]
+    assert (result["answer"], result["exact"]) == ("sort by :id", "exact")
+
+
+@pytest.mark.parametrize("cli", ["codex", "opencode"], indirect=True)
+def test_enter_submits_in_a_worker_whatever_the_person_has_bound_it_to(place, cli):
+    if cli == "codex":
+        (place.user / ".codex").mkdir(exist_ok=True)
+        (place.user / ".codex/config.toml").write_text(
+            '[tui.keymap.composer]\nsubmit = "ctrl-enter"\n'
+        )
+    else:
+        file = place.folder / "tui.json"
+        file.write_text('{"keybinds": {"input_submit": "ctrl+s", "input_newline": "return"}}')
+        place.env["OPENCODE_TUI_CONFIG"] = str(file)
+    session = handoff(place, f"real-{cli}", "MOCK:say first")["results"][0]["session"]
+    assert handoff(place, session, "MOCK:say second")["results"][0]["answer"] == "second"
+
+
+def test_pi_tries_again_as_the_persons_settings_say(place, mock_llm):
+    install(place, "pi", mock_llm.port)
+    retry = {"maxRetries": 5, "baseDelayMs": 6000, "provider": {"maxRetries": 0}}
+    (place.user / ".pi/agent/settings.json").write_text(json.dumps({"retry": retry}))
+    (result,) = handoff(place, "real-pi", "MOCK:error 503 1;say there")["results"]
+    assert (result["outcome"], result["answer"]) == ("done", "there")
+
+
+def test_no_agent_of_opencode_outlives_its_turn(place, mock_llm):
+    install(place, "opencode", mock_llm.port)
+    allow_all(place, "opencode")
+    place.env["OPENCODE_EXPERIMENTAL"] = "1"
+    call = {"description": "x", "prompt": "MOCK:sleep 4;say sub done", "subagent_type": "general"}
+    tool = json.dumps({**call, "background": True})
+    session = handoff(place, "real-opencode", f"MOCK:tool task {tool};say started")["results"][0][
+        "session"
+    ]
+    (result,) = handoff(place, session, "MOCK:sleep 6;say next one")["results"]
+    assert (result["answer"], result["turns"]) == ("next one", [])
+    names = [tool["function"]["name"] for tool in mock_llm.requests[-1]["tools"]]
+    assert "plan_exit" not in names
+
+
+def test_qwen_code_makes_no_team(place, mock_llm):
+    install(place, "qwen", mock_llm.port)
+    (place.user / ".qwen").mkdir(exist_ok=True)
+    (place.user / ".qwen/settings.json").write_text('{"experimental": {"agentTeam": true}}')
+    place.env["QWEN_CODE_ENABLE_AGENT_TEAM"] = "1"
+    handoff(place, "real-qwen", "MOCK:say there")
+    assert "team_create" not in json.dumps(mock_llm.requests[-1]["tools"])
+
+
+def test_a_task_is_not_typed_while_the_panel_of_qwens_agents_has_the_keys(place, mock_llm):
+    install(place, "qwen", mock_llm.port)
+    allow_all(place, "qwen")
+    call = {"subagent_type": "general-purpose", "description": "look",
+            "prompt": "MOCK:slow 6 a b c REPORT"}  # fmt: skip
+    wanted = f"MOCK:say I begin;tool agent {json.dumps(call)};say one"
+    task, session = begin(place, "qwen", mock_llm, wanted)
+    until(lambda: place.screen(session).count("look") > 1)
+    second = place.ok("assign", session, "MOCK:say two").strip()
+    until(lambda: place.tmux("send-keys", "-t", f"={session}:", "Down")
+          or "navigate" in place.screen(session))  # fmt: skip
+    assert json.loads(place.ok("wait", task, "--json"))["results"][0]["outcome"] == "done"
+    assert place.ok("wait", second) == "two\n"
 
 
 @pytest.mark.parametrize("cli", ["claude", "codex"], indirect=True)
