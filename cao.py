@@ -1613,10 +1613,13 @@ def read_hook(payload: dict[str, Any]) -> Event | None:
             type_name, task_id = text_at(task, "type") or "task", text_at(task, "id")
             label = f"{type_name} {text_at(task, 'description') or task_id}".strip()
             background[task_id or label] = label
+    conversation, transcript = text_at(payload, "session_id"), text_at(payload, "transcript_path")
+    if agent_of(payload):  # Codex 0.171.0 has the sub-agent's own
+        conversation = transcript = ""
     return event._replace(
         source=f"hook:{name}",
-        conversation=text_at(payload, "session_id"),
-        transcript=text_at(payload, "transcript_path"),
+        conversation=conversation,
+        transcript=transcript,
         background=background,
         earlier=tuple(text_at(said, "text") for said in objects_at(payload, "earlier")),
     )

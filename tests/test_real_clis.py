@@ -2108,18 +2108,26 @@ def test_a_task_is_not_done_while_its_cli_works_in_the_background(place, cli, ki
     assert (result["turns"], result["answer"][: len(texts[1])]) == texts
 
 
-@pytest.mark.parametrize("cli", ["claude", "copilot", "kimi"], indirect=True)
+@pytest.mark.parametrize("cli", ["claude", "codex", "copilot", "kimi"], indirect=True)
 def test_what_works_in_the_background_may_ask(place, cli):
-    tool = {"copilot": "bash"}.get(cli, "Bash")
+    tool = {"copilot": "bash", "codex": "exec_command"}.get(cli, "Bash")
     call = {"command": f"touch {place.work}/made", "description": "x"}
+    if cli == "codex":
+        call = {"cmd": call["command"], "sandbox_permissions": "require_escalated",
+                "justification": "x"}  # fmt: skip
     steps = json.dumps(f"MOCK:tool {tool} {json.dumps(call)}")[1:-1]
     begins = LEFT_RUNNING[cli, "agent"].replace("MOCK:sleep 4", steps)
     task = place.ok("assign", f"real-{cli}", f"MOCK:{begins};say started").strip()
     assert place.run("wait", task).returncode == 6
     place.ok("answer", task, "yes")
     result = json.loads(place.ok("wait", task, "--json"))["results"][0]
-    assert (result["outcome"], result["turns"]) == ("done", ["started"])
+    turns = [] if cli == "codex" else ["started"]  # which starts no turn when that has ended
+    assert (result["outcome"], result["turns"]) == ("done", turns)
     assert (place.work / "made").exists()
+    session = result["session"]
+    place.ok("stop", session)  # the conversation that goes on is the agent's own
+    assert handoff(place, session, "MOCK:say again")["results"][0]["answer"] == "again"
+    assert place.screen(session).count("MOCK:") > 1
 
 
 @pytest.mark.parametrize("kind", ["agent", "shell"])
