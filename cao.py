@@ -11295,9 +11295,11 @@ class Runner:
             if draft:
                 self._enter()
             return
+        unsent = ""
         if draft:
             self._keys(CLEAR_LINE)
-        self._undeliverable(delivery)
+            unsent = ": Enter does not send it, a person may have bound that key to something else"
+        self._undeliverable(delivery, unsent)
 
     def _advance_timers(self, now: float) -> None:
         """Do what is due: after a person's Esc, for the budget, for the timeout, for an interrupt
@@ -11604,14 +11606,15 @@ class Runner:
         self._taken("claimed")
         self._begin_turn()
 
-    def _undeliverable(self, delivery: Delivery) -> None:
+    def _undeliverable(self, delivery: Delivery, unsent: str = "") -> None:
         """Give up what the CLI did not take as a prompt: a task fails, a message's sender is told;
-        results and notices stay, until a turn has begun (`stuck`)."""
+        results and notices stay, until a turn has begun (`stuck`). unsent: why, if that is known.
+        """
         on_the_way = [m for m in self._letters() if m.id in delivery.messages]
         self.delivery, self.ordered = None, ""
         self._log("undeliverable", messages=delivery.messages)
         self.given_up.append(delivery.text)
-        why = f"the CLI did not take it as a prompt{self._unheard()}"
+        why = f"the CLI did not take it as a prompt{unsent or self._unheard()}"
         if self.task and self.task.id in delivery.messages:
             self._end_task("failed", reason="never_started", detail=why)
         for message in on_the_way:

@@ -1439,6 +1439,23 @@ def test_enter_submits_in_a_worker_whatever_the_person_has_bound_it_to(place, cl
     assert handoff(place, session, "MOCK:say second")["results"][0]["answer"] == "second"
 
 
+@pytest.mark.parametrize("cli", ["claude", "pi"], indirect=True)
+def test_where_enter_sends_nothing_that_is_said(place, cli):
+    """No setting of one launch overrules the person's key bindings in these two."""
+    file, bindings = ".pi/agent/keybindings.json", {"tui.input.submit": ["ctrl+enter"],
+                                                    "tui.input.newLine": ["enter"]}  # fmt: skip
+    if cli == "claude":
+        keys = {"enter": "chat:newline", "ctrl+enter": "chat:submit"}
+        file = ".claude/keybindings.json"
+        bindings = {"bindings": [{"context": "Chat", "bindings": keys}]}
+    (place.user / file).parent.mkdir(parents=True, exist_ok=True)
+    (place.user / file).write_text(json.dumps(bindings))
+    session = handoff(place, f"real-{cli}", "MOCK:say first")["results"][0]["session"]
+    (result,) = handoff(place, session, "MOCK:say second", code=1)["results"]
+    assert (result["reason"], "Enter does not send it" in result["detail"]) == (
+        "never_started", True)  # fmt: skip
+
+
 def test_pi_tries_again_as_the_persons_settings_say(place, mock_llm):
     install(place, "pi", mock_llm.port)
     retry = {"maxRetries": 5, "baseDelayMs": 6000, "provider": {"maxRetries": 0}}
