@@ -2399,15 +2399,17 @@ def _start_codex(launch: Launch) -> Start:
     config["features.hooks"] = True  # the user's own settings may have them off,
     config["tui.keymap.composer.submit"] = "enter"  # ... or Enter begin a new line
     config["features.goals"] = False  # behind an answer, it would go on by itself for a goal
-    # The terminal's own server: unasked, it makes worktrees, and archives anybody's threads.
-    config["mcp_servers.codex_tui"] = {"command": "true", "enabled": False}
-    trusted: dict[str, Any] = {}
-    for event, hook in _hooks(launch, _CODEX_HOOKS).items():
-        if event in ("Interrupt", "SessionEnd"):
-            hook["timeout"] = 3
-        config[f"hooks.{event}"] = [{"hooks": [hook]}]
-        trusted.update(_codex_trust(event, hook))
-    config["hooks.state"] = trusted
+    hooks = _hooks(launch, _CODEX_HOOKS)
+    for event in ("Interrupt", "SessionEnd"):
+        hooks[event]["timeout"] = 3
+    groups: dict[str, dict[str, Any]] = {event: {"hooks": [hook]} for event, hook in hooks.items()}
+    # Of the terminal's own tools: unasked, they make worktrees, and archive anybody's threads.
+    refusal = {"type": "command", "command": "echo 'that is not for a worker' >&2; exit 2"}
+    groups["PreToolUse"] = {"matcher": "(mcp__)?codex_tui.*", "hooks": [{**refusal, "timeout": 30}]}
+    config["hooks.state"] = {}
+    for event, group in groups.items():
+        config[f"hooks.{event}"] = [group]
+        config["hooks.state"].update(_codex_trust(event, group))
     for key, value in config.items():
         argv += ["-c", f"{key}={_toml(value)}"]
     argv += _given({"-m": profile.model})
@@ -2416,14 +2418,15 @@ def _start_codex(launch: Launch) -> Start:
     return Start([*argv, *_given({"--": launch.prompt})])
 
 
-def _codex_trust(event: str, hook: dict[str, Any]) -> dict[str, Any]:
-    """Return the entry of hooks.state that trusts one hook of ours, and no other.
+def _codex_trust(event: str, group: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of hooks.state that trusts one hook of ours, in its group, and no other.
 
     The entry is what 0.169.0 itself writes after "Trust all": a hash of the hook's canonical JSON.
     So cao needs no --dangerously-bypass-hook-trust, under which a hostile repository's hooks run.
     """
     name = re.sub(r"(?<!^)([A-Z])", r"_\1", event).lower()
-    record = {"event_name": name, "hooks": [{"async": False, **hook}]}
+    hooks = [{"async": False, **hook} for hook in group["hooks"]]
+    record = {"event_name": name, **group, "hooks": hooks}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return {
         f"/<session-flags>/config.toml:{name}:0:0": {"trusted_hash": f"sha256:{sha256_of(text)}"}

@@ -377,7 +377,7 @@ def test_all_of_what_is_asked_is_read_from_the_hook_that_asks(name):
     assert (payload.get("agent_id") is None) == ("subagent" not in name)
     given = [v for v in payload["tool_input"].values() if isinstance(v, str)]
     assert all(value in event.text for value in given)
-    assert event.conversation == payload["session_id"]
+    assert event.conversation == ("" if "subagent" in name else payload["session_id"])
 
 
 @pytest.mark.parametrize("path", [p for p in params("hooks", ".json") if p.id not in WHOLE])
@@ -1315,17 +1315,22 @@ def test_codex_trusts_exactly_the_hooks_we_set_by_codexs_own_hash():
         "SessionStart": "session_start", "UserPromptSubmit": "user_prompt_submit",
         "PermissionRequest": "permission_request", "PostToolUse": "post_tool_use",
         "Stop": "stop", "Interrupt": "interrupt", "SessionEnd": "session_end",
+        "PreToolUse": "pre_tool_use",
     }  # fmt: skip
     assert set(hooks) == set(names)
     expected = {}
     for event, snake in names.items():
-        command = cao.quote_argv(launch().hook)
+        command, more = cao.quote_argv(launch().hook), {}
+        if event == "PreToolUse":  # by a shell line of its own
+            more = {"matcher": "(mcp__)?codex_tui.*"}
+            command = "echo 'that is not for a worker' >&2; exit 2"
         if event == "PostToolUse":  # by a shell line that starts ours where a message waits
             command = cao._message_command(launch())
         timeout_s = {"interrupt": 3, "session_end": 3, "permission_request": 86400}.get(snake, 30)
         assert json.dumps(command, ensure_ascii=False) in hooks[event]
         assert f'"timeout":{timeout_s}' in hooks[event].replace('" ', '"').replace("=", ":")
         d = {
+            **more,
             "event_name": snake,
             "hooks": [
                 {"async": False, "command": command, "timeout": timeout_s, "type": "command"}
@@ -1345,7 +1350,7 @@ def test_the_hash_of_a_codex_hook_is_that_of_its_canonical_json():
         '{"event_name":"stop","hooks":'
         '[{"async":false,"command":"CMD","timeout":30,"type":"command"}]}'
     )
-    assert cao._codex_trust("Stop", hook) == {
+    assert cao._codex_trust("Stop", {"hooks": [hook]}) == {
         "/<session-flags>/config.toml:stop:0:0": {
             "trusted_hash": "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
         }
@@ -1385,8 +1390,7 @@ def test_a_profiles_mcp_server_reaches_codex_under_its_name(name):
     argv = CODEX.start(launch(profile={"settings": {"mcpServers": {name: server}}})).argv
     lines = [word for word in argv if word.startswith("mcp_servers.")]
     found = tomllib.loads("\n".join(lines))["mcp_servers"]
-    assert set(found) == {name, "cao", "codex_tui"}
-    assert found["codex_tui"]["enabled"] is False
+    assert set(found) == {name, "cao"}
     assert found[name]["command"] == "uvx"
     assert found[name]["env"] == {"A": "b"}
 

@@ -2020,7 +2020,7 @@ def put_users_hook(place, cli, event, script):
         text = json.dumps({"version": 1, "hooks": {event: [{"type": "command", "bash": script}]}})
     elif cli == "codex":
         path = place.user / ".codex/config.toml"
-        ((key, value),) = cao._codex_trust(event, {**command, "timeout": 20}).items()
+        ((key, value),) = cao._codex_trust(event, {"hooks": [{**command, "timeout": 20}]}).items()
         key = key.replace("/<session-flags>/config.toml", str(path))
         text = f"[[hooks.{event}]]\n[[hooks.{event}.hooks]]\ntype = 'command'\ntimeout = 20\n"
         text += f"command = {json.dumps(script)}\n[hooks.state.{json.dumps(key)}]\n"

@@ -626,6 +626,21 @@ OWN_WORKTREES = {
     ),
     "codex": ('create_worktree {"allowAsync": true, "ref": "HEAD"}', "list_worktrees {}"),
 }
+CODEX_TASKS = "await tools.mcp__codex_tui__list_threads({})"
+
+
+@pytest.mark.tmux
+@pytest.mark.cli
+def test_codex_leaves_the_persons_other_tasks_alone_with_its_newer_models_too(place, mock_llm):
+    scoped(place, "codex", mock_llm, "permissions: all")
+    path = place.home / "profiles" / "real-codex.md"
+    path.write_text(path.read_text().replace("model: mock-model", "model: gpt-6-sol"))
+    listed = "text(Object.keys(tools).filter(name => name.startsWith('codex_tui')).join(' '));"
+    script = f"{listed} try {{ text({CODEX_TASKS}) }} catch (error) {{ text(String(error)) }}"
+    call = json.dumps({"input": script})
+    (result,) = handoff(place, "real-codex", f"MOCK:tool exec {call};result")["results"]
+    assert "not for a worker" in result["answer"]
+    assert "read_thread" not in result["answer"]
 
 
 @pytest.mark.tmux
