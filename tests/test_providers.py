@@ -389,15 +389,18 @@ def test_a_recorded_hook_payload_says_what_happened(path):
         assert event is None
         return
     kind, text, reason = expected
+    keys = ("session_id", "conversation_id", "sessionId")
+    conversation = next(payload[key] for key in keys if key in payload)
+    transcript = payload.get("transcript_path", "")
+    if cao.agent_of(payload):  # Codex's sub-agents name their own
+        conversation = transcript = ""
     assert event == cao.Event(
         kind,
         text,
         reason,
         source=f"hook:{payload['hook_event_name']}",
-        conversation=next(
-            payload[key] for key in ("session_id", "conversation_id", "sessionId") if key in payload
-        ),
-        transcript=payload.get("transcript_path", ""),
+        conversation=conversation,
+        transcript=transcript,
     )
 
 
