@@ -1901,6 +1901,7 @@ def test_clean_keeps_a_worktree_in_which_git_hangs(repo, monkeypatch):
     repo.ok("stop", session)
     os.mkfifo(path / ".gitattributes")  # git waits for somebody to write
     monkeypatch.setattr(cao, "GIT_S", 1.0)  # of this process and its forks
+    until(threading.active_count, 1)  # beside a thread that still ends, run_cao does not fork
     done = repo.run("clean", "--older", "0s", timeout_s=60)
     assert (done.returncode, session in done.stdout, path.exists()) == (0, False, True)
     repo.ok("discard", session, "--yes")
