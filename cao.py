@@ -3059,10 +3059,10 @@ def _start_opencode(launch: Launch) -> Start:
         outside = "allow"
     elif rules["edit"] == "allow":  # but git, or its next session, may run what these say
         asked = ("*.git", "*.git/*", "*.opencode/*", "*opencode.json*", "*tui.json*")
-        rules["edit"] = {"*": "allow", **dict.fromkeys(asked, "ask")}
+        own = "*"
         if launch.inside != ".":  # to OpenCode, all of the repository is its directory
-            inside = re.sub(r"[*?]", "?", launch.inside)  # these are its patterns' own
-            rules["edit"] = {"*": "ask", f"{inside}/*": "allow", **dict.fromkeys(asked, "ask")}
+            own = re.sub(r"[*?]", "?", launch.inside) + "/*"  # these are its patterns' own
+        rules["edit"] = {"*": "ask", own: "allow", **dict.fromkeys(asked, "ask")}
     rules.update(dict.fromkeys(_own_names(profile, lacking(profile)), "deny"))
     rules["external_directory"] = {"*": outside, f"{folder}/letters/**": "allow"}
     build = {"model": profile.model, "variant": profile.effort}  # a user's own would count more
